@@ -1,0 +1,281 @@
+"""Where a model's attention sites are: found by running it once, not by a list of names.
+
+One small forward pass with gradients is recorded: the calls of every Linear, of every norm and of our attention
+function. The autograd graph then tells which Linear feeds Q, K and V (through rotary embeddings and norms too, where no
+storage is shared), which one consumes the context, which tensor is the block's output, and which Linears lie between
+the encoder and the logits. Rejected: tables of module names, which break with every new family; shared storage alone,
+which does not see through rotary embeddings.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .attention import observe_attention
+from .errors import UnsupportedModelError
+
+Node = torch.autograd.graph.Node
+PARTS = ("query_key_value", "attention_projection", "ffn_in", "ffn_out", "embeddings", "pooler", "classifier")
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One call of one attention module, with the names of the modules around it.
+
+    Attributes:
+        attention: the attention module.
+        query, key, value: the Linears that feed it.
+        projection: the Linear W_O that consumes the context.
+        norm: the norm after the residual that follows.
+        post_norm: whether the block output is that norm's output (post-norm) or its input (pre-norm).
+        ffn_in, ffn_out: the Linears of the feed-forward network that follows.
+    """
+
+    attention: str
+    query: str
+    key: str
+    value: str
+    projection: str
+    norm: str
+    post_norm: bool
+    ffn_in: tuple[str, ...] = ()
+    ffn_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The attention sites of a model in the order of their calls, and what lies before and after them.
+
+    Attributes:
+        sites: one per layer; layers that share weights name the same modules.
+        embeddings: the word embedding and the Linears between it and the first layer.
+        pooler: the Linears between the encoder and the classifier.
+        classifier: the Linear that yields the logits, if there is one.
+    """
+
+    sites: tuple[AttentionSite, ...]
+    embeddings: tuple[str, ...] = ()
+    pooler: tuple[str, ...] = ()
+    classifier: tuple[str, ...] = ()
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether two layers call the same attention module, as in ALBERT."""
+        return len({site.attention for site in self.sites}) < len(self.sites)
+
+    def parts(self, layers: Iterable[int] | None = None) -> dict[str, tuple[str, ...]]:
+        """Module names by part (`PARTS`), those of the encoder restricted to `layers` (None: all)."""
+        sites = self.sites if layers is None else [self.sites[layer] for layer in layers]
+        parts = {
+            "query_key_value": [name for site in sites for name in (site.query, site.key, site.value)],
+            "attention_projection": [site.projection for site in sites],
+            "ffn_in": [name for site in sites for name in site.ffn_in],
+            "ffn_out": [name for site in sites for name in site.ffn_out],
+            "embeddings": self.embeddings,
+            "pooler": self.pooler,
+            "classifier": self.classifier,
+        }
+        return {part: tuple(dict.fromkeys(names)) for part, names in parts.items()}
+
+
+@dataclass
+class _Call:
+    """One event of the recorded pass; nodes are those of the autograd graph."""
+
+    kind: str
+    name: str
+    inputs: tuple[Node, ...]
+    output: Node
+
+
+@dataclass
+class _Recording:
+    calls: list[_Call] = field(default_factory=list)
+    linear_outputs: dict[Node, int] = field(default_factory=dict)
+
+    def add(self, kind: str, name: str, inputs: Iterable[torch.Tensor], output: torch.Tensor) -> None:
+        if kind == "linear":
+            self.linear_outputs[output.grad_fn] = len(self.calls)
+        self.calls.append(_Call(kind, name, tuple(tensor.grad_fn for tensor in inputs), output.grad_fn))
+
+    def upstream(self, node: Node | None, *more_stops: Node) -> set[Node]:
+        """The nearest Linear outputs, parameters and `more_stops` from which `node` was computed."""
+        found, seen, stack = set(), set(), [node]
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if node in self.linear_outputs or node in more_stops or not node.next_functions:
+                found.add(node)
+            else:
+                stack.extend(parent for parent, _ in node.next_functions)
+        return found
+
+    def linears(self, node: Node | None) -> set[int]:
+        """The calls of the nearest Linears upstream of `node`."""
+        return {self.linear_outputs[found] for found in self.upstream(node) if found in self.linear_outputs}
+
+
+def find_anatomy(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor]) -> Anatomy:
+    """Run `model` once, in evaluation mode, and return where its attention sites are.
+
+    Args:
+        model: a float model whose attention implementation is already tritune's.
+        sample_inputs: a small batch, as keyword arguments of the model.
+
+    Raises:
+        UnsupportedModelError: the model does not call our attention function, or its blocks cannot be told apart; the
+            message names the model class and the reason.
+    """
+    recording, head = _record(model, sample_inputs)
+    attentions = [i for i, call in enumerate(recording.calls) if call.kind == "attention"]
+    if not attentions:
+        raise _unsupported(model, "its attention does not go through transformers' AttentionInterface")
+    tail = _tail(recording, head)
+    tail_names = {recording.calls[i].name for i in tail}
+    starts = [min(min(recording.linears(node), default=i) for node in recording.calls[i].inputs) for i in attentions]
+    sites = [
+        _site(model, recording, call, range(call + 1, end), tail_names)
+        for call, end in zip(attentions, [*starts[1:], len(recording.calls)], strict=True)
+    ]
+    word_embedding = model.get_input_embeddings()
+    names = {module: name for name, module in model.named_modules()}
+    before = [call.name for call in recording.calls[: starts[0]] if call.kind == "linear"]
+    has_logits = bool(tail) and head[0] == "logits"
+    return Anatomy(
+        sites=tuple(sites),
+        embeddings=((names[word_embedding],) if isinstance(word_embedding, nn.Embedding) else ()) + tuple(before),
+        pooler=tuple(recording.calls[i].name for i in (tail[1:] if has_logits else tail)),
+        classifier=(recording.calls[tail[0]].name,) if has_logits else (),
+    )
+
+
+def _unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{type(model).__name__} cannot be served: {reason}")
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """A leaf that owns vectors only: LayerNorm, RMSNorm, and whatever a family calls its own."""
+    parameters = list(module.parameters(recurse=False))
+    return not list(module.children()) and bool(parameters) and all(p.ndim == 1 for p in parameters)
+
+
+def _first_tensor(value: object) -> torch.Tensor:
+    return value[0] if isinstance(value, tuple) else value
+
+
+@contextmanager
+def _trainable_evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode with gradients for every parameter; the model's own modes come back afterwards."""
+    training = {module: module.training for module in model.modules()}
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    model.eval()
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _record(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[_Recording, tuple[str, Node] | None]:
+    """The recording of one pass, and the name and node of the head's output (logits, else the pooled state)."""
+    recording = _Recording()
+    names = {module: name for name, module in model.named_modules()}
+    handles = []
+    for module, name in names.items():
+        kind = "linear" if isinstance(module, nn.Linear) else "norm" if _is_norm(module) else None
+        if kind:
+            handles.append(
+                module.register_forward_hook(
+                    lambda _, args, output, kind=kind, name=name: recording.add(
+                        kind, name, [_first_tensor(args)], _first_tensor(output)
+                    )
+                )
+            )
+    try:
+        with (
+            _trainable_evaluation(model),
+            observe_attention(lambda module, qkv, context: recording.add("attention", names[module], qkv, context)),
+        ):
+            output = model(**inputs, return_dict=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    head = next(
+        ((key, output[key].grad_fn) for key in ("logits", "pooler_output") if output.get(key) is not None), None
+    )
+    return recording, head
+
+
+def _tail(recording: _Recording, head: tuple[str, Node] | None) -> list[int]:
+    """Calls of the Linears between head and encoder, last first: the chain up to the first residual sum."""
+    tail = []
+    node = head[1] if head else None
+    while len(calls := recording.linears(node)) == 1:
+        tail.extend(calls)
+        node = recording.calls[tail[-1]].inputs[0]
+    return tail
+
+
+def _site(model: nn.Module, recording: _Recording, attention: int, after: range, tail_names: set[str]) -> AttentionSite:
+    """The modules around the attention call number `attention`; `after` are the calls up to the next block."""
+    call = recording.calls[attention]
+    if getattr(dict(model.named_modules())[call.name], "is_causal", False):
+        raise _unsupported(model, f"{call.name} is causal, and only encoders are supported")
+    feeds = [recording.linears(node) for node in call.inputs]
+    if any(len(feed) != 1 for feed in feeds):
+        raise _unsupported(model, f"query, key and value of {call.name} do not come from one Linear each")
+    query, key, value = (recording.calls[i] for (i,) in feeds)
+    if len({query.name, key.name, value.name}) < 3:
+        raise _unsupported(model, f"query, key and value of {call.name} come from one fused Linear")
+    linears = [recording.calls[i] for i in after if recording.calls[i].kind == "linear"]
+    projection = next((c for c in linears if call.output in recording.upstream(c.inputs[0], call.output)), None)
+    if projection is None:
+        raise _unsupported(model, f"no Linear consumes the context of {call.name}")
+    norm, post_norm = _block_output(model, recording, projection, range(after.start, len(recording.calls)))
+    ffn = [c for c in linears if c is not projection and c.name not in tail_names]
+    ffn_nodes = {c.output for c in ffn}
+    is_out = {c.name: recording.upstream(c.inputs[0]) <= ffn_nodes for c in ffn}
+    return AttentionSite(
+        attention=call.name,
+        query=query.name,
+        key=key.name,
+        value=value.name,
+        projection=projection.name,
+        norm=norm,
+        post_norm=post_norm,
+        ffn_in=tuple(name for name, out in is_out.items() if not out),
+        ffn_out=tuple(name for name, out in is_out.items() if out),
+    )
+
+
+def _block_output(model: nn.Module, recording: _Recording, projection: _Call, after: range) -> tuple[str, bool]:
+    """The norm after the residual around `projection`, and whether its output is the block's (post-norm).
+
+    The residual of the feed-forward network tells: it starts at the norm's output in a post-norm block and at the
+    norm's input in a pre-norm one.
+    """
+    norm = None
+    for i in after:
+        call = recording.calls[i]
+        if norm is None:
+            sources = recording.upstream(call.inputs[0])
+            if call.kind == "norm" and projection.output in sources and len(sources) > 1:
+                norm = call
+            continue
+        sources = recording.upstream(call.inputs[0], norm.output, norm.inputs[0])
+        if norm.inputs[0] in sources:
+            return norm.name, False
+        if norm.output in sources and len(sources) > 1:
+            return norm.name, True
+    raise _unsupported(model, f"no norm with a residual sum before and after it follows {projection.name}")

@@ -1,0 +1,161 @@
+"""The one attention function: quantize, record, intervene.
+
+Every family that routes its attention through transformers' `AttentionInterface` is served by `attention_forward`; no
+modelling code is ours. An attention module that `instrument` has not seen gets plain softmax attention, bit for bit that
+of `attn_implementation="eager"`. What an instrumented module does beyond it is held by its `AttentionState`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+from .layers import Quantizer
+from .quant import Granularity
+from .trace import Intervention, LayerTrace, ModelTrace, Site
+
+IMPLEMENTATION = "tritune"
+STATE_ATTRIBUTE = "tritune_attention"
+
+# An additive mask hides a key with the dtype's minimum, Swin's shifted windows with -100; learned biases stay far above.
+_MASKED_BELOW = -50.0
+
+_observer: ContextVar[Callable[[nn.Module, tuple, torch.Tensor], None] | None] = ContextVar("observer", default=None)
+
+
+@dataclass
+class ForwardPass:
+    """What one forward pass of one model records and replaces; shared by the states of its attention modules.
+
+    Attributes:
+        record: names of the `LayerTrace` fields to keep.
+        intervention: the teacher's tensors to plug in, or None.
+        trace: where records go; None outside a forward pass (a recomputation under gradient checkpointing, say).
+        layer: the layer that is being computed, counted by calls.
+    """
+
+    record: frozenset[str] = frozenset()
+    intervention: Intervention | None = None
+    trace: ModelTrace | None = None
+    layer: int = -1
+
+    def keep(self, **tensors: torch.Tensor | None) -> None:
+        """Store those of `tensors` that were asked for in the current layer's trace."""
+        if self.trace is not None:
+            for name in self.record & tensors.keys():
+                setattr(self.trace.layers[self.layer], name, tensors[name])
+
+    def replace(self, site: Site, own: torch.Tensor) -> torch.Tensor:
+        """The teacher's tensor if `site` is in force, else `own`."""
+        if self.intervention is None or self.intervention.site is not site:
+            return own
+        return self.intervention.tensor(self.layer)
+
+
+@dataclass
+class AttentionState:
+    """What an attention module does beyond plain attention.
+
+    Attributes:
+        forward_pass: shared by all attention modules of the model.
+        layers: the layers that this module computes, in order of its calls (one, unless layers share weights).
+        query, key, probs, value: quantizers of the operands of both products, None when off.
+        calls: calls of this module in the current forward pass.
+    """
+
+    forward_pass: ForwardPass
+    layers: tuple[int, ...]
+    query: Quantizer | None = None
+    key: Quantizer | None = None
+    probs: Quantizer | None = None
+    value: Quantizer | None = None
+    calls: int = 0
+
+    def enter(self) -> None:
+        """Point the forward pass to the layer of this call."""
+        self.forward_pass.layer = self.layers[self.calls % len(self.layers)]
+        self.calls += 1
+        if self.forward_pass.trace is not None:
+            self.forward_pass.trace.layers.append(LayerTrace())
+
+
+def attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention with quantized products, traces and Teacher Intervention.
+
+    Args:
+        module: the attention module that calls.
+        query, key, value: (batch, heads, tokens, head width).
+        attention_mask: additive, broadcastable to (batch, heads, query, key), or None.
+        scaling: of QK^T; 1/sqrt(head width) when None.
+        dropout: rate on the probabilities, 0 in evaluation.
+        **kwargs: what other attention functions take; unused.
+
+    Returns:
+        The context, (batch, query, heads, head width), and the probabilities that were used.
+    """
+    state = getattr(module, STATE_ATTRIBUTE, None) or AttentionState(ForwardPass(), (0,))
+    state.enter()
+    forward_pass = state.forward_pass
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+
+    scores = torch.matmul(_quantized(query, state.query), _quantized(key, state.key).transpose(2, 3)) * scaling
+    masked = None
+    if attention_mask is not None:
+        scores = scores + attention_mask
+        masked = attention_mask < _MASKED_BELOW
+    probs = F.softmax(scores, dim=-1)
+    if forward_pass.trace is not None:
+        forward_pass.trace.layers[-1].masked = masked
+    forward_pass.keep(attention_scores=scores, attention_probs=probs)
+
+    probs = F.dropout(forward_pass.replace(Site.MAP, probs), dropout, module.training)
+    context = torch.matmul(_quantized(probs, state.probs), _quantized_value(value, masked, state.value))
+    forward_pass.keep(context=context)
+    context = forward_pass.replace(Site.CONTEXT, context).transpose(1, 2).contiguous()
+
+    observe = _observer.get()
+    if observe is not None:
+        observe(module, (query, key, value), context)
+    return context, probs
+
+
+def _quantized(tensor: torch.Tensor, quantizer: Quantizer | None) -> torch.Tensor:
+    return tensor if quantizer is None else quantizer(tensor)
+
+
+def _quantized_value(value: torch.Tensor, masked: torch.Tensor | None, quantizer: Quantizer | None) -> torch.Tensor:
+    """V, (batch, heads, key, head width); a scale per sequence and head must not see tokens that nobody attends to."""
+    if quantizer is None:
+        return value
+    if quantizer.granularity is Granularity.HEAD and masked is not None:
+        value = value.masked_fill(masked.all(dim=-2, keepdim=True).transpose(-2, -1), 0)
+    return quantizer(value)
+
+
+@contextmanager
+def observe_attention(callback: Callable[[nn.Module, tuple, torch.Tensor], None]) -> Iterator[None]:
+    """Within the context, call `callback(module, (query, key, value), context)` at every attention call."""
+    token = _observer.set(callback)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
+AttentionInterface.register(IMPLEMENTATION, attention_forward)
+AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)

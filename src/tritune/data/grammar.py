@@ -1,0 +1,231 @@
+"""A generated acceptability corpus: English-like sentences, half of them ungrammatical, that no word count can judge.
+
+What: labelled sentences in the manner of CoLA, made without any download, for the demo and for tests that need a task
+on which a small Transformer succeeds and loses a lot when its weights are crudely quantized.  Three dependencies are
+covered, each across material that misleads a reader who looks only at the neighbouring word:
+
+* subject-verb agreement: "the dog near the cats often sleeps" / "the cats near the dog often sleeps";
+* reflexive agreement in number and gender: "the king that the girls saw admired himself" / "the girls that the king
+  saw admired himself";
+* paired conjunctions: "both the king and the nurse saw either the dog or the cat" / "either the king and the nurse saw
+  both the dog or the cat".
+
+Why this way: every sentence comes with a twin of the other label in which exactly two words have traded places.  The
+twins are the same bag of words and have the same length, and both are always put in the same split, so *any*
+classifier of word counts or of length, linear or not, is right exactly half of the time.  A word that intrudes between
+the noun next to the verb and the verb itself, a further noun of random number, and templates in which the first noun
+is not the subject keep pairs of neighbouring words from giving the label away: order, and therefore attention, counts.
+
+Rejected: changing the form of the verb (or of the reflexive) to make the ungrammatical twin, because the two bags of
+words then differ; and negative polarity ("no dog ... ever"), because the twin contains the pair "that no", which occurs
+in no acceptable sentence.  Sentences taken from CoLA itself were rejected because they cannot be shipped and because
+a model that small cannot learn them from scratch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from ..errors import TrituneError
+
+MAX_WORDS = 16
+"""No sentence has more words than this."""
+
+_MASCULINE = (
+    "king kings, boy boys, man men, prince princes, uncle uncles, father fathers, brother brothers, actor actors, "
+    "monk monks, waiter waiters"
+)
+_FEMININE = (
+    "queen queens, girl girls, woman women, princess princesses, aunt aunts, mother mothers, sister sisters, "
+    "actress actresses, nun nuns, waitress waitresses"
+)
+_NEUTRAL = (
+    "dog dogs, cat cats, horse horses, child children, doctor doctors, teacher teachers, lawyer lawyers, "
+    "farmer farmers, pilot pilots, singer singers, baker bakers, writer writers, guard guards, nurse nurses, "
+    "student students, judge judges, painter painters, sailor sailors, tailor tailors, clerk clerks"
+)
+_VERBS = (
+    "sleeps sleep, runs run, sings sing, laughs laugh, smiles smile, swims swim, works work, waits wait, "
+    "dances dance, cries cry, shouts shout, travels travel"
+)
+_COPULAS = "is are, was were, seems seem"
+
+
+def _forms(text: str) -> tuple[tuple[str, str], ...]:
+    """Read "singular plural, singular plural" into pairs."""
+    pairs = [entry.split() for entry in text.split(",")]
+    return tuple((singular, plural) for singular, plural in pairs)
+
+
+_GENDERED = {"himself": _forms(_MASCULINE), "herself": _forms(_FEMININE)}
+_PERSONS = _GENDERED["himself"] + _GENDERED["herself"]
+_NOUNS = _PERSONS + _forms(_NEUTRAL)
+_AGREEING = _forms(_VERBS)
+_LINKING = _forms(_COPULAS)
+_ADJECTIVES = ("old", "young", "tall", "tired", "happy", "quiet", "proud", "clever")
+_ADVERBS = ("often", "still", "now", "clearly", "always")
+_PREPOSITIONS = ("near", "behind", "beside", "with", "opposite")
+_PAST = ("saw", "admired", "chased", "praised", "blamed", "helped", "followed", "trusted", "hurt", "thanked")
+_SAYING = ("said", "thought", "knew", "believed", "claimed")
+_CONJUNCTIONS = (("both", "and"), ("either", "or"), ("neither", "nor"))
+
+_DETERMINERS = (("this", "these"), ("every", "all"), ("one", "two"))
+
+# Templates.  S: the noun phrase the verb or reflexive depends on; A: the one it trades places with; X: any noun phrase;
+# V: what depends on S; R: an adverb; r: perhaps an adverb; P: preposition; T: past transitive verb; C: verb of saying.
+# Where A comes last before the verb, R keeps the two apart.
+_AGREEMENT = (
+    "S P A R V",
+    "S P A P X r V",
+    "S P X P A R V",
+    "S that A T r V",
+    "S that A P X T r V",
+    "S that X P A T r V",
+    "S that T A R V",
+    "P A S R V",
+    "P A S that X T r V",
+    "A C that S P X r V",
+    "A C that S that X T r V",
+)
+_REFLEXIVE = (
+    "S that A T r V",
+    "S that T A r V",
+    "S P A r V",
+    "S that A P X T r V",
+    "P A S r V",
+    "A C that S r V",
+    "A C that S P X r V",
+    "A C that S that X T r V",
+)
+_CORRELATIVE = "S X c X T A X d X"
+_SHARES = (0.5, 0.3, 0.2)
+_ADJECTIVE_SHARE = 0.25
+_ADVERB_SHARE = 0.5
+
+_DETERMINER_SHARE = 0.5
+
+_Piece = tuple[str, list[str]]
+
+
+def _phrase(rng: random.Random, noun: tuple[str, str], number: int) -> list[str]:
+    """Return a noun phrase: a determiner that may show the number, perhaps an adjective, the noun."""
+    determiner = rng.choice(_DETERMINERS)[number] if rng.random() < _DETERMINER_SHARE else "the"
+    adjective = [rng.choice(_ADJECTIVES)] if rng.random() < _ADJECTIVE_SHARE else []
+    return [determiner, *adjective, noun[number]]
+
+
+def _expand(rng: random.Random, template: str, chosen: dict[str, list[str]]) -> list[_Piece]:
+    """Give every symbol of a template its words; `chosen` has those of the symbols that depend on one another."""
+    draw: dict[str, Callable[[], list[str]]] = {
+        "X": lambda: _phrase(rng, rng.choice(_NOUNS), rng.randrange(2)),
+        "R": lambda: [rng.choice(_ADVERBS)],
+        "r": lambda: [rng.choice(_ADVERBS)] if rng.random() < _ADVERB_SHARE else [],
+        "P": lambda: [rng.choice(_PREPOSITIONS)],
+        "T": lambda: [rng.choice(_PAST)],
+        "C": lambda: [rng.choice(_SAYING)],
+        "that": lambda: ["that"],
+    }
+    return [(symbol, chosen[symbol] if symbol in chosen else draw[symbol]()) for symbol in template.split()]
+
+
+def _agreement(rng: random.Random) -> list[_Piece]:
+    """Return an acceptable sentence whose verb agrees with S in number; A has the other number."""
+    number = rng.randrange(2)
+    subject, other = rng.sample(_NOUNS, 2)
+    if rng.random() < 0.5:
+        verb = [rng.choice(_AGREEING)[number]]
+    else:
+        verb = [rng.choice(_LINKING)[number], rng.choice(_ADJECTIVES)]
+    chosen = {"S": _phrase(rng, subject, number), "A": _phrase(rng, other, 1 - number), "V": verb}
+    return _expand(rng, rng.choice(_AGREEMENT), chosen)
+
+
+def _reflexive(rng: random.Random) -> list[_Piece]:
+    """Return an acceptable sentence whose reflexive matches S in number and gender; A does not match it."""
+    antecedents = {
+        "himself": (rng.choice(_GENDERED["himself"]), 0),
+        "herself": (rng.choice(_GENDERED["herself"]), 0),
+        "themselves": (rng.choice(_PERSONS), 1),
+    }
+    right, wrong = rng.sample(sorted(antecedents), 2)
+    subject, other = (_phrase(rng, *antecedents[reflexive]) for reflexive in (right, wrong))
+    chosen = {"S": subject, "A": other, "V": [rng.choice(_PAST), right]}
+    return _expand(rng, rng.choice(_REFLEXIVE), chosen)
+
+
+def _correlative(rng: random.Random) -> list[_Piece]:
+    """Return an acceptable sentence with two different paired conjunctions; S and A are their first halves."""
+    first, second = rng.sample(_CONJUNCTIONS, 2)
+    chosen = {"S": [first[0]], "A": [second[0]], "c": [first[1]], "d": [second[1]]}
+    return _expand(rng, _CORRELATIVE, chosen)
+
+
+def _twins(rng: random.Random) -> tuple[str, str]:
+    """Return an acceptable sentence and the unacceptable one in which S and A have traded places."""
+    (family,) = rng.choices((_agreement, _reflexive, _correlative), _SHARES)
+    pieces = family(rng)
+    words = dict(pieces)
+    trade = {"S": words["A"], "A": words["S"]}
+    good = [word for _, part in pieces for word in part]
+    bad = [word for symbol, part in pieces for word in trade.get(symbol, part)]
+    return " ".join(good), " ".join(bad)
+
+
+def _split(size: int, seen: set[str], rng: random.Random) -> list[tuple[str, int]]:
+    """Return `size` sentences, none of them in `seen`, in random order; adds them to `seen`."""
+    rows: list[tuple[str, int]] = []
+    while len(rows) < size:
+        good, bad = _twins(rng)
+        if good in seen or bad in seen or len(good.split()) > MAX_WORDS:
+            continue
+        seen.update((good, bad))
+        rows += [(good, 1), (bad, 0)]
+    rng.shuffle(rows)
+    return rows
+
+
+def generate_corpus(train_size: int, dev_size: int, seed: int) -> dict[str, list[tuple[str, int]]]:
+    """Generate a balanced acceptability corpus.
+
+    Args:
+        train_size: Sentences in "train"; even, because sentences come in twins.
+        dev_size: Sentences in "validation"; even as well.
+        seed: The same seed and sizes give the same corpus.  "validation" does not depend on `train_size`.
+
+    Returns:
+        "train" and "validation", each a shuffled list of (sentence, label), label 1 for acceptable and 0 for not.  No
+        sentence occurs twice, within a split or across them, and half of each split is acceptable.
+
+    Raises:
+        TrituneError: A size is negative or odd.
+
+    Example:
+        >>> corpus = generate_corpus(train_size=6, dev_size=4, seed=0)
+        >>> [len(rows) for rows in corpus.values()], sum(label for _, label in corpus["train"])
+        ([6, 4], 3)
+        >>> good, bad = (min(s for s, label in corpus["validation"] if label == want) for want in (1, 0))
+        >>> good, bad
+    """
+    for name, size in (("train_size", train_size), ("dev_size", dev_size)):
+        if size < 0 or size % 2:
+            raise TrituneError(f"{name} is {size}: sentences come in pairs, give an even number that is not negative")
+    rng = random.Random(seed)
+    seen: set[str] = set()
+    validation = _split(dev_size, seen, rng)
+    return {"train": _split(train_size, seen, rng), "validation": validation}
+
+
+def vocabulary() -> list[str]:
+    """Return every word a sentence can contain, sorted.
+
+    Example:
+        >>> words = vocabulary()
+        >>> len(words), words[0], "themselves" in words
+    """
+    words = {
+        word for pairs in (_NOUNS, _AGREEING, _LINKING, _CONJUNCTIONS, _DETERMINERS) for pair in pairs for word in pair
+    }
+    for group in (_ADJECTIVES, _ADVERBS, _PREPOSITIONS, _PAST, _SAYING, ("himself", "herself", "themselves")):
+        words.update(group)
+    return sorted(words | {"the", "that"})

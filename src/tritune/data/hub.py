@@ -1,0 +1,39 @@
+"""Reads a task from the hub data set `nyu-mll/glue`, with the columns the folder reader gives."""
+
+from collections.abc import Sequence
+
+from datasets import DatasetDict, load_dataset
+
+from .glue import features, wanted_splits
+from ..errors import TrituneError
+from ..tasks import Task
+
+REPOSITORY = "nyu-mll/glue"
+
+
+def load_hub(task: Task, splits: Sequence[str] | None = None) -> DatasetDict:
+    """The task's splits from the hub, or from its local cache.
+
+    `splits` names the wanted ones out of "train" and `task.dev_splits` (None: all); the hub's test splits carry no
+    labels and are left out.
+
+    Raises TrituneError for an unknown split, a task that is not on the hub, a hub that cannot be reached, and columns
+    or label names other than the task's.
+    """
+    wanted = wanted_splits(task, splits)
+    if task.name == "demo":
+        raise TrituneError(f"{task.title} is not on the hub: give its tsv files with --data FOLDER")
+    try:
+        loaded = load_dataset(REPOSITORY, task.name)
+    except Exception as error:  # the network, the cache and the hub's client each fail with types of their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TrituneError(
+            f"cannot load {task.title} from the hub ({reason}): give its original tsv files with --data FOLDER"
+        ) from error
+    expected = features(task)
+    for split in wanted:
+        found = loaded[split].features if split in loaded else {}
+        # Class names in another order would train and score without complaint, and be wrong.
+        if any(found.get(column) != kind for column, kind in expected.items()):
+            raise TrituneError(f"{REPOSITORY} gives {task.title} ({split}) as {dict(found)}, expected {dict(expected)}")
+    return DatasetDict({split: loaded[split].select_columns(list(expected)) for split in wanted})

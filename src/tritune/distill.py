@@ -1,0 +1,198 @@
+"""The distillation losses: one function per loss, and the table that names them.
+
+TernaryBERT (EMNLP 2020) distils logits, hidden states and attention scores; Teacher Intervention (EACL 2023) adds the
+attention block's output; *Understanding and Improving KD* (EMNLP 2022) the attention map. Within a layer a loss is a
+mean, over layers a sum. `average` says what the mean runs over: `padded`, every entry as in the published code, whose
+balance of losses then depends on the padding; or `valid`, unpadded tokens only, first within a sequence and then over
+the batch, so that neither padding nor the way a batch is split over devices changes anything.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from transformers.modeling_outputs import ModelOutput
+
+AVERAGES = ("padded", "valid")
+
+# Keeps log-probabilities finite where a probability underflows; the value of the published code.
+_SMALLEST_PROBABILITY = 1e-8
+
+
+def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """-sum p_T log p_S, mean over the batch (TernaryBERT, eq. 9).
+
+    Args:
+        student, teacher: logits, (batch, classes).
+    """
+    return -(teacher.softmax(-1) * student.log_softmax(-1)).sum(-1).mean()
+
+
+def kl_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student), mean over the batch: `soft_cross_entropy` minus the teacher's entropy.
+
+    Args:
+        student, teacher: logits, (batch, classes).
+    """
+    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
+
+
+def token_mse(
+    student: torch.Tensor, teacher: torch.Tensor, token_mask: torch.Tensor | None, average: str
+) -> torch.Tensor:
+    """Mean squared difference of token vectors (hidden states, block outputs, projections, contexts).
+
+    Args:
+        student, teacher: (batch, tokens, width) or (batch, heads, tokens, width).
+        token_mask: (batch, tokens), 1 for real tokens; None when there is no padding.
+        average: `padded` or `valid`.
+    """
+    if average == "padded" or token_mask is None:
+        return F.mse_loss(student, teacher)
+    per_token = (student - teacher).square().mean(-1)
+    weight = _token_weight(token_mask, per_token.dtype)
+    if per_token.ndim == 3:
+        weight = weight[:, None]
+    return (per_token * weight).sum(-1).mean()
+
+
+def attention_score_mse(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    masked: torch.Tensor | None,
+    token_mask: torch.Tensor | None,
+    average: str,
+) -> torch.Tensor:
+    """Mean squared difference of attention scores with masked entries zeroed (TernaryBERT, eq. 8).
+
+    Args:
+        student, teacher: (batch, heads, query, key).
+        masked: bool, broadcastable to them, True where the mask hides a key; None without mask.
+        token_mask: (batch, tokens), 1 for real tokens; None when there is no padding.
+        average: `padded` or `valid`.
+    """
+    difference = student - teacher
+    if masked is not None:
+        difference = difference.masked_fill(masked, 0)
+    if average == "padded" or token_mask is None:
+        return difference.square().mean()
+    weight = _token_weight(token_mask, difference.dtype)
+    return (difference.square() * weight[:, None, :, None] * weight[:, None, None, :]).sum((-2, -1)).mean()
+
+
+def attention_map_kl(student: torch.Tensor, teacher: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+    """KL(teacher || student) of attention rows (Understanding KD for QAT, EMNLP 2022, eq. 7).
+
+    Summed over the real rows and keys and divided by the true length, then the mean over batch and heads; padding never
+    counts, so there is no `average` to choose.
+
+    Args:
+        student, teacher: attention probabilities, (batch, heads, query, key).
+        token_mask: (batch, tokens), 1 for real tokens; None when there is no padding.
+    """
+    student, teacher = student.clamp(min=_SMALLEST_PROBABILITY), teacher.clamp(min=_SMALLEST_PROBABILITY)
+    divergence = teacher * (teacher.log() - student.log())
+    if token_mask is None:
+        return divergence.sum(-1).mean()
+    rows = (divergence * token_mask[:, None, None, :]).sum(-1)
+    return (rows * _token_weight(token_mask, rows.dtype)[:, None]).sum(-1).mean()
+
+
+def _token_weight(token_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(batch, tokens): 1/length at real tokens, 0 at padding; an empty sequence weighs nothing."""
+    mask = token_mask.to(dtype)
+    return mask / mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student's and a teacher's outputs for one batch, and what the losses need to compare them.
+
+    Attributes:
+        student, teacher: model outputs with `logits` and, where a loss needs it, `trace`.
+        token_mask: (batch, tokens), 1 for real tokens; None when there is no padding.
+        labels: class ids or scores, (batch,); only ground truth needs them.
+        average: `padded` or `valid`.
+        regression: whether the logits are scores rather than classes.
+    """
+
+    student: ModelOutput
+    teacher: ModelOutput
+    token_mask: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+    average: str = "padded"
+    regression: bool = False
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A row of the table: what a loss reads from the traces, and how it is computed."""
+
+    compute: Callable[[Pair], torch.Tensor]
+    fields: tuple[str, ...] = ()
+
+
+def _logits(pair: Pair) -> torch.Tensor:
+    if pair.regression:
+        return F.mse_loss(pair.student.logits, pair.teacher.logits)
+    return soft_cross_entropy(pair.student.logits, pair.teacher.logits)
+
+
+def _ground_truth(pair: Pair) -> torch.Tensor:
+    if pair.regression:
+        return F.mse_loss(pair.student.logits.squeeze(-1), pair.labels.to(pair.student.logits.dtype))
+    return F.cross_entropy(pair.student.logits, pair.labels)
+
+
+def _hidden_states(pair: Pair) -> torch.Tensor:
+    states = zip(pair.student.trace.hidden_states, pair.teacher.trace.hidden_states, strict=True)
+    return sum(token_mse(student, teacher, pair.token_mask, pair.average) for student, teacher in states)
+
+
+def _attention_scores(pair: Pair) -> torch.Tensor:
+    return sum(
+        attention_score_mse(
+            student.attention_scores, teacher.attention_scores, student.masked, pair.token_mask, pair.average
+        )
+        for student, teacher in zip(pair.student.trace.layers, pair.teacher.trace.layers, strict=True)
+    )
+
+
+def _attention_maps(pair: Pair) -> torch.Tensor:
+    return sum(
+        attention_map_kl(student.attention_probs, teacher.attention_probs, pair.token_mask)
+        for student, teacher in zip(pair.student.trace.layers, pair.teacher.trace.layers, strict=True)
+    )
+
+
+def _per_layer(field: str) -> Loss:
+    def compute(pair: Pair) -> torch.Tensor:
+        return sum(
+            token_mse(getattr(student, field), getattr(teacher, field), pair.token_mask, pair.average)
+            for student, teacher in zip(pair.student.trace.layers, pair.teacher.trace.layers, strict=True)
+        )
+
+    return Loss(compute, (field,))
+
+
+LOSSES: dict[str, Loss] = {
+    "logits": Loss(_logits),
+    "hidden_states": Loss(_hidden_states, ("hidden_states",)),
+    "attention_scores": Loss(_attention_scores, ("attention_scores",)),
+    "attention_map": Loss(_attention_maps, ("attention_probs",)),
+    "block_output": _per_layer("attention_block_output"),
+    "context": _per_layer("context"),
+    "projection": _per_layer("attention_projection"),
+    "ground_truth": Loss(_ground_truth),
+}
+
+
+def distillation_losses(pair: Pair, coefficients: dict[str, float]) -> dict[str, torch.Tensor]:
+    """Every loss of `LOSSES` whose coefficient is not zero, unweighted, by name; each a scalar."""
+    return {name: LOSSES[name].compute(pair) for name, weight in coefficients.items() if weight}
+
+
+def trace_fields(coefficients: dict[str, float]) -> frozenset[str]:
+    """The trace fields that these losses read."""
+    return frozenset(field for name, weight in coefficients.items() if weight for field in LOSSES[name].fields)

@@ -1,0 +1,212 @@
+"""Give a model the two keyword arguments that distillation needs: `output_trace` and `intervention`.
+
+    teacher_output = teacher(**batch, output_trace=["attention_probs"])
+    output = student(**batch, output_trace=True, intervention=Intervention(Site.MAP, teacher_output.trace))
+    output.trace.layers[0].attention_scores
+
+Hooks stand only where a tensor has no other handle: the inputs of the Q, K and V Linears (stop-gradient), the output of
+the attention projection, the block output, and the model's own call. Nothing outlives the forward pass, except that
+under gradient checkpointing an intervention stays until the recomputation in the backward pass is over.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from .anatomy import Anatomy, find_anatomy
+from .attention import IMPLEMENTATION, STATE_ATTRIBUTE, AttentionState, ForwardPass
+from .errors import TrituneError, UnsupportedModelError
+from .trace import TRACE_FIELDS, Intervention, ModelTrace, Site
+
+INSTRUMENT_ATTRIBUTE = "tritune_instrument"
+
+
+@dataclass
+class Instrument:
+    """The hooks of one model and the state they share.
+
+    Attributes:
+        anatomy: where the hooks are.
+        forward_pass: what the current call records and replaces.
+        states: one `AttentionState` per attention module.
+    """
+
+    anatomy: Anatomy
+    forward_pass: ForwardPass
+    states: list[AttentionState] = field(default_factory=list)
+
+    def begin(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Forward pre-hook of the model: take our two arguments out and start a pass."""
+        fields = _requested_fields(kwargs.pop("output_trace", None))
+        this = self.forward_pass
+        this.intervention = kwargs.pop("intervention", None)
+        this.record, this.trace, this.layer = frozenset(fields), ModelTrace() if fields else None, -1
+        for state in self.states:
+            state.calls = 0
+        if this.intervention is not None:
+            self._check(this.intervention)
+        if fields:
+            kwargs["return_dict"] = True
+        if "hidden_states" in fields:
+            kwargs["output_hidden_states"] = True
+        return args, kwargs
+
+    def end(self, model: PreTrainedModel, args: tuple, kwargs: dict, output: ModelOutput) -> ModelOutput:
+        """Forward hook of the model: put the trace into the output."""
+        this = self.forward_pass
+        if this.trace is not None:
+            if "hidden_states" in this.record:
+                this.trace.hidden_states = output["hidden_states"]
+            output["trace"], this.trace = this.trace, None
+        if not (model.training and getattr(model, "is_activation_checkpointing", False)):
+            this.intervention = None
+        return output
+
+    def stop_gradient(self, sites: frozenset[Site], module: nn.Module, args: tuple) -> tuple | None:
+        """Forward pre-hook of a Q, K or V Linear: detach its input, (batch, tokens, width), under `sites`."""
+        intervention = self.forward_pass.intervention
+        return (args[0].detach(), *args[1:]) if intervention is not None and intervention.site in sites else None
+
+    def projection(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        """Forward hook of W_O: record its output, (batch, tokens, width), and replace it under `Site.PROJECTION`."""
+        self.forward_pass.keep(attention_projection=output)
+        return self.forward_pass.replace(Site.PROJECTION, output)
+
+    def norm_output(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        """Forward hook of a post-norm block's norm: its output is the block's."""
+        self.forward_pass.keep(attention_block_output=output)
+
+    def norm_input(self, module: nn.Module, args: tuple) -> None:
+        """Forward pre-hook of the norm after a pre-norm block: its input is the block's output."""
+        self.forward_pass.keep(attention_block_output=args[0])
+
+    def _check(self, intervention: Intervention) -> None:
+        layers = len(self.anatomy.sites)
+        if len(intervention.teacher.layers) != layers:
+            raise TrituneError(
+                f"the teacher's trace has {len(intervention.teacher.layers)} layers, the student {layers}"
+            )
+        if any(intervention.tensor(layer) is None for layer in range(layers)):
+            raise TrituneError(f"the teacher's trace lacks {intervention.site.field}, which {intervention.site} needs")
+
+
+def _requested_fields(wanted: bool | Iterable[str] | None) -> tuple[str, ...]:
+    if not wanted:
+        return ()
+    fields = TRACE_FIELDS if wanted is True else tuple(wanted)
+    if unknown := set(fields) - set(TRACE_FIELDS):
+        raise TrituneError(f"unknown trace fields {sorted(unknown)}; known are {list(TRACE_FIELDS)}")
+    return fields
+
+
+def is_instrumented(model: nn.Module) -> bool:
+    """Whether `model` takes `output_trace` and `intervention`."""
+    return hasattr(model, INSTRUMENT_ATTRIBUTE)
+
+
+def instrument_of(model: nn.Module) -> Instrument:
+    """The instrument of an instrumented model: its anatomy and attention states."""
+    return getattr(model, INSTRUMENT_ATTRIBUTE)
+
+
+def instrument(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | None = None) -> PreTrainedModel:
+    """Make `model` take `output_trace` and `intervention`; its numbers do not change. Idempotent.
+
+    Args:
+        model: any transformers model whose attention goes through `AttentionInterface`. Changed in place.
+        sample_inputs: a small batch to find the attention sites with; made up from the config when None.
+
+    Returns:
+        The model.
+
+    Raises:
+        UnsupportedModelError: the family cannot be served; the message names it and the reason.
+    """
+    if not is_instrumented(model):
+        _attach(model, _analyse(model, sample_inputs))
+    return model
+
+
+def _analyse(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | None = None) -> Anatomy:
+    """Switch a float `model` to our attention function and return its anatomy.
+
+    The outputs before and after the switch are compared, so that a family whose attention is more than
+    softmax(QK^T/sqrt(d) + mask)V is refused rather than silently changed.
+    """
+    inputs = sample_inputs if sample_inputs is not None else make_sample_inputs(model)
+    previous = model.config._attn_implementation
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{type(model).__name__} cannot be served: only encoders are supported")
+    if not model._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be served: its attention does not go through transformers' AttentionInterface"
+        )
+    model.set_attn_implementation("eager")
+    expected = _outputs(model, inputs)
+    model.set_attn_implementation(IMPLEMENTATION)
+    try:
+        anatomy = find_anatomy(model, inputs)
+        if not torch.allclose(_outputs(model, inputs), expected, rtol=1e-4, atol=1e-4):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} cannot be served: its attention is not softmax(QK^T/sqrt(d) + mask)V"
+            )
+    except UnsupportedModelError:
+        model.set_attn_implementation(previous or "eager")
+        raise
+    return anatomy
+
+
+def _attach(model: PreTrainedModel, anatomy: Anatomy) -> None:
+    instrument = Instrument(anatomy, ForwardPass())
+    modules = dict(model.named_modules())
+    calls: dict[str, list[int]] = {}
+    for layer, site in enumerate(anatomy.sites):
+        calls.setdefault(site.attention, []).append(layer)
+    for layers in calls.values():
+        site = anatomy.sites[layers[0]]
+        state = AttentionState(instrument.forward_pass, tuple(layers))
+        instrument.states.append(state)
+        setattr(modules[site.attention], STATE_ATTRIBUTE, state)
+        for name in (site.query, site.key):
+            modules[name].register_forward_pre_hook(partial(instrument.stop_gradient, frozenset(Site)))
+        modules[site.value].register_forward_pre_hook(
+            partial(instrument.stop_gradient, frozenset({Site.CONTEXT, Site.PROJECTION}))
+        )
+        modules[site.projection].register_forward_hook(instrument.projection)
+        if site.post_norm:
+            modules[site.norm].register_forward_hook(instrument.norm_output)
+        else:
+            modules[site.norm].register_forward_pre_hook(instrument.norm_input)
+    model.register_forward_pre_hook(instrument.begin, with_kwargs=True)
+    model.register_forward_hook(instrument.end, with_kwargs=True)
+    setattr(model, INSTRUMENT_ATTRIBUTE, instrument)
+
+
+def make_sample_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A batch of two for any text or image model: (2, 8) token ids, the second row padded, or (2, channels, h, w)."""
+    device, config = model.device, model.config
+    generator = torch.Generator().manual_seed(0)
+    if model.main_input_name == "pixel_values":
+        size = config.image_size if isinstance(config.image_size, Iterable) else (config.image_size, config.image_size)
+        shape = (2, getattr(config, "num_channels", 3), *size)
+        return {"pixel_values": torch.randn(shape, generator=generator).to(device, model.dtype)}
+    ids = torch.randint(0, model.get_input_embeddings().num_embeddings, (2, 8), generator=generator)
+    if (padding := getattr(config, "pad_token_id", None)) is not None:
+        ids[ids == padding] = (padding + 1) % model.get_input_embeddings().num_embeddings
+    mask = torch.ones_like(ids)
+    mask[1, -2:] = 0
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+@torch.no_grad()
+def _outputs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    training = model.training
+    try:
+        return model.eval()(**inputs, return_dict=False)[0]
+    finally:
+        model.train(training)

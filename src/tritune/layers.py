@@ -1,0 +1,77 @@
+"""`QuantLinear` and `QuantEmbedding`: thin twins of their float classes.
+
+They hold the same parameters under the same names and quantize on the fly, so a state dict fits both ways and an
+optimizer updates the latent weights. A quantizer that is None is off.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .quant import Granularity
+
+Quantizer = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _twin(cls: type[nn.Module], module: nn.Module) -> nn.Module:
+    twin = cls.__new__(cls)
+    twin.__dict__.update(module.__dict__)
+    return twin
+
+
+class QuantLinear(nn.Linear):
+    """`nn.Linear` with a quantized weight and a quantized input."""
+
+    weight_quantizer: Quantizer | None = None
+    input_quantizer: Quantizer | None = None
+
+    @classmethod
+    def from_float(
+        cls, linear: nn.Linear, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None
+    ) -> "QuantLinear":
+        """A twin that shares the parameters, hooks and mode of `linear`."""
+        twin = _twin(cls, linear)
+        twin.weight_quantizer, twin.input_quantizer = weight_quantizer, input_quantizer
+        return twin
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) to (..., out_features)."""
+        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+        if self.input_quantizer is not None:
+            input = self.input_quantizer(input)
+        return F.linear(input, weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """As `nn.Linear`, with the quantizers."""
+        return f"{super().extra_repr()}, weight={self.weight_quantizer}, input={self.input_quantizer}"
+
+
+class QuantEmbedding(nn.Embedding):
+    """`nn.Embedding` with a quantized table.
+
+    With a scale per row the rows are gathered before they are quantized: the same numbers, and the work is
+    proportional to the batch instead of the vocabulary.
+    """
+
+    weight_quantizer: Quantizer | None = None
+
+    @classmethod
+    def from_float(cls, embedding: nn.Embedding, weight_quantizer: Quantizer | None) -> "QuantEmbedding":
+        """A twin that shares the table, hooks and mode of `embedding`."""
+        twin = _twin(cls, embedding)
+        twin.weight_quantizer = weight_quantizer
+        return twin
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Token ids of any shape to (..., embedding_dim)."""
+        if self.weight_quantizer is None:
+            return super().forward(input)
+        if self.weight_quantizer.granularity is Granularity.ROW:
+            return self.weight_quantizer(super().forward(input))
+        return F.embedding(input, self.weight_quantizer(self.weight), self.padding_idx)
+
+    def extra_repr(self) -> str:
+        """As `nn.Embedding`, with the quantizer."""
+        return f"{super().extra_repr()}, weight={self.weight_quantizer}"

@@ -1,0 +1,91 @@
+"""What one forward pass leaves behind, by name, and what one may put in its place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+
+
+class Site(str, Enum):
+    """Where the teacher's tensor replaces the student's (Teacher Intervention, EACL 2023, section 4).
+
+    `MAP` is the paper's TI-M, `CONTEXT` its TI-C and `PROJECTION` its TI-O.
+    """
+
+    MAP = "map"
+    CONTEXT = "context"
+    PROJECTION = "projection"
+
+    @property
+    def field(self) -> str:
+        """The `LayerTrace` field of the teacher that this site hands to the student.
+
+        >>> Site.MAP.field
+        'attention_probs'
+        """
+        return _SITE_FIELDS[self]
+
+
+_SITE_FIELDS = {Site.MAP: "attention_probs", Site.CONTEXT: "context", Site.PROJECTION: "attention_projection"}
+
+
+@dataclass
+class LayerTrace:
+    """The tensors of one attention block; those that nobody asked for stay None.
+
+    Attributes:
+        attention_scores: (batch, heads, query, key), QK^T/sqrt(d) + mask.
+        attention_probs: (batch, heads, query, key), their softmax, before dropout and quantization.
+        context: (batch, heads, query, head width), probs @ V.
+        attention_projection: (batch, query, width), W_O context, before dropout, residual and norm.
+        attention_block_output: (batch, query, width), after the residual and, in post-norm models, after the norm.
+        masked: bool, broadcastable to (batch, heads, query, key), True where the mask hides a key; None without mask.
+    """
+
+    attention_scores: torch.Tensor | None = None
+    attention_probs: torch.Tensor | None = None
+    context: torch.Tensor | None = None
+    attention_projection: torch.Tensor | None = None
+    attention_block_output: torch.Tensor | None = None
+    masked: torch.Tensor | None = None
+
+
+@dataclass
+class ModelTrace:
+    """The traces of all layers, first to last, and the hidden states.
+
+    Attributes:
+        layers: one `LayerTrace` per call of an attention module.
+        hidden_states: embeddings output and every layer's output, each (batch, tokens, width).
+    """
+
+    layers: list[LayerTrace] = field(default_factory=list)
+    hidden_states: Sequence[torch.Tensor] | None = None
+
+
+TRACE_FIELDS = (
+    "attention_scores",
+    "attention_probs",
+    "context",
+    "attention_projection",
+    "attention_block_output",
+    "hidden_states",
+)
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """The value handed to a student's forward pass: the teacher's tensors of one site take the student's place.
+
+    Attributes:
+        site: which tensor of every layer is replaced.
+        teacher: the teacher's trace of the same batch; it must hold `site.field` in every layer.
+    """
+
+    site: Site
+    teacher: ModelTrace
+
+    def tensor(self, layer: int) -> torch.Tensor:
+        """The teacher's tensor of `layer`, shaped as `LayerTrace` says for `site.field`."""
+        return getattr(self.teacher.layers[layer], self.site.field)

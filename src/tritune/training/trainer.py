@@ -1,0 +1,181 @@
+"""`DistillationTrainer`: transformers' Trainer with a teacher, named losses and an intervention schedule."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Trainer
+
+from ..distill import AVERAGES, LOSSES, Pair, distillation_losses, trace_fields
+from ..errors import TrituneError
+from ..instrument import instrument, instrument_of, is_instrumented
+from ..schedule import SCHEDULES
+from ..trace import Intervention, Site
+from .optimizer import BertAdam, learning_rate
+
+TERNARYBERT = {"logits": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
+OPTIMIZERS = ("bert_adam", "adamw")
+
+
+class DistillationTrainer(Trainer):
+    """Trains a QAT student against a float teacher; evaluation is of the student alone.
+
+        student = tritune.prepare(model)
+        trainer = DistillationTrainer(model=student, teacher=teacher, args=args, train_dataset=data, schedule="gradual")
+        trainer.train()
+
+    Args:
+        model: the student, as `tritune.prepare` returns it.
+        teacher: a float model of the same shape; it is instrumented, frozen and put into evaluation mode.
+        args: `TrainingArguments`; with the published optimizer `max_grad_norm` 0 and a constant schedule fit, since the
+            optimizer clips and schedules by itself.
+        coefficients: the weight of each loss of `distill.LOSSES`; TernaryBERT's three when None.
+        schedule: a name of `schedule.SCHEDULES`, or None for no intervention.
+        loss_average: `padded` or `valid`, see `distill`.
+        optimizer: `bert_adam`, the published one, or `adamw`, Trainer's own.
+        warmup_ratio: of `bert_adam`, the fraction of steps spent warming up.
+        **kwargs: as Trainer takes them.
+
+    Raises:
+        TrituneError: the student is not prepared, or teacher and student do not match, or a name is unknown.
+    """
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel,
+        args: Any = None,
+        *,
+        coefficients: dict[str, float] | None = None,
+        schedule: str | None = None,
+        loss_average: str = "padded",
+        optimizer: str = "bert_adam",
+        warmup_ratio: float = 0.1,
+        **kwargs: Any,
+    ):
+        self.coefficients = dict(TERNARYBERT if coefficients is None else coefficients)
+        self.schedule, self.loss_average = schedule, loss_average
+        self.optimizer_name, self.warmup_ratio = optimizer, warmup_ratio
+        _check_names(self.coefficients, schedule, loss_average, optimizer)
+        _check_models(model, instrument(teacher))
+        self.site: Site | None = None
+        self._loss_sums: dict[str, float | torch.Tensor] = defaultdict(float)
+        self._loss_steps = 0
+        super().__init__(model=model, args=args, **kwargs)
+        self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The published optimizer unless `adamw` was asked for; decay spares biases and norms either way."""
+        if self.optimizer_name == "bert_adam":
+            args = self.args
+            self.optimizer_cls_and_kwargs = (
+                BertAdam,
+                {
+                    "lr": args.learning_rate,
+                    "total_steps": self.state.max_steps,
+                    "warmup": self.warmup_ratio,
+                    "betas": (args.adam_beta1, args.adam_beta2),
+                    "eps": args.adam_epsilon,
+                },
+            )
+        return super().create_optimizer(model)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """In training the weighted sum of the distillation losses; in evaluation the student's own loss.
+
+        Args:
+            model: the student, wrapped or not.
+            inputs: the batch, `labels` among it.
+            return_outputs: whether to return the model's output too.
+            num_items_in_batch: accepted because Trainer passes it; the losses are means, so it is not needed.
+
+        Raises:
+            TrituneError: a loss is not finite; the message names the step and the loss.
+        """
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        batch = {name: value for name, value in inputs.items() if name != "labels"}
+        fields = trace_fields(self.coefficients)
+        self.site = self._site()
+        with torch.no_grad():
+            teacher = self.teacher(**batch, output_trace=fields | ({self.site.field} if self.site else set()))
+        student = model(
+            **batch,
+            output_trace=fields,
+            intervention=Intervention(self.site, teacher.trace) if self.site else None,
+        )
+        pair = Pair(
+            student,
+            teacher,
+            token_mask=batch.get("attention_mask"),
+            labels=inputs.get("labels"),
+            average=self.loss_average,
+            regression=self.teacher.config.num_labels == 1,
+        )
+        losses = distillation_losses(pair, self.coefficients)
+        self._check_and_sum(losses)
+        loss = sum(self.coefficients[name] * value for name, value in losses.items())
+        return (loss, student) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log with the mean of every loss since the last one beside it."""
+        if "loss" in logs and self._loss_steps:
+            for name, value in self._loss_sums.items():
+                logs[f"{name}_loss"] = float(value) / self._loss_steps
+            self._loss_sums.clear()
+            self._loss_steps = 0
+        super().log(logs, start_time)
+
+    def _get_learning_rate(self) -> float:
+        """The rate of the update just made; Trainer's own scheduler is constant under the published optimizer."""
+        if self.optimizer_name != "bert_adam":
+            return super()._get_learning_rate()
+        return learning_rate(self.args.learning_rate, self.state.global_step, self.state.max_steps, self.warmup_ratio)
+
+    def _site(self) -> Site | None:
+        if self.schedule is None:
+            return None
+        return SCHEDULES[self.schedule](self.state.global_step, self.state.max_steps, self.args.seed)
+
+    def _check_and_sum(self, losses: dict[str, torch.Tensor]) -> None:
+        for name, value in losses.items():
+            value = value.detach()
+            if not torch.isfinite(value):
+                raise TrituneError(
+                    f"step {self.state.global_step + 1}: the {name} loss is {value.item()}; lower learning_rate, or check "
+                    "the teacher's weights"
+                )
+            self._loss_sums[name] += value
+        self._loss_steps += 1
+
+
+def _check_names(coefficients: dict[str, float], schedule: str | None, average: str, optimizer: str) -> None:
+    for what, value, known in (
+        *(("coefficient", name, LOSSES) for name in coefficients),
+        ("schedule", schedule, (None, *SCHEDULES)),
+        ("loss_average", average, AVERAGES),
+        ("optimizer", optimizer, OPTIMIZERS),
+    ):
+        if value not in known:
+            raise TrituneError(f"unknown {what} {value!r}; known are {', '.join(str(name) for name in known)}")
+    if not any(coefficients.values()):
+        raise TrituneError("every loss has the coefficient 0; there is nothing to train on")
+
+
+def _check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    if not is_instrumented(student):
+        raise TrituneError("the student is a plain model; make it with tritune.prepare(model)")
+    layers = [len(instrument_of(model).anatomy.sites) for model in (student, teacher)]
+    if layers[0] != layers[1]:
+        raise TrituneError(f"the student has {layers[0]} layers and the teacher {layers[1]}")
+    labels = [model.config.num_labels for model in (student, teacher)]
+    if labels[0] != labels[1]:
+        raise TrituneError(f"the student has {labels[0]} labels and the teacher {labels[1]}")

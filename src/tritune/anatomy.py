@@ -135,7 +135,7 @@ def find_anatomy(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor])
     recording, head = _record(model, sample_inputs)
     attentions = [i for i, call in enumerate(recording.calls) if call.kind == "attention"]
     if not attentions:
-        raise _unsupported(model, "its attention does not go through transformers' AttentionInterface")
+        raise unsupported(model, "its attention does not go through transformers' AttentionInterface")
     tail = _tail(recording, head)
     tail_names = {recording.calls[i].name for i in tail}
     starts = [min(min(recording.linears(node), default=i) for node in recording.calls[i].inputs) for i in attentions]
@@ -155,7 +155,8 @@ def find_anatomy(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor])
     )
 
 
-def _unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
+def unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
+    """The error that refuses the class of `model` for `reason`."""
     return UnsupportedModelError(f"{type(model).__name__} cannot be served: {reason}")
 
 
@@ -231,17 +232,17 @@ def _site(model: nn.Module, recording: _Recording, attention: int, after: range,
     """The modules around the attention call number `attention`; `after` are the calls up to the next block."""
     call = recording.calls[attention]
     if getattr(dict(model.named_modules())[call.name], "is_causal", False):
-        raise _unsupported(model, f"{call.name} is causal, and only encoders are supported")
+        raise unsupported(model, f"{call.name} is causal, and only encoders are supported")
     feeds = [recording.linears(node) for node in call.inputs]
     if any(len(feed) != 1 for feed in feeds):
-        raise _unsupported(model, f"query, key and value of {call.name} do not come from one Linear each")
+        raise unsupported(model, f"query, key and value of {call.name} do not come from one Linear each")
     query, key, value = (recording.calls[i] for (i,) in feeds)
     if len({query.name, key.name, value.name}) < 3:
-        raise _unsupported(model, f"query, key and value of {call.name} come from one fused Linear")
+        raise unsupported(model, f"query, key and value of {call.name} come from one fused Linear")
     linears = [recording.calls[i] for i in after if recording.calls[i].kind == "linear"]
     projection = next((c for c in linears if call.output in recording.upstream(c.inputs[0], call.output)), None)
     if projection is None:
-        raise _unsupported(model, f"no Linear consumes the context of {call.name}")
+        raise unsupported(model, f"no Linear consumes the context of {call.name}")
     norm, post_norm = _block_output(model, recording, projection, range(after.start, len(recording.calls)))
     ffn = [c for c in linears if c is not projection and c.name not in tail_names]
     ffn_nodes = {c.output for c in ffn}
@@ -278,4 +279,4 @@ def _block_output(model: nn.Module, recording: _Recording, projection: _Call, af
             return norm.name, False
         if norm.output in sources and len(sources) > 1:
             return norm.name, True
-    raise _unsupported(model, f"no norm with a residual sum before and after it follows {projection.name}")
+    raise unsupported(model, f"no norm with a residual sum before and after it follows {projection.name}")

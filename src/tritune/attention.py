@@ -1,8 +1,8 @@
 """The one attention function: quantize, record, intervene.
 
 Every family that routes its attention through transformers' `AttentionInterface` is served by `attention_forward`; no
-modelling code is ours. An attention module that `instrument` has not seen gets plain softmax attention, bit for bit that
-of `attn_implementation="eager"`. What an instrumented module does beyond it is held by its `AttentionState`.
+modelling code is ours. An attention module that `instrument` has not seen gets plain softmax attention, bit for bit
+that of `attn_implementation="eager"`. What an instrumented module does beyond it is held by its `AttentionState`.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from .trace import Intervention, LayerTrace, ModelTrace, Site
 IMPLEMENTATION = "tritune"
 STATE_ATTRIBUTE = "tritune_attention"
 
-# An additive mask hides a key with the dtype's minimum, Swin's shifted windows with -100; learned biases stay far above.
+# An additive mask hides a key with the dtype's minimum, Swin's shifted windows with -100; learned biases stay above.
 _MASKED_BELOW = -50.0
 
 _observer: ContextVar[Callable[[nn.Module, tuple, torch.Tensor], None] | None] = ContextVar("observer", default=None)

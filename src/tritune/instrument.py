@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from .anatomy import Anatomy, find_anatomy
+from .anatomy import Anatomy, find_anatomy, unsupported
 from .attention import IMPLEMENTATION, STATE_ATTRIBUTE, AttentionState, ForwardPass
 from .errors import TrituneError, UnsupportedModelError
 from .trace import TRACE_FIELDS, Intervention, ModelTrace, Site
@@ -141,20 +141,16 @@ def _analyse(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | No
     inputs = sample_inputs if sample_inputs is not None else make_sample_inputs(model)
     previous = model.config._attn_implementation
     if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{type(model).__name__} cannot be served: only encoders are supported")
+        raise unsupported(model, "only encoders are supported")
     if not model._can_set_attn_implementation():
-        raise UnsupportedModelError(
-            f"{type(model).__name__} cannot be served: its attention does not go through transformers' AttentionInterface"
-        )
+        raise unsupported(model, "its attention does not go through transformers' AttentionInterface")
     model.set_attn_implementation("eager")
     expected = _outputs(model, inputs)
     model.set_attn_implementation(IMPLEMENTATION)
     try:
         anatomy = find_anatomy(model, inputs)
         if not torch.allclose(_outputs(model, inputs), expected, rtol=1e-4, atol=1e-4):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} cannot be served: its attention is not softmax(QK^T/sqrt(d) + mask)V"
-            )
+            raise unsupported(model, "its attention is not softmax(QK^T/sqrt(d) + mask)V")
     except UnsupportedModelError:
         model.set_attn_implementation(previous or "eager")
         raise

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
+from ..tasks import Task
 from .glue import load_glue_folder
 from .hub import load_hub
-from ..tasks import Task
 
 __all__ = ["load_glue_folder", "load_hub", "load_task_data"]
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import datasets
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ..errors import TrituneError
@@ -62,3 +63,26 @@ def collator(tokenizer: PreTrainedTokenizerBase, padding: str, max_length: int) 
         raise TrituneError(f"{type(tokenizer).__name__} has no padding token: set tokenizer.pad_token")
     length = max_length if padding == "max_length" else None
     return DataCollatorWithPadding(tokenizer, padding=padding, max_length=length)
+
+
+@dataclass(frozen=True)
+class EncodedData:
+    """A task's splits as token ids, and the function that makes batches of them.
+
+    Attributes:
+        splits: "train" (where it was asked for) and the task's dev splits.
+        collate: rows to a padded batch of tensors, (batch, length).
+        dev: the dev split that selects.
+    """
+
+    splits: DatasetDict
+    collate: DataCollatorWithPadding
+    dev: Dataset
+
+
+def encode_splits(
+    splits: DatasetDict, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, padding: str
+) -> EncodedData:
+    """Every split through `encode`, with the `collator` that belongs to it."""
+    encoded = DatasetDict({name: encode(split, task, tokenizer, max_length) for name, split in splits.items()})
+    return EncodedData(encoded, collator(tokenizer, padding, max_length), encoded[task.dev_splits[0]])

@@ -98,14 +98,28 @@ _REFLEXIVE = (
     "A C that S P X r V",
     "A C that S that X T r V",
 )
+_PLAIN_AGREEMENT = ("S r V", "S P Y r V", "S that T Y r V", "P Y S r V")
+_PLAIN_REFLEXIVE = ("S r V",)
 _CORRELATIVE = "S X c X T A X d X"
-_SHARES = (0.5, 0.3, 0.2)
+_SHARES = {
+    "agreement": 0.3,
+    "reflexive": 0.18,
+    "correlative": 0.12,
+    "agreement plain": 0.24,
+    "reflexive plain": 0.16,
+}
 _ADJECTIVE_SHARE = 0.25
 _ADVERB_SHARE = 0.5
 
 _DETERMINER_SHARE = 0.5
 
 _Piece = tuple[str, list[str]]
+_Twins = tuple[list[_Piece], dict[str, list[str]]]
+
+
+def _pick(forms: tuple[str, str], number: int) -> tuple[str, str]:
+    """Return the form of that number, then the other form."""
+    return forms[number], forms[1 - number]
 
 
 def _phrase(rng: random.Random, noun: tuple[str, str], number: int) -> list[str]:
@@ -129,46 +143,58 @@ def _expand(rng: random.Random, template: str, chosen: dict[str, list[str]]) -> 
     return [(symbol, chosen[symbol] if symbol in chosen else draw[symbol]()) for symbol in template.split()]
 
 
-def _agreement(rng: random.Random) -> list[_Piece]:
-    """Return an acceptable sentence whose verb agrees with S in number; A has the other number."""
+def _agreement(rng: random.Random, plain: bool) -> _Twins:
+    """Return a sentence whose verb agrees with S in number; A has the other number, Y the same."""
     number = rng.randrange(2)
     subject, other = rng.sample(_NOUNS, 2)
     if rng.random() < 0.5:
-        verb = [rng.choice(_AGREEING)[number]]
+        right, wrong = [[form] for form in _pick(rng.choice(_AGREEING), number)]
     else:
-        verb = [rng.choice(_LINKING)[number], rng.choice(_ADJECTIVES)]
-    chosen = {"S": _phrase(rng, subject, number), "A": _phrase(rng, other, 1 - number), "V": verb}
-    return _expand(rng, rng.choice(_AGREEMENT), chosen)
+        adjective = rng.choice(_ADJECTIVES)
+        right, wrong = [[form, adjective] for form in _pick(rng.choice(_LINKING), number)]
+    chosen = {"S": _phrase(rng, subject, number), "V": right}
+    if plain:
+        chosen["Y"] = _phrase(rng, other, number)
+        return _expand(rng, rng.choice(_PLAIN_AGREEMENT), chosen), {"V": wrong}
+    chosen["A"] = _phrase(rng, other, 1 - number)
+    return _expand(rng, rng.choice(_AGREEMENT), chosen), {"S": chosen["A"], "A": chosen["S"]}
 
 
-def _reflexive(rng: random.Random) -> list[_Piece]:
-    """Return an acceptable sentence whose reflexive matches S in number and gender; A does not match it."""
+def _reflexive(rng: random.Random, plain: bool) -> _Twins:
+    """Return a sentence whose reflexive matches S in number and gender; A does not match it."""
     antecedents = {
         "himself": (rng.choice(_GENDERED["himself"]), 0),
         "herself": (rng.choice(_GENDERED["herself"]), 0),
         "themselves": (rng.choice(_PERSONS), 1),
     }
     right, wrong = rng.sample(sorted(antecedents), 2)
-    subject, other = (_phrase(rng, *antecedents[reflexive]) for reflexive in (right, wrong))
-    chosen = {"S": subject, "A": other, "V": [rng.choice(_PAST), right]}
-    return _expand(rng, rng.choice(_REFLEXIVE), chosen)
+    verb = rng.choice(_PAST)
+    chosen = {"S": _phrase(rng, *antecedents[right]), "V": [verb, right]}
+    if plain:
+        return _expand(rng, rng.choice(_PLAIN_REFLEXIVE), chosen), {"V": [verb, wrong]}
+    chosen["A"] = _phrase(rng, *antecedents[wrong])
+    return _expand(rng, rng.choice(_REFLEXIVE), chosen), {"S": chosen["A"], "A": chosen["S"]}
 
 
-def _correlative(rng: random.Random) -> list[_Piece]:
-    """Return an acceptable sentence with two different paired conjunctions; S and A are their first halves."""
+def _correlative(rng: random.Random) -> _Twins:
+    """Return a sentence with two different paired conjunctions; S and A are their first halves."""
     first, second = rng.sample(_CONJUNCTIONS, 2)
     chosen = {"S": [first[0]], "A": [second[0]], "c": [first[1]], "d": [second[1]]}
-    return _expand(rng, _CORRELATIVE, chosen)
+    return _expand(rng, _CORRELATIVE, chosen), {"S": chosen["A"], "A": chosen["S"]}
 
 
 def _twins(rng: random.Random) -> tuple[str, str]:
-    """Return an acceptable sentence and the unacceptable one in which S and A have traded places."""
-    (family,) = rng.choices((_agreement, _reflexive, _correlative), _SHARES)
-    pieces = family(rng)
-    words = dict(pieces)
-    trade = {"S": words["A"], "A": words["S"]}
+    """Return an acceptable sentence and its unacceptable twin."""
+    (kind,) = rng.choices(list(_SHARES), list(_SHARES.values()))
+    family, _, plain = kind.partition(" ")
+    if family == "correlative":
+        pieces, changed = _correlative(rng)
+    elif family == "agreement":
+        pieces, changed = _agreement(rng, bool(plain))
+    else:
+        pieces, changed = _reflexive(rng, bool(plain))
     good = [word for _, part in pieces for word in part]
-    bad = [word for symbol, part in pieces for word in trade.get(symbol, part)]
+    bad = [word for symbol, part in pieces for word in changed.get(symbol, part)]
     return " ".join(good), " ".join(bad)
 
 

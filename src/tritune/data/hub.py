@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from datasets import DatasetDict, load_dataset
 
-from .glue import features, wanted_splits
 from ..errors import TrituneError
 from ..tasks import Task
+from .glue import features, wanted_splits
 
 REPOSITORY = "nyu-mll/glue"
 

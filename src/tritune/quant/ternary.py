@@ -67,10 +67,7 @@ def ternarize_least_squares(
 
 @dataclass(frozen=True)
 class Ternary:
-    """TWN as a weight quantizer: clip, ternarize, straight-through gradient inside the clip.
-
-    Calling it is `fake_quantize`: float to float.
-    """
+    """TWN as a weight quantizer: clip, ternarize, straight-through gradient inside the clip."""
 
     granularity: Granularity = Granularity.TENSOR
     clip: float = 2.5
@@ -86,6 +83,7 @@ class Ternary:
         return codes.to(scale.dtype) * scale
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        """`fake_quantize`: float of any shape to float, with the straight-through gradient."""
         with torch.no_grad():
             quantized = self.dequantize(*self.quantize(weight))
         return straight_through(weight, quantized, self.clip)

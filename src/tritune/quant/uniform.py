@@ -20,8 +20,7 @@ _SMALLEST_MAGNITUDE = 1e-30
 class Uniform:
     """Codes -(2^(bits-1) - 1) ... 2^(bits-1) - 1, the largest magnitude at the last one.
 
-    Calling it is `fake_quantize`: float to float, with the gradient passed where |x| < clip (TernaryBERT, section 3.2).
-    Rounding is to the nearest code, ties to even.
+    The gradient passes where |x| < clip (TernaryBERT, section 3.2). Rounding is to the nearest code, ties to even.
     """
 
     bits: int = 8
@@ -54,6 +53,7 @@ class Uniform:
         return codes.to(scale.dtype) * scale
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """`fake_quantize`: float of any shape to float, with the straight-through gradient."""
         with torch.no_grad():
             codes, codes_per_unit = self._codes(values)
             quantized = codes / codes_per_unit

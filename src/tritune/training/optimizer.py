@@ -14,9 +14,9 @@ import torch
 class BertAdam(torch.optim.Optimizer):
     """Adam without bias correction, with a per-parameter warm-up and linear decay.
 
-    With s the updates a parameter has had and T = `total_steps`, its rate is lr * (s/T) / warmup while s/T < warmup, else
-    lr * (1 - s/T) / (1 - warmup). A parameter whose gradient is None is left alone entirely: no moments, no decay, no
-    step counted.
+    With s the updates a parameter has had and T = `total_steps`, its rate is lr * (s/T) / warmup while s/T < warmup,
+    else lr * (1 - s/T) / (1 - warmup). A parameter whose gradient is None is left alone entirely: no moments, no decay,
+    no step counted.
 
     Args:
         params: parameters or groups, as for any torch optimizer; a group may set its own `weight_decay`.

@@ -4,17 +4,18 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..distill import AVERAGES, LOSSES, Pair, distillation_losses, trace_fields
 from ..errors import TrituneError
 from ..instrument import instrument, instrument_of, is_instrumented
+from ..recipes import OPTIMIZERS
 from ..schedule import SCHEDULES
 from ..trace import Intervention, Site
-from .optimizer import BertAdam, learning_rate
+from .arguments import bert_adam, without_clip_and_schedule
+from .optimizer import learning_rate
 
 TERNARYBERT = {"logits": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
-OPTIMIZERS = ("bert_adam", "adamw")
 
 
 class DistillationTrainer(Trainer):
@@ -27,8 +28,8 @@ class DistillationTrainer(Trainer):
     Args:
         model: the student, as `tritune.prepare` returns it.
         teacher: a float model of the same shape; it is instrumented, frozen and put into evaluation mode.
-        args: `TrainingArguments`; with the published optimizer `max_grad_norm` 0 and a constant schedule fit, since the
-            optimizer clips and schedules by itself.
+        args: `TrainingArguments`. `bert_adam` clips each tensor by itself to its `max_grad_norm`, and brings its own
+            schedule in place of `lr_scheduler_type`.
         coefficients: the weight of each loss of `distill.LOSSES`; TernaryBERT's three when None.
         schedule: a name of `schedule.SCHEDULES`, or None for no intervention.
         loss_average: `padded` or `valid`, see `distill`.
@@ -46,7 +47,7 @@ class DistillationTrainer(Trainer):
         self,
         model: PreTrainedModel,
         teacher: PreTrainedModel,
-        args: Any = None,
+        args: TrainingArguments | None = None,
         *,
         coefficients: dict[str, float] | None = None,
         schedule: str | None = None,
@@ -63,23 +64,16 @@ class DistillationTrainer(Trainer):
         self.site: Site | None = None
         self._loss_sums: dict[str, float | torch.Tensor] = defaultdict(float)
         self._loss_steps = 0
+        self.optimizer_args = args = args if args is not None else TrainingArguments()
+        if optimizer == "bert_adam":
+            args = without_clip_and_schedule(args)
         super().__init__(model=model, args=args, **kwargs)
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The published optimizer unless `adamw` was asked for; decay spares biases and norms either way."""
         if self.optimizer_name == "bert_adam":
-            args = self.args
-            self.optimizer_cls_and_kwargs = (
-                BertAdam,
-                {
-                    "lr": args.learning_rate,
-                    "total_steps": self.state.max_steps,
-                    "warmup": self.warmup_ratio,
-                    "betas": (args.adam_beta1, args.adam_beta2),
-                    "eps": args.adam_epsilon,
-                },
-            )
+            self.optimizer_cls_and_kwargs = bert_adam(self.optimizer_args, self.state.max_steps, self.warmup_ratio)
         return super().create_optimizer(model)
 
     def compute_loss(
@@ -134,6 +128,10 @@ class DistillationTrainer(Trainer):
             self._loss_steps = 0
         super().log(logs, start_time)
 
+    def site_name(self) -> str | None:
+        """The site of the newest step's intervention as text, or None."""
+        return self.site.value if self.site else None
+
     def _get_learning_rate(self) -> float:
         """The rate of the update just made; Trainer's own scheduler is constant under the published optimizer."""
         if self.optimizer_name != "bert_adam":
@@ -150,8 +148,8 @@ class DistillationTrainer(Trainer):
             value = value.detach()
             if not torch.isfinite(value):
                 raise TrituneError(
-                    f"step {self.state.global_step + 1}: the {name} loss is {value.item()}; lower learning_rate, or check "
-                    "the teacher's weights"
+                    f"step {self.state.global_step + 1}: the {name} loss is {value.item()}; lower learning_rate, or "
+                    "check the teacher's weights"
                 )
             self._loss_sums[name] += value
         self._loss_steps += 1

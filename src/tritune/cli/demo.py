@@ -1,0 +1,5 @@
+"""`tritune demo`."""
+
+
+def demo() -> None:
+    """Demo."""

@@ -1,0 +1,30 @@
+"""`tritune evaluate`: the score of one model."""
+
+from typing import Annotated
+
+import typer
+
+from . import options
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run, a teacher or any fine-tuned model.", metavar="MODEL")],
+    task: options.Task,
+    data: options.Data = None,
+    teacher: Annotated[str | None, typer.Option(help="Also measure how close MODEL is to this teacher.")] = None,
+    overrides: options.Overrides = None,
+    json: options.Json = False,
+) -> None:
+    """Score MODEL on the dev set of a task, with the length, padding and batch size that it was trained with.
+
+    Those are read from the recipe.yaml beside it, or else from the task table; `--set` overrides them. Per-tensor
+    activation scales make a score depend on the batch size.
+
+    Example: `tritune evaluate run/ --task sst2 --data glue/SST-2 --json`
+    """
+    options.quiet_libraries()
+    from ..evaluate import evaluate_source
+    from ..tasks import get_task
+    from .show import show_scores
+
+    show_scores(evaluate_source(model, get_task(task), data, overrides or [], teacher), as_json=json)

@@ -1,0 +1,47 @@
+"""`tritune`: the entry point; a wrong input is one line on stderr and exit code 2."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from .. import errors
+from . import demo, evaluate, finetune, recipes, train
+
+app = typer.Typer(
+    name="tritune",
+    help="Fine-tuned Transformers with ternary weights and 8-bit activations.\n\n"
+    "A teacher first (finetune, or any fine-tuned checkpoint), then a student (train), then its score (evaluate). "
+    "`tritune demo` shows all three on data of its own, offline, in a few minutes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command()(finetune.finetune)
+app.command()(train.train)
+app.command()(evaluate.evaluate)
+app.command()(recipes.recipes)
+app.command()(demo.demo)
+
+
+@app.callback()
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+    if version:
+        from .. import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    try:
+        app()
+    except errors.TrituneError as error:
+        message = " ".join(str(error).split())
+        Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", markup=False, highlight=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

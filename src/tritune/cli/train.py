@@ -1,0 +1,54 @@
+"""`tritune train`: a ternary student from a teacher."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+
+
+class Step(str, Enum):
+    """One of the two steps of Teacher Intervention."""
+
+    one = "one"
+    two = "two"
+
+
+def train(
+    teacher: Annotated[str, typer.Argument(help="Fine-tuned model: a folder or a hub name.", metavar="TEACHER")],
+    task: options.Task,
+    output: options.Output,
+    data: options.Data = None,
+    recipe: Annotated[str, typer.Option(help="A name that `tritune recipes` lists, or a YAML file.")] = "ti-g",
+    overrides: options.Overrides = None,
+    phase: Annotated[Step | None, typer.Option(help="Run one step of the two alone.")] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Go on from this QAT student instead of the quantized teacher.")
+    ] = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Distil TEACHER into a student with ternary weights and 8-bit activations (QAT).
+
+    The output folder holds the last student, `best/`, recipe.yaml as it was in force, metrics.json and history.jsonl.
+    Load the student with any Auto class after `import tritune`.
+
+    Example: `tritune train teacher/ --task sst2 --data glue/SST-2 --recipe ti-g --set max_steps=1000 --output run/`
+    """
+    options.quiet_libraries()
+    from ..load import load_student
+    from ..recipes import load_recipe
+    from ..tasks import get_task
+    from ..training.job import open_job
+    from ..training.run import plan, run
+    from ..training.run_folder import claim
+    from .show import show_plan, show_run
+
+    job = open_job(teacher, get_task(task), data, load_recipe(recipe, overrides or []), output, overwrite=overwrite)
+    phases = plan(job, phase and phase.value)
+    student = load_student(start, job.task) if start else None
+    show_plan(job.recipe, phases)
+    claim(output)
+    show_run(run(job, phases, student), output, as_json=json)

@@ -1,0 +1,135 @@
+"""The score of one model on one task, and how far a student is from its teacher.
+
+A score never has the teacher inside; `assisted_logits` is the one function that measures a student with the teacher's
+tensors plugged in, and what it returns is reported under the name `assisted`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .data import load_task_data
+from .data.encode import EncodedData, encode_splits
+from .distill import kl_divergence
+from .load import is_quantized, load_model, load_tokenizer
+from .recipes import FinetuneRecipe, Recipe, load_recipe, recipe_beside
+from .size import size_bytes
+from .tasks import Task
+from .trace import Intervention, Site
+
+Collator = Callable[[list[dict]], dict[str, torch.Tensor]]
+
+
+def predict(model: PreTrainedModel, dataset: Dataset, collate: Collator, batch_size: int) -> np.ndarray:
+    """Logits, (rows, labels), of `model` in evaluation mode.
+
+    Batches are taken in order: with per-tensor activation scales a row's logits depend on its batch mates.
+    """
+    with _evaluation(model), torch.no_grad():
+        batches = _batches(dataset, collate, batch_size, model.device)
+        return np.concatenate([model(**batch).logits.float().cpu().numpy() for batch in batches])
+
+
+def assisted_logits(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    site: Site,
+    dataset: Dataset,
+    collate: Collator,
+    batch_size: int,
+) -> np.ndarray:
+    """Logits, (rows, labels), of a student whose every layer uses the teacher's tensor at `site`."""
+    logits = []
+    with _evaluation(student), _evaluation(teacher), torch.no_grad():
+        for batch in _batches(dataset, collate, batch_size, student.device):
+            trace = teacher(**batch, output_trace=[site.field]).trace
+            logits.append(student(**batch, intervention=Intervention(site, trace)).logits.float().cpu().numpy())
+    return np.concatenate(logits)
+
+
+def dev_logits(model: PreTrainedModel, data: EncodedData, task: Task, batch_size: int) -> dict[str, np.ndarray]:
+    """Logits, (rows, labels), of every dev split of `task`."""
+    return {split: predict(model, data.splits[split], data.collate, batch_size) for split in task.dev_splits}
+
+
+def dev_scores(logits: dict[str, np.ndarray], data: EncodedData, task: Task) -> dict[str, Any]:
+    """Metrics of the dev split that selects; those of further splits (MNLI's mismatched) under the split's name."""
+    first, *others = task.dev_splits
+    scores = {split: task.measure(logits[split], np.asarray(data.splits[split]["labels"])) for split in task.dev_splits}
+    return scores[first] | {split: scores[split] for split in others}
+
+
+def closeness(student: np.ndarray, teacher: np.ndarray, task: Task) -> dict[str, float]:
+    """How close a student's logits, (rows, labels), are to its teacher's from a pass of its own.
+
+    Returns:
+        `agreement`, the share of rows with the same answer, and `kl_to_teacher`, KL(teacher || student) per row; for
+        regression `mse_to_teacher`.
+    """
+    if task.is_regression:
+        return {"mse_to_teacher": float(np.mean((student - teacher) ** 2))}
+    divergence = kl_divergence(torch.from_numpy(student).double(), torch.from_numpy(teacher).double())
+    return {
+        "agreement": float(np.mean(student.argmax(-1) == teacher.argmax(-1))),
+        "kl_to_teacher": float(divergence),
+    }
+
+
+class _evaluation:
+    """Evaluation mode within the context; the mode before comes back."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model, self.training = model, model.training
+
+    def __enter__(self) -> None:
+        self.model.eval()
+
+    def __exit__(self, *exception) -> None:
+        self.model.train(self.training)
+
+
+def _batches(
+    dataset: Dataset, collate: Collator, batch_size: int, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collate), desc="evaluate", leave=False, delay=3):
+        yield {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+
+
+def evaluate_source(
+    source: str | Path,
+    task: Task,
+    data_folder: Path | None = None,
+    overrides: Sequence[str] = (),
+    teacher_source: str | Path | None = None,
+) -> dict[str, Any]:
+    """The dev score of a model in a folder or on the hub, taken with the lengths and batches of its recipe.
+
+    Args:
+        source: a run, a teacher, or any classifier fine-tuned on `task`.
+        task: of the table.
+        data_folder: the task's original files; None reads the hub.
+        overrides: `key=value` for the recipe beside the model.
+        teacher_source: a second model to which the closeness is measured.
+
+    Raises:
+        TrituneError: model, data or an override cannot be used.
+    """
+    model = load_model(source, task)
+    kind = Recipe if is_quantized(model) else FinetuneRecipe
+    recipe = load_recipe(recipe_beside(source), overrides, kind).resolve(task, train_rows=1)
+    tokenizer = load_tokenizer(source, model, recipe.max_length)
+    splits = load_task_data(task, data_folder, task.dev_splits)
+    data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
+    logits = dev_logits(model, data, task, recipe.per_device_eval_batch_size)
+    scores = {"model": str(source), "task": task.name, "metric": task.metric, **dev_scores(logits, data, task)}
+    if teacher_source is not None:
+        teacher = dev_logits(load_model(teacher_source, task), data, task, recipe.per_device_eval_batch_size)
+        scores |= closeness(logits[task.dev_splits[0]], teacher[task.dev_splits[0]], task)
+    return scores | {"rows": len(data.dev), "size_bytes": size_bytes(model)}

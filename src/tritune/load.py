@@ -1,0 +1,176 @@
+"""Models and tokenizers from a folder or the hub, checked against the task before anything is computed or written."""
+
+import hashlib
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from .checkpoint import TrituneConfig
+from .errors import TrituneError
+from .tasks import Task
+
+
+def load_model(source: str | Path, task: Task, *, new_head: bool = False) -> PreTrainedModel:
+    """A sequence classifier for `task`, on the CPU in float32.
+
+    Args:
+        source: a local folder or a hub name.
+        task: what it must classify.
+        new_head: whether a missing classifier is made anew and the labels set to the task's, as for fine-tuning;
+            otherwise the model must have been fine-tuned on this task's labels.
+
+    Raises:
+        TrituneError: the source is not a model, its weights are incomplete or not finite, or its labels are not the
+            task's; the message says which.
+    """
+    config = _load_config(source)
+    options = _head_options(task) if new_head else {}
+    if not new_head:
+        _check_labels(config, task, source)
+    try:
+        with _quiet():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                output_loading_info=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=new_head,
+                **options,
+            )
+    except TrituneError:
+        raise
+    except Exception as error:
+        raise TrituneError(f"{source}: not a model that can be loaded ({_first_line(error)})") from None
+    missing = sorted(report["missing_keys"])
+    if missing and not new_head:
+        raise TrituneError(f"{source}: {', '.join(missing[:3])} have no weights; fine-tune it first (tritune finetune)")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise TrituneError(f"{source}: the weight {name} holds NaN or infinite values")
+    return model
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Whether `model` is a QAT model."""
+    return isinstance(getattr(model.config, "quantization_config", None), TrituneConfig)
+
+
+def load_student(source: str | Path, task: Task) -> PreTrainedModel:
+    """A QAT model for `task` to go on training.
+
+    Raises:
+        TrituneError: as `load_model`, or it is a float model.
+    """
+    model = load_model(source, task)
+    if not is_quantized(model):
+        raise TrituneError(f"{source}: a float model; --from takes a student that `tritune train` wrote")
+    return model
+
+
+def load_tokenizer(source: str | Path, model: PreTrainedModel, max_length: int) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model.
+
+    Raises:
+        TrituneError: there is none, it has more tokens than the model's embedding, or `max_length` is beyond the
+            model's positions.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except Exception as error:
+        raise TrituneError(f"{source}: no tokenizer that can be loaded ({_first_line(error)})") from None
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding) and len(tokenizer) > embedding.num_embeddings:
+        raise TrituneError(
+            f"{source}: the tokenizer has {len(tokenizer)} tokens and the model's embedding only "
+            f"{embedding.num_embeddings} rows; they do not belong together"
+        )
+    positions = _positions(model)
+    if positions is not None and max_length > positions:
+        raise TrituneError(f"max_length {max_length} is more than the {positions} positions of {source}")
+    return tokenizer
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """A hash of names, shapes and bytes of all weights; equal for equal models wherever they lie."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _load_config(source: str | Path) -> PreTrainedConfig:
+    path = Path(source)
+    if _looks_local(source) and not path.is_dir():
+        raise TrituneError(f"{source}: there is no such folder")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise TrituneError(f"{source}: not a model: the folder has no config.json")
+    try:
+        return AutoConfig.from_pretrained(source)
+    except TrituneError:
+        raise
+    except Exception as error:
+        raise TrituneError(f"{source}: not a model: its config cannot be read ({_first_line(error)})") from None
+
+
+def _looks_local(source: str | Path) -> bool:
+    text = str(source)
+    return isinstance(source, Path) or text.startswith(("/", ".", "~")) or text.endswith("/") or text.count("/") > 1
+
+
+def _head_options(task: Task) -> dict:
+    if task.is_regression:
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {
+        "num_labels": task.num_labels,
+        "problem_type": "single_label_classification",
+        "id2label": dict(enumerate(task.labels)),
+        "label2id": {label: index for index, label in enumerate(task.labels)},
+    }
+
+
+def _check_labels(config: PreTrainedConfig, task: Task, source: str | Path) -> None:
+    if config.num_labels != task.num_labels:
+        raise TrituneError(f"{source}: the model has {config.num_labels} labels, {task.title} has {task.num_labels}")
+    names = [str(config.id2label[index]).lower() for index in range(config.num_labels)]
+    wanted = [label.lower() for label in task.labels or ()]
+    if names != wanted and sorted(names) == sorted(wanted):
+        raise TrituneError(f"{source}: the model's labels stand in the order {names}, {task.title}'s are {wanted}")
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """Tokens that the position embedding has room for; RoBERTa's kin start counting after the padding id."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - offset
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__
+
+
+@contextmanager
+def _quiet():
+    """Loading reports of transformers become our own errors; its table of missing keys would say it twice."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

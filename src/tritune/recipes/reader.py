@@ -1,0 +1,151 @@
+"""Recipes from YAML, with overrides from the command line; an unknown, unused or mistyped key is an error."""
+
+import contextlib
+import difflib
+import math
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from ..errors import TrituneError
+from .recipe import FinetuneRecipe, Recipe
+
+Kind = TypeVar("Kind", FinetuneRecipe, Recipe)
+FINETUNE = "finetune"
+RECIPE_FILE = "recipe.yaml"
+
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple: "a list of whole numbers",
+    type(None): "null",
+}
+
+
+def load_recipe(name: str | Path | None, overrides: Sequence[str] = (), kind: type[Kind] = Recipe) -> Kind:
+    """A shipped recipe by name, or one's own by the path of its YAML file.
+
+    A file may say `base: NAME` and then holds only what differs from that recipe.
+
+    Args:
+        name: a name that `tritune recipes` lists, or a path; None is the defaults of `kind`.
+        overrides: `key=value` pairs, the values in YAML; later ones win.
+        kind: `Recipe`, or `FinetuneRecipe` for a teacher's.
+
+    Raises:
+        TrituneError: an unknown recipe or key, an unused key, a value of a wrong type or out of range; the message
+            names file and key.
+    """
+    values = {} if name is None else _typed(_read(str(name)), kind, f"recipe {name}")
+    given = _typed(dict(_pair(override) for override in overrides), kind, "--set")
+    recipe = kind(**{**values, **given})
+    for key, reason in recipe.unused_keys(set(given)).items():
+        raise TrituneError(f"--set: {key} would change nothing: {reason}")
+    return recipe
+
+
+def recipe_beside(model: str | Path) -> Path | None:
+    """The recipe that a model in a folder was trained with, if it lies there."""
+    path = Path(model) / RECIPE_FILE
+    return path if path.is_file() else None
+
+
+def shipped_recipes() -> dict[str, dict[str, Any]]:
+    """Name to the keys in which each shipped recipe differs from its base (`base` among them)."""
+    names = sorted(path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml"))
+    return {name: _parse((_folder() / f"{name}.yaml").read_text(encoding="utf-8"), name) for name in names}
+
+
+def to_yaml(recipe: FinetuneRecipe) -> str:
+    """The recipe as YAML that `load_recipe` reads back to an equal one."""
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items()}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _folder():
+    return resources.files(__package__)
+
+
+def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe with those of its bases below them."""
+    if name in seen:
+        raise TrituneError(f"recipe {name}: its base leads back to itself: {' -> '.join((*seen, name))}")
+    values = _parse(_text(name), name)
+    base = values.pop("base", None)
+    return {**_read(base, (*seen, name)), **values} if base else values
+
+
+def _text(name: str) -> str:
+    shipped = _folder() / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped.read_text(encoding="utf-8")
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        close = difflib.get_close_matches(name, shipped_recipes(), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        known = ", ".join(sorted(set(shipped_recipes()) - {FINETUNE}))
+        raise TrituneError(f"there is no recipe {name!r}: {hint}shipped are {known}; or give the path of a .yaml file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise TrituneError(f"recipe {name}: cannot be read ({reason})") from None
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise TrituneError(f"recipe {name}{where}: not YAML") from None
+    if not isinstance(values, dict):
+        raise TrituneError(f"recipe {name}: a recipe is a list of `key: value` lines")
+    return values
+
+
+def _pair(override: str) -> tuple[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise TrituneError(f"--set takes key=value, got {override!r}")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise TrituneError(f"--set {key}: {text!r} is not a YAML value") from None
+
+
+def _typed(values: dict[str, Any], kind: type, where: str) -> dict[str, Any]:
+    """`values` with numbers brought to the declared types; unknown keys and other types are errors."""
+    known = {field.name for field in fields(kind)}
+    types_of = typing.get_type_hints(kind)
+    typed = {}
+    for key, value in values.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "`tritune recipes --keys` lists them"
+            raise TrituneError(f"{where}: unknown key {key!r}; {hint}")
+        typed[key] = _convert(value, types_of[key], f"{where}: {key}")
+    return typed
+
+
+def _convert(value: Any, expected: Any, where: str) -> Any:
+    """`value` as the declared type: a whole number may stand for a float, and 2e-5 (a string to YAML) too."""
+    union = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    options = [typing.get_origin(option) or option for option in union]
+    if float in options and type(value) in (int, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if tuple in options and isinstance(value, list) and all(type(item) is int for item in value):
+        value = tuple(value)
+    if type(value) not in options or (isinstance(value, float) and not math.isfinite(value)):
+        wanted = " or ".join(_TYPE_NAMES[option] for option in options)
+        raise TrituneError(f"{where} must be {wanted}; got {value!r}")
+    return value

@@ -1,0 +1,192 @@
+"""The keys of a recipe. They are flat, and named as in transformers' `TrainingArguments` or as in the papers."""
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+from ..distill import AVERAGES
+from ..errors import TrituneError
+from ..quantization import Quantization
+from ..schedule import SCHEDULES, split_budget
+from ..tasks import Task
+
+Section = TypeVar("Section")
+
+PADDINGS = ("max_length", "longest")
+OPTIMIZERS = ("bert_adam", "adamw")
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe:
+    """How a model is trained, distilled or not.
+
+    Attributes:
+        name, description: for people.
+        max_steps: updates in total; -1 takes `num_train_epochs` passes over the data instead.
+        num_train_epochs: passes over the data.
+        learning_rate: at the peak of its schedule.
+        optimizer: `bert_adam` (the published one: no bias correction, clipping per tensor, schedule per parameter) or
+            `adamw`.
+        adam_beta1, adam_beta2, adam_epsilon: of either.
+        weight_decay: decoupled, off biases and norms.
+        warmup_ratio: the fraction of steps spent warming up.
+        max_grad_norm: of each tensor's gradient by itself with `bert_adam`, of all together with `adamw`; 0 is off.
+        per_device_train_batch_size, per_device_eval_batch_size: null takes the task's batch size.
+        max_length: tokens per example; null takes the task's.
+        padding: `max_length` or `longest`.
+        eval_steps: updates between evaluations; null takes the task's.
+        logging_steps: updates between lines of `history.jsonl`.
+        save_steps: updates between checkpoints of the running training.
+        seed: of everything that is random.
+    """
+
+    name: str = ""
+    description: str = ""
+    max_steps: int = -1
+    num_train_epochs: float = 3.0
+    learning_rate: float = 2e-5
+    optimizer: str = "adamw"
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-6
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.1
+    max_grad_norm: float = 1.0
+    per_device_train_batch_size: int | None = None
+    per_device_eval_batch_size: int | None = None
+    max_length: int | None = None
+    padding: str = "longest"
+    eval_steps: int | None = None
+    logging_steps: int = 10
+    save_steps: int = 500
+    seed: int = 42
+
+    def __post_init__(self):
+        _one_of(self, "optimizer", OPTIMIZERS)
+        _one_of(self, "padding", PADDINGS)
+        for key in ("learning_rate", "adam_epsilon"):
+            _check(self, key, lambda value: value > 0, "must be positive")
+        for key in ("weight_decay", "max_grad_norm"):
+            _check(self, key, lambda value: value >= 0, "must not be negative")
+        for key in ("adam_beta1", "adam_beta2", "warmup_ratio"):
+            _check(self, key, lambda value: 0 <= value < 1, "must be at least 0 and below 1")
+        counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "max_length", "eval_steps")
+        for key in (*counts, "logging_steps", "save_steps"):
+            _check(self, key, lambda value: value is None or value >= 1, "must be at least 1")
+        _check(self, "max_steps", lambda value: value >= 1 or value == -1, "must be at least 1, or -1 for epochs")
+        _check(self, "num_train_epochs", lambda value: value > 0, "must be positive")
+        _check(self, "seed", lambda value: 0 <= value < 2**32, "must be a whole number from 0 to 2^32 - 1")
+
+    def resolve(self, task: Task, train_rows: int) -> "FinetuneRecipe":
+        """The recipe in force: every value that depends on the task or the data filled in."""
+        batch = self.per_device_train_batch_size or task.batch_size
+        steps = self.max_steps
+        if steps < 0:
+            steps = max(1, math.ceil(self.num_train_epochs * math.ceil(train_rows / batch)))
+        return replace(
+            self,
+            max_steps=steps,
+            per_device_train_batch_size=batch,
+            per_device_eval_batch_size=self.per_device_eval_batch_size or task.batch_size,
+            max_length=self.max_length or task.max_length,
+            eval_steps=self.eval_steps or task.eval_steps,
+        )
+
+    def unused_keys(self, given: set[str]) -> dict[str, str]:
+        """Those of the keys a person gave that change nothing, with the reason."""
+        unused = {}
+        if {"max_steps", "num_train_epochs"} <= given and self.max_steps > 0:
+            unused["num_train_epochs"] = "max_steps is given too"
+        return {key: reason for key, reason in unused.items() if key in given}
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """The weight of each loss of `distill.LOSSES` in the sum; 0 leaves a loss out entirely."""
+
+    logits_coefficient: float = 1.0
+    hidden_states_coefficient: float = 1.0
+    attention_scores_coefficient: float = 1.0
+    attention_map_coefficient: float = 0.0
+    block_output_coefficient: float = 0.0
+    context_coefficient: float = 0.0
+    projection_coefficient: float = 0.0
+    ground_truth_coefficient: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe(FinetuneRecipe, Coefficients, Quantization):
+    """How a QAT student is made: what is quantized, what is distilled, which schedule of intervention, how trained.
+
+    Attributes:
+        loss_average: `padded` (as published) or `valid` (independent of padding), see `distill`.
+        schedule: `map`, `context`, `projection`, `gradual`, `inverted`, `stochastic`; null for no intervention.
+        step_one_steps: length of step one; null is min(60, total // 4), or 120 for 60 with CoLA and 4-layer students.
+    """
+
+    optimizer: str = "bert_adam"
+    padding: str = "max_length"
+    loss_average: str = "padded"
+    schedule: str | None = None
+    step_one_steps: int | None = None
+
+    def __post_init__(self):
+        FinetuneRecipe.__post_init__(self)
+        Quantization.__post_init__(self)
+        _one_of(self, "loss_average", AVERAGES)
+        _one_of(self, "schedule", (None, *SCHEDULES))
+        for field in fields(Coefficients):
+            _check(self, field.name, lambda value: value >= 0, "must not be negative")
+        if not any(self.coefficients().values()):
+            raise TrituneError("every loss coefficient is 0: there is nothing to train on")
+        _check(self, "step_one_steps", lambda value: value is None or value >= 1, "must be at least 1")
+
+    def section(self, kind: type[Section]) -> Section:
+        """The values of one of the dataclasses that this one is made of."""
+        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
+
+    def coefficients(self) -> dict[str, float]:
+        """Loss name to coefficient."""
+        return {field.name.removesuffix("_coefficient"): getattr(self, field.name) for field in fields(Coefficients)}
+
+    def split(self, task: Task, student_layers: int) -> tuple[int, int]:
+        """The (step one, step two) lengths of this recipe in force; (0, total) without a schedule.
+
+        Raises:
+            TrituneError: the budget leaves no step for step two.
+        """
+        if self.schedule is None:
+            return 0, self.max_steps
+        longest = 120 if task.name == "cola" or student_layers == 4 else 60
+        step_one = self.step_one_steps or split_budget(self.max_steps, longest)[0]
+        if step_one >= self.max_steps:
+            raise TrituneError(
+                f"step one of {step_one} steps leaves none of max_steps {self.max_steps} for step two; raise max_steps"
+            )
+        return step_one, self.max_steps - step_one
+
+    def unused_keys(self, given: set[str]) -> dict[str, str]:
+        """Those of the keys a person gave that change nothing, with the reason."""
+        unused = super().unused_keys(given)
+        if self.schedule is None:
+            unused["step_one_steps"] = "there is no schedule, so there is no step one"
+        if self.weight_bits is None:
+            weight_keys = ("weight_quantizer", "weight_granularity", "embedding_granularity", "threshold_factor")
+            unused |= dict.fromkeys(weight_keys, "weight_bits is null")
+        elif self.weight_bits != 2 or self.weight_quantizer == "least_squares":
+            unused["threshold_factor"] = "only twn has a threshold factor"
+        if not self.embeddings:
+            unused["embedding_granularity"] = "embeddings is false"
+        if self.activation_bits is None:
+            unused |= dict.fromkeys(("activation_granularity", "attention_products"), "activation_bits is null")
+        return {key: reason for key, reason in unused.items() if key in given}
+
+
+def _check(recipe: object, key: str, holds, message: str) -> None:
+    value = getattr(recipe, key)
+    if not holds(value):
+        raise TrituneError(f"{key} {message}; got {value!r}")
+
+
+def _one_of(recipe: object, key: str, allowed: tuple) -> None:
+    _check(recipe, key, lambda value: value in allowed, f"must be one of {', '.join(map(str, allowed))}")

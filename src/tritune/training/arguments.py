@@ -1,0 +1,59 @@
+"""From a recipe in force to what Trainer takes."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import SchedulerType, TrainingArguments
+
+from ..recipes import FinetuneRecipe
+from .optimizer import BertAdam
+
+
+def training_arguments(recipe: FinetuneRecipe, steps: int, folder: Path, data_seed: int) -> TrainingArguments:
+    """`TrainingArguments` for `steps` updates of a resolved recipe, checkpoints going to `folder`."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        learning_rate=recipe.learning_rate,
+        adam_beta1=recipe.adam_beta1,
+        adam_beta2=recipe.adam_beta2,
+        adam_epsilon=recipe.adam_epsilon,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        lr_scheduler_type="linear",
+        warmup_steps=round(recipe.warmup_ratio * steps),
+        per_device_train_batch_size=recipe.per_device_train_batch_size,
+        per_device_eval_batch_size=recipe.per_device_eval_batch_size,
+        eval_strategy="steps",
+        eval_steps=recipe.eval_steps,
+        logging_steps=recipe.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=recipe.save_steps,
+        save_total_limit=1,
+        seed=recipe.seed,
+        data_seed=data_seed,
+        report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def bert_adam(args: TrainingArguments, steps: int, warmup_ratio: float) -> tuple[type[BertAdam], dict[str, Any]]:
+    """Trainer's `optimizer_cls_and_kwargs` for the published optimizer over `steps` updates."""
+    return BertAdam, {
+        "lr": args.learning_rate,
+        "total_steps": steps,
+        "warmup": warmup_ratio,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+        "max_grad_norm": args.max_grad_norm,
+    }
+
+
+def without_clip_and_schedule(args: TrainingArguments) -> TrainingArguments:
+    """A copy for an optimizer that clips and schedules by itself, so that Trainer does neither."""
+    args = copy.copy(args)
+    args.max_grad_norm, args.lr_scheduler_type, args.warmup_steps = 0, SchedulerType.CONSTANT, 0
+    return args

@@ -1,0 +1,102 @@
+"""What happens beside the training steps: the best student is kept, history is written, bars tell phase and site."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
+
+from ..recipes import RECIPE_FILE, FinetuneRecipe, to_yaml
+from .run_folder import replace_folder, write_text
+
+
+class EvaluateAtEnd(TrainerCallback):
+    """Every phase ends with an evaluation, whatever the interval."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Ask for the evaluation after the last step."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+        return control
+
+
+class BestModel(TrainerCallback):
+    """Keeps the model with the highest value of one metric in a folder of its own.
+
+    Args:
+        folder: where it is kept; replaced whole each time.
+        metric: of the evaluation's metrics, without `eval_`.
+        tokenizer: saved beside the model.
+        recipe: saved beside them, so that the folder can be scored as it was trained.
+    """
+
+    def __init__(self, folder: Path, metric: str, tokenizer: PreTrainedTokenizerBase, recipe: FinetuneRecipe):
+        self.folder, self.metric, self.tokenizer, self.recipe = folder, f"eval_{metric}", tokenizer, recipe
+        self.value: float | None = None
+        self.step: int | None = None
+
+    def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
+        """Save the model if it beats the best so far; the earlier one wins a tie."""
+        value = metrics[self.metric]
+        if state.is_world_process_zero and (self.value is None or value > self.value):
+            self.value, self.step = value, state.global_step
+            with replace_folder(self.folder) as folder:
+                model.save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
+                write_text(folder / RECIPE_FILE, to_yaml(self.recipe))
+
+
+class History(TrainerCallback):
+    """Appends every log to a file of JSON lines, with the phase, the step since the run began and the site in force.
+
+    Args:
+        path: the file.
+        phase: name of the phase.
+        first_step: steps that earlier phases made.
+        site: returns the site in force as text, or None.
+    """
+
+    def __init__(self, path: Path, phase: str, first_step: int = 0, site: Callable[[], str | None] = lambda: None):
+        self.path, self.phase, self.first_step, self.site = path, phase, first_step, site
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """One line a log."""
+        if not state.is_world_process_zero or "train_runtime" in logs:
+            return
+        line: dict[str, Any] = {"phase": self.phase, "step": self.first_step + state.global_step}
+        if "loss" in logs:
+            line["site"] = self.site()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line | logs) + "\n")
+
+
+class PhaseProgress(ProgressCallback):
+    """Trainer's bar, named after the phase, with loss, site and score beside it instead of lines on stdout.
+
+    Args:
+        phase: shown before the bar.
+        site: returns the site in force as text, or None.
+    """
+
+    def __init__(self, phase: str, site: Callable[[], str | None] = lambda: None):
+        super().__init__()
+        self.phase, self.site, self.shown = phase, site, {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Open the bar."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.phase)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Show the newest numbers beside the bar."""
+        if self.training_bar is None:
+            return
+        numbers = {
+            name.removeprefix("eval_"): f"{value:.4g}"
+            for name, value in (logs or {}).items()
+            if name == "loss" or (name.startswith("eval_") and "second" not in name and "runtime" not in name)
+        }
+        self.shown |= numbers | ({"site": self.site()} if self.site() else {})
+        self.training_bar.set_postfix(self.shown)

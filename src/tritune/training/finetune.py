@@ -1,0 +1,72 @@
+"""Full-precision fine-tuning: how a teacher is made."""
+
+import time
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, Trainer, set_seed
+
+from ..evaluate import dev_logits, dev_scores
+from ..load import weights_sha256
+from ..recipes import to_yaml
+from ..size import size_bytes
+from .arguments import bert_adam, training_arguments, without_clip_and_schedule
+from .callbacks import BestModel, History
+from .job import Job
+from .run import metrics_function, train
+from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, remove, write_json, write_text
+
+
+def finetune(job: Job) -> dict[str, Any]:
+    """Fine-tune the job's model, keep the checkpoint with the best dev score, and return its metrics.
+
+    Args:
+        job: what to work on; `job.output` must be claimed.
+
+    Returns:
+        What `metrics.json` holds: scores of the best and of the last checkpoint.
+    """
+    recipe = job.recipe
+    set_seed(recipe.seed)
+    write_text(job.output / RECIPE_FILE, to_yaml(recipe))
+    args = training_arguments(recipe, recipe.max_steps, job.output / CHECKPOINTS, data_seed=recipe.seed)
+    published = recipe.optimizer == "bert_adam"
+    trainer = Trainer(
+        model=job.model,
+        args=without_clip_and_schedule(args) if published else args,
+        optimizer_cls_and_kwargs=bert_adam(args, recipe.max_steps, recipe.warmup_ratio) if published else None,
+        train_dataset=job.data.splits["train"],
+        eval_dataset=job.data.dev,
+        data_collator=job.data.collate,
+        compute_metrics=metrics_function(job.task),
+    )
+    keeper = BestModel(job.output / BEST, job.task.metric, job.tokenizer, recipe)
+    started = time.perf_counter()
+    train(trainer, "fine-tuning", [History(job.output / HISTORY, "fine-tuning"), keeper])
+    seconds = round(time.perf_counter() - started, 1)
+    batch_size = recipe.per_device_eval_batch_size
+    best = AutoModelForSequenceClassification.from_pretrained(job.output / BEST, dtype=torch.float32)
+    scores = {
+        name: dev_scores(dev_logits(model, job.data, job.task, batch_size), job.data, job.task)
+        for name, model in (("best", best), ("last", job.model))
+    }
+    metrics = {
+        "task": job.task.name,
+        "metric": job.task.metric,
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "base": job.source,
+        "steps": {"fine-tuning": recipe.max_steps},
+        "seconds": seconds,
+        "best": dev_scores(dev_logits(best, job.data, job.task, batch_size), job.data, job.task)
+        | {"step": keeper.step},
+        "last": last | {"step": recipe.max_steps},
+        "sha256": weights_sha256(best),
+        "size_bytes": size_bytes(best),
+    }
+    best.save_pretrained(job.output)
+    job.tokenizer.save_pretrained(job.output)
+    write_json(job.output / METRICS, metrics)
+    for name in (BEST, CHECKPOINTS):
+        remove(job.output / name)
+    return metrics

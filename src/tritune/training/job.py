@@ -1,0 +1,70 @@
+"""What a run works on, opened and checked whole before anything is computed or written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data import load_task_data
+from ..data.encode import EncodedData, encode_splits
+from ..instrument import instrument
+from ..load import load_model, load_tokenizer
+from ..recipes import FinetuneRecipe, Recipe
+from ..tasks import Task
+from .run_folder import check_free
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model, a task with its data, a recipe in force and a folder.
+
+    Attributes:
+        model: the teacher to distil, or the model to fine-tune.
+        tokenizer: its tokenizer.
+        task, data: what it is trained and measured on.
+        recipe: in force, see `FinetuneRecipe.resolve`.
+        output: the run's folder.
+        source: where the model came from, for the record.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    data: EncodedData
+    recipe: FinetuneRecipe
+    output: Path
+    source: str
+
+
+def open_job(
+    source: str | Path,
+    task: Task,
+    data_folder: Path | None,
+    recipe: FinetuneRecipe,
+    output: Path,
+    *,
+    overwrite: bool = False,
+) -> Job:
+    """Read and check everything a run needs; nothing is written, see `claim`.
+
+    Args:
+        source: the model's folder or hub name.
+        task: of the table.
+        data_folder: the task's original files; None reads the hub.
+        recipe: not resolved yet. A `Recipe` takes a fine-tuned teacher, a plain `FinetuneRecipe` gives a new head.
+        output: the folder that the run will write.
+        overwrite: whether a run that lies there may be replaced.
+
+    Raises:
+        TrituneError: anything that is missing, does not fit, or is in the way; one line that says what to do.
+    """
+    check_free(output, overwrite, inputs=(str(source),))
+    splits = load_task_data(task, data_folder)
+    distils = isinstance(recipe, Recipe)
+    recipe = recipe.resolve(task, len(splits["train"]))
+    model = load_model(source, task, new_head=not distils)
+    tokenizer = load_tokenizer(source, model, recipe.max_length)
+    if distils:
+        instrument(model)
+    data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
+    return Job(model, tokenizer, task, data, recipe, output, str(source))

@@ -1,0 +1,187 @@
+"""The main job: a teacher, a task and a recipe become a folder with a QAT student and what was measured on the way.
+
+Step one trains with the teacher's tensors plugged in, step two without, each with a fresh optimizer and schedule
+(Teacher Intervention, EACL 2023, section 4). A recipe without intervention has a single phase.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    EvalPrediction,
+    PreTrainedModel,
+    ProgressCallback,
+    Trainer,
+    set_seed,
+)
+
+from ..errors import TrituneError
+from ..evaluate import assisted_logits, closeness, dev_logits, dev_scores
+from ..instrument import instrument_of
+from ..load import weights_sha256
+from ..prepare import prepare
+from ..quantization import Quantization
+from ..recipes import RECIPE_FILE, to_yaml
+from ..size import size_bytes
+from ..tasks import Task
+from ..trace import Site
+from .arguments import training_arguments
+from .callbacks import BestModel, EvaluateAtEnd, History, PhaseProgress
+from .job import Job
+from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, remove, write_json, write_text
+from .trainer import DistillationTrainer
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training with one optimizer and one schedule.
+
+    Attributes:
+        name: "step one", "step two", or "training" where there is only one.
+        steps: updates it makes.
+        schedule: of the intervention, or None.
+        first_step: updates that earlier phases made.
+    """
+
+    name: str
+    steps: int
+    schedule: str | None
+    first_step: int = 0
+
+
+def plan(job: Job, only: str | None = None) -> list[Phase]:
+    """The phases of a job.
+
+    Args:
+        job: what to work on.
+        only: "one" or "two" to make one step alone.
+
+    Raises:
+        TrituneError: the budget is too short for two steps, or `only` names a step of a recipe that has none.
+    """
+    recipe = job.recipe
+    one, two = recipe.split(job.task, len(instrument_of(job.model).anatomy.sites))
+    if not one:
+        if only:
+            raise TrituneError(f"--phase {only}: recipe {recipe.name} has no schedule, so it has one phase only")
+        return [Phase("training", two, None)]
+    phases = {"one": Phase("step one", one, recipe.schedule), "two": Phase("step two", two, None, first_step=one)}
+    return [phases[only]] if only else list(phases.values())
+
+
+def run(job: Job, phases: list[Phase], student: PreTrainedModel | None = None) -> dict[str, Any]:
+    """Train the student through `phases`, write the run folder, and return its metrics.
+
+    Args:
+        job: what to work on; `job.output` must be claimed.
+        phases: from `plan`.
+        student: a QAT model to go on from; None quantizes a copy of the teacher.
+
+    Returns:
+        What `metrics.json` holds.
+    """
+    set_seed(job.recipe.seed)
+    write_text(job.output / RECIPE_FILE, to_yaml(job.recipe))
+    if student is None:
+        student = prepare(copy.deepcopy(job.model), job.recipe.section(Quantization))
+    measure = _Measure(job)
+    metrics = _header(job, phases) | {"teacher": measure.teacher(), "untrained": measure.student(student)}
+    started = time.perf_counter()
+    best = None
+    for phase in phases:
+        best, site = _train(job, student, phase, is_last=phase is phases[-1])
+        if site is not None:
+            metrics["assisted"] = measure.assisted(student, site) | {"step": phase.first_step + phase.steps}
+    metrics["seconds"] = round(time.perf_counter() - started, 1)
+    metrics["last"] = measure.student(student) | {"step": phases[-1].first_step + phases[-1].steps}
+    metrics["best"] = measure.student(_load(job.output / BEST)) | {"step": phases[-1].first_step + best.step}
+    metrics["size_bytes"] = size_bytes(student)
+    student.save_pretrained(job.output)
+    job.tokenizer.save_pretrained(job.output)
+    write_json(job.output / METRICS, metrics)
+    remove(job.output / CHECKPOINTS)
+    return metrics
+
+
+class _Measure:
+    """What `metrics.json` says of a model, against the teacher's logits from a pass of its own."""
+
+    def __init__(self, job: Job):
+        self.job, self.batch_size = job, job.recipe.per_device_eval_batch_size
+        self.teacher_logits = dev_logits(job.model, job.data, job.task, self.batch_size)
+
+    def teacher(self) -> dict[str, Any]:
+        job = self.job
+        origin = {"path": job.source, "sha256": weights_sha256(job.model), "size_bytes": size_bytes(job.model)}
+        return dev_scores(self.teacher_logits, job.data, job.task) | origin
+
+    def student(self, student: PreTrainedModel) -> dict[str, Any]:
+        job = self.job
+        logits = dev_logits(student, job.data, job.task, self.batch_size)
+        split = job.task.dev_splits[0]
+        return dev_scores(logits, job.data, job.task) | closeness(logits[split], self.teacher_logits[split], job.task)
+
+    def assisted(self, student: PreTrainedModel, site: Site) -> dict[str, Any]:
+        job = self.job
+        logits = assisted_logits(student, job.model, site, job.data.dev, job.data.collate, self.batch_size)
+        scores = job.task.measure(logits, np.asarray(job.data.dev["labels"]))
+        return {f"assisted_{name}": value for name, value in scores.items()} | {"site": site.value}
+
+
+def _header(job: Job, phases: list[Phase]) -> dict[str, Any]:
+    return {
+        "task": job.task.name,
+        "metric": job.task.metric,
+        "recipe": job.recipe.name,
+        "seed": job.recipe.seed,
+        "steps": {phase.name: phase.steps for phase in phases},
+    }
+
+
+def _train(job: Job, student: PreTrainedModel, phase: Phase, is_last: bool) -> tuple[BestModel | None, Site | None]:
+    """One phase; returns the keeper of the best student (last phase only) and the site then in force."""
+    recipe = job.recipe
+    folder = job.output / CHECKPOINTS / phase.name.replace(" ", "_")
+    trainer = DistillationTrainer(
+        model=student,
+        teacher=job.model,
+        # Another order of the data in every phase: step two must not begin with the batches that step one saw.
+        args=training_arguments(recipe, phase.steps, folder, data_seed=recipe.seed + phase.first_step),
+        coefficients=recipe.coefficients(),
+        schedule=phase.schedule,
+        loss_average=recipe.loss_average,
+        optimizer=recipe.optimizer,
+        warmup_ratio=recipe.warmup_ratio,
+        train_dataset=job.data.splits["train"],
+        eval_dataset=job.data.dev,
+        data_collator=job.data.collate,
+        compute_metrics=metrics_function(job.task),
+    )
+    best = BestModel(job.output / BEST, job.task.metric, job.tokenizer, recipe) if is_last else None
+    history = History(job.output / HISTORY, phase.name, phase.first_step, trainer.site_name)
+    train(trainer, phase.name, [history, *([best] if best else [])], trainer.site_name)
+    return best, trainer.site
+
+
+def train(trainer: Trainer, name: str, callbacks: list, site: Callable[[], str | None] = lambda: None) -> None:
+    """Run a trainer with an evaluation at its end, a named progress bar and `callbacks`."""
+    trainer.remove_callback(ProgressCallback)
+    for callback in (EvaluateAtEnd(), PhaseProgress(name, site), *callbacks):
+        trainer.add_callback(callback)
+    trainer.train()
+
+
+def metrics_function(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
+    """What Trainer calls with the student's logits to select the best."""
+    return lambda prediction: task.measure(prediction.predictions, prediction.label_ids)
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)

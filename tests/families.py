@@ -1,0 +1,279 @@
+"""The tiny models that tests run over, one row per family, and one family that no table of names could know."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+VOCABULARY, LABELS, TOKENS, WIDTH, HEADS = 40, 3, 7, 16, 2
+
+
+class ZorpConfig(PreTrainedConfig):
+    model_type = "zorp"
+
+    def __init__(self, grumbles=2, thickness=WIDTH, beaks=HEADS, pre_norm=False, words=VOCABULARY, **kwargs):
+        super().__init__(**kwargs)
+        self.grumbles, self.thickness, self.beaks, self.pre_norm, self.words = (
+            grumbles,
+            thickness,
+            beaks,
+            pre_norm,
+            words,
+        )
+
+
+class Blick(nn.Module):
+    """Self-attention, if one looks closely."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.snark, self.florp, self.quux, self.zib = (nn.Linear(config.thickness, config.thickness) for _ in range(4))
+
+    def forward(self, gloop, veil):
+        shape = (*gloop.shape[:2], self.config.beaks, -1)
+        ask, offer, give = (m(gloop).view(shape).transpose(1, 2) for m in (self.quux, self.snark, self.florp))
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, plain_attention)
+        blend, _ = attend(self, ask, offer, give, veil, scaling=ask.shape[-1] ** -0.5, dropout=0.0)
+        return self.zib(blend.flatten(2))
+
+
+class Grumble(nn.Module):
+    """One layer, post-norm or pre-norm."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.blick = Blick(config)
+        self.swell, self.shrink = (
+            nn.Linear(config.thickness, 2 * config.thickness),
+            nn.Linear(2 * config.thickness, config.thickness),
+        )
+        self.calm, self.hush = nn.LayerNorm(config.thickness), nn.LayerNorm(config.thickness)
+
+    def forward(self, gloop, veil):
+        if self.pre_norm:
+            gloop = gloop + self.blick(self.calm(gloop), veil)
+            return gloop + self.shrink(F.silu(self.swell(self.hush(gloop))))
+        gloop = self.calm(gloop + self.blick(gloop, veil))
+        return self.hush(gloop + self.shrink(F.silu(self.swell(gloop))))
+
+
+def plain_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    scores = query @ key.transpose(2, 3) * scaling
+    probs = (scores if attention_mask is None else scores + attention_mask).softmax(-1)
+    return (probs @ value).transpose(1, 2).contiguous(), probs
+
+
+class ZorpForWhatever(PreTrainedModel):
+    config_class = ZorpConfig
+    base_model_prefix = "zorp"
+    _supports_sdpa = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.wug = nn.Embedding(config.words, config.thickness)
+        self.stack = nn.ModuleList(Grumble(config) for _ in range(config.grumbles))
+        self.squish = nn.Linear(config.thickness, config.thickness)
+        self.verdict = nn.Linear(config.thickness, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.wug
+
+    def forward(self, input_ids, attention_mask=None, labels=None, output_hidden_states=False, return_dict=True):
+        gloop = self.wug(input_ids)
+        veil = create_bidirectional_mask(config=self.config, inputs_embeds=gloop, attention_mask=attention_mask)
+        states = [gloop]
+        for grumble in self.stack:
+            states.append(grumble(states[-1], veil))
+        logits = self.verdict(torch.tanh(self.squish(states[-1][:, 0])))
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        kept = tuple(states) if output_hidden_states else None
+        output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=kept)
+        return output if return_dict else output.to_tuple()
+
+
+def text_batch(tokens: int = TOKENS) -> dict[str, torch.Tensor]:
+    """Three sequences: one full, one padded, one of a single token."""
+    lengths = torch.tensor([tokens, max(1, tokens - 3), 1])
+    mask = (torch.arange(tokens) < lengths[:, None]).long()
+    ids = torch.randint(1, VOCABULARY, (3, tokens), generator=torch.Generator().manual_seed(1))
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def image_batch() -> dict[str, torch.Tensor]:
+    return {"pixel_values": torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A row of the table.
+
+    Attributes:
+        model: the class, as it would be loaded.
+        config: its tiny configuration; dropout is 0 so that training mode is repeatable.
+        sites: (prefix, query, key, value, projection) names of every attention call.
+        block_output: (module, "input" or "output") of every layer that holds the attention block's output.
+        batch: makes a small batch.
+        loader: the class whose `from_pretrained` a user would call.
+    """
+
+    name: str
+    model: type[PreTrainedModel]
+    config: Callable[[], PreTrainedConfig]
+    sites: tuple[tuple[str, str, str, str], ...]
+    block_output: tuple[tuple[str, str], ...]
+    batch: Callable[[], dict[str, torch.Tensor]] = text_batch
+    loader: type = AutoModelForSequenceClassification
+    shares_weights: bool = False
+
+    def build(self, seed: int = 0) -> PreTrainedModel:
+        """A float model with eager attention and weights wide enough that quantizing them shows."""
+        generator = torch.Generator().manual_seed(seed)
+        model = self.model._from_config(self.config(), attn_implementation="eager")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(noise * 0.3 if parameter.ndim > 1 else parameter + noise * 0.1)
+        return model.eval()
+
+
+_TEXT = {"vocab_size": VOCABULARY, "num_labels": LABELS, "max_position_embeddings": 32, "pad_token_id": 0}
+
+
+def _bert() -> BertConfig:
+    return BertConfig(
+        hidden_size=WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=HEADS,
+        intermediate_size=24,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **_TEXT,
+    )
+
+
+def _distilbert() -> DistilBertConfig:
+    no_dropout = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+    return DistilBertConfig(dim=WIDTH, n_layers=2, n_heads=HEADS, hidden_dim=24, **no_dropout, **_TEXT)
+
+
+def _albert() -> AlbertConfig:
+    return AlbertConfig(
+        embedding_size=12,
+        hidden_size=WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=HEADS,
+        intermediate_size=24,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        classifier_dropout_prob=0.0,
+        **_TEXT,
+    )
+
+
+def _vit() -> ViTConfig:
+    return ViTConfig(
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        intermediate_size=24,
+        image_size=8,
+        patch_size=4,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=LABELS,
+    )
+
+
+def _names(template: str, layers: int, *names: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(template.format(layer) + name for name in names) for layer in range(layers))
+
+
+_BERT_LAYER, _DISTILBERT_LAYER, _VIT_LAYER = (
+    "bert.encoder.layer.{}.",
+    "distilbert.transformer.layer.{}.",
+    "vit.layers.{}.",
+)
+_ALBERT_LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0."
+_BLICK = ("blick.quux", "blick.snark", "blick.florp", "blick.zib")
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family(
+            "bert",
+            BertForSequenceClassification,
+            _bert,
+            _names(
+                _BERT_LAYER,
+                3,
+                "attention.self.query",
+                "attention.self.key",
+                "attention.self.value",
+                "attention.output.dense",
+            ),
+            tuple((f"{_BERT_LAYER.format(i)}attention.output.LayerNorm", "output") for i in range(3)),
+        ),
+        Family(
+            "distilbert",
+            DistilBertForSequenceClassification,
+            _distilbert,
+            _names(_DISTILBERT_LAYER, 2, "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"),
+            tuple((f"{_DISTILBERT_LAYER.format(i)}sa_layer_norm", "output") for i in range(2)),
+        ),
+        Family(
+            "albert",
+            AlbertForSequenceClassification,
+            _albert,
+            _names(_ALBERT_LAYER, 3, "attention.query", "attention.key", "attention.value", "attention.dense"),
+            ((f"{_ALBERT_LAYER}attention.LayerNorm", "output"),) * 3,
+            shares_weights=True,
+        ),
+        Family(
+            "vit",
+            ViTForImageClassification,
+            _vit,
+            _names(_VIT_LAYER, 2, "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
+            tuple((f"{_VIT_LAYER.format(i)}layernorm_after", "input") for i in range(2)),
+            image_batch,
+            AutoModelForImageClassification,
+        ),
+        Family(
+            "zorp",
+            ZorpForWhatever,
+            lambda: ZorpConfig(num_labels=LABELS, pad_token_id=0),
+            _names("stack.{}.", 2, *_BLICK),
+            tuple((f"stack.{i}.calm", "output") for i in range(2)),
+            loader=ZorpForWhatever,
+        ),
+        Family(
+            "zorp_pre_norm",
+            ZorpForWhatever,
+            lambda: ZorpConfig(pre_norm=True, num_labels=LABELS, pad_token_id=0),
+            _names("stack.{}.", 2, *_BLICK),
+            tuple((f"stack.{i}.hush", "input") for i in range(2)),
+            loader=ZorpForWhatever,
+        ),
+    )
+}

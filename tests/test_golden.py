@@ -211,8 +211,6 @@ def test_trajectory(tmp_path):
                 learning_rate=5e-4,
                 adam_epsilon=1e-6,
                 weight_decay=0.01,
-                max_grad_norm=0,
-                lr_scheduler_type="constant",
                 logging_steps=1,
                 save_strategy="no",
                 disable_tqdm=True,

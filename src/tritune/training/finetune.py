@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, set_seed
 
 from ..evaluate import dev_logits, dev_scores
 from ..load import weights_sha256
-from ..recipes import to_yaml
+from ..recipes import RECIPE_FILE, to_yaml
 from ..size import size_bytes
 from .arguments import bert_adam, training_arguments, without_clip_and_schedule
 from .callbacks import BestModel, History
@@ -29,27 +29,11 @@ def finetune(job: Job) -> dict[str, Any]:
     recipe = job.recipe
     set_seed(recipe.seed)
     write_text(job.output / RECIPE_FILE, to_yaml(recipe))
-    args = training_arguments(recipe, recipe.max_steps, job.output / CHECKPOINTS, data_seed=recipe.seed)
-    published = recipe.optimizer == "bert_adam"
-    trainer = Trainer(
-        model=job.model,
-        args=without_clip_and_schedule(args) if published else args,
-        optimizer_cls_and_kwargs=bert_adam(args, recipe.max_steps, recipe.warmup_ratio) if published else None,
-        train_dataset=job.data.splits["train"],
-        eval_dataset=job.data.dev,
-        data_collator=job.data.collate,
-        compute_metrics=metrics_function(job.task),
-    )
     keeper = BestModel(job.output / BEST, job.task.metric, job.tokenizer, recipe)
     started = time.perf_counter()
-    train(trainer, "fine-tuning", [History(job.output / HISTORY, "fine-tuning"), keeper])
+    train(_trainer(job), "fine-tuning", [History(job.output / HISTORY, "fine-tuning"), keeper])
     seconds = round(time.perf_counter() - started, 1)
-    batch_size = recipe.per_device_eval_batch_size
     best = AutoModelForSequenceClassification.from_pretrained(job.output / BEST, dtype=torch.float32)
-    scores = {
-        name: dev_scores(dev_logits(model, job.data, job.task, batch_size), job.data, job.task)
-        for name, model in (("best", best), ("last", job.model))
-    }
     metrics = {
         "task": job.task.name,
         "metric": job.task.metric,
@@ -58,9 +42,8 @@ def finetune(job: Job) -> dict[str, Any]:
         "base": job.source,
         "steps": {"fine-tuning": recipe.max_steps},
         "seconds": seconds,
-        "best": dev_scores(dev_logits(best, job.data, job.task, batch_size), job.data, job.task)
-        | {"step": keeper.step},
-        "last": last | {"step": recipe.max_steps},
+        "best": _scores(job, best) | {"step": keeper.step},
+        "last": _scores(job, job.model) | {"step": recipe.max_steps},
         "sha256": weights_sha256(best),
         "size_bytes": size_bytes(best),
     }
@@ -70,3 +53,23 @@ def finetune(job: Job) -> dict[str, Any]:
     for name in (BEST, CHECKPOINTS):
         remove(job.output / name)
     return metrics
+
+
+def _trainer(job: Job) -> Trainer:
+    recipe = job.recipe
+    args = training_arguments(recipe, recipe.max_steps, job.output / CHECKPOINTS, data_seed=recipe.seed)
+    published = recipe.optimizer == "bert_adam"
+    return Trainer(
+        model=job.model,
+        args=without_clip_and_schedule(args) if published else args,
+        optimizer_cls_and_kwargs=bert_adam(args, recipe.max_steps, recipe.warmup_ratio) if published else None,
+        train_dataset=job.data.splits["train"],
+        eval_dataset=job.data.dev,
+        data_collator=job.data.collate,
+        compute_metrics=metrics_function(job.task),
+    )
+
+
+def _scores(job: Job, model: torch.nn.Module) -> dict[str, Any]:
+    logits = dev_logits(model, job.data, job.task, job.recipe.per_device_eval_batch_size)
+    return dev_scores(logits, job.data, job.task)

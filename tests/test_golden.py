@@ -211,6 +211,7 @@ def test_trajectory(tmp_path):
                 learning_rate=5e-4,
                 adam_epsilon=1e-6,
                 weight_decay=0.01,
+                weight_decay=0.01,
                 logging_steps=1,
                 save_strategy="no",
                 disable_tqdm=True,
@@ -228,6 +229,7 @@ def test_trajectory(tmp_path):
         torch.testing.assert_close(parameter.data, final[name], rtol=0, atol=4e-3, msg=name)
     with torch.no_grad():
         logits = model.eval()(**batches[0]).logits
+    # The golden README bounds losses and weights only; 5 % of what the whole job changed is tighter than either.
     spread = (final["logits"] - teacher.eval()(**batches[0]).logits).abs().max().item()
     assert (logits - final["logits"]).abs().max() < 0.05 * spread
 

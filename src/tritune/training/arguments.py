@@ -36,6 +36,7 @@ def training_arguments(recipe: FinetuneRecipe, steps: int, folder: Path, data_se
         seed=recipe.seed,
         data_seed=data_seed,
         report_to="none",
+        disable_tqdm=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
 

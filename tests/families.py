@@ -32,13 +32,8 @@ class ZorpConfig(PreTrainedConfig):
 
     def __init__(self, grumbles=2, thickness=WIDTH, beaks=HEADS, pre_norm=False, words=VOCABULARY, **kwargs):
         super().__init__(**kwargs)
-        self.grumbles, self.thickness, self.beaks, self.pre_norm, self.words = (
-            grumbles,
-            thickness,
-            beaks,
-            pre_norm,
-            words,
-        )
+        self.grumbles, self.thickness, self.beaks = grumbles, thickness, beaks
+        self.pre_norm, self.words = pre_norm, words
 
 
 class Blick(nn.Module):
@@ -47,7 +42,8 @@ class Blick(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.snark, self.florp, self.quux, self.zib = (nn.Linear(config.thickness, config.thickness) for _ in range(4))
+        width = config.thickness
+        self.snark, self.florp, self.quux, self.zib = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, gloop, veil):
         shape = (*gloop.shape[:2], self.config.beaks, -1)
@@ -64,11 +60,9 @@ class Grumble(nn.Module):
         super().__init__()
         self.pre_norm = config.pre_norm
         self.blick = Blick(config)
-        self.swell, self.shrink = (
-            nn.Linear(config.thickness, 2 * config.thickness),
-            nn.Linear(2 * config.thickness, config.thickness),
-        )
-        self.calm, self.hush = nn.LayerNorm(config.thickness), nn.LayerNorm(config.thickness)
+        width = config.thickness
+        self.swell, self.shrink = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.calm, self.hush = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, gloop, veil):
         if self.pre_norm:
@@ -135,6 +129,7 @@ class Family:
         sites: (prefix, query, key, value, projection) names of every attention call.
         block_output: (module, "input" or "output") of every layer that holds the attention block's output.
         batch: makes a small batch.
+        norms_before: in pre-norm families, the norms between the residual stream and Q, K and V.
         loader: the class whose `from_pretrained` a user would call.
     """
 
@@ -144,8 +139,8 @@ class Family:
     sites: tuple[tuple[str, str, str, str], ...]
     block_output: tuple[tuple[str, str], ...]
     batch: Callable[[], dict[str, torch.Tensor]] = text_batch
+    norms_before: tuple[str, ...] = ()
     loader: type = AutoModelForSequenceClassification
-    shares_weights: bool = False
 
     def build(self, seed: int = 0) -> PreTrainedModel:
         """A float model with eager attention and weights wide enough that quantizing them shows."""
@@ -248,7 +243,6 @@ FAMILIES = {
             _albert,
             _names(_ALBERT_LAYER, 3, "attention.query", "attention.key", "attention.value", "attention.dense"),
             ((f"{_ALBERT_LAYER}attention.LayerNorm", "output"),) * 3,
-            shares_weights=True,
         ),
         Family(
             "vit",
@@ -257,6 +251,7 @@ FAMILIES = {
             _names(_VIT_LAYER, 2, "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
             tuple((f"{_VIT_LAYER.format(i)}layernorm_after", "input") for i in range(2)),
             image_batch,
+            ("vit.layers.0.layernorm_before", "vit.layers.1.layernorm_before"),
             AutoModelForImageClassification,
         ),
         Family(
@@ -273,6 +268,7 @@ FAMILIES = {
             lambda: ZorpConfig(pre_norm=True, num_labels=LABELS, pad_token_id=0),
             _names("stack.{}.", 2, *_BLICK),
             tuple((f"stack.{i}.hush", "input") for i in range(2)),
+            norms_before=("stack.0.calm", "stack.1.calm"),
             loader=ZorpForWhatever,
         ),
     )

@@ -83,7 +83,7 @@ def test_prepare_twice_is_refused_and_changes_nothing():
     family = FAMILIES["bert"]
     student, batch = tritune.prepare(family.build()), family.batch()
     expected = student(**batch).logits
-    with pytest.raises(TrituneError, match="BertForSequenceClassification.*prepared already"):
+    with pytest.raises(TrituneError, match=r"BertForSequenceClassification.*prepared already"):
         tritune.prepare(student, OFF)
     assert torch.equal(student(**batch).logits, expected)
     assert student.config.quantization_config.quantization == Quantization()
@@ -97,15 +97,21 @@ def test_instrument_is_idempotent(family):
     for _ in range(2):
         assert tritune.instrument(model) is model
         hooks.append([len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()])
-        assert torch.equal(model(**batch, output_trace=True).logits, expected)
     assert hooks[0] == hooks[1] and sum(hooks[0]) > 0
+    output = model(**batch, output_trace=True)
+    assert torch.equal(output.logits, expected) and len(output.trace.layers) == len(family.sites)
+
+
+def teacher_trace(family, batch):
+    with torch.no_grad():
+        return tritune.instrument(family.build(seed=1))(**batch, output_trace=True).trace
 
 
 @every_family
 def test_a_deep_copy_is_a_model_of_its_own(family):
-    student, teacher, batch = tritune.prepare(family.build()), tritune.instrument(family.build(seed=1)), family.batch()
+    student, batch = tritune.prepare(family.build()), family.batch()
     twin = copy.deepcopy(student)
-    trace = teacher(**batch, output_trace=True).trace
+    trace = teacher_trace(family, batch)
     before = student(**batch, output_trace=True)
     with torch.no_grad():
         for parameter in twin.parameters():
@@ -122,9 +128,9 @@ def test_a_deep_copy_is_a_model_of_its_own(family):
 
 @every_family
 def test_an_intervention_ends_with_its_step(family):
-    student, teacher, batch = tritune.prepare(family.build()), tritune.instrument(family.build(seed=1)), family.batch()
+    student, batch = tritune.prepare(family.build()), family.batch()
     alone = student(**batch).logits
-    trace = teacher(**batch, output_trace=True).trace
+    trace = teacher_trace(family, batch)
     for site in Site:
         assert not torch.equal(student(**batch, intervention=Intervention(site, trace)).logits, alone)
         output = student(**batch)
@@ -133,9 +139,9 @@ def test_an_intervention_ends_with_its_step(family):
 
 def test_an_intervention_ends_with_a_step_that_failed():
     family = FAMILIES["bert"]
-    student, teacher, batch = tritune.prepare(family.build()), tritune.instrument(family.build(seed=1)), family.batch()
+    student, batch = tritune.prepare(family.build()), family.batch()
     alone = student(**batch).logits
-    trace = teacher(**batch, output_trace=True).trace
+    trace = teacher_trace(family, batch)
     with pytest.raises(IndexError):
         student(input_ids=torch.tensor([[10**6]]), intervention=Intervention(Site.MAP, trace), output_trace=True)
     output = student(**batch)
@@ -145,8 +151,8 @@ def test_an_intervention_ends_with_a_step_that_failed():
 @pytest.mark.parametrize("site", Site)
 def test_gradient_checkpointing_changes_no_gradient(site):
     family = FAMILIES["bert"]
-    student, teacher, batch = tritune.prepare(family.build()), tritune.instrument(family.build(seed=1)), family.batch()
-    trace = teacher(**batch, output_trace=True).trace
+    student, batch = tritune.prepare(family.build()), family.batch()
+    trace = teacher_trace(family, batch)
     results = []
     for checkpointing in (False, True):
         model = copy.deepcopy(student).train()

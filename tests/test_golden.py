@@ -1,9 +1,8 @@
 """Against the published implementation's own numbers.
 
-Its LayerNorm is written out by hand and differs from torch's in the last bit, which can push a value over a rounding tie
-of an 8-bit code; from there on one token's vectors differ by a code. So the traces are compared stage by stage, every
-stage started from the golden value of the one before: nothing is excused there. The free run is held to the golden
-logits, losses and gradients.
+Its LayerNorm differs from torch's in the last bit, which can push a value over a rounding tie of an 8-bit code; from
+there on one token's vectors differ by a code. So the traces are compared stage by stage, every stage started from the
+golden value of the one before: nothing is excused there. The free run is held to the golden logits, losses, gradients.
 """
 
 import re
@@ -210,7 +209,6 @@ def test_trajectory(tmp_path):
                 per_device_train_batch_size=size,
                 learning_rate=5e-4,
                 adam_epsilon=1e-6,
-                weight_decay=0.01,
                 weight_decay=0.01,
                 logging_steps=1,
                 save_strategy="no",

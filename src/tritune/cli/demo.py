@@ -1,5 +1,123 @@
-"""`tritune demo`."""
+"""`tritune demo`: the main job on data and a model of its own, offline, in a few minutes."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options
+
+TRAIN_ROWS, DEV_ROWS = 8000, 1000
+TEACHER = ("max_steps=1500", "learning_rate=1e-3", "eval_steps=250")
+STUDENT = ("max_steps=200", "learning_rate=5e-4", "eval_steps=20")
+ARMS = ("ternarybert-block", "ti-g")
 
 
-def demo() -> None:
-    """Demo."""
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder to write.", metavar="FOLDER")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Of the corpus, the teacher and the students.")] = 42,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Make a corpus and a teacher, and distil it with and without Teacher Intervention; needs no network and no file.
+
+    The corpus is a small grammar's: is a sentence acceptable? Agreement across attractors, reflexives and paired
+    conjunctions decide, so attention matters. Every folder made here is an ordinary one that the other commands take.
+    """
+    options.quiet_libraries()
+    from ..plots import read_history, save, training_curves
+    from ..training.run_folder import HISTORY, check_free, write_json
+    from .show import show_demo
+
+    check_free(output, overwrite)
+    base = _write_inputs(output, seed)
+    teacher = _teacher(base, output, seed)
+    runs = {recipe: _student(recipe, output, seed) for recipe in ARMS}
+    histories = {recipe: read_history(output / recipe / HISTORY) for recipe in ARMS}
+    untrained = runs[ARMS[0]]["untrained"]["accuracy"]
+    references = {"teacher": teacher["best"]["accuracy"], "quantized, untrained": untrained}
+    save(training_curves(histories, "accuracy", references), output / "curves.png")
+    results = {"seed": seed, "teacher": teacher, "students": runs, "curves": str(output / "curves.png")}
+    write_json(output / "demo.json", results)
+    show_demo(results, as_json=json)
+
+
+def _write_inputs(output: Path, seed: int) -> Path:
+    """The corpus as tsv files and an untrained model with its tokenizer; returns the model's folder."""
+    from transformers import set_seed
+
+    from ..data.grammar import generate_corpus
+
+    corpus = generate_corpus(TRAIN_ROWS, DEV_ROWS, seed)
+    data = output / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    for split, file in (("train", "train.tsv"), ("validation", "dev.tsv")):
+        lines = ["sentence\tlabel", *(f"{sentence}\t{label}" for sentence, label in corpus[split])]
+        (data / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    set_seed(seed)
+    tokenizer = _tokenizer()
+    tokenizer.save_pretrained(output / "base")
+    _model(len(tokenizer)).save_pretrained(output / "base")
+    return output / "base"
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    from ..data.grammar import vocabulary
+
+    words = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *vocabulary()])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", words["[CLS]"]), ("[SEP]", words["[SEP]"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=32,
+    )
+
+
+def _model(vocabulary_size: int) -> Any:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=32,
+    )
+    return BertForSequenceClassification(config)
+
+
+def _teacher(base: Path, output: Path, seed: int) -> dict[str, Any]:
+    from ..recipes import FinetuneRecipe, load_recipe
+    from ..training.finetune import finetune
+
+    recipe = load_recipe("finetune", (*TEACHER, f"seed={seed}"), FinetuneRecipe)
+    return finetune(_job(base, output, recipe, output / "teacher"))
+
+
+def _student(name: str, output: Path, seed: int) -> dict[str, Any]:
+    from ..recipes import load_recipe
+    from ..training.run import new_student, plan, run
+
+    job = _job(output / "teacher", output, load_recipe(name, (*STUDENT, f"seed={seed}")), output / name)
+    return run(job, plan(job), new_student(job))
+
+
+def _job(source: Path, output: Path, recipe: Any, target: Path) -> Any:
+    from ..tasks import get_task
+    from ..training.job import open_job
+    from ..training.run_folder import claim
+
+    job = open_job(source, get_task("demo"), output / "data", recipe, target, overwrite=True)
+    claim(target)
+    return job

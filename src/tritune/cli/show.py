@@ -68,6 +68,33 @@ def show_scores(scores: dict[str, Any], as_json: bool) -> None:
     Console().print(table)
 
 
+def show_demo(results: dict[str, Any], as_json: bool) -> None:
+    """The demo's models side by side."""
+    if as_json:
+        _print_json(results)
+        return
+    teacher, students = results["teacher"], results["students"]
+    table = Table(title="Is the sentence acceptable? Dev accuracy, classes balanced")
+    for column in ("model", "best", "last", "steps", "seconds", "size (computed)"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    seconds = f"{teacher['seconds']:.0f}"
+    best, last = (_percent(teacher[key]["accuracy"]) for key in ("best", "last"))
+    table.add_row("teacher", best, last, str(teacher["best"]["step"]), seconds, size(teacher["size_bytes"]))
+    first = next(iter(students.values()))
+    untrained = _percent(first["untrained"]["accuracy"])
+    table.add_row("quantized, untrained", untrained, untrained, "0", "0", size(first["size_bytes"]))
+    for name, run in students.items():
+        best, last = (_percent(run[key]["accuracy"]) for key in ("best", "last"))
+        steps, seconds = str(sum(run["steps"].values())), f"{run['seconds']:.0f}"
+        table.add_row(name, best, last, steps, seconds, size(run["size_bytes"]))
+    console = Console()
+    console.print(table)
+    plain, intervened = (run["best"]["accuracy"] for run in students.values())
+    verdict = "is ahead" if intervened > plain else "is not ahead" if intervened < plain else "is level"
+    console.print(f"Best against best, Teacher Intervention {verdict}: {_percent(intervened)} to {_percent(plain)}.")
+    console.print(f"Curves: {results['curves']}", highlight=False)
+
+
 def show_recipes(shipped: dict[str, dict[str, Any]], as_json: bool) -> None:
     """The recipes that ship, each with its base and what differs from it."""
     if as_json:

@@ -42,13 +42,13 @@ def train(
     from ..recipes import load_recipe
     from ..tasks import get_task
     from ..training.job import open_job
-    from ..training.run import plan, run
+    from ..training.run import new_student, plan, run
     from ..training.run_folder import claim
     from .show import show_plan, show_run
 
     job = open_job(teacher, get_task(task), data, load_recipe(recipe, overrides or []), output, overwrite=overwrite)
     phases = plan(job, phase and phase.value)
-    student = load_student(start, job.task) if start else None
+    student = load_student(start, job.task) if start else new_student(job)
     show_plan(job.recipe, phases)
     claim(output)
     show_run(run(job, phases, student), output, as_json=json)

@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallb
 from ..recipes import RECIPE_FILE, FinetuneRecipe, to_yaml
 from .run_folder import replace_folder, write_text
 
+_NOT_SHOWN = ("_loss", "_runtime", "_per_second")
+
 
 class EvaluateAtEnd(TrainerCallback):
     """Every phase ends with an evaluation, whatever the interval."""
@@ -96,7 +98,7 @@ class PhaseProgress(ProgressCallback):
         numbers = {
             name.removeprefix("eval_"): f"{value:.4g}"
             for name, value in (logs or {}).items()
-            if name == "loss" or (name.startswith("eval_") and "second" not in name and "runtime" not in name)
+            if name == "loss" or (name.startswith("eval_") and not name.endswith(_NOT_SHOWN))
         }
         self.shown |= numbers | ({"site": self.site()} if self.site() else {})
         self.training_bar.set_postfix(self.shown)

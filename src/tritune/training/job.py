@@ -7,8 +7,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import load_task_data
 from ..data.encode import EncodedData, encode_splits
+from ..errors import TrituneError
 from ..instrument import instrument
-from ..load import load_model, load_tokenizer
+from ..load import is_quantized, load_model, load_tokenizer
 from ..recipes import FinetuneRecipe, Recipe
 from ..tasks import Task
 from .run_folder import check_free
@@ -65,6 +66,8 @@ def open_job(
     model = load_model(source, task, new_head=not distils)
     tokenizer = load_tokenizer(source, model, recipe.max_length)
     if distils:
+        if is_quantized(model):
+            raise TrituneError(f"{source}: quantized already; the teacher must be a float model")
         instrument(model)
     data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
     return Job(model, tokenizer, task, data, recipe, output, str(source))

@@ -76,21 +76,28 @@ def plan(job: Job, only: str | None = None) -> list[Phase]:
     return [phases[only]] if only else list(phases.values())
 
 
-def run(job: Job, phases: list[Phase], student: PreTrainedModel | None = None) -> dict[str, Any]:
+def new_student(job: Job) -> PreTrainedModel:
+    """The job's teacher, quantized as its recipe says.
+
+    Raises:
+        TrituneError: the recipe's `layers` do not fit the model.
+    """
+    return prepare(copy.deepcopy(job.model), job.recipe.section(Quantization))
+
+
+def run(job: Job, phases: list[Phase], student: PreTrainedModel) -> dict[str, Any]:
     """Train the student through `phases`, write the run folder, and return its metrics.
 
     Args:
         job: what to work on; `job.output` must be claimed.
         phases: from `plan`.
-        student: a QAT model to go on from; None quantizes a copy of the teacher.
+        student: from `new_student`, or an earlier run's to go on from. Changed in place.
 
     Returns:
         What `metrics.json` holds.
     """
     set_seed(job.recipe.seed)
     write_text(job.output / RECIPE_FILE, to_yaml(job.recipe))
-    if student is None:
-        student = prepare(copy.deepcopy(job.model), job.recipe.section(Quantization))
     measure = _Measure(job)
     metrics = _header(job, phases) | {"teacher": measure.teacher(), "untrained": measure.student(student)}
     started = time.perf_counter()

@@ -1,0 +1,133 @@
+"""A saved QAT model comes back bit for bit, and never silently as something else."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import tritune
+from families import FAMILIES
+from tritune import Quantization, TrituneConfig, TrituneError
+from tritune.instrument import instrument_of
+from tritune.layers import QuantEmbedding, QuantLinear
+
+every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+QUANTIZATIONS = {
+    "default": Quantization(),
+    "rows_and_tokens": Quantization(weight_granularity="row", activation_granularity="token"),
+    "least_squares": Quantization(weight_quantizer="least_squares", embedding_granularity="tensor"),
+    "weights_only": Quantization(weight_bits=4, activation_bits=None, classifier=True),
+    "activations_only": Quantization(weight_bits=None, activation_bits=4, clip=1.5),
+    "parts": Quantization(ffn_in=False, embeddings=False, attention_products=False, threshold_factor=0.5),
+    "layers": Quantization(layers=(1,)),
+    "nothing": Quantization(weight_bits=None, activation_bits=None),
+}
+
+
+def saved(family, quantization, folder) -> torch.nn.Module:
+    student = tritune.prepare(family.build(), quantization)
+    student.save_pretrained(folder)
+    return student
+
+
+def quantized(model: torch.nn.Module) -> dict[str, str]:
+    return {name: str(m) for name, m in model.named_modules() if isinstance(m, QuantLinear | QuantEmbedding)}
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS.values(), ids=QUANTIZATIONS)
+@every_family
+@torch.no_grad()
+def test_round_trip(family, quantization, tmp_path):
+    if quantization.layers and family.name == "albert":
+        quantization = Quantization(pooler=False)
+    student, batch = saved(family, quantization, tmp_path / "one"), family.batch()
+    loaded = family.loader.from_pretrained(tmp_path / "one")
+    assert type(loaded) is family.model and not loaded.training
+    assert torch.equal(loaded(**batch).logits, student(**batch).logits)
+    assert quantized(loaded) == quantized(student)
+    assert loaded.config.quantization_config.quantization == quantization
+    for own, theirs in zip(instrument_of(loaded).states, instrument_of(student).states, strict=True):
+        assert (own.query, own.key, own.probs, own.value) == (theirs.query, theirs.key, theirs.probs, theirs.value)
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, student.state_dict()[name])
+
+    loaded.save_pretrained(tmp_path / "two")
+    files = {path.name for path in (tmp_path / "one").iterdir()}
+    assert {"config.json", "model.safetensors"} <= files == {path.name for path in (tmp_path / "two").iterdir()}
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_a_loaded_student_trains_on(tmp_path):
+    family = FAMILIES["bert"]
+    student, batch = saved(family, None, tmp_path).train(), family.batch()
+    loaded = family.loader.from_pretrained(tmp_path).train()
+    for model in (student, loaded):
+        output = model(**batch, output_trace=True)
+        (output.logits.square().sum() + output.trace.layers[0].context.square().sum()).backward()
+    for own, theirs in zip(loaded.parameters(), student.parameters(), strict=True):
+        assert own.requires_grad and torch.equal(own.grad, theirs.grad)
+
+
+def test_the_config_says_what_was_done(tmp_path):
+    saved(FAMILIES["bert"], Quantization(layers=(0, 2), weight_granularity="row"), tmp_path)
+    section = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert section["quant_method"] == "tritune" and section["stage"] == "qat"
+    assert section["layers"] == [0, 2] and section["weight_granularity"] == "row" and section["weight_bits"] == 2
+
+
+def test_latent_weights_are_the_files_content(tmp_path):
+    from safetensors.torch import load_file
+
+    saved(FAMILIES["distilbert"], None, tmp_path)
+    expected = FAMILIES["distilbert"].build().state_dict()
+    found = load_file(tmp_path / "model.safetensors")
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_without_tritune_the_load_fails_and_names_it(tmp_path):
+    saved(FAMILIES["bert"], None, tmp_path / "one")
+    FAMILIES["bert"].loader.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
+    code = (
+        "import sys; from transformers import AutoModelForSequenceClassification as A\n"
+        "for folder in sys.argv[1:]:\n"
+        "    try: A.from_pretrained(folder)\n"
+        "    except Exception as error: print(type(error).__name__, error)\n"
+        "    else: print('loaded')\n"
+        "assert 'tritune' not in sys.modules\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "one"), str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert len(lines) == 2 and all("tritune" in line for line in lines) and "loaded" not in lines
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stage": "baked"}, "baked"),
+        ({"sparkle": 3}, "sparkle"),
+        ({"weight_bits": 17}, "weight_bits"),
+        ({"weight_granularity": "galaxy"}, "weight_granularity"),
+        ({"layers": [5]}, "layers"),
+    ],
+    ids=str,
+)
+def test_a_config_that_cannot_be_honoured_is_refused(change, message, tmp_path):
+    saved(FAMILIES["bert"], None, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TrituneError, match=message):
+        FAMILIES["bert"].loader.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS.values(), ids=QUANTIZATIONS)
+def test_the_config_section_is_json_and_comes_back(quantization):
+    section = json.loads(json.dumps(TrituneConfig(quantization=quantization).to_dict()))
+    assert TrituneConfig(**section).quantization == quantization
+    assert TrituneConfig(**section).to_dict() == TrituneConfig(quantization=quantization).to_dict()

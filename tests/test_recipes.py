@@ -1,0 +1,188 @@
+"""Recipes: what ships, what differs, and every way of getting a key wrong."""
+
+from dataclasses import asdict, fields
+
+import pytest
+import yaml
+
+from tritune import Quantization, TrituneError
+from tritune.distill import LOSSES
+from tritune.recipes import FinetuneRecipe, Recipe, load_recipe, shipped_recipes, to_yaml
+from tritune.tasks import TASKS, get_task
+
+STUDENTS = sorted(set(shipped_recipes()) - {"finetune"})
+PUBLISHED = {
+    "ternarybert": {"block_output_coefficient": 0.0, "schedule": None},
+    "ternarybert-block": {"block_output_coefficient": 1.0, "schedule": None},
+    "ti-m": {"block_output_coefficient": 1.0, "schedule": "map"},
+    "ti-c": {"block_output_coefficient": 1.0, "schedule": "context"},
+    "ti-o": {"block_output_coefficient": 1.0, "schedule": "projection"},
+    "ti-g": {"block_output_coefficient": 1.0, "schedule": "gradual"},
+    "ti-inverted": {"block_output_coefficient": 1.0, "schedule": "inverted"},
+    "ti-stochastic": {"block_output_coefficient": 1.0, "schedule": "stochastic"},
+}
+
+
+def test_what_ships():
+    assert set(STUDENTS) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_differ_only_where_the_papers_do(name):
+    recipe = asdict(load_recipe(name))
+    base = asdict(load_recipe("ternarybert"))
+    differs = {key for key in recipe if recipe[key] != base[key]}
+    assert differs <= {"name", "description", "block_output_coefficient", "schedule"}
+    assert {key: recipe[key] for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def test_published_numbers():
+    recipe = load_recipe("ternarybert")
+    assert recipe.section(Quantization) == Quantization()
+    assert (recipe.learning_rate, recipe.weight_decay, recipe.warmup_ratio) == (2e-5, 0.01, 0.1)
+    assert (recipe.adam_beta1, recipe.adam_beta2, recipe.adam_epsilon) == (0.9, 0.999, 1e-6)
+    assert (recipe.optimizer, recipe.padding, recipe.loss_average) == ("bert_adam", "max_length", "padded")
+    assert recipe.max_grad_norm == 1.0 and recipe.num_train_epochs == 3
+
+
+def test_every_loss_has_a_coefficient():
+    assert set(load_recipe("ternarybert").coefficients()) == set(LOSSES)
+
+
+def test_the_base_file_spells_out_every_key():
+    assert set(shipped_recipes()["ternarybert"]) == {field.name for field in fields(Recipe)}
+    assert set(shipped_recipes()["finetune"]) == {field.name for field in fields(FinetuneRecipe)}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_yaml_round_trip(name, tmp_path):
+    recipe = load_recipe(name, ["layers=[1, 0]", "max_length=17", "learning_rate=2e-5"])
+    path = tmp_path / "mine.yaml"
+    path.write_text(to_yaml(recipe))
+    assert load_recipe(path) == recipe
+    assert recipe.layers == (0, 1)
+
+
+def test_own_file_with_a_base(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: ti-g\nname: mine\nseed: 7\n")
+    recipe = load_recipe(path, ["seed=8"])
+    assert (recipe.schedule, recipe.name, recipe.seed) == ("gradual", "mine", 8)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_stps=3", "unknown key 'max_stps'; did you mean max_steps"),
+        ("zzz=3", "unknown key 'zzz'"),
+        ("max_steps", "key=value"),
+        ("max_steps=a", "max_steps must be a whole number"),
+        ("max_steps=1.5", "max_steps must be a whole number"),
+        ("max_steps=true", "max_steps must be a whole number"),
+        ("max_steps=0", "max_steps must be at least 1"),
+        ("learning_rate=.nan", "learning_rate must be a number"),
+        ("learning_rate=-1", "learning_rate must be positive"),
+        ("pooler=1", "pooler must be true or false"),
+        ("weight_bits=1", "weight_bits must be a whole number from 2 to 8"),
+        ("weight_bits=9", "weight_bits must be a whole number from 2 to 8"),
+        ("activation_bits=16", "activation_bits must be a whole number from 2 to 8"),
+        ("clip=0", "clip must be positive"),
+        ("weight_granularity=token", "weight_granularity must be one of tensor, row"),
+        ("padding=left", "padding must be one of"),
+        ("schedule=sometimes", "schedule must be one of"),
+        ("optimizer=sgd", "optimizer must be one of"),
+        ("layers=3", "layers must be a list of whole numbers or null"),
+        ("layers=[a]", "layers must be a list of whole numbers or null"),
+        ("seed=-1", "seed must be a whole number from 0"),
+        ("name=[", "not a YAML value"),
+        ("warmup_ratio=1", "warmup_ratio must be at least 0 and below 1"),
+        ("logits_coefficient=-1", "logits_coefficient must not be negative"),
+    ],
+)
+def test_bad_overrides(override, message):
+    with pytest.raises(TrituneError, match=message.replace("[", r"\[")):
+        load_recipe("ti-g", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["schedule=null", "step_one_steps=5"], "step_one_steps"),
+        (["max_steps=5", "num_train_epochs=1"], "num_train_epochs"),
+        (["weight_bits=null", "weight_granularity=row"], "weight_granularity"),
+        (["weight_bits=4", "threshold_factor=0.5"], "threshold_factor"),
+        (["activation_bits=null", "attention_products=false"], "attention_products"),
+        (["embeddings=false", "embedding_granularity=tensor"], "embedding_granularity"),
+    ],
+)
+def test_unused_keys_are_errors(overrides, key):
+    with pytest.raises(TrituneError, match=f"{key} would change nothing"):
+        load_recipe("ti-g", overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "a recipe is a list of"),
+        ("name: [\n", "line 2: not YAML"),
+        ("nam: x\n", "unknown key 'nam'; did you mean name"),
+        ("base: nowhere\n", "there is no recipe 'nowhere'"),
+        ("", "a recipe is a list of"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(TrituneError, match=message):
+        load_recipe(path)
+
+
+def test_missing_and_circular_files(tmp_path):
+    with pytest.raises(TrituneError, match="did you mean 'ti-g'"):
+        load_recipe("ti_g")
+    with pytest.raises(TrituneError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+    path = tmp_path / "a.yaml"
+    path.write_text(f"base: {path}\n")
+    with pytest.raises(TrituneError, match="leads back to itself"):
+        load_recipe(path)
+
+
+def test_no_loss_at_all():
+    zero = [f"{name}_coefficient=0" for name in LOSSES]
+    with pytest.raises(TrituneError, match="nothing to train on"):
+        load_recipe("ti-g", zero)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_resolve_takes_the_task_table(task):
+    recipe = load_recipe("ti-g").resolve(task, train_rows=1000)
+    assert recipe.max_length == task.max_length
+    assert recipe.per_device_train_batch_size == recipe.per_device_eval_batch_size == task.batch_size
+    assert recipe.eval_steps == task.eval_steps
+    assert recipe.max_steps == 3 * -(-1000 // task.batch_size)
+    assert yaml.safe_load(to_yaml(recipe))["max_length"] == task.max_length
+
+
+@pytest.mark.parametrize(
+    ("task", "layers", "total", "split"),
+    [
+        ("sst2", 6, 1000, (60, 940)),
+        ("sst2", 4, 1000, (120, 880)),
+        ("cola", 6, 1000, (120, 880)),
+        ("sst2", 6, 115, (28, 87)),
+        ("sst2", 6, 2, (1, 1)),
+    ],
+)
+def test_split_of_the_budget(task, layers, total, split):
+    recipe = load_recipe("ti-g", [f"max_steps={total}"])
+    assert recipe.split(get_task(task), layers) == split
+    assert load_recipe("ternarybert", [f"max_steps={total}"]).split(get_task(task), layers) == (0, total)
+
+
+def test_split_override_and_too_short_budget():
+    sst2 = get_task("sst2")
+    assert load_recipe("ti-g", ["max_steps=10", "step_one_steps=6"]).split(sst2, 6) == (6, 4)
+    for overrides in (["max_steps=1"], ["max_steps=10", "step_one_steps=10"]):
+        with pytest.raises(TrituneError, match="raise max_steps"):
+            load_recipe("ti-g", overrides).split(sst2, 6)

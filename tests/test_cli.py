@@ -136,7 +136,8 @@ def test_evaluate_repeats_the_metrics(cli, run_folder, workspace):
         scores = json.loads(out)
         assert code == 0 and scores["rows"] == 60
         for name in ("accuracy", "agreement", "kl_to_teacher"):
-            assert scores[name] == metrics[key][name]
+            # The teacher ran through SDPA here and through our attention in the run: its last bits differ.
+            assert scores[name] == pytest.approx(metrics[key][name], rel=1e-6)
 
 
 def test_auto_classes_give_the_student_back(run_folder):

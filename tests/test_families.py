@@ -200,6 +200,15 @@ def test_a_trace_that_does_not_fit_is_refused(site, traced):
         student(**batch, intervention=Intervention(site, lacking))
 
 
+@every_site
+def test_a_trace_of_another_batch_is_refused(site, traced):
+    student, batch, teacher_output, _ = traced["bert"]
+    for part in (slice(0, 1), slice(0, 2)):
+        with pytest.raises(TrituneError, match=r"batch|shape"):
+            rows = {key: value[part] for key, value in batch.items()}
+            student(**rows, intervention=Intervention(site, teacher_output.trace))
+
+
 @every_family
 @pytest.mark.parametrize("site", [None, *Site])
 def test_gradients_are_missing_exactly_where_the_teacher_stands(family, site, traced):

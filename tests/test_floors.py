@@ -33,7 +33,7 @@ def module_of(path: str) -> str:
 
 
 def room_of(module: str) -> str:
-    return (module.split(".") + ["tritune"])[1] if module != "tritune" else "tritune"
+    return module.split(".")[1] if "." in module else module
 
 
 def imported(node: ast.AST, package: list[str]) -> list[str]:

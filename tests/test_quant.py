@@ -318,6 +318,9 @@ def test_quant_embedding_is_rows_of_the_quantized_table(quantizer):
         ({"clip": math.nan}, "clip"),
         ({"clip": "2.5"}, "clip"),
         ({"threshold_factor": -0.7}, "threshold_factor"),
+        ({"ffn_in": "no"}, "ffn_in"),
+        ({"layers": 1}, "layers"),
+        ({"layers": (True,)}, "layers"),
     ],
     ids=str,
 )

@@ -1,11 +1,17 @@
 """tritune: fine-tuned Transformers with ternary weights and 8-bit activations.
 
     import tritune
+
     student = tritune.prepare(model)
+    trainer = tritune.DistillationTrainer(model=student, teacher=teacher, args=args, train_dataset=data)
+    trainer.train()
+    student.save_pretrained("run")
 
 Importing it registers the attention implementation and the checkpoint plug-in with transformers, so that Auto classes
 load what tritune saved.
 """
+
+from typing import Any
 
 from .checkpoint import TrituneConfig
 from .errors import TrituneError, UnsupportedModelError
@@ -17,6 +23,7 @@ from .trace import Intervention, LayerTrace, ModelTrace, Site
 __version__ = "0.1.0"
 
 __all__ = [
+    "DistillationTrainer",
     "Intervention",
     "LayerTrace",
     "ModelTrace",
@@ -28,3 +35,12 @@ __all__ = [
     "instrument",
     "prepare",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Loading a checkpoint must not wait for the imports that training needs.
+    if name == "DistillationTrainer":
+        from .training.trainer import DistillationTrainer
+
+        return DistillationTrainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

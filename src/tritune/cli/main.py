@@ -1,6 +1,8 @@
 """`tritune`: the entry point; a wrong input is one line on stderr and exit code 2."""
 
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -24,13 +26,19 @@ app.command()(recipes.recipes)
 app.command()(demo.demo)
 
 
-@app.callback()
-def _root(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
-    if version:
-        from .. import __version__
-
-        typer.echo(__version__)
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(metadata.version("tritune"))
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_SIZE_NOTE = "* computed from the bit widths"
 _SCALES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -26,7 +27,7 @@ def show_run(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
         return
     name = metrics["metric"]
     table = Table(title=f"{metrics['task']}, {metrics['recipe']}, seed {metrics['seed']}")
-    for column in ("model", name, "agreement with teacher", "at step", "size (computed)"):
+    for column in ("model", name, "agreement", "step", "size*"):
         table.add_column(column, justify="left" if column == "model" else "right")
     total = sum(metrics["steps"].values())
     table.add_row("teacher", _percent(metrics["teacher"][name]), "", "", size(metrics["teacher"]["size_bytes"]))
@@ -75,7 +76,7 @@ def show_demo(results: dict[str, Any], as_json: bool) -> None:
         return
     teacher, students = results["teacher"], results["students"]
     table = Table(title="Is the sentence acceptable? Dev accuracy, classes balanced")
-    for column in ("model", "best", "last", "steps", "seconds", "size (computed)"):
+    for column in ("model", "best", "last", "steps", "seconds", "size*"):
         table.add_column(column, justify="left" if column == "model" else "right")
     seconds = f"{teacher['seconds']:.0f}"
     best, last = (_percent(teacher[key]["accuracy"]) for key in ("best", "last"))
@@ -92,7 +93,7 @@ def show_demo(results: dict[str, Any], as_json: bool) -> None:
     plain, intervened = (run["best"]["accuracy"] for run in students.values())
     verdict = "is ahead" if intervened > plain else "is not ahead" if intervened < plain else "is level"
     console.print(f"Best against best, Teacher Intervention {verdict}: {_percent(intervened)} to {_percent(plain)}.")
-    console.print(f"Curves: {results['curves']}", highlight=False)
+    console.print(f"{_SIZE_NOTE}. Curves: {results['curves']}", highlight=False)
 
 
 def show_recipes(shipped: dict[str, dict[str, Any]], as_json: bool) -> None:

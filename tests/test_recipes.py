@@ -86,7 +86,7 @@ def test_own_file_with_a_base(tmp_path):
         ("weight_bits=1", "weight_bits must be a whole number from 2 to 8"),
         ("weight_bits=9", "weight_bits must be a whole number from 2 to 8"),
         ("activation_bits=16", "activation_bits must be a whole number from 2 to 8"),
-        ("clip=0", "clip must be positive"),
+        ("clip=0", "clip must be a positive number"),
         ("weight_granularity=token", "weight_granularity must be one of tensor, row"),
         ("padding=left", "padding must be one of"),
         ("schedule=sometimes", "schedule must be one of"),

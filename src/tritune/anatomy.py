@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from .attention import observe_attention
 from .errors import UnsupportedModelError
+from .modes import evaluation_mode
 
 Node = torch.autograd.graph.Node
 PARTS = ("query_key_value", "attention_projection", "ffn_in", "ffn_out", "embeddings", "pooler", "classifier")
@@ -98,6 +99,7 @@ class _Recording:
     linear_outputs: dict[Node, int] = field(default_factory=dict)
 
     def add(self, kind: str, name: str, inputs: Iterable[torch.Tensor], output: torch.Tensor) -> None:
+        """Note a call of a module, with the tensors it took and gave."""
         if kind == "linear":
             self.linear_outputs[output.grad_fn] = len(self.calls)
         self.calls.append(_Call(kind, name, tuple(tensor.grad_fn for tensor in inputs), output.grad_fn))
@@ -171,19 +173,15 @@ def _first_tensor(value: object) -> torch.Tensor:
 
 
 @contextmanager
-def _trainable_evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients for every parameter; the model's own modes come back afterwards."""
-    training = {module: module.training for module in model.modules()}
+def _trainable(model: nn.Module) -> Iterator[None]:
+    """Gradients for every parameter, frozen ones too, within the context."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    model.eval()
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
         with torch.enable_grad():
             yield
     finally:
-        for module, mode in training.items():
-            module.training = mode
         for parameter in frozen:
             parameter.requires_grad_(False)
 
@@ -205,7 +203,8 @@ def _record(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[_Recordi
             )
     try:
         with (
-            _trainable_evaluation(model),
+            evaluation_mode(model),
+            _trainable(model),
             observe_attention(lambda module, qkv, context: recording.add("attention", names[module], qkv, context)),
         ):
             output = model(**inputs, return_dict=True)

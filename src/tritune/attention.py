@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from .errors import TrituneError
 from .layers import Quantizer
 from .quant import Granularity
 from .trace import Intervention, LayerTrace, ModelTrace, Site
@@ -52,10 +53,20 @@ class ForwardPass:
                 setattr(self.trace.layers[self.layer], name, tensors[name])
 
     def replace(self, site: Site, own: torch.Tensor) -> torch.Tensor:
-        """The teacher's tensor if `site` is in force, else `own`."""
+        """The teacher's tensor if `site` is in force, else `own`.
+
+        Raises:
+            TrituneError: the teacher's tensor has another shape, as that of another batch has.
+        """
         if self.intervention is None or self.intervention.site is not site:
             return own
-        return self.intervention.tensor(self.layer)
+        teachers = self.intervention.tensor(self.layer)
+        if teachers.shape != own.shape:
+            raise TrituneError(
+                f"the teacher's {site.field} of layer {self.layer} has shape {tuple(teachers.shape)}, the student's "
+                f"{tuple(own.shape)}: the trace must be of the same batch and a model of the same shape"
+            )
+        return teachers
 
 
 @dataclass

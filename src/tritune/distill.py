@@ -168,6 +168,7 @@ def _attention_maps(pair: Pair) -> torch.Tensor:
 
 def _per_layer(field: str) -> Loss:
     def compute(pair: Pair) -> torch.Tensor:
+        """Mean squared difference of one trace field, summed over the layers."""
         return sum(
             token_mse(getattr(student, field), getattr(teacher, field), pair.token_mask, pair.average)
             for student, teacher in zip(pair.student.trace.layers, pair.teacher.trace.layers, strict=True)

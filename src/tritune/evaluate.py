@@ -19,6 +19,7 @@ from .data import load_task_data
 from .data.encode import EncodedData, encode_splits
 from .distill import kl_divergence
 from .load import is_quantized, load_model, load_tokenizer
+from .modes import evaluation_mode
 from .recipes import FinetuneRecipe, Recipe, load_recipe, recipe_beside
 from .size import size_bytes
 from .tasks import Task
@@ -32,7 +33,7 @@ def predict(model: PreTrainedModel, dataset: Dataset, collate: Collator, batch_s
 
     Batches are taken in order: with per-tensor activation scales a row's logits depend on its batch mates.
     """
-    with _evaluation(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         batches = _batches(dataset, collate, batch_size, model.device)
         return np.concatenate([model(**batch).logits.float().cpu().numpy() for batch in batches])
 
@@ -47,7 +48,7 @@ def assisted_logits(
 ) -> np.ndarray:
     """Logits, (rows, labels), of a student whose every layer uses the teacher's tensor at `site`."""
     logits = []
-    with _evaluation(student), _evaluation(teacher), torch.no_grad():
+    with evaluation_mode(student, teacher), torch.no_grad():
         for batch in _batches(dataset, collate, batch_size, student.device):
             trace = teacher(**batch, output_trace=[site.field]).trace
             logits.append(student(**batch, intervention=Intervention(site, trace)).logits.float().cpu().numpy())
@@ -80,19 +81,6 @@ def closeness(student: np.ndarray, teacher: np.ndarray, task: Task) -> dict[str,
         "agreement": float(np.mean(student.argmax(-1) == teacher.argmax(-1))),
         "kl_to_teacher": float(divergence),
     }
-
-
-class _evaluation:
-    """Evaluation mode within the context; the mode before comes back."""
-
-    def __init__(self, model: PreTrainedModel):
-        self.model, self.training = model, model.training
-
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *exception) -> None:
-        self.model.train(self.training)
 
 
 def _batches(

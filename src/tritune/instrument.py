@@ -21,6 +21,7 @@ from transformers.modeling_outputs import ModelOutput
 from .anatomy import Anatomy, find_anatomy, unsupported
 from .attention import IMPLEMENTATION, STATE_ATTRIBUTE, AttentionState, ForwardPass
 from .errors import TrituneError, UnsupportedModelError
+from .modes import evaluation_mode
 from .trace import TRACE_FIELDS, Intervention, ModelTrace, Site
 
 INSTRUMENT_ATTRIBUTE = "tritune_instrument"
@@ -149,7 +150,7 @@ def _analyse(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | No
     model.set_attn_implementation(IMPLEMENTATION)
     try:
         anatomy = find_anatomy(model, inputs)
-        if not torch.allclose(_outputs(model, inputs), expected, rtol=1e-4, atol=1e-4):
+        if not torch.allclose(_outputs(model, inputs), expected, rtol=1e-4, atol=1e-4, equal_nan=True):
             raise unsupported(model, "its attention is not softmax(QK^T/sqrt(d) + mask)V")
     except UnsupportedModelError:
         model.set_attn_implementation(previous or "eager")
@@ -199,10 +200,6 @@ def make_sample_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
-@torch.no_grad()
 def _outputs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    training = model.training
-    try:
-        return model.eval()(**inputs, return_dict=False)[0]
-    finally:
-        model.train(training)
+    with evaluation_mode(model), torch.no_grad():
+        return model(**inputs, return_dict=False)[0]

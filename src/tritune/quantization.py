@@ -1,11 +1,22 @@
 """`Quantization`: what of a model is quantized, and how; the value behind every recipe and every QAT checkpoint."""
 
+import math
 from dataclasses import dataclass, replace
 
 from .errors import TrituneError
 from .layers import Quantizer
 from .quant import Granularity, LeastSquaresTernary, Ternary, Uniform
 
+SWITCHES = (
+    "query_key_value",
+    "attention_projection",
+    "ffn_in",
+    "ffn_out",
+    "embeddings",
+    "pooler",
+    "classifier",
+    "attention_products",
+)
 WEIGHT_QUANTIZERS = ("twn", "least_squares", "uniform")
 
 
@@ -67,9 +78,15 @@ class Quantization:
                 f"weight_quantizer {self.weight_quantizer} does not serve weight_bits {self.weight_bits}"
             )
         for key in ("clip", "threshold_factor"):
-            if not getattr(self, key) > 0:
-                raise TrituneError(f"{key} must be positive; got {getattr(self, key)!r}")
+            value = getattr(self, key)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise TrituneError(f"{key} must be a positive number; got {value!r}")
+        for key in SWITCHES:
+            if type(getattr(self, key)) is not bool:
+                raise TrituneError(f"{key} must be true or false; got {getattr(self, key)!r}")
         if self.layers is not None:
+            if not isinstance(self.layers, list | tuple) or any(type(layer) is not int for layer in self.layers):
+                raise TrituneError(f"layers must be a list of whole numbers, or null for all; got {self.layers!r}")
             object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
 
     def weights(self, granularity: str) -> Quantizer | None:

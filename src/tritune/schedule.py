@@ -58,6 +58,11 @@ def split_budget(total: int, longest: int = 60) -> tuple[int, int]:
 
     >>> split_budget(115), split_budget(1000), split_budget(2)
     ((28, 87), (60, 940), (1, 1))
+
+    Raises:
+        ValueError: there is no step to split.
     """
+    if total < 1:
+        raise ValueError(f"a budget of {total} steps cannot be split")
     step_one = max(1, min(longest, total // 4))
     return step_one, total - step_one

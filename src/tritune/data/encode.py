@@ -40,6 +40,7 @@ def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max
         raise TrituneError(f"max_length {max_length} leaves no room for text: {special} tokens are special ones")
 
     def tokenize(batch: dict[str, list]) -> dict[str, list]:
+        """Columns of texts to columns of token ids."""
         texts = [batch[column] for column in task.text_columns]
         return dict(tokenizer(*texts, truncation=True, max_length=max_length))
 

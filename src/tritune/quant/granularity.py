@@ -26,3 +26,12 @@ class Granularity(str, Enum):
         if self is Granularity.TENSOR:
             return tuple(range(tensor.ndim))
         return (-2, -1) if self is Granularity.HEAD else (-1,)
+
+
+def wide_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype that statistics of `tensor` are taken in: its own, but never narrower than float32.
+
+    >>> wide_dtype(torch.zeros(1, dtype=torch.bfloat16))
+    torch.float32
+    """
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -11,11 +11,13 @@ import torch
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx, latent: torch.Tensor, quantized: torch.Tensor, clip: float) -> torch.Tensor:
+        """`quantized` as it is."""
         ctx.save_for_backward(latent.abs() < clip)
         return quantized.view_as(quantized)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """`grad` where |latent| < clip."""
         (inside,) = ctx.saved_tensors
         return grad * inside, None, None
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from .granularity import Granularity
+from .granularity import Granularity, wide_dtype
 from .ste import straight_through
 
 
@@ -32,7 +32,7 @@ def ternarize(
     (tensor([[ 1, -1,  0]], dtype=torch.int8), tensor([[2.]]))
     """
     dims = granularity.dims(weight)
-    magnitude = weight.abs()
+    magnitude = weight.to(wide_dtype(weight)).abs()
     kept = magnitude > threshold_factor * magnitude.mean(dims, keepdim=True)
     scale = (magnitude * kept).sum(dims, keepdim=True) / kept.sum(dims, keepdim=True).clamp(min=1)
     return (weight.sign() * kept).to(torch.int8), scale
@@ -53,16 +53,17 @@ def ternarize_least_squares(
     Returns:
         codes, int8 in {-1, 0, 1}, shaped like `weight`; scale, float, broadcastable against it.
     """
-    vectors = weight.reshape(1, -1) if granularity is Granularity.TENSOR else weight.reshape(-1, weight.shape[-1])
-    magnitude, order = vectors.abs().sort(dim=-1, descending=True)
-    counts = torch.arange(1, magnitude.shape[-1] + 1, device=weight.device, dtype=weight.dtype)
+    dims = granularity.dims(weight)
+    vectors = weight.reshape(*weight.shape[: weight.ndim - len(dims)], -1)
+    # float64: the sums of a large tensor's magnitudes decide between neighbouring thresholds.
+    magnitude, order = vectors.double().abs().sort(dim=-1, descending=True)
+    counts = torch.arange(1, magnitude.shape[-1] + 1, device=weight.device)
     sums = magnitude.cumsum(-1)
     best = (sums.square() / counts).argmax(-1, keepdim=True)
-    scale = sums.gather(-1, best) / (best + 1)
+    scale = (sums.gather(-1, best) / (best + 1)).to(wide_dtype(weight))
     kept = torch.zeros_like(vectors, dtype=torch.bool).scatter(-1, order, counts <= best + 1)
     codes = (vectors.sign() * kept).to(torch.int8).view_as(weight)
-    shape = [1] * weight.ndim if granularity is Granularity.TENSOR else [*weight.shape[:-1], 1]
-    return codes, scale.view(shape)
+    return codes, scale.view(*vectors.shape[:-1], *[1] * len(dims))
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Ternary:
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         """`fake_quantize`: float of any shape to float, with the straight-through gradient."""
         with torch.no_grad():
-            quantized = self.dequantize(*self.quantize(weight))
+            quantized = self.dequantize(*self.quantize(weight)).to(weight.dtype)
         return straight_through(weight, quantized, self.clip)
 
 

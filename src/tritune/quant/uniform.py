@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .granularity import Granularity
+from .granularity import Granularity, wide_dtype
 from .ste import straight_through
 
 # Small enough never to change a real scale, large enough that levels / it stays finite in float32.
@@ -33,8 +33,8 @@ class Uniform:
         return 2 ** (self.bits - 1) - 1
 
     def _codes(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Integer-valued float codes and the number of codes per unit."""
-        clipped = values.clamp(-self.clip, self.clip)
+        """Integer-valued float codes and the number of codes per unit, in float32 or wider."""
+        clipped = values.to(wide_dtype(values)).clamp(-self.clip, self.clip)
         largest = clipped.abs().amax(self.granularity.dims(values), keepdim=True).clamp(min=_SMALLEST_MAGNITUDE)
         codes_per_unit = self.largest_code / largest
         return torch.round(clipped * codes_per_unit), codes_per_unit
@@ -56,5 +56,5 @@ class Uniform:
         """`fake_quantize`: float of any shape to float, with the straight-through gradient."""
         with torch.no_grad():
             codes, codes_per_unit = self._codes(values)
-            quantized = codes / codes_per_unit
+            quantized = (codes / codes_per_unit).to(values.dtype)
         return straight_through(values, quantized, self.clip)

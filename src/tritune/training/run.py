@@ -125,17 +125,20 @@ class _Measure:
         self.teacher_logits = dev_logits(job.model, job.data, job.task, self.batch_size)
 
     def teacher(self) -> dict[str, Any]:
+        """The teacher's scores, origin and size."""
         job = self.job
         origin = {"path": job.source, "sha256": weights_sha256(job.model), "size_bytes": size_bytes(job.model)}
         return dev_scores(self.teacher_logits, job.data, job.task) | origin
 
     def student(self, student: PreTrainedModel) -> dict[str, Any]:
+        """A student's scores, alone, and its closeness to the teacher."""
         job = self.job
         logits = dev_logits(student, job.data, job.task, self.batch_size)
         split = job.task.dev_splits[0]
         return dev_scores(logits, job.data, job.task) | closeness(logits[split], self.teacher_logits[split], job.task)
 
     def assisted(self, student: PreTrainedModel, site: Site) -> dict[str, Any]:
+        """A student's scores with the teacher inside, under names that say so."""
         job = self.job
         logits = assisted_logits(student, job.model, site, job.data.dev, job.data.collate, self.batch_size)
         scores = job.task.measure(logits, np.asarray(job.data.dev["labels"]))

@@ -60,7 +60,7 @@ class DistillationTrainer(Trainer):
         self.schedule, self.loss_average = schedule, loss_average
         self.optimizer_name, self.warmup_ratio = optimizer, warmup_ratio
         _check_names(self.coefficients, schedule, loss_average, optimizer)
-        _check_models(model, instrument(teacher))
+        _check_models(model, teacher)
         self.site: Site | None = None
         self._loss_sums: dict[str, float | torch.Tensor] = defaultdict(float)
         self._loss_steps = 0
@@ -171,7 +171,11 @@ def _check_names(coefficients: dict[str, float], schedule: str | None, average: 
 def _check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     if not is_instrumented(student):
         raise TrituneError("the student is a plain model; make it with tritune.prepare(model)")
-    layers = [len(instrument_of(model).anatomy.sites) for model in (student, teacher)]
+    if getattr(teacher.config, "quantization_config", None) is not None:
+        raise TrituneError(
+            "the teacher is quantized; prepare works in place, so prepare a copy.deepcopy of the teacher"
+        )
+    layers = [len(instrument_of(instrument(model)).anatomy.sites) for model in (student, teacher)]
     if layers[0] != layers[1]:
         raise TrituneError(f"the student has {layers[0]} layers and the teacher {layers[1]}")
     labels = [model.config.num_labels for model in (student, teacher)]

@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tritune
-from tritune.cli import demo, main
+from tritune.cli import main
 from tritune.evaluate import predict
 from tritune.recipes import load_recipe
+from workspace import make_workspace, train_arguments
 
 STEPS = ("--set", "max_steps=12", "--set", "eval_steps=5", "--set", "logging_steps=1", "--set", "learning_rate=1e-3")
 
@@ -42,16 +43,7 @@ def cli(capsys, monkeypatch):
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """The demo corpus (cut), an untrained model and a teacher of a few steps."""
-    folder = tmp_path_factory.mktemp("workspace")
-    patch = pytest.MonkeyPatch()
-    patch.setattr(demo, "TRAIN_ROWS", 200)
-    patch.setattr(demo, "DEV_ROWS", 60)
-    patch.setattr(demo, "TEACHER", ("max_steps=10", "eval_steps=5", "learning_rate=1e-3"))
-    demo._write_inputs(folder, seed=0)
-    demo._teacher(folder / "base", folder, seed=0)
-    patch.undo()
-    return folder
+    return make_workspace(tmp_path_factory.mktemp("workspace"))
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +59,7 @@ def run_folder(workspace):
 
 
 def _train(workspace: Path, output: Path, *more: object, recipe: str = "ti-g") -> list[str]:
-    arguments = ["train", workspace / "teacher", "--task", "demo", "--data", workspace / "data", "--recipe", recipe]
-    return [str(argument) for argument in (*arguments, *STEPS, "--output", output, *more)]
+    return train_arguments(workspace, output, *STEPS, *more, recipe=recipe)
 
 
 def test_the_run_folder_holds_what_the_readme_says(run_folder):

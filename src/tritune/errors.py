@@ -11,3 +11,7 @@ class TrituneError(ValueError):
 
 class UnsupportedModelError(TrituneError):
     """The model's architecture cannot be served; the message names the model class and the reason."""
+
+
+class Interrupted(TrituneError):
+    """A person or a cluster asked the work to stop; the message says how to go on. Exit code 130."""

@@ -116,8 +116,5 @@ def _student(name: str, output: Path, seed: int) -> dict[str, Any]:
 def _job(source: Path, output: Path, recipe: Any, target: Path) -> Any:
     from ..tasks import get_task
     from ..training.job import open_job
-    from ..training.run_folder import claim
 
-    job = open_job(source, get_task("demo"), output / "data", recipe, target, overwrite=True)
-    claim(target)
-    return job
+    return open_job(source, get_task("demo"), output / "data", recipe, target, overwrite=True)

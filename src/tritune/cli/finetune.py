@@ -15,6 +15,7 @@ def finetune(
     recipe: Annotated[str, typer.Option(help="A YAML file of one's own.", metavar="FILE")] = "finetune",
     overrides: options.Overrides = None,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
     json: options.Json = False,
 ) -> None:
     """Fine-tune MODEL on a task in full precision: the teacher that `tritune train` distils.
@@ -28,10 +29,8 @@ def finetune(
     from ..tasks import get_task
     from ..training.finetune import finetune as run
     from ..training.job import open_job
-    from ..training.run_folder import claim
     from .show import show_finetuned
 
     recipe = load_recipe(recipe, overrides or [], FinetuneRecipe)
-    job = open_job(model, get_task(task), data, recipe, output, overwrite=overwrite)
-    claim(output)
-    show_finetuned(run(job), output, as_json=json)
+    job = open_job(model, get_task(task), data, recipe, output, overwrite=overwrite, resume=resume)
+    show_finetuned(run(job, resume), output, as_json=json)

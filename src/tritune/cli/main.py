@@ -48,7 +48,7 @@ def main() -> None:
     except errors.TrituneError as error:
         message = " ".join(str(error).split())
         Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", markup=False, highlight=False)
-        sys.exit(2)
+        sys.exit(130 if isinstance(error, errors.Interrupted) else 2)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ Data = Annotated[
 ]
 Output = Annotated[Path, typer.Option(help="Folder to write; it must be empty or new.", metavar="FOLDER")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that lies in the output folder.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run that was stopped in the output folder, if there is one.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a key of the recipe; may be given often.", metavar="KEY=VALUE"),

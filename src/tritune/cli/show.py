@@ -40,10 +40,8 @@ def show_run(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
         table.add_row(label, _percent(assisted[f"assisted_{name}"]), "", str(assisted["step"]), "")
     console = Console()
     console.print(table)
-    seconds = metrics["seconds"]
-    console.print(
-        f"{total} steps in {seconds:.0f} s, {seconds / total:.2f} s a step. Written to {folder}", highlight=False
-    )
+    pace = f"{total} steps, {metrics['seconds_per_step']:.2f} s each; {metrics['seconds']:.0f} s with evaluations"
+    console.print(f"{_SIZE_NOTE}. {pace}. Written to {folder}", highlight=False)
 
 
 def show_finetuned(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:

@@ -28,6 +28,7 @@ def train(
         Path | None, typer.Option("--from", help="Go on from this QAT student instead of the quantized teacher.")
     ] = None,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
     json: options.Json = False,
 ) -> None:
     """Distil TEACHER into a student with ternary weights and 8-bit activations (QAT).
@@ -43,12 +44,12 @@ def train(
     from ..tasks import get_task
     from ..training.job import open_job
     from ..training.run import new_student, plan, run
-    from ..training.run_folder import claim
     from .show import show_plan, show_run
 
-    job = open_job(teacher, get_task(task), data, load_recipe(recipe, overrides or []), output, overwrite=overwrite)
+    job = open_job(
+        teacher, get_task(task), data, load_recipe(recipe, overrides or []), output, overwrite=overwrite, resume=resume
+    )
     phases = plan(job, phase and phase.value)
     student = load_student(start, job.task) if start else new_student(job)
     show_plan(job.recipe, phases)
-    claim(output)
-    show_run(run(job, phases, student), output, as_json=json)
+    show_run(run(job, phases, student, resume), output, as_json=json)

@@ -206,15 +206,16 @@ def _twins(rng: random.Random) -> tuple[str, str]:
 
 
 def _split(size: int, seen: set[str], rng: random.Random) -> list[tuple[str, int]]:
-    """Return `size` sentences, none of them in `seen`, in random order; adds them to `seen`."""
+    """Return `size` sentences, none of them in `seen`, twins side by side; adds them to `seen`."""
     rows: list[tuple[str, int]] = []
     while len(rows) < size:
         good, bad = _twins(rng)
         if good in seen or bad in seen or len(good.split()) > MAX_WORDS:
             continue
         seen.update((good, bad))
-        rows += [(good, 1), (bad, 0)]
-    rng.shuffle(rows)
+        pair = [(good, 1), (bad, 0)]
+        rng.shuffle(pair)
+        rows += pair
     return rows
 
 

@@ -1,15 +1,17 @@
 """What happens beside the training steps: the best student is kept, history is written, bars tell phase and site."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
+from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, TrainerState
 
 from ..recipes import RECIPE_FILE, FinetuneRecipe, to_yaml
-from .run_folder import replace_folder, write_text
+from .run_folder import replace_folder, write_json, write_text
 
+_SELECTION = "selection.json"
 _NOT_SHOWN = ("_loss", "_runtime", "_per_second")
 
 
@@ -26,27 +28,45 @@ class EvaluateAtEnd(TrainerCallback):
 class BestModel(TrainerCallback):
     """Keeps the model with the highest value of one metric in a folder of its own.
 
+    Beside the model lies `selection.json` with metric, value and step, from which a resumed training goes on.
+
     Args:
         folder: where it is kept; replaced whole each time.
         metric: of the evaluation's metrics, without `eval_`.
         tokenizer: saved beside the model.
         recipe: saved beside them, so that the folder can be scored as it was trained.
+        first_step: steps that earlier phases made.
+
+    Attributes:
+        value, step: of the model kept; None before the first.
     """
 
-    def __init__(self, folder: Path, metric: str, tokenizer: PreTrainedTokenizerBase, recipe: FinetuneRecipe):
-        self.folder, self.metric, self.tokenizer, self.recipe = folder, f"eval_{metric}", tokenizer, recipe
+    def __init__(
+        self,
+        folder: Path,
+        metric: str,
+        tokenizer: PreTrainedTokenizerBase,
+        recipe: FinetuneRecipe,
+        first_step: int = 0,
+    ):
+        self.folder, self.metric, self.tokenizer, self.recipe = folder, metric, tokenizer, recipe
+        self.first_step = first_step
         self.value: float | None = None
         self.step: int | None = None
+        if (folder / _SELECTION).is_file():
+            kept = json.loads((folder / _SELECTION).read_text(encoding="utf-8"))
+            self.value, self.step = kept["value"], kept["step"]
 
     def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
         """Save the model if it beats the best so far; the earlier one wins a tie."""
-        value = metrics[self.metric]
+        value = metrics[f"eval_{self.metric}"]
         if state.is_world_process_zero and (self.value is None or value > self.value):
-            self.value, self.step = value, state.global_step
+            self.value, self.step = value, self.first_step + state.global_step
             with replace_folder(self.folder) as folder:
                 model.save_pretrained(folder)
                 self.tokenizer.save_pretrained(folder)
                 write_text(folder / RECIPE_FILE, to_yaml(self.recipe))
+                write_json(folder / _SELECTION, {"metric": self.metric, "value": value, "step": self.step})
 
 
 class History(TrainerCallback):
@@ -56,18 +76,31 @@ class History(TrainerCallback):
         path: the file.
         phase: name of the phase.
         first_step: steps that earlier phases made.
-        site: returns the site in force as text, or None.
+        site: returns the site in force as text, or None; without it lines have no site.
     """
 
-    def __init__(self, path: Path, phase: str, first_step: int = 0, site: Callable[[], str | None] = lambda: None):
+    def __init__(self, path: Path, phase: str, first_step: int = 0, site: Callable[[], str | None] | None = None):
         self.path, self.phase, self.first_step, self.site = path, phase, first_step, site
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Drop what this phase wrote after the checkpoint that it goes on from."""
+        if state.is_world_process_zero and self.path.is_file():
+            lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if self._stays(line, state)]
+            write_text(self.path, "".join(f"{line}\n" for line in lines))
+
+    def _stays(self, line: str, state: TrainerState) -> bool:
+        try:
+            row = json.loads(line)
+        except ValueError:  # the last line of a killed run may be half of one
+            return False
+        return row["phase"] != self.phase or row["step"] <= self.first_step + state.global_step
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """One line a log."""
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
         line: dict[str, Any] = {"phase": self.phase, "step": self.first_step + state.global_step}
-        if "loss" in logs:
+        if "loss" in logs and self.site is not None:
             line["site"] = self.site()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line | logs) + "\n")
@@ -102,3 +135,23 @@ class PhaseProgress(ProgressCallback):
         }
         self.shown |= numbers | ({"site": self.site()} if self.site() else {})
         self.training_bar.set_postfix(self.shown)
+
+
+class StepTimer(TrainerCallback):
+    """Seconds that the training steps took, evaluations and checkpoints not counted."""
+
+    def __init__(self):
+        self.seconds, self.steps = 0.0, 0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Stop the clock."""
+        self.seconds += time.perf_counter() - self.started
+        self.steps += 1
+
+    def per_step(self) -> float | None:
+        """Mean seconds per step, None before the first."""
+        return round(self.seconds / self.steps, 4) if self.steps else None

@@ -6,53 +6,71 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, Trainer, set_seed
 
+from ..errors import TrituneError
 from ..evaluate import dev_logits, dev_scores
 from ..load import weights_sha256
 from ..recipes import RECIPE_FILE, to_yaml
 from ..size import size_bytes
 from .arguments import bert_adam, training_arguments, without_clip_and_schedule
-from .callbacks import BestModel, History
+from .callbacks import BestModel, History, StepTimer
 from .job import Job
-from .run import metrics_function, train
-from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, remove, write_json, write_text
+from .resume import train
+from .run import metrics_function
+from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, claimed, read_json, remove, write_json, write_text
 
 
-def finetune(job: Job) -> dict[str, Any]:
+def finetune(job: Job, resume: bool = False) -> dict[str, Any]:
     """Fine-tune the job's model, keep the checkpoint with the best dev score, and return its metrics.
 
     Args:
-        job: what to work on; `job.output` must be claimed.
+        job: what to work on.
+        resume: go on with the fine-tuning that lies in `job.output`, if one does.
 
     Returns:
         What `metrics.json` holds: scores of the best and of the last checkpoint.
+
+    Raises:
+        Interrupted: a signal came; the fine-tuning can be resumed.
+        TrituneError: the folder belongs to another run, or cannot be written to.
     """
-    recipe = job.recipe
-    set_seed(recipe.seed)
-    write_text(job.output / RECIPE_FILE, to_yaml(recipe))
-    keeper = BestModel(job.output / BEST, job.task.metric, job.tokenizer, recipe)
-    started = time.perf_counter()
-    train(_trainer(job), "fine-tuning", [History(job.output / HISTORY, "fine-tuning"), keeper])
-    seconds = round(time.perf_counter() - started, 1)
-    best = AutoModelForSequenceClassification.from_pretrained(job.output / BEST, dtype=torch.float32)
-    metrics = {
-        "task": job.task.name,
-        "metric": job.task.metric,
-        "recipe": recipe.name,
-        "seed": recipe.seed,
-        "base": job.source,
-        "steps": {"fine-tuning": recipe.max_steps},
-        "seconds": seconds,
-        "best": _scores(job, best) | {"step": keeper.step},
-        "last": _scores(job, job.model) | {"step": recipe.max_steps},
-        "sha256": weights_sha256(best),
-        "size_bytes": size_bytes(best),
-    }
-    best.save_pretrained(job.output)
-    job.tokenizer.save_pretrained(job.output)
-    write_json(job.output / METRICS, metrics)
-    for name in (BEST, CHECKPOINTS):
-        remove(job.output / name)
+    recipe, output = job.recipe, job.output
+    with claimed(output, resume):
+        done = read_json(output / METRICS)
+        if done:
+            return done
+        set_seed(recipe.seed)
+        _keep_recipe(job)
+        keeper = BestModel(output / BEST, job.task.metric, job.tokenizer, recipe)
+        timer, started = StepTimer(), time.perf_counter()
+        train(_trainer(job), "fine-tuning", [History(output / HISTORY, "fine-tuning"), timer, keeper])
+        best = AutoModelForSequenceClassification.from_pretrained(output / BEST, dtype=torch.float32)
+        metrics = {
+            "task": job.task.name,
+            "metric": job.task.metric,
+            "recipe": recipe.name,
+            "seed": recipe.seed,
+            "base": job.source,
+            "steps": {"fine-tuning": recipe.max_steps},
+            "seconds": round(time.perf_counter() - started, 1),
+            "seconds_per_step": timer.per_step(),
+            "best": _scores(job, best) | {"step": keeper.step},
+            "last": _scores(job, job.model) | {"step": recipe.max_steps},
+            "sha256": weights_sha256(best),
+            "size_bytes": size_bytes(best),
+        }
+        best.save_pretrained(output)
+        job.tokenizer.save_pretrained(output)
+        write_json(output / METRICS, metrics)
+        for name in (BEST, CHECKPOINTS):
+            remove(output / name)
     return metrics
+
+
+def _keep_recipe(job: Job) -> None:
+    path, text = job.output / RECIPE_FILE, to_yaml(job.recipe)
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise TrituneError(f"{job.output}: --resume: the run there has another recipe ({RECIPE_FILE})")
+    write_text(path, text)
 
 
 def _trainer(job: Job) -> Trainer:

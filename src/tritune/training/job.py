@@ -45,8 +45,9 @@ def open_job(
     output: Path,
     *,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> Job:
-    """Read and check everything a run needs; nothing is written, see `claim`.
+    """Read and check everything a run needs; nothing is written.
 
     Args:
         source: the model's folder or hub name.
@@ -55,11 +56,12 @@ def open_job(
         recipe: not resolved yet. A `Recipe` takes a fine-tuned teacher, a plain `FinetuneRecipe` gives a new head.
         output: the folder that the run will write.
         overwrite: whether a run that lies there may be replaced.
+        resume: whether a run that lies there is to go on.
 
     Raises:
         TrituneError: anything that is missing, does not fit, or is in the way; one line that says what to do.
     """
-    check_free(output, overwrite, inputs=(str(source),))
+    check_free(output, overwrite, resume, inputs=(str(source),))
     splits = load_task_data(task, data_folder)
     distils = isinstance(recipe, Recipe)
     recipe = recipe.resolve(task, len(splits["train"]))

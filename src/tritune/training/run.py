@@ -8,19 +8,11 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    EvalPrediction,
-    PreTrainedModel,
-    ProgressCallback,
-    Trainer,
-    set_seed,
-)
+from transformers import AutoModelForSequenceClassification, EvalPrediction, PreTrainedModel, set_seed
 
 from ..errors import TrituneError
 from ..evaluate import assisted_logits, closeness, dev_logits, dev_scores
@@ -29,13 +21,15 @@ from ..load import weights_sha256
 from ..prepare import prepare
 from ..quantization import Quantization
 from ..recipes import RECIPE_FILE, to_yaml
+from ..schedule import SCHEDULES
 from ..size import size_bytes
 from ..tasks import Task
 from ..trace import Site
 from .arguments import training_arguments
-from .callbacks import BestModel, EvaluateAtEnd, History, PhaseProgress
+from .callbacks import BestModel, History, StepTimer
 from .job import Job
-from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, remove, write_json, write_text
+from .resume import train
+from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, claimed, read_json, remove, write_json, write_text
 from .trainer import DistillationTrainer
 
 
@@ -85,35 +79,35 @@ def new_student(job: Job) -> PreTrainedModel:
     return prepare(copy.deepcopy(job.model), job.recipe.section(Quantization))
 
 
-def run(job: Job, phases: list[Phase], student: PreTrainedModel) -> dict[str, Any]:
+def run(job: Job, phases: list[Phase], student: PreTrainedModel, resume: bool = False) -> dict[str, Any]:
     """Train the student through `phases`, write the run folder, and return its metrics.
 
     Args:
-        job: what to work on; `job.output` must be claimed.
+        job: what to work on.
         phases: from `plan`.
         student: from `new_student`, or an earlier run's to go on from. Changed in place.
+        resume: go on with the run that lies in `job.output`, if one does; the final weights are those of a run that
+            was never stopped.
 
     Returns:
         What `metrics.json` holds.
+
+    Raises:
+        Interrupted: a signal came; the run can be resumed.
+        TrituneError: the folder belongs to another run, or cannot be written to.
     """
-    set_seed(job.recipe.seed)
-    write_text(job.output / RECIPE_FILE, to_yaml(job.recipe))
-    measure = _Measure(job)
-    metrics = _header(job, phases) | {"teacher": measure.teacher(), "untrained": measure.student(student)}
-    started = time.perf_counter()
-    best = None
-    for phase in phases:
-        best, site = _train(job, student, phase, is_last=phase is phases[-1])
-        if site is not None:
-            metrics["assisted"] = measure.assisted(student, site) | {"step": phase.first_step + phase.steps}
-    metrics["seconds"] = round(time.perf_counter() - started, 1)
-    metrics["last"] = measure.student(student) | {"step": phases[-1].first_step + phases[-1].steps}
-    metrics["best"] = measure.student(_load(job.output / BEST)) | {"step": phases[-1].first_step + best.step}
-    metrics["size_bytes"] = size_bytes(student)
-    student.save_pretrained(job.output)
-    job.tokenizer.save_pretrained(job.output)
-    write_json(job.output / METRICS, metrics)
-    remove(job.output / CHECKPOINTS)
+    with claimed(job.output, resume):
+        done = read_json(job.output / METRICS)
+        if done:
+            return done
+        recorder = _Recorder(job, phases, student)
+        set_seed(job.recipe.seed)
+        best = [_train(job, student, phase, recorder, is_last=phase is phases[-1]) for phase in phases][-1]
+        metrics = recorder.finish(student, best)
+        student.save_pretrained(job.output)
+        job.tokenizer.save_pretrained(job.output)
+        write_json(job.output / METRICS, metrics)
+        remove(job.output / CHECKPOINTS)
     return metrics
 
 
@@ -145,18 +139,65 @@ class _Measure:
         return {f"assisted_{name}": value for name, value in scores.items()} | {"site": site.value}
 
 
-def _header(job: Job, phases: list[Phase]) -> dict[str, Any]:
-    return {
-        "task": job.task.name,
-        "metric": job.task.metric,
-        "recipe": job.recipe.name,
-        "seed": job.recipe.seed,
-        "steps": {phase.name: phase.steps for phase in phases},
-    }
+class _Recorder:
+    """Gathers `metrics.json` while the run goes on, in a file of its own so that a resumed run measures nothing twice.
+
+    Raises:
+        TrituneError: the folder holds a run of another recipe or teacher.
+    """
+
+    def __init__(self, job: Job, phases: list[Phase], student: PreTrainedModel):
+        self.job, self.measure = job, _Measure(job)
+        self.last_step = phases[-1].first_step + phases[-1].steps
+        self.path = job.output / CHECKPOINTS / "metrics.json"
+        self.metrics = {
+            "task": job.task.name,
+            "metric": job.task.metric,
+            "recipe": job.recipe.name,
+            "seed": job.recipe.seed,
+            "steps": {phase.name: phase.steps for phase in phases},
+            "teacher": self.measure.teacher(),
+        }
+        started = read_json(self.path)
+        if started:
+            self._check(started)
+            self.metrics = started
+            return
+        self.metrics |= {"untrained": self.measure.student(student), "seconds": 0.0}
+        self.path.parent.mkdir(exist_ok=True)
+        write_text(job.output / RECIPE_FILE, to_yaml(job.recipe))
+        write_json(self.path, self.metrics)
+
+    def _check(self, started: dict[str, Any]) -> None:
+        recipe = (self.job.output / RECIPE_FILE).read_text(encoding="utf-8")
+        same = all(started[key] == self.metrics[key] for key in ("task", "steps"))
+        if not same or recipe != to_yaml(self.job.recipe):
+            raise TrituneError(f"{self.job.output}: --resume: the run there has another task or recipe ({RECIPE_FILE})")
+        if started["teacher"]["sha256"] != self.metrics["teacher"]["sha256"]:
+            raise TrituneError(f"{self.job.output}: --resume: the run there has another teacher")
+
+    def phase(self, student: PreTrainedModel, phase: Phase, timer: StepTimer, seconds: float) -> None:
+        """Note a phase that is complete."""
+        if phase.schedule is not None and "assisted" not in self.metrics:
+            site = SCHEDULES[phase.schedule](phase.steps - 1, phase.steps, self.job.recipe.seed)
+            self.metrics["assisted"] = self.measure.assisted(student, site) | {"step": phase.first_step + phase.steps}
+        self.metrics["seconds"] = round(self.metrics["seconds"] + seconds, 1)
+        self.metrics["seconds_per_step"] = timer.per_step() or self.metrics.get("seconds_per_step")
+        write_json(self.path, self.metrics)
+
+    def finish(self, student: PreTrainedModel, best: BestModel) -> dict[str, Any]:
+        """The metrics with the scores of the best and of the last student."""
+        folder = self.job.output / BEST
+        kept = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        return self.metrics | {
+            "best": self.measure.student(kept) | {"step": best.step},
+            "last": self.measure.student(student) | {"step": self.last_step},
+            "size_bytes": size_bytes(student),
+        }
 
 
-def _train(job: Job, student: PreTrainedModel, phase: Phase, is_last: bool) -> tuple[BestModel | None, Site | None]:
-    """One phase; returns the keeper of the best student (last phase only) and the site then in force."""
+def _train(job: Job, student: PreTrainedModel, phase: Phase, recorder: _Recorder, is_last: bool) -> BestModel | None:
+    """One phase; returns the keeper of the best student in the last one."""
     recipe = job.recipe
     folder = job.output / CHECKPOINTS / phase.name.replace(" ", "_")
     trainer = DistillationTrainer(
@@ -174,24 +215,15 @@ def _train(job: Job, student: PreTrainedModel, phase: Phase, is_last: bool) -> t
         data_collator=job.data.collate,
         compute_metrics=metrics_function(job.task),
     )
-    best = BestModel(job.output / BEST, job.task.metric, job.tokenizer, recipe) if is_last else None
+    best = BestModel(job.output / BEST, job.task.metric, job.tokenizer, recipe, phase.first_step) if is_last else None
     history = History(job.output / HISTORY, phase.name, phase.first_step, trainer.site_name)
-    train(trainer, phase.name, [history, *([best] if best else [])], trainer.site_name)
-    return best, trainer.site
-
-
-def train(trainer: Trainer, name: str, callbacks: list, site: Callable[[], str | None] = lambda: None) -> None:
-    """Run a trainer with an evaluation at its end, a named progress bar and `callbacks`."""
-    trainer.remove_callback(ProgressCallback)
-    for callback in (EvaluateAtEnd(), PhaseProgress(name, site), *callbacks):
-        trainer.add_callback(callback)
-    trainer.train()
+    timer = StepTimer()
+    started = time.perf_counter()
+    train(trainer, phase.name, [history, timer, *([best] if best else [])], trainer.site_name)
+    recorder.phase(student, phase, timer, time.perf_counter() - started)
+    return best
 
 
 def metrics_function(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
     """What Trainer calls with the student's logits to select the best."""
     return lambda prediction: task.measure(prediction.predictions, prediction.label_ids)
-
-
-def _load(folder: Path) -> PreTrainedModel:
-    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)

@@ -9,21 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ..errors import TrituneError
 from ..recipes import RECIPE_FILE
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
+LOCK = ".lock"
 METRICS = "metrics.json"
 HISTORY = "history.jsonl"
 
 
-def check_free(folder: Path, overwrite: bool, *, inputs: tuple[str, ...] = ()) -> None:
+def check_free(folder: Path, overwrite: bool, resume: bool = False, *, inputs: tuple[str, ...] = ()) -> None:
     """Check that `folder` may become a run's output; nothing is written.
 
     Args:
         folder: wanted as output; may not exist yet.
         overwrite: whether a run that lies there may be replaced.
+        resume: whether a run that lies there is to go on.
         inputs: what the run reads, which must not lie in the same folder.
 
     Raises:
@@ -34,24 +38,42 @@ def check_free(folder: Path, overwrite: bool, *, inputs: tuple[str, ...] = ()) -
     for source in inputs:
         if Path(source).exists() and folder.exists() and os.path.samefile(source, folder):
             raise TrituneError(f"{folder}: the output folder is also the input; choose another one")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise TrituneError(f"{folder}: holds a run or other files already; choose another folder or give --overwrite")
+    taken = folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
+    if taken and resume and not (folder / RECIPE_FILE).is_file():
+        raise TrituneError(f"{folder}: holds other files but no run to resume; choose another folder")
+    if taken and not (overwrite or resume):
+        raise TrituneError(
+            f"{folder}: holds a run or other files already; give --resume, --overwrite or another folder"
+        )
 
 
-def claim(folder: Path) -> None:
-    """Make the folder, and remove what an earlier run left in it; files that no run writes stay.
+@contextmanager
+def claimed(folder: Path, resume: bool = False) -> Iterator[None]:
+    """Within the context the folder is this run's alone; a killed run's claim ends with its process.
+
+    Unless the run resumes, what an earlier run left is removed first; files that no run writes stay.
 
     Raises:
-        TrituneError: it cannot be written to.
+        TrituneError: another run is writing there, or the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (CHECKPOINTS, BEST):
-            remove(folder / name)
-        for name in (METRICS, RECIPE_FILE, HISTORY, "config.json", "model.safetensors"):
-            (folder / name).unlink(missing_ok=True)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise TrituneError(f"{folder}: another run is writing into this folder; choose another one, or wait") from None
     except OSError as error:
         raise TrituneError(f"{folder}: cannot be written to ({error.strerror})") from None
+    try:
+        if not resume:
+            for name in (CHECKPOINTS, BEST):
+                remove(folder / name)
+            for name in (METRICS, RECIPE_FILE, HISTORY, "config.json", "model.safetensors"):
+                (folder / name).unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+        (folder / LOCK).unlink(missing_ok=True)
 
 
 def remove(folder: Path) -> None:
@@ -62,6 +84,11 @@ def remove(folder: Path) -> None:
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file whole."""
     write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file that a run wrote; empty if it is not there."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,0 +1,125 @@
+"""A training that may be killed at any moment and goes on from its newest whole checkpoint.
+
+Trainer writes a checkpoint in place, its `trainer_state.json` last, and takes the highest number even when half of it
+is missing; here a folder counts only with all of its files readable. Ctrl-C and SIGTERM end the training after the step
+at hand, with a checkpoint.
+"""
+
+import json
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model
+from transformers import ProgressCallback, Trainer, TrainerCallback
+
+from ..errors import Interrupted, TrituneError
+from .callbacks import EvaluateAtEnd, PhaseProgress
+
+_WEIGHTS, _STATE = "model.safetensors", "trainer_state.json"
+_FILES = (_WEIGHTS, "optimizer.pt", "scheduler.pt", _STATE)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step among those that are whole, or None."""
+    found = [
+        (int(match[1]), path) for path in folder.glob("*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    ]
+    return next((path for step, path in sorted(found, reverse=True) if _is_whole(path, step)), None)
+
+
+def _is_whole(path: Path, step: int) -> bool:
+    if not all((path / name).is_file() for name in _FILES):
+        return False
+    try:
+        with safe_open(path / _WEIGHTS, framework="pt"):
+            return json.loads((path / _STATE).read_text(encoding="utf-8"))["global_step"] == step
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return False
+
+
+def train(
+    trainer: Trainer,
+    name: str,
+    callbacks: list[TrainerCallback],
+    site: Callable[[], str | None] = lambda: None,
+) -> None:
+    """Run a trainer to its last step, from its newest checkpoint if it has one.
+
+    Args:
+        trainer: not run yet; its checkpoints are looked for in its own folder.
+        name: of the phase, for the bar and the messages.
+        callbacks: beside the bar and the evaluation at the end.
+        site: returns the site of intervention in force as text, or None.
+
+    Raises:
+        Interrupted: a signal came; a checkpoint of the step at hand was written.
+        TrituneError: a checkpoint could not be written; earlier ones are whole.
+    """
+    checkpoint = newest_checkpoint(Path(trainer.args.output_dir))
+    if checkpoint is not None and checkpoint.name == f"checkpoint-{trainer.args.max_steps}":
+        load_model(trainer.model, checkpoint / _WEIGHTS)
+        return
+    stop = StopOnSignal()
+    trainer.remove_callback(ProgressCallback)
+    for callback in (EvaluateAtEnd(), PhaseProgress(name, site), *callbacks, stop):
+        trainer.add_callback(callback)
+    with stop.listening(), _writable(trainer):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.asked:
+        raise Interrupted(f"stopped in {name} after step {trainer.state.global_step}; --resume goes on from there")
+
+
+@contextmanager
+def _writable(trainer: Trainer) -> Iterator[None]:
+    """Failures to write become one line that says what is left."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch's writer reports a full disk as a RuntimeError that names the file it writes to.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise TrituneError(
+            f"{trainer.args.output_dir}: cannot be written to after step {trainer.state.global_step} ({reason}); "
+            "what was saved before is whole: make room, then --resume"
+        ) from error
+
+
+class StopOnSignal(TrainerCallback):
+    """Turns the first SIGINT or SIGTERM into a checkpoint and an end after the step at hand; a second one kills."""
+
+    def __init__(self):
+        self.asked = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Save and stop if a signal came."""
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+        return control
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals within the context (in the main thread; elsewhere they are not ours to catch)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        caught = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in caught}
+
+        def ask(number: int, frame: object) -> None:
+            self.asked = True
+            signal.signal(number, before[number])
+
+        for number in caught:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,154 @@
+"""A run that is killed goes on as if nothing had been: whole checkpoints only, the same weights in the end."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tritune.cli import main
+from tritune.training.resume import newest_checkpoint
+from tritune.training.run_folder import claimed
+from workspace import make_workspace, train_arguments
+
+SETTINGS = ("--set", "save_steps=2", "--set", "max_steps=16", "--set", "eval_steps=4", "--set", "logging_steps=1")
+KILLS, KILLS_SLOW = 3, 20
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return make_workspace(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workspace):
+    """Weights and history of a run that nobody stopped, and its seconds."""
+    started = time.perf_counter()
+    assert _start(workspace, "undisturbed").wait() == 0
+    return workspace / "undisturbed", time.perf_counter() - started
+
+
+def _start(workspace: Path, name: str, *more: str) -> subprocess.Popen:
+    arguments = train_arguments(workspace, workspace / name, *SETTINGS, *more)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # A process group of its own: a signal must reach the run as a terminal's would.
+    return subprocess.Popen(
+        [sys.executable, "-m", "tritune.cli.main", *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def _same_result(folder: Path, reference: Path) -> None:
+    assert (folder / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
+    assert (folder / "best" / "model.safetensors").read_bytes() == (
+        reference / "best" / "model.safetensors"
+    ).read_bytes()
+    histories = [[json.loads(line) for line in (run / "history.jsonl").open()] for run in (folder, reference)]
+    assert [[row["phase"], row["step"], row.get("loss")] for row in histories[0]] == [
+        [row["phase"], row["step"], row.get("loss")] for row in histories[1]
+    ]
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in (folder, reference)]
+    for key in ("teacher", "untrained", "assisted", "best", "last"):
+        assert metrics[0][key] == metrics[1][key]
+
+
+def _kill_and_resume(workspace: Path, undisturbed: tuple[Path, float], name: str, seed: int) -> None:
+    """Kill at a random moment of the run, or as soon as a checkpoint is being written, then let it finish."""
+    reference, seconds = undisturbed
+    generator = random.Random(seed)
+    process = _start(workspace, name)
+    deadline = time.perf_counter() + generator.uniform(0.3, 1.0) * seconds
+    during_a_save = generator.random() < 0.4
+    checkpoints = workspace / name / "checkpoints"
+    while time.perf_counter() < deadline and process.poll() is None:
+        half_written = [p for p in checkpoints.glob("*/checkpoint-*") if not (p / "trainer_state.json").exists()]
+        if during_a_save and half_written and generator.random() < 0.3:
+            break
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    resumed = _start(workspace, name, "--resume")
+    assert resumed.wait() == 0, resumed.stderr.read().decode()[-2000:]
+    _same_result(workspace / name, reference)
+
+
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_killed_and_resumed(workspace, undisturbed, seed):
+    _kill_and_resume(workspace, undisturbed, f"killed-{seed}", seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(KILLS, KILLS + KILLS_SLOW))
+def test_killed_and_resumed_many_times(workspace, undisturbed, seed):
+    _kill_and_resume(workspace, undisturbed, f"killed-{seed}", seed)
+
+
+def _here(workspace: Path, name: str, *more: str) -> int:
+    """The same command line in this process; its exit code."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as leaving:
+        patch.setattr(sys, "argv", ["tritune", *train_arguments(workspace, workspace / name, *SETTINGS, *more)])
+        main.main()
+    return leaving.value.code or 0
+
+
+def test_interrupt_leaves_a_resumable_run(workspace, undisturbed, capsys):
+    process = _start(workspace, "interrupted")
+    while not list((workspace / "interrupted" / "checkpoints").glob("*/checkpoint-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    message = process.stderr.read().decode().strip().splitlines()[-1]
+    assert process.wait() == 130
+    assert "--resume goes on from there" in message
+    assert _here(workspace, "interrupted", "--resume", "--set", "learning_rate=1e-4") == 2
+    assert "another task or recipe" in capsys.readouterr().err
+    assert _here(workspace, "interrupted", "--resume") == 0
+    _same_result(workspace / "interrupted", undisturbed[0])
+
+
+def test_two_runs_into_one_folder_are_refused(workspace, capsys):
+    with claimed(workspace / "contested"):
+        assert _here(workspace, "contested", "--resume") == 2
+    assert "another run is writing" in capsys.readouterr().err
+
+
+def test_resume_of_a_finished_run_changes_nothing(workspace, undisturbed):
+    folder = undisturbed[0]
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert _here(workspace, folder.name, "--resume") == 0
+    assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def _checkpoint(folder: Path, step: int, state: str | None = None) -> Path:
+    from safetensors.torch import save_file
+    from torch import zeros
+
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    save_file({"weight": zeros(2)}, path / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (path / name).write_bytes(b"x")
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}) if state is None else state)
+    return path
+
+
+def test_only_whole_checkpoints_count(tmp_path):
+    assert newest_checkpoint(tmp_path / "nowhere") is None
+    good = _checkpoint(tmp_path, 2)
+    _checkpoint(tmp_path, 4, state='{"global_step": 4')
+    _checkpoint(tmp_path, 6, state="[]")
+    (_checkpoint(tmp_path, 8) / "optimizer.pt").unlink()
+    weights = _checkpoint(tmp_path, 10) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3])
+    (_checkpoint(tmp_path, 12) / "trainer_state.json").unlink()
+    (tmp_path / "checkpoint-abc").mkdir()
+    assert newest_checkpoint(tmp_path) == good
+    assert newest_checkpoint(tmp_path) != _checkpoint(tmp_path, 14) == newest_checkpoint(tmp_path)

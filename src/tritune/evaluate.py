@@ -25,6 +25,9 @@ from .size import size_bytes
 from .tasks import Task
 from .trace import Intervention, Site
 
+# Lengths and batches for a model that comes with neither recipe nor task.
+_ANY_TASK = Task("", "", ("text",), None, "", lambda predictions, labels: {}, 128, 32, 100)
+
 Collator = Callable[[list[dict]], dict[str, torch.Tensor]]
 
 
@@ -90,6 +93,18 @@ def _batches(
         yield {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
 
 
+def recipe_in_force(
+    source: str | Path, model: PreTrainedModel, overrides: Sequence[str] = (), task: Task | None = None
+) -> FinetuneRecipe:
+    """The recipe that lies beside a model, its empty values taken from the task table, else from general defaults.
+
+    Raises:
+        TrituneError: the recipe cannot be read, or an override cannot be used.
+    """
+    recipe = load_recipe(recipe_beside(source), overrides, Recipe if is_quantized(model) else FinetuneRecipe)
+    return recipe.resolve(task or _ANY_TASK, train_rows=1)
+
+
 def evaluate_source(
     source: str | Path,
     task: Task,
@@ -110,8 +125,7 @@ def evaluate_source(
         TrituneError: model, data or an override cannot be used.
     """
     model = load_model(source, task)
-    kind = Recipe if is_quantized(model) else FinetuneRecipe
-    recipe = load_recipe(recipe_beside(source), overrides, kind).resolve(task, train_rows=1)
+    recipe = recipe_in_force(source, model, overrides, task)
     tokenizer = load_tokenizer(source, model, recipe.max_length)
     splits = load_task_data(task, data_folder, task.dev_splits)
     data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)

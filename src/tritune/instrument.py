@@ -10,8 +10,8 @@ under gradient checkpointing an intervention stays until the recomputation in th
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache, partial
 
 import torch
 from torch import nn
@@ -63,7 +63,7 @@ class Instrument:
         if this.trace is not None:
             if "hidden_states" in this.record:
                 this.trace.hidden_states = output["hidden_states"]
-            output["trace"], this.trace = this.trace, None
+            output, this.trace = _with_trace(type(output))(**output, trace=this.trace), None
         if not (model.training and getattr(model, "is_activation_checkpointing", False)):
             this.intervention = None
         return output
@@ -103,6 +103,12 @@ def _requested_fields(wanted: bool | Iterable[str] | None) -> tuple[str, ...]:
     if unknown := set(fields) - set(TRACE_FIELDS):
         raise TrituneError(f"unknown trace fields {sorted(unknown)}; known are {list(TRACE_FIELDS)}")
     return fields
+
+
+@cache
+def _with_trace(kind: type[ModelOutput]) -> type[ModelOutput]:
+    """`kind` with a field for the trace: DDP takes outputs apart and puts them together by their fields."""
+    return make_dataclass(f"Traced{kind.__name__}", [("trace", ModelTrace, None)], bases=(kind,))
 
 
 def is_instrumented(model: nn.Module) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,26 +36,34 @@ def load_model(source: str | Path, task: Task, *, new_head: bool = False) -> Pre
         TrituneError: the source is not a model, its weights are incomplete or not finite, or its labels are not the
             task's; the message says which.
     """
-    config = _load_config(source)
-    options = _head_options(task) if new_head else {}
-    if not new_head:
-        _check_labels(config, task, source)
+    if new_head:
+        return load_classifier(source, ignore_mismatched_sizes=True, **_head_options(task))
+    _check_labels(load_config(source), task, source)
+    return load_classifier(source)
+
+
+def load_classifier(source: str | Path, **head: Any) -> PreTrainedModel:
+    """A sequence classifier with whatever labels it has, on the CPU in float32.
+
+    Args:
+        source: a local folder or a hub name.
+        **head: of a new classifier, as `from_pretrained` takes it; without any, the classifier must be there.
+
+    Raises:
+        TrituneError: as `load_model`, but for the labels.
+    """
+    load_config(source)
     try:
         with _quiet():
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                output_loading_info=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=new_head,
-                **options,
+                source, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **head
             )
     except TrituneError:
         raise
     except Exception as error:
         raise TrituneError(f"{source}: not a model that can be loaded ({_first_line(error)})") from None
     missing = sorted(report["missing_keys"])
-    if missing and not new_head:
+    if missing and not head:
         raise TrituneError(f"{source}: {', '.join(missing[:3])} have no weights; fine-tune it first (tritune finetune)")
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
@@ -112,7 +121,12 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _load_config(source: str | Path) -> PreTrainedConfig:
+def load_config(source: str | Path) -> PreTrainedConfig:
+    """The config of a model.
+
+    Raises:
+        TrituneError: the source is not a model.
+    """
     path = Path(source)
     if _looks_local(source) and not path.is_dir():
         raise TrituneError(f"{source}: there is no such folder")

@@ -64,6 +64,10 @@ class ModelTrace:
     hidden_states: Sequence[torch.Tensor] | None = None
 
 
+# DDP finds the parameters that a loss uses by walking the model's output; it must see the tensors in here.
+for _kind in (LayerTrace, ModelTrace):
+    torch.utils._pytree.register_dataclass(_kind)
+
 TRACE_FIELDS = (
     "attention_scores",
     "attention_probs",

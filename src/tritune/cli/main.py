@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from .. import errors
-from . import demo, evaluate, finetune, recipes, train
+from . import demo, evaluate, finetune, predict, recipes, train
 
 app = typer.Typer(
     name="tritune",
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command()(finetune.finetune)
 app.command()(train.train)
 app.command()(evaluate.evaluate)
+app.command()(predict.predict)
 app.command()(recipes.recipes)
 app.command()(demo.demo)
 

@@ -1,25 +1,31 @@
 """A generated acceptability corpus: English-like sentences, half of them ungrammatical, that no word count can judge.
 
 What: labelled sentences in the manner of CoLA, made without any download, for the demo and for tests that need a task
-on which a small Transformer succeeds and loses a lot when its weights are crudely quantized.  Three dependencies are
-covered, each across material that misleads a reader who looks only at the neighbouring word:
+a tiny Transformer learns from scratch in a minute and loses again when its weights are crudely quantized.  Sentences
+come in twins, an acceptable one and an unacceptable one of the same length.  Three dependencies are covered:
 
 * subject-verb agreement: "the dog near the cats often sleeps" / "the cats near the dog often sleeps";
-* reflexive agreement in number and gender: "the king that the girls saw admired himself" / "the girls that the king
-  saw admired himself";
+* reflexive agreement in number and gender: "the king that the girls saw praised himself" / "the girls that the king
+  saw praised himself";
 * paired conjunctions: "both the king and the nurse saw either the dog or the cat" / "either the king and the nurse saw
   both the dog or the cat".
 
-Why this way: every sentence comes with a twin of the other label in which exactly two words have traded places.  The
-twins are the same bag of words and have the same length, and both are always put in the same split, so *any*
-classifier of word counts or of length, linear or not, is right exactly half of the time.  A word that intrudes between
-the noun next to the verb and the verb itself, a further noun of random number, and templates in which the first noun
-is not the subject keep pairs of neighbouring words from giving the label away: order, and therefore attention, counts.
+Why this way: in most twins two phrases have traded places, so the twins are the very same bag of words; the others
+("plain": "the dog often sleeps" / "the dog often sleep") differ in the form of one word, and every form is as frequent
+in one class as in the other.  Word counts and length therefore predict nothing (a linear classifier of them is at
+chance, which the tests check).  An adverb between the intruding noun and the verb, further nouns of random number, and
+templates in which the first noun is not the subject keep neighbouring words from giving the label away, so that a model
+has to relate distant words: attention counts.  Common words are far more common than rare ones, as in real text, so a
+model learns the rule on the common words first and its accuracy rises gradually.
 
-Rejected: changing the form of the verb (or of the reflexive) to make the ungrammatical twin, because the two bags of
-words then differ; and negative polarity ("no dog ... ever"), because the twin contains the pair "that no", which occurs
-in no acceptable sentence.  Sentences taken from CoLA itself were rejected because they cannot be shipped and because
-a model that small cannot learn them from scratch.
+How to learn it: twins stand side by side (rows 2k and 2k + 1) and a teacher trained from scratch should see both in one
+batch.  What the words of a sentence contribute regardless of order then cancels, and the rule is found within a few
+hundred steps; with rows shuffled one by one a small model can sit at chance for thousands.  A model that starts from a
+teacher needs no such care.
+
+Rejected: traded places only, without plain twins, because a tiny model then stays at chance for minutes; negative
+polarity ("no dog ... ever"), because its twin has the word pair "that no", which no acceptable sentence has; sentences
+of CoLA itself, because they cannot be shipped and a tiny model cannot learn them from scratch.
 """
 
 from __future__ import annotations
@@ -62,12 +68,12 @@ _PREPOSITIONS = ("near", "behind", "beside", "with", "opposite")
 _PAST = ("saw", "admired", "chased", "praised", "blamed", "helped", "followed", "trusted", "hurt", "thanked")
 _SAYING = ("said", "thought", "knew", "believed", "claimed")
 _CONJUNCTIONS = (("both", "and"), ("either", "or"), ("neither", "nor"))
-
 _DETERMINERS = (("this", "these"), ("every", "all"), ("one", "two"))
 
 # Templates.  S: the noun phrase the verb or reflexive depends on; A: the one it trades places with; X: any noun phrase;
-# V: what depends on S; R: an adverb; r: perhaps an adverb; P: preposition; T: past transitive verb; C: verb of saying.
-# Where A comes last before the verb, R keeps the two apart.
+# Y: one of the number of S; V: what depends on S; R: an adverb; r: perhaps an adverb; P: preposition; T: past
+# transitive verb; C: verb of saying; c, d: second halves of conjunctions.  Where A comes last before the verb of
+# agreement, R keeps the two apart.
 _AGREEMENT = (
     "S P A R V",
     "S P A P X r V",
@@ -103,9 +109,8 @@ _SHARES = {
 }
 _ADJECTIVE_SHARE = 0.2
 _ADVERB_SHARE = 0.5
-_SKEW = 2.0
-
 _DETERMINER_SHARE = 0.5
+_SKEW = 2.0
 
 _T = TypeVar("_T")
 _Piece = tuple[str, list[str]]
@@ -228,8 +233,9 @@ def generate_corpus(train_size: int, dev_size: int, seed: int) -> dict[str, list
         seed: The same seed and sizes give the same corpus.  "validation" does not depend on `train_size`.
 
     Returns:
-        "train" and "validation", each a shuffled list of (sentence, label), label 1 for acceptable and 0 for not.  No
-        sentence occurs twice, within a split or across them, and half of each split is acceptable.
+        "train" and "validation", each a list of (sentence, label), label 1 for acceptable and 0 for not.  Rows 2k and
+        2k + 1 are twins, in random order.  No sentence occurs twice, within a split or across them, and half of each
+        split is acceptable.
 
     Raises:
         TrituneError: A size is negative or odd.
@@ -238,8 +244,12 @@ def generate_corpus(train_size: int, dev_size: int, seed: int) -> dict[str, list
         >>> corpus = generate_corpus(train_size=6, dev_size=4, seed=0)
         >>> [len(rows) for rows in corpus.values()], sum(label for _, label in corpus["train"])
         ([6, 4], 3)
-        >>> good, bad = (min(s for s, label in corpus["validation"] if label == want) for want in (1, 0))
-        >>> good, bad
+        >>> for sentence, label in corpus["validation"]:
+        ...     print(label, sentence)
+        0 the uncle hurt themselves
+        1 the uncle hurt himself
+        0 both the fathers or every judge blamed either all queens and two children
+        1 either the fathers or every judge blamed both all queens and two children
     """
     for name, size in (("train_size", train_size), ("dev_size", dev_size)):
         if size < 0 or size % 2:
@@ -256,6 +266,7 @@ def vocabulary() -> list[str]:
     Example:
         >>> words = vocabulary()
         >>> len(words), words[0], "themselves" in words
+        (128, 'actor', True)
     """
     pairs = (*_GENDERS, _AGREEING, _LINKING, _CONJUNCTIONS, _DETERMINERS)
     words = {word for group in pairs for pair in group for word in pair}

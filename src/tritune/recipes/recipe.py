@@ -32,11 +32,14 @@ class FinetuneRecipe:
         warmup_ratio: the fraction of steps spent warming up.
         max_grad_norm: of each tensor's gradient by itself with `bert_adam`, of all together with `adamw`; 0 is off.
         per_device_train_batch_size, per_device_eval_batch_size: null takes the task's batch size.
+        gradient_accumulation_steps: batches per update.
+        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         max_length: tokens per example; null takes the task's.
         padding: `max_length` or `longest`.
         eval_steps: updates between evaluations; null takes the task's.
         logging_steps: updates between lines of `history.jsonl`.
         save_steps: updates between checkpoints of the running training.
+        report_to: `none`, `tensorboard`, `trackio`, `wandb`, or whatever else transformers reports to.
         seed: of everything that is random.
     """
 
@@ -54,11 +57,14 @@ class FinetuneRecipe:
     max_grad_norm: float = 1.0
     per_device_train_batch_size: int | None = None
     per_device_eval_batch_size: int | None = None
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
     max_length: int | None = None
     padding: str = "longest"
     eval_steps: int | None = None
     logging_steps: int = 10
-    save_steps: int = 500
+    save_steps: int = 100
+    report_to: str = "none"
     seed: int = 42
 
     def __post_init__(self):
@@ -71,7 +77,7 @@ class FinetuneRecipe:
         for key in ("adam_beta1", "adam_beta2", "warmup_ratio"):
             _check(self, key, lambda value: 0 <= value < 1, "must be at least 0 and below 1")
         counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "max_length", "eval_steps")
-        for key in (*counts, "logging_steps", "save_steps"):
+        for key in (*counts, "gradient_accumulation_steps", "logging_steps", "save_steps"):
             _check(self, key, lambda value: value is None or value >= 1, "must be at least 1")
         _check(self, "max_steps", lambda value: value >= 1 or value == -1, "must be at least 1, or -1 for epochs")
         _check(self, "num_train_epochs", lambda value: value > 0, "must be positive")
@@ -82,7 +88,8 @@ class FinetuneRecipe:
         batch = self.per_device_train_batch_size or task.batch_size
         steps = self.max_steps
         if steps < 0:
-            steps = max(1, math.ceil(self.num_train_epochs * math.ceil(train_rows / batch)))
+            batches = math.ceil(train_rows / batch)
+            steps = max(1, math.ceil(self.num_train_epochs * batches / self.gradient_accumulation_steps))
         return replace(
             self,
             max_steps=steps,

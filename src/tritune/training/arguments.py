@@ -26,6 +26,11 @@ def training_arguments(recipe: FinetuneRecipe, steps: int, folder: Path, data_se
         warmup_steps=round(recipe.warmup_ratio * steps),
         per_device_train_batch_size=recipe.per_device_train_batch_size,
         per_device_eval_batch_size=recipe.per_device_eval_batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        # Where the teacher's tensors stand in, V and W_O have no part in the loss.
+        ddp_find_unused_parameters=True,
         eval_strategy="steps",
         eval_steps=recipe.eval_steps,
         logging_steps=recipe.logging_steps,
@@ -35,7 +40,8 @@ def training_arguments(recipe: FinetuneRecipe, steps: int, folder: Path, data_se
         save_total_limit=1,
         seed=recipe.seed,
         data_seed=data_seed,
-        report_to="none",
+        report_to=recipe.report_to,
+        run_name=f"{recipe.name}-seed{recipe.seed}",
         disable_tqdm=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import get_available_reporting_integrations
 
 from ..data import load_task_data
 from ..data.encode import EncodedData, encode_splits
@@ -65,6 +66,7 @@ def open_job(
     splits = load_task_data(task, data_folder)
     distils = isinstance(recipe, Recipe)
     recipe = recipe.resolve(task, len(splits["train"]))
+    _check_reporting(recipe.report_to)
     model = load_model(source, task, new_head=not distils)
     tokenizer = load_tokenizer(source, model, recipe.max_length)
     if distils:
@@ -73,3 +75,9 @@ def open_job(
         instrument(model)
     data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
     return Job(model, tokenizer, task, data, recipe, output, str(source))
+
+
+def _check_reporting(tracker: str) -> None:
+    known = ("none", "all", *get_available_reporting_integrations())
+    if tracker not in known:
+        raise TrituneError(f"report_to: {tracker!r} is not installed or not known; available are {', '.join(known)}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from transformers import AutoModelForSequenceClassification, EvalPrediction, PreTrainedModel, set_seed
 
 from ..errors import TrituneError
@@ -96,6 +97,9 @@ def run(job: Job, phases: list[Phase], student: PreTrainedModel, resume: bool = 
         Interrupted: a signal came; the run can be resumed.
         TrituneError: the folder belongs to another run, or cannot be written to.
     """
+    process = PartialState()
+    for model in (job.model, student):
+        model.to(process.device)
     with claimed(job.output, resume):
         done = read_json(job.output / METRICS)
         if done:
@@ -103,11 +107,13 @@ def run(job: Job, phases: list[Phase], student: PreTrainedModel, resume: bool = 
         recorder = _Recorder(job, phases, student)
         set_seed(job.recipe.seed)
         best = [_train(job, student, phase, recorder, is_last=phase is phases[-1]) for phase in phases][-1]
+        process.wait_for_everyone()
         metrics = recorder.finish(student, best)
-        student.save_pretrained(job.output)
-        job.tokenizer.save_pretrained(job.output)
-        write_json(job.output / METRICS, metrics)
-        remove(job.output / CHECKPOINTS)
+        if process.is_main_process:
+            student.save_pretrained(job.output)
+            job.tokenizer.save_pretrained(job.output)
+            write_json(job.output / METRICS, metrics)
+            remove(job.output / CHECKPOINTS)
     return metrics
 
 
@@ -164,7 +170,7 @@ class _Recorder:
             self.metrics = started
             return
         self.metrics |= {"untrained": self.measure.student(student), "seconds": 0.0}
-        self.path.parent.mkdir(exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(job.output / RECIPE_FILE, to_yaml(job.recipe))
         write_json(self.path, self.metrics)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 from ..errors import TrituneError
@@ -51,11 +52,17 @@ def check_free(folder: Path, overwrite: bool, resume: bool = False, *, inputs: t
 def claimed(folder: Path, resume: bool = False) -> Iterator[None]:
     """Within the context the folder is this run's alone; a killed run's claim ends with its process.
 
-    Unless the run resumes, what an earlier run left is removed first; files that no run writes stay.
+    Unless the run resumes, what an earlier run left is removed first; files that no run writes stay. Of many processes
+    the first one claims and writes, the others wait for it.
 
     Raises:
         TrituneError: another run is writing there, or the folder cannot be written to.
     """
+    process = PartialState()
+    if not process.is_main_process:
+        process.wait_for_everyone()
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
@@ -70,6 +77,7 @@ def claimed(folder: Path, resume: bool = False) -> Iterator[None]:
                 remove(folder / name)
             for name in (METRICS, RECIPE_FILE, HISTORY, "config.json", "model.safetensors"):
                 (folder / name).unlink(missing_ok=True)
+        process.wait_for_everyone()
         yield
     finally:
         lock.release()
@@ -92,7 +100,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole: a reader sees the old one or the new one."""
+    """Write a text file whole: a reader sees the old one or the new one. Of many processes the first one writes."""
+    if not PartialState().is_main_process:
+        return
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

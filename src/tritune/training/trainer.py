@@ -68,6 +68,7 @@ class DistillationTrainer(Trainer):
         if optimizer == "bert_adam":
             args = without_clip_and_schedule(args)
         super().__init__(model=model, args=args, **kwargs)
+        self._check_devices()
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -137,6 +138,18 @@ class DistillationTrainer(Trainer):
         if self.optimizer_name != "bert_adam":
             return super()._get_learning_rate()
         return learning_rate(self.args.learning_rate, self.state.global_step, self.state.max_steps, self.warmup_ratio)
+
+    def _check_devices(self) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise TrituneError("FSDP and DeepSpeed are not supported: run under torchrun or accelerate with plain DDP")
+        if self.args.n_gpu > 1:
+            raise TrituneError(f"{self.args.n_gpu} GPUs in one process: start one process a GPU with torchrun")
+        if (
+            self.args.world_size > 1
+            and not self.coefficients.get("logits")
+            and not self.coefficients.get("ground_truth")
+        ):
+            raise TrituneError("on many devices the classifier must be trained: give logits_coefficient a value")
 
     def _site(self) -> Site | None:
         if self.schedule is None:

@@ -215,8 +215,8 @@ BAD_TRAINING = {
     "layer out of range": (["--set", "layers=[7]"], "layers"),
     "one phase only": (["--recipe", "ternarybert", "--phase", "one"], "has one phase only"),
     "start from a float model": (["--from", "{teacher}"], "a float model"),
-    "output is the input": (["--output", "{teacher}", "--overwrite"], "also the input"),
-    "output is taken": (["--output", "{data}"], "give --overwrite"),
+    "output is the input": (["--output", "{teacher}", "--overwrite"], "also an input"),
+    "output is an input": (["--output", "{data}"], "also an input"),
     "budget too short": (["--set", "max_steps=1"], "raise max_steps"),
     "no room for text": (["--set", "max_length=2"], "leaves no room"),
 }
@@ -279,7 +279,7 @@ def test_bad_models(cli, workspace, tmp_path):
     assert "no such folder" in line("./nowhere")
     assert "no config.json" in line(_folder(tmp_path / "empty", {}))
     assert "config cannot be read" in line(_folder(tmp_path / "junk", {"config.json": "{"}))
-    assert "not a model" in line(_folder(tmp_path / "weightless", {"config.json": '{"model_type": "bert"}'}))
+    assert "no model.safetensors" in line(_folder(tmp_path / "weightless", {"config.json": '{"model_type": "bert"}'}))
     three = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
     assert "has 3 labels, Demo has 2" in line(_copy_model(workspace, tmp_path / "three", **three))
     swapped = {"id2label": {"0": "acceptable", "1": "unacceptable"}, "label2id": {"acceptable": 0, "unacceptable": 1}}
@@ -324,5 +324,8 @@ def test_a_student_is_no_teacher(cli, run_folder, workspace, tmp_path):
 def test_overwrite_leaves_the_files_of_others(cli, workspace, tmp_path):
     output = _folder(tmp_path / "run", {"notes.txt": "mine"})
     assert cli(*_train(workspace, output))[0] == 2
+    code, _, err = cli(*_train(workspace, output, "--overwrite"))
+    assert code == 2 and "holds files but no run" in err
+    (output / "recipe.yaml").write_text("name: earlier\n")
     assert cli(*_train(workspace, output, "--overwrite"))[0] == 0
     assert (output / "notes.txt").read_text() == "mine"

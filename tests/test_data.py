@@ -203,8 +203,8 @@ def assert_refused(message, name, folder, splits=("validation",)):
         ("stsb", "sentence1\tsentence2\tscore\na\tb\tnan\n", r"line 2: label 'nan' of STS-B"),
         ("stsb", "sentence1\tsentence2\tscore\na\tb\t5.1\n", r"line 2: label '5.1' of STS-B"),
         (
-            "qqp",
-            "question1\tquestion2\tis_duplicate\na\tb\t1\nc\td\n",
+            "rte",
+            "sentence1\tsentence2\tlabel\na\tb\tentailment\nc\td\n",
             r"line 3: 2 columns, expected 3; repair or drop",
         ),
         ("sst2", "sentence\tlabel\na\tb\t1\n", r"line 2: 3 columns, expected 2"),
@@ -364,3 +364,10 @@ def test_real_files(title, rows):
         assert part[-1][task.text_columns[0]] in [line for line in lines if line][-1]
         labels = set(part["label"])
         assert all(0 <= score <= 5 for score in labels) if task.is_regression else labels == {0, 1}
+
+
+def test_rows_that_break_off_in_the_published_qqp_are_left_out(tmp_path):
+    write(tmp_path, "dev.tsv", "question1\tquestion2\tis_duplicate\na\tb\t1\nc\td\ne\tf\t0\n")
+    with pytest.warns(UserWarning, match="1 rows with missing columns"):
+        rows = load_glue_folder(get_task("qqp"), tmp_path, ["validation"])["validation"]
+    assert rows["question1"][:] == ["a", "e"]

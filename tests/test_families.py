@@ -269,7 +269,7 @@ def test_a_part_switch_swaps_exactly_its_modules(part):
     tritune.prepare(model, Quantization(**(NOTHING | {part: True})))
     assert quantized(model) == expected
     for state in instrument_of(model).states:
-        for operand in ("query", "key", "probs", "value"):
+        for operand in ("query", "key", "attention_probs", "value"):
             assert (getattr(state, operand) is not None) == (part == "attention_products")
     assert not torch.equal(model(**FAMILIES["bert"].batch()).logits, before)
 
@@ -297,7 +297,9 @@ def test_only_the_named_layers_are_quantized(layers):
     encoder = matching(model, rf"bert\.encoder\.layer\.({numbers})\..*") & linears
     assert len(encoder) == 6 * len(layers) and quantized(model) == encoder | {"bert.pooler.dense"}
     for i, state in enumerate(instrument_of(model).states):
-        assert all((getattr(state, op) is not None) == (i in layers) for op in ("query", "key", "probs", "value"))
+        assert all(
+            (getattr(state, op) is not None) == (i in layers) for op in ("query", "key", "attention_probs", "value")
+        )
     after = model(**batch, output_trace=["hidden_states"]).trace.hidden_states
     first = min(layers, default=len(before))
     assert [torch.equal(a, b) for a, b in zip(after, before, strict=True)] == [i <= first for i in range(len(before))]

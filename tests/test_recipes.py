@@ -176,13 +176,14 @@ def test_resolve_takes_the_task_table(task):
 )
 def test_split_of_the_budget(task, layers, total, split):
     recipe = load_recipe("ti-g", [f"max_steps={total}"])
-    assert recipe.split(get_task(task), layers) == split
-    assert load_recipe("ternarybert", [f"max_steps={total}"]).split(get_task(task), layers) == (0, total)
+    in_force = recipe.with_split(get_task(task), layers)
+    assert (in_force.step_one_steps, total - in_force.step_one_steps) == split
+    assert load_recipe("ternarybert", [f"max_steps={total}"]).with_split(get_task(task), layers).step_one_steps is None
 
 
 def test_split_override_and_too_short_budget():
     sst2 = get_task("sst2")
-    assert load_recipe("ti-g", ["max_steps=10", "step_one_steps=6"]).split(sst2, 6) == (6, 4)
+    assert load_recipe("ti-g", ["max_steps=10", "step_one_steps=6"]).with_split(sst2, 6).step_one_steps == 6
     for overrides in (["max_steps=1"], ["max_steps=10", "step_one_steps=10"]):
         with pytest.raises(TrituneError, match="raise max_steps"):
-            load_recipe("ti-g", overrides).split(sst2, 6)
+            load_recipe("ti-g", overrides).with_split(sst2, 6)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tritune.cli import demo
+from tritune.training.finetune import finetune
 
 
 def make_workspace(folder: Path) -> Path:
@@ -12,9 +13,13 @@ def make_workspace(folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "TRAIN_ROWS", 200)
         patch.setattr(demo, "DEV_ROWS", 60)
-        patch.setattr(demo, "TEACHER", ("max_steps=10", "eval_steps=5", "learning_rate=1e-3"))
+        patch.setattr(
+            demo,
+            "TEACHER",
+            ("max_steps=10", "eval_steps=5", "learning_rate=1e-3", "train_sampling_strategy=sequential"),
+        )
         demo._write_inputs(folder, seed=0)
-        demo._teacher(folder / "base", folder, seed=0)
+        finetune(demo._job(folder / "base", folder, demo._recipes(seed=0)["finetune"], folder / "teacher"))
     return folder
 
 

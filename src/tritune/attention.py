@@ -76,7 +76,7 @@ class AttentionState:
     Attributes:
         forward_pass: shared by all attention modules of the model.
         layers: the layers that this module computes, in order of its calls (one, unless layers share weights).
-        query, key, probs, value: quantizers of the operands of both products, None when off.
+        query, key, attention_probs, value: quantizers of the operands of both products, None when off.
         calls: calls of this module in the current forward pass.
     """
 
@@ -84,7 +84,7 @@ class AttentionState:
     layers: tuple[int, ...]
     query: Quantizer | None = None
     key: Quantizer | None = None
-    probs: Quantizer | None = None
+    attention_probs: Quantizer | None = None
     value: Quantizer | None = None
     calls: int = 0
 
@@ -129,20 +129,22 @@ def attention_forward(
     if attention_mask is not None:
         scores = scores + attention_mask
         masked = attention_mask < _MASKED_BELOW
-    probs = F.softmax(scores, dim=-1)
+    attention_probs = F.softmax(scores, dim=-1)
     if forward_pass.trace is not None:
         forward_pass.trace.layers[-1].masked = masked
-    forward_pass.keep(attention_scores=scores, attention_probs=probs)
+    forward_pass.keep(attention_scores=scores, attention_probs=attention_probs)
 
-    probs = F.dropout(forward_pass.replace(Site.MAP, probs), dropout, module.training)
-    context = torch.matmul(_quantized(probs, state.probs), _quantized_value(value, masked, state.value))
+    attention_probs = F.dropout(forward_pass.replace(Site.MAP, attention_probs), dropout, module.training)
+    context = torch.matmul(
+        _quantized(attention_probs, state.attention_probs), _quantized_value(value, masked, state.value)
+    )
     forward_pass.keep(context=context)
     context = forward_pass.replace(Site.CONTEXT, context).transpose(1, 2).contiguous()
 
     observe = _observer.get()
     if observe is not None:
         observe(module, (query, key, value), context)
-    return context, probs
+    return context, attention_probs
 
 
 def _quantized(tensor: torch.Tensor, quantizer: Quantizer | None) -> torch.Tensor:

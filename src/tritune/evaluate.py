@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from .data import load_task_data
 from .data.encode import EncodedData, encode_splits
 from .distill import kl_divergence
+from .errors import TrituneError
 from .load import is_quantized, load_model, load_tokenizer
 from .modes import evaluation_mode
 from .recipes import FinetuneRecipe, Recipe, load_recipe, recipe_beside
@@ -25,6 +27,7 @@ from .size import size_bytes
 from .tasks import Task
 from .trace import Intervention, Site
 
+EVALUATION_KEYS = ("max_length", "padding", "per_device_eval_batch_size")
 # Lengths and batches for a model that comes with neither recipe nor task.
 _ANY_TASK = Task("", "", ("text",), None, "", lambda predictions, labels: {}, 128, 32, 100)
 
@@ -101,6 +104,10 @@ def recipe_in_force(
     Raises:
         TrituneError: the recipe cannot be read, or an override cannot be used.
     """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key not in EVALUATION_KEYS:
+            raise TrituneError(f"--set: {key} would change nothing here; known are {', '.join(EVALUATION_KEYS)}")
     recipe = load_recipe(recipe_beside(source), overrides, Recipe if is_quantized(model) else FinetuneRecipe)
     return recipe.resolve(task or _ANY_TASK, train_rows=1)
 
@@ -118,7 +125,7 @@ def evaluate_source(
         source: a run, a teacher, or any classifier fine-tuned on `task`.
         task: of the table.
         data_folder: the task's original files; None reads the hub.
-        overrides: `key=value` for the recipe beside the model.
+        overrides: `key=value` for `EVALUATION_KEYS` of the recipe beside the model.
         teacher_source: a second model to which the closeness is measured.
 
     Raises:
@@ -127,11 +134,14 @@ def evaluate_source(
     model = load_model(source, task)
     recipe = recipe_in_force(source, model, overrides, task)
     tokenizer = load_tokenizer(source, model, recipe.max_length)
+    model.to(PartialState().device)
     splits = load_task_data(task, data_folder, task.dev_splits)
     data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
     logits = dev_logits(model, data, task, recipe.per_device_eval_batch_size)
     scores = {"model": str(source), "task": task.name, "metric": task.metric, **dev_scores(logits, data, task)}
     if teacher_source is not None:
-        teacher = dev_logits(load_model(teacher_source, task), data, task, recipe.per_device_eval_batch_size)
-        scores |= closeness(logits[task.dev_splits[0]], teacher[task.dev_splits[0]], task)
+        teacher = load_model(teacher_source, task).to(model.device)
+        load_tokenizer(source, teacher, recipe.max_length)
+        teachers = dev_logits(teacher, data, task, recipe.per_device_eval_batch_size)
+        scores |= closeness(logits[task.dev_splits[0]], teachers[task.dev_splits[0]], task)
     return scores | {"rows": len(data.dev), "size_bytes": size_bytes(model)}

@@ -6,7 +6,8 @@
 
 Hooks stand only where a tensor has no other handle: the inputs of the Q, K and V Linears (stop-gradient), the output of
 the attention projection, the block output, and the model's own call. Nothing outlives the forward pass, except that
-under gradient checkpointing an intervention stays until the recomputation in the backward pass is over.
+under gradient checkpointing an intervention stays until the next call, because the backward pass computes the layers
+again.
 """
 
 from collections.abc import Iterable
@@ -46,6 +47,8 @@ class Instrument:
         fields = _requested_fields(kwargs.pop("output_trace", None))
         this = self.forward_pass
         this.intervention = kwargs.pop("intervention", None)
+        if not isinstance(this.intervention, Intervention | None):
+            raise TrituneError(f"intervention takes an Intervention(site, teacher's trace), got {this.intervention!r}")
         this.record, this.trace, this.layer = frozenset(fields), ModelTrace() if fields else None, -1
         for state in self.states:
             state.calls = 0
@@ -99,7 +102,7 @@ class Instrument:
 def _requested_fields(wanted: bool | Iterable[str] | None) -> tuple[str, ...]:
     if not wanted:
         return ()
-    fields = TRACE_FIELDS if wanted is True else tuple(wanted)
+    fields = TRACE_FIELDS if wanted is True else (wanted,) if isinstance(wanted, str) else tuple(wanted)
     if unknown := set(fields) - set(TRACE_FIELDS):
         raise TrituneError(f"unknown trace fields {sorted(unknown)}; known are {list(TRACE_FIELDS)}")
     return fields
@@ -191,18 +194,19 @@ def _attach(model: PreTrainedModel, anatomy: Anatomy) -> None:
 
 
 def make_sample_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """A batch of two for any text or image model: (2, 8) token ids, the second row padded, or (2, channels, h, w)."""
+    """A batch of two for any text or image model: token ids, the second row padded, or (2, channels, height, width)."""
     device, config = model.device, model.config
     generator = torch.Generator().manual_seed(0)
     if model.main_input_name == "pixel_values":
         size = config.image_size if isinstance(config.image_size, Iterable) else (config.image_size, config.image_size)
         shape = (2, getattr(config, "num_channels", 3), *size)
         return {"pixel_values": torch.randn(shape, generator=generator).to(device, model.dtype)}
-    ids = torch.randint(0, model.get_input_embeddings().num_embeddings, (2, 8), generator=generator)
+    length = min(8, getattr(config, "max_position_embeddings", None) or 8)
+    ids = torch.randint(0, model.get_input_embeddings().num_embeddings, (2, length), generator=generator)
     if (padding := getattr(config, "pad_token_id", None)) is not None:
         ids[ids == padding] = (padding + 1) % model.get_input_embeddings().num_embeddings
     mask = torch.ones_like(ids)
-    mask[1, -2:] = 0
+    mask[1, length // 2 :] = 0
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 

@@ -20,6 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from .checkpoint import TrituneConfig
 from .errors import TrituneError
+from .instrument import instrument_of
+from .quantization import Quantization
 from .tasks import Task
 
 
@@ -37,9 +39,11 @@ def load_model(source: str | Path, task: Task, *, new_head: bool = False) -> Pre
             task's; the message says which.
     """
     if new_head:
-        return load_classifier(source, ignore_mismatched_sizes=True, **_head_options(task))
+        return load_classifier(source, **_head_options(task))
     _check_labels(load_config(source), task, source)
-    return load_classifier(source)
+    model = load_classifier(source)
+    model.config.problem_type = _problem_type(task)
+    return model
 
 
 def load_classifier(source: str | Path, **head: Any) -> PreTrainedModel:
@@ -53,22 +57,40 @@ def load_classifier(source: str | Path, **head: Any) -> PreTrainedModel:
         TrituneError: as `load_model`, but for the labels.
     """
     load_config(source)
+    path = Path(source)
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        raise TrituneError(f"{source}: no model.safetensors; weights of other kinds must be saved anew as safetensors")
     try:
         with _quiet():
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                source, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **head
+                source,
+                output_loading_info=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                # A config may ask for more outputs than we reckon with.
+                output_hidden_states=False,
+                output_attentions=False,
+                return_dict=True,
+                ignore_mismatched_sizes=bool(head),
+                **head,
             )
     except TrituneError:
         raise
     except Exception as error:
         raise TrituneError(f"{source}: not a model that can be loaded ({_first_line(error)})") from None
-    missing = sorted(report["missing_keys"])
-    if missing and not head:
-        raise TrituneError(f"{source}: {', '.join(missing[:3])} have no weights; fine-tune it first (tritune finetune)")
+    _check_weights(model, report, source, new_head=bool(head))
+    return model
+
+
+def _check_weights(model: PreTrainedModel, report: dict, source: str | Path, new_head: bool) -> None:
+    missing = sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]})
+    encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key]
+    if encoder or (missing and not new_head):
+        advice = "the weights are not this model's" if encoder else "fine-tune it first (tritune finetune)"
+        raise TrituneError(f"{source}: {', '.join((encoder or missing)[:3])} have no weights; {advice}")
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise TrituneError(f"{source}: the weight {name} holds NaN or infinite values")
-    return model
 
 
 def is_quantized(model: PreTrainedModel) -> bool:
@@ -76,15 +98,23 @@ def is_quantized(model: PreTrainedModel) -> bool:
     return isinstance(getattr(model.config, "quantization_config", None), TrituneConfig)
 
 
-def load_student(source: str | Path, task: Task) -> PreTrainedModel:
+def load_student(
+    source: str | Path, task: Task, teacher: PreTrainedModel, quantization: Quantization
+) -> PreTrainedModel:
     """A QAT model for `task` to go on training.
 
     Raises:
-        TrituneError: as `load_model`, or it is a float model.
+        TrituneError: as `load_model`; or it is a float model, quantized in another way, or of another shape than the
+            teacher.
     """
     model = load_model(source, task)
     if not is_quantized(model):
         raise TrituneError(f"{source}: a float model; --from takes a student that `tritune train` wrote")
+    if model.config.quantization_config.quantization != quantization:
+        raise TrituneError(f"{source}: quantized in another way than the recipe says; give the recipe it was made with")
+    shapes = [{name: tensor.shape for name, tensor in m.state_dict().items()} for m in (model, teacher)]
+    if shapes[0] != shapes[1] or len(instrument_of(model).anatomy.sites) != len(instrument_of(teacher).anatomy.sites):
+        raise TrituneError(f"{source}: of another shape than the teacher")
     return model
 
 
@@ -99,6 +129,8 @@ def load_tokenizer(source: str | Path, model: PreTrainedModel, max_length: int) 
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:
         raise TrituneError(f"{source}: no tokenizer that can be loaded ({_first_line(error)})") from None
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise TrituneError(f"{source}: no tokenizer lies beside the model (it would know no word)")
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding) and len(tokenizer) > embedding.num_embeddings:
         raise TrituneError(
@@ -128,6 +160,8 @@ def load_config(source: str | Path) -> PreTrainedConfig:
         TrituneError: the source is not a model.
     """
     path = Path(source)
+    if path.is_file():
+        raise TrituneError(f"{source}: this is a file; give the folder that holds the model")
     if _looks_local(source) and not path.is_dir():
         raise TrituneError(f"{source}: there is no such folder")
     if path.is_dir() and not (path / "config.json").is_file():
@@ -142,24 +176,31 @@ def load_config(source: str | Path) -> PreTrainedConfig:
 
 def _looks_local(source: str | Path) -> bool:
     text = str(source)
-    return isinstance(source, Path) or text.startswith(("/", ".", "~")) or text.endswith("/") or text.count("/") > 1
+    if isinstance(source, Path) or text.startswith(("/", ".", "~")) or text.endswith("/") or text.count("/") > 1:
+        return True
+    first, *others = Path(text).parts
+    return bool(others) and Path(first).exists()
 
 
 def _head_options(task: Task) -> dict:
     if task.is_regression:
-        return {"num_labels": 1, "problem_type": "regression"}
+        return {"num_labels": 1, "problem_type": _problem_type(task)}
     return {
         "num_labels": task.num_labels,
-        "problem_type": "single_label_classification",
+        "problem_type": _problem_type(task),
         "id2label": dict(enumerate(task.labels)),
         "label2id": {label: index for index, label in enumerate(task.labels)},
     }
 
 
+def _problem_type(task: Task) -> str:
+    return "regression" if task.is_regression else "single_label_classification"
+
+
 def _check_labels(config: PreTrainedConfig, task: Task, source: str | Path) -> None:
     if config.num_labels != task.num_labels:
         raise TrituneError(f"{source}: the model has {config.num_labels} labels, {task.title} has {task.num_labels}")
-    names = [str(config.id2label[index]).lower() for index in range(config.num_labels)]
+    names = [str(config.id2label.get(index, index)).lower() for index in range(config.num_labels)]
     wanted = [label.lower() for label in task.labels or ()]
     if names != wanted and sorted(names) == sorted(wanted):
         raise TrituneError(f"{source}: the model's labels stand in the order {names}, {task.title}'s are {wanted}")

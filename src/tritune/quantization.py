@@ -17,7 +17,7 @@ SWITCHES = (
     "classifier",
     "attention_products",
 )
-WEIGHT_QUANTIZERS = ("twn", "least_squares", "uniform")
+BITS_OF_WEIGHT_QUANTIZER = {"twn": (2,), "least_squares": (2,), "uniform": range(3, 9)}
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Quantization:
             ("weight_granularity", ("tensor", "row")),
             ("embedding_granularity", ("tensor", "row")),
             ("activation_granularity", ("tensor", "token")),
-            ("weight_quantizer", (None, *WEIGHT_QUANTIZERS)),
+            ("weight_quantizer", (None, *BITS_OF_WEIGHT_QUANTIZER)),
         ):
             if getattr(self, key) not in allowed:
                 raise TrituneError(f"{key} must be one of {', '.join(map(str, allowed))}; got {getattr(self, key)!r}")
-        if self.weight_quantizer is not None and self.weight_bits != _bits_of(self.weight_quantizer, self.weight_bits):
+        if self.weight_bits not in BITS_OF_WEIGHT_QUANTIZER.get(self.weight_quantizer, (self.weight_bits,)):
             raise TrituneError(
                 f"weight_quantizer {self.weight_quantizer} does not serve weight_bits {self.weight_bits}"
             )
@@ -115,9 +115,4 @@ class Quantization:
             return {}
         per_token = quantizer.granularity is Granularity.TOKEN
         value = replace(quantizer, granularity=Granularity.HEAD) if per_token else quantizer
-        return {"query": quantizer, "key": quantizer, "probs": quantizer, "value": value}
-
-
-def _bits_of(weight_quantizer: str, bits: int | None) -> int | None:
-    """`bits` if `weight_quantizer` can make them, else some that it can."""
-    return (bits if bits and bits > 2 else 3) if weight_quantizer == "uniform" else 2
+        return {"query": quantizer, "key": quantizer, "attention_probs": quantizer, "value": value}

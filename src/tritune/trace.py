@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 import torch
 
 
-class Site(str, Enum):
+class Site(StrEnum):
     """Where the teacher's tensor replaces the student's (Teacher Intervention, EACL 2023, section 4).
 
     `MAP` is the paper's TI-M, `CONTEXT` its TI-C and `PROJECTION` its TI-O.

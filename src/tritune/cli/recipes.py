@@ -16,13 +16,13 @@ def recipes(
 
     Example: `tritune recipes ti-g > mine.yaml`, edit it, then `tritune train … --recipe mine.yaml`
     """
-    from ..recipes import FinetuneRecipe, Recipe, load_recipe, shipped_recipes, to_yaml
-    from .show import show_keys, show_recipes
+    from ..recipes import FinetuneRecipe, Recipe, load_recipe, shipped_recipes
+    from .show import show_keys, show_recipe, show_recipes
 
     if name is not None:
         kind = FinetuneRecipe if name == "finetune" else Recipe
-        typer.echo(to_yaml(load_recipe(name, kind=kind)), nl=False)
+        show_recipe(load_recipe(name, kind=kind), as_json=json)
     elif keys:
-        show_keys(Recipe)
+        show_keys(Recipe, as_json=json)
     else:
         show_recipes(shipped_recipes(), as_json=json)

@@ -1,12 +1,15 @@
 """What a person sees: tables on stdout, or one JSON object in their place."""
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from ..recipes import to_yaml
 
 _SIZE_NOTE = "* computed from the bit widths"
 _SCALES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -14,10 +17,8 @@ _SCALES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 def show_plan(recipe: Any, phases: list) -> None:
     """The split of the budget in force, on stderr before the training begins."""
-    parts = [
-        f"{phase.name}: {phase.steps} steps" + (f" ({phase.schedule})" if phase.schedule else "") for phase in phases
-    ]
-    Console(stderr=True).print(f"{recipe.name}, seed {recipe.seed}: {', '.join(parts)}", highlight=False)
+    parts = [f"{phase.name} {phase.steps} steps" + f" ({phase.schedule})" * bool(phase.schedule) for phase in phases]
+    _say(f"{recipe.name}, seed {recipe.seed}: {', '.join(parts)}", error=True)
 
 
 def show_run(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
@@ -25,23 +26,31 @@ def show_run(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
     if as_json:
         _print_json(metrics)
         return
-    name = metrics["metric"]
-    table = Table(title=f"{metrics['task']}, {metrics['recipe']}, seed {metrics['seed']}")
-    for column in ("model", name, "agreement", "step", "size*"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    total = sum(metrics["steps"].values())
-    table.add_row("teacher", _percent(metrics["teacher"][name]), "", "", size(metrics["teacher"]["size_bytes"]))
-    for key, label in (("untrained", "quantized, untrained"), ("best", "best"), ("last", "last")):
-        row = metrics[key]
-        step = str(row["step"]) if "step" in row else "0"
-        table.add_row(label, _percent(row[name]), _percent(row.get("agreement")), step, size(metrics["size_bytes"]))
+    name, further = metrics["metric"], [key for key, value in metrics["teacher"].items() if isinstance(value, dict)]
+    closeness = "agreement" if "agreement" in metrics["last"] else "mse_to_teacher"
+    title = f"{metrics['task']}, {metrics['recipe']}, seed {metrics['seed']}"
+    table = _table("model", name, *further, closeness, "step", "size*", title=title)
+    labels = {
+        "teacher": "teacher",
+        "untrained": "quantized, untrained",
+        "start": "start",
+        "best": "best",
+        "last": "last",
+    }
+    for key, label in labels.items():
+        if row := metrics.get(key):
+            close = _percent(row.get(closeness)) if closeness == "agreement" else f"{row.get(closeness, 0):.4f}"
+            scores = [_percent(row[name]), *(_percent(row[split][name]) for split in further)]
+            where = "" if key in ("teacher", "start") else str(row.get("step", 0))
+            bytes_ = metrics["teacher"]["size_bytes"] if key == "teacher" else metrics["size_bytes"]
+            table.add_row(label, *scores, "" if key == "teacher" else close, where, size(bytes_))
     if assisted := metrics.get("assisted"):
-        label = f"assisted (teacher inside, {assisted['site']})"
-        table.add_row(label, _percent(assisted[f"assisted_{name}"]), "", str(assisted["step"]), "")
-    console = Console()
-    console.print(table)
-    pace = f"{total} steps, {metrics['seconds_per_step']:.2f} s each; {metrics['seconds']:.0f} s with evaluations"
-    console.print(f"{_SIZE_NOTE}. {pace}. Written to {folder}", highlight=False)
+        label = f"assisted: teacher's {assisted['site']} inside"
+        blanks = [""] * (len(further) + 1)
+        table.add_row(label, _percent(assisted[f"assisted_{name}"]), *blanks, str(assisted["step"]), "")
+    Console().print(table)
+    pace = f"{sum(metrics['steps'].values())} steps, {metrics['seconds_per_step'] or 0:.2f} s each"
+    _say(f"{_SIZE_NOTE}. {pace}; {metrics['seconds']:.0f} s with evaluations. Written to {folder}")
 
 
 def show_finetuned(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
@@ -52,7 +61,7 @@ def show_finetuned(metrics: dict[str, Any], folder: Path, as_json: bool) -> None
     name, best, last = metrics["metric"], metrics["best"], metrics["last"]
     scores = f"{_percent(best[name])} (best on dev, step {best['step']}; last {_percent(last[name])})"
     cost = f"{metrics['seconds']:.0f} s, {size(metrics['size_bytes'])}"
-    Console().print(f"{metrics['task']}: {name} {scores}, {cost}. Written to {folder}", highlight=False)
+    _say(f"{metrics['task']}: {name} {scores}, {cost}. Written to {folder}")
 
 
 def show_scores(scores: dict[str, Any], as_json: bool) -> None:
@@ -60,10 +69,14 @@ def show_scores(scores: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(scores)
         return
-    table = Table(title=f"{scores['model']} on {scores['task']}", show_header=False)
+    table = Table(title=escape(f"{scores['model']} on {scores['task']}"), show_header=False)
+    flat = {}
     for name, value in scores.items():
+        flat |= {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+    for name, value in flat.items():
         if name not in ("model", "task"):
-            table.add_row(name, size(value) if name == "size_bytes" else str(value))
+            shown = size(value) if name == "size_bytes" else f"{value:.4f}" if isinstance(value, float) else str(value)
+            table.add_row(name, shown)
     Console().print(table)
 
 
@@ -73,25 +86,32 @@ def show_demo(results: dict[str, Any], as_json: bool) -> None:
         _print_json(results)
         return
     teacher, students = results["teacher"], results["students"]
-    table = Table(title="Is the sentence acceptable? Dev accuracy, classes balanced")
-    for column in ("model", "best", "last", "steps", "seconds", "size*"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    seconds = f"{teacher['seconds']:.0f}"
+    title = "Is the sentence acceptable? Dev accuracy, classes balanced"
+    table = _table("model", "best", "last", "steps", "seconds", "size*", title=title)
     best, last = (_percent(teacher[key]["accuracy"]) for key in ("best", "last"))
-    table.add_row("teacher", best, last, str(teacher["best"]["step"]), seconds, size(teacher["size_bytes"]))
+    steps = str(sum(teacher["steps"].values()))
+    table.add_row("teacher", best, last, steps, f"{teacher['seconds']:.0f}", size(teacher["size_bytes"]))
     first = next(iter(students.values()))
     untrained = _percent(first["untrained"]["accuracy"])
     table.add_row("quantized, untrained", untrained, untrained, "0", "0", size(first["size_bytes"]))
     for name, run in students.items():
         best, last = (_percent(run[key]["accuracy"]) for key in ("best", "last"))
-        steps, seconds = str(sum(run["steps"].values())), f"{run['seconds']:.0f}"
-        table.add_row(name, best, last, steps, seconds, size(run["size_bytes"]))
-    console = Console()
-    console.print(table)
-    plain, intervened = (run["best"]["accuracy"] for run in students.values())
-    verdict = "is ahead" if intervened > plain else "is not ahead" if intervened < plain else "is level"
-    console.print(f"Best against best, Teacher Intervention {verdict}: {_percent(intervened)} to {_percent(plain)}.")
-    console.print(f"{_SIZE_NOTE}. Curves: {results['curves']}", highlight=False)
+        steps = str(sum(run["steps"].values()))
+        table.add_row(name, best, last, steps, f"{run['seconds']:.0f}", size(run["size_bytes"]))
+    Console().print(table)
+    _say(_verdict({name: run["last"]["accuracy"] for name, run in students.items()}, results["dev_rows"]))
+    _say(f"{_SIZE_NOTE}. Curves: {results['curves']}")
+
+
+def _verdict(accuracies: dict[str, float], rows: int) -> str:
+    """Whether the last student with intervention is ahead, and by more than chance would give."""
+    (plain, without), (intervened, with_it) = accuracies.items()
+    # Two standard deviations of the difference of two accuracies measured on as many rows.
+    noise = 2 * (sum(share * (1 - share) for share in (without, with_it)) / rows) ** 0.5
+    scores = f"{_percent(with_it)} to {_percent(without)} after the last step"
+    if abs(with_it - without) <= noise:
+        return f"{intervened} against {plain}: {scores}; on {rows} rows that is no difference."
+    return f"{intervened} {'wins' if with_it > without else 'does not win'} against {plain}: {scores}."
 
 
 def show_recipes(shipped: dict[str, dict[str, Any]], as_json: bool) -> None:
@@ -100,25 +120,45 @@ def show_recipes(shipped: dict[str, dict[str, Any]], as_json: bool) -> None:
         _print_json(shipped)
         return
     table = Table()
-    for column in ("recipe", "base", "differs in", "what it is"):
-        table.add_column(column)
+    for column in ("recipe", "what it is", "base, and what differs"):
+        table.add_column(column, overflow="fold")
     for name, values in shipped.items():
-        differs = ", ".join(
-            f"{key}={value}" for key, value in values.items() if key not in ("base", "name", "description")
-        )
-        base = values.get("base", "")
-        table.add_row(name, base, differs if base else "(all keys)", values.get("description", ""))
+        differs = [f"{key}: {value}" for key, value in values.items() if key not in ("base", "name", "description")]
+        base = "\n".join([values["base"], *differs]) if "base" in values else f"all {len(values)} keys"
+        table.add_row(name, values["description"], base)
     Console().print(table)
 
 
-def show_keys(kind: type) -> None:
-    """Every key of a recipe with its default."""
-    table = Table()
-    for column in ("key", "default"):
-        table.add_column(column)
-    for field in fields(kind):
-        table.add_row(field.name, "null" if field.default is None else str(field.default))
+def show_recipe(recipe: Any, as_json: bool) -> None:
+    """One recipe whole, as YAML that can be edited and given back."""
+    if as_json:
+        _print_json(asdict(recipe))
+    else:
+        print(to_yaml(recipe), end="")
+
+
+def show_keys(kind: type, as_json: bool) -> None:
+    """Every key of a recipe with its default, as YAML writes it."""
+    defaults = {field.name: field.default for field in fields(kind)}
+    if as_json:
+        _print_json(defaults)
+        return
+    table = _table("key", "default")
+    for name, default in defaults.items():
+        table.add_row(name, json.dumps(default).strip('"'))
     Console().print(table)
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    table = Table(title=escape(title) if title else None)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    return table
+
+
+def _say(text: str, error: bool = False) -> None:
+    Console(stderr=error, soft_wrap=True).print(text, markup=False, highlight=False)
 
 
 def size(size_bytes: int) -> str:

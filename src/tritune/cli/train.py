@@ -1,6 +1,6 @@
 """`tritune train`: a ternary student from a teacher."""
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +9,7 @@ import typer
 from . import options
 
 
-class Step(str, Enum):
+class Step(StrEnum):
     """One of the two steps of Teacher Intervention."""
 
     one = "one"
@@ -40,16 +40,24 @@ def train(
     """
     options.quiet_libraries()
     from ..load import load_student
+    from ..quantization import Quantization
     from ..recipes import load_recipe
     from ..tasks import get_task
     from ..training.job import open_job
-    from ..training.run import new_student, plan, run
+    from ..training.run import plan, run
     from .show import show_plan, show_run
 
     job = open_job(
-        teacher, get_task(task), data, load_recipe(recipe, overrides or []), output, overwrite=overwrite, resume=resume
+        teacher,
+        get_task(task),
+        data,
+        load_recipe(recipe, overrides or []),
+        output,
+        overwrite=overwrite,
+        resume=resume,
+        other_inputs=(start,) if start else (),
     )
     phases = plan(job, phase and phase.value)
-    student = load_student(start, job.task) if start else new_student(job)
+    student = load_student(start, job.task, job.model, job.recipe.section(Quantization)) if start else None
     show_plan(job.recipe, phases)
-    show_run(run(job, phases, student, resume), output, as_json=json)
+    show_run(run(job, phases, student, str(start or ""), resume), output, as_json=json)

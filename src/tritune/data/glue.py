@@ -9,6 +9,7 @@ rows at \x85 and \u2028. Splitting bytes also gives every complaint its line num
 
 import codecs
 import reprlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ class _Layout:
     label: str = "label"
     named: bool = False  # the label is written as the class name, not as its id
     header: tuple[str, ...] | None = None  # the columns of a file that does not name them itself
+    has_cut_rows: bool = False  # the published file itself has rows that break off
 
 
 _ONE, _TWO = ("sentence",), ("sentence1", "sentence2")
@@ -41,7 +43,7 @@ _LAYOUTS = {
     "sst2": _Layout(_ONE),
     "mrpc": _Layout(("#1 String", "#2 String"), "Quality"),
     "stsb": _Layout(_TWO, "score"),
-    "qqp": _Layout(("question1", "question2"), "is_duplicate"),
+    "qqp": _Layout(("question1", "question2"), "is_duplicate", has_cut_rows=True),
     "mnli": _Layout(_TWO, "gold_label", named=True),
     "qnli": _Layout(("question", "sentence"), named=True),
     "rte": _Layout(_TWO, named=True),
@@ -123,7 +125,11 @@ def read_glue_file(task: Task, path: Path) -> Dataset:
     places = [header.index(column) for column in layout.texts]
     label_place = header.index(layout.label)
     columns: dict[str, list] = {name: [] for name in (*task.text_columns, "label")}
+    cut = 0
     for number, fields in rows:
+        if layout.has_cut_rows and len(fields) < len(header):
+            cut += 1
+            continue
         # A stray tab or line feed inside a sentence shifts the columns: guessing would train on the wrong text.
         if len(fields) != len(header):
             raise TrituneError(
@@ -139,6 +145,8 @@ def read_glue_file(task: Task, path: Path) -> Dataset:
             columns[name].append(fields[place])
     if not columns["label"]:
         raise TrituneError(f"{path} has no rows")
+    if cut:
+        warnings.warn(f"{path}: {cut} rows with missing columns were left out, as other readers do", stacklevel=2)
     return Dataset.from_dict(columns, features=features(task))
 
 

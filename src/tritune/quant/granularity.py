@@ -1,11 +1,11 @@
 """Which values share a scale."""
 
-from enum import Enum
+from enum import StrEnum
 
 import torch
 
 
-class Granularity(str, Enum):
+class Granularity(StrEnum):
     """The set of values that one scale serves.
 
     `ROW` is an output channel of a weight and `TOKEN` a token of an activation; both are vectors along the last

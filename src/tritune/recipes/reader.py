@@ -44,11 +44,15 @@ def load_recipe(name: str | Path | None, overrides: Sequence[str] = (), kind: ty
         TrituneError: an unknown recipe or key, an unused key, a value of a wrong type or out of range; the message
             names file and key.
     """
-    values = {} if name is None else _typed(_read(str(name)), kind, f"recipe {name}")
-    given = _typed(dict(_pair(override) for override in overrides), kind, "--set")
-    recipe = kind(**{**values, **given})
-    for key, reason in recipe.unused_keys(set(given)).items():
+    values = {} if name is None else _typed(_read(str(name), kind), kind, f"recipe {name}")
+    overridden = _typed(dict(_pair(override) for override in overrides), kind, "--set")
+    recipe = kind(**{**values, **overridden})
+    for key, reason in recipe.unused_keys(set(overridden)).items():
         raise TrituneError(f"--set: {key} would change nothing: {reason}")
+    # A whole recipe spells out what it does not use; only a value that someone changed was meant to do something.
+    changed = {field.name for field in fields(kind) if getattr(recipe, field.name) != field.default}
+    for key, reason in recipe.unused_keys(changed - {"num_train_epochs"}).items():
+        raise TrituneError(f"recipe {name}: {key} would change nothing: {reason}")
     return recipe
 
 
@@ -74,13 +78,22 @@ def _folder():
     return resources.files(__package__)
 
 
-def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+def _read(name: str, kind: type, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """The values of a recipe with those of its bases below them."""
     if name in seen:
         raise TrituneError(f"recipe {name}: its base leads back to itself: {' -> '.join((*seen, name))}")
+    if name == FINETUNE and kind is not FinetuneRecipe:
+        raise TrituneError(f"recipe {name}: how a teacher is made, for `tritune finetune`; see `tritune recipes`")
     values = _parse(_text(name), name)
     base = values.pop("base", None)
-    return {**_read(base, (*seen, name)), **values} if base else values
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise TrituneError(f"recipe {name}: base must be the name or path of one recipe; got {base!r}")
+    # A base beside the file that names it is found from anywhere.
+    beside = Path(name).parent / base
+    below = _read(str(beside) if beside.is_file() else base, kind, (*seen, name))
+    return {**below, "name": Path(name).stem, "description": f"{base}, changed", **values}
 
 
 def _text(name: str) -> str:
@@ -116,6 +129,8 @@ def _pair(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     if not separator:
         raise TrituneError(f"--set takes key=value, got {override!r}")
+    if not text.strip():
+        raise TrituneError(f"--set {key}= has no value; null is written out")
     try:
         return key.strip(), yaml.safe_load(text)
     except yaml.YAMLError:

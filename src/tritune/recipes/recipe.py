@@ -13,6 +13,7 @@ from ..tasks import Task
 Section = TypeVar("Section")
 
 PADDINGS = ("max_length", "longest")
+SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
 OPTIMIZERS = ("bert_adam", "adamw")
 
 
@@ -34,6 +35,7 @@ class FinetuneRecipe:
         per_device_train_batch_size, per_device_eval_batch_size: null takes the task's batch size.
         gradient_accumulation_steps: batches per update.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        train_sampling_strategy: order of the rows: `random`, `sequential`, or `group_by_length`.
         max_length: tokens per example; null takes the task's.
         padding: `max_length` or `longest`.
         eval_steps: updates between evaluations; null takes the task's.
@@ -59,6 +61,7 @@ class FinetuneRecipe:
     per_device_eval_batch_size: int | None = None
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False
+    train_sampling_strategy: str = "random"
     max_length: int | None = None
     padding: str = "longest"
     eval_steps: int | None = None
@@ -70,6 +73,7 @@ class FinetuneRecipe:
     def __post_init__(self):
         _one_of(self, "optimizer", OPTIMIZERS)
         _one_of(self, "padding", PADDINGS)
+        _one_of(self, "train_sampling_strategy", SAMPLING_STRATEGIES)
         for key in ("learning_rate", "adam_epsilon"):
             _check(self, key, lambda value: value > 0, "must be positive")
         for key in ("weight_decay", "max_grad_norm"):
@@ -142,6 +146,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         Quantization.__post_init__(self)
         _one_of(self, "loss_average", AVERAGES)
         _one_of(self, "schedule", (None, *SCHEDULES))
+        _check(self, "layers", lambda value: value != (), "must name at least one layer, or be null for all")
         for field in fields(Coefficients):
             _check(self, field.name, lambda value: value >= 0, "must not be negative")
         if not any(self.coefficients().values()):
@@ -156,21 +161,21 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         """Loss name to coefficient."""
         return {field.name.removesuffix("_coefficient"): getattr(self, field.name) for field in fields(Coefficients)}
 
-    def split(self, task: Task, student_layers: int) -> tuple[int, int]:
-        """The (step one, step two) lengths of this recipe in force; (0, total) without a schedule.
+    def with_split(self, task: Task, student_layers: int) -> "Recipe":
+        """The recipe with the length of step one filled in, where there is a schedule.
 
         Raises:
             TrituneError: the budget leaves no step for step two.
         """
         if self.schedule is None:
-            return 0, self.max_steps
+            return self
         longest = 120 if task.name == "cola" or student_layers == 4 else 60
         step_one = self.step_one_steps or split_budget(self.max_steps, longest)[0]
         if step_one >= self.max_steps:
             raise TrituneError(
                 f"step one of {step_one} steps leaves none of max_steps {self.max_steps} for step two; raise max_steps"
             )
-        return step_one, self.max_steps - step_one
+        return replace(self, step_one_steps=step_one)
 
     def unused_keys(self, given: set[str]) -> dict[str, str]:
         """Those of the keys a person gave that change nothing, with the reason."""

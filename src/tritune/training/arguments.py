@@ -26,6 +26,7 @@ def training_arguments(recipe: FinetuneRecipe, steps: int, folder: Path, data_se
         warmup_steps=round(recipe.warmup_ratio * steps),
         per_device_train_batch_size=recipe.per_device_train_batch_size,
         per_device_eval_batch_size=recipe.per_device_eval_batch_size,
+        train_sampling_strategy=recipe.train_sampling_strategy,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         gradient_checkpointing=recipe.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},

@@ -16,12 +16,12 @@ _NOT_SHOWN = ("_loss", "_runtime", "_per_second")
 
 
 class EvaluateAtEnd(TrainerCallback):
-    """Every phase ends with an evaluation, whatever the interval."""
+    """Every phase ends with an evaluation and a line of history, whatever the intervals."""
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Ask for the evaluation after the last step."""
+        """Ask for both after the last step."""
         if state.global_step >= state.max_steps:
-            control.should_evaluate = True
+            control.should_evaluate = control.should_log = True
         return control
 
 

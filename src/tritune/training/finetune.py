@@ -35,15 +35,16 @@ def finetune(job: Job, resume: bool = False) -> dict[str, Any]:
     """
     recipe, output = job.recipe, job.output
     with claimed(output, resume):
-        done = read_json(output / METRICS)
-        if done:
+        _keep_recipe(job)
+        if done := read_json(output / METRICS):
             return done
         set_seed(recipe.seed)
-        _keep_recipe(job)
         keeper = BestModel(output / BEST, job.task.metric, job.tokenizer, recipe)
         timer, started = StepTimer(), time.perf_counter()
         train(_trainer(job), "fine-tuning", [History(output / HISTORY, "fine-tuning"), timer, keeper])
-        best = AutoModelForSequenceClassification.from_pretrained(output / BEST, dtype=torch.float32)
+        best = AutoModelForSequenceClassification.from_pretrained(output / BEST, dtype=torch.float32).to(
+            job.model.device
+        )
         metrics = {
             "task": job.task.name,
             "metric": job.task.metric,

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from ..data import load_task_data
 from ..data.encode import EncodedData, encode_splits
 from ..errors import TrituneError
-from ..instrument import instrument
+from ..instrument import instrument, instrument_of
 from ..load import is_quantized, load_model, load_tokenizer
 from ..recipes import FinetuneRecipe, Recipe
 from ..tasks import Task
@@ -47,6 +47,7 @@ def open_job(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    other_inputs: tuple[str | Path, ...] = (),
 ) -> Job:
     """Read and check everything a run needs; nothing is written.
 
@@ -58,21 +59,25 @@ def open_job(
         output: the folder that the run will write.
         overwrite: whether a run that lies there may be replaced.
         resume: whether a run that lies there is to go on.
+        other_inputs: further folders that are read.
 
     Raises:
         TrituneError: anything that is missing, does not fit, or is in the way; one line that says what to do.
     """
-    check_free(output, overwrite, resume, inputs=(str(source),))
+    inputs = (source, *other_inputs, *([data_folder] if data_folder else []))
+    check_free(output, overwrite, resume, inputs=inputs)
+    # A new classifier is drawn while the model is loaded.
+    set_seed(recipe.seed)
     splits = load_task_data(task, data_folder)
     distils = isinstance(recipe, Recipe)
     recipe = recipe.resolve(task, len(splits["train"]))
     _check_reporting(recipe.report_to)
     model = load_model(source, task, new_head=not distils)
     tokenizer = load_tokenizer(source, model, recipe.max_length)
+    if is_quantized(model):
+        raise TrituneError(f"{source}: quantized already; give a float model")
     if distils:
-        if is_quantized(model):
-            raise TrituneError(f"{source}: quantized already; the teacher must be a float model")
-        instrument(model)
+        recipe = recipe.with_split(task, len(instrument_of(instrument(model)).anatomy.sites))
     data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
     return Job(model, tokenizer, task, data, recipe, output, str(source))
 

@@ -5,6 +5,7 @@ is missing; here a folder counts only with all of its files readable. Ctrl-C and
 at hand, with a checkpoint.
 """
 
+import errno
 import json
 import re
 import signal
@@ -20,6 +21,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback
 from ..errors import Interrupted, TrituneError
 from .callbacks import EvaluateAtEnd, PhaseProgress
 
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _WEIGHTS, _STATE = "model.safetensors", "trainer_state.json"
 _FILES = (_WEIGHTS, "optimizer.pt", "scheduler.pt", _STATE)
 
@@ -80,8 +82,10 @@ def _writable(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch's writer reports a full disk as a RuntimeError that names the file it writes to.
+        # torch's writer reports a full disk as a RuntimeError from its container file.
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        if isinstance(error, OSError) and error.errno not in _CANNOT_WRITE:
             raise
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise TrituneError(

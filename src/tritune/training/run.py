@@ -17,7 +17,6 @@ from transformers import AutoModelForSequenceClassification, EvalPrediction, Pre
 
 from ..errors import TrituneError
 from ..evaluate import assisted_logits, closeness, dev_logits, dev_scores
-from ..instrument import instrument_of
 from ..load import weights_sha256
 from ..prepare import prepare
 from ..quantization import Quantization
@@ -59,34 +58,28 @@ def plan(job: Job, only: str | None = None) -> list[Phase]:
         only: "one" or "two" to make one step alone.
 
     Raises:
-        TrituneError: the budget is too short for two steps, or `only` names a step of a recipe that has none.
+        TrituneError: `only` names a step of a recipe that has none.
     """
-    recipe = job.recipe
-    one, two = recipe.split(job.task, len(instrument_of(job.model).anatomy.sites))
-    if not one:
+    recipe, one = job.recipe, job.recipe.step_one_steps
+    if one is None:
         if only:
             raise TrituneError(f"--phase {only}: recipe {recipe.name} has no schedule, so it has one phase only")
-        return [Phase("training", two, None)]
+        return [Phase("training", recipe.max_steps, None)]
+    two = recipe.max_steps - one
     phases = {"one": Phase("step one", one, recipe.schedule), "two": Phase("step two", two, None, first_step=one)}
     return [phases[only]] if only else list(phases.values())
 
 
-def new_student(job: Job) -> PreTrainedModel:
-    """The job's teacher, quantized as its recipe says.
-
-    Raises:
-        TrituneError: the recipe's `layers` do not fit the model.
-    """
-    return prepare(copy.deepcopy(job.model), job.recipe.section(Quantization))
-
-
-def run(job: Job, phases: list[Phase], student: PreTrainedModel, resume: bool = False) -> dict[str, Any]:
-    """Train the student through `phases`, write the run folder, and return its metrics.
+def run(
+    job: Job, phases: list[Phase], start: PreTrainedModel | None = None, start_source: str = "", resume: bool = False
+) -> dict[str, Any]:
+    """Train a student through `phases`, write the run folder, and return its metrics.
 
     Args:
         job: what to work on.
         phases: from `plan`.
-        student: from `new_student`, or an earlier run's to go on from. Changed in place.
+        start: an earlier run's student to go on from, changed in place; None takes the quantized teacher.
+        start_source: where `start` came from, for the record.
         resume: go on with the run that lies in `job.output`, if one does; the final weights are those of a run that
             was never stopped.
 
@@ -95,16 +88,18 @@ def run(job: Job, phases: list[Phase], student: PreTrainedModel, resume: bool = 
 
     Raises:
         Interrupted: a signal came; the run can be resumed.
-        TrituneError: the folder belongs to another run, or cannot be written to.
+        TrituneError: the recipe's `layers` do not fit the model, the folder belongs to another run, or it cannot be
+            written to.
     """
     process = PartialState()
-    for model in (job.model, student):
-        model.to(process.device)
+    job.model.to(process.device)
+    untrained = prepare(copy.deepcopy(job.model), job.recipe.section(Quantization))
+    student = untrained if start is None else start.to(process.device)
     with claimed(job.output, resume):
-        done = read_json(job.output / METRICS)
-        if done:
-            return done
-        recorder = _Recorder(job, phases, student)
+        recorder = _Recorder(job, phases)
+        if recorder.finished:
+            return recorder.finished
+        recorder.begin(untrained, start, start_source)
         set_seed(job.recipe.seed)
         best = [_train(job, student, phase, recorder, is_last=phase is phases[-1]) for phase in phases][-1]
         process.wait_for_everyone()
@@ -152,8 +147,8 @@ class _Recorder:
         TrituneError: the folder holds a run of another recipe or teacher.
     """
 
-    def __init__(self, job: Job, phases: list[Phase], student: PreTrainedModel):
-        self.job, self.measure = job, _Measure(job)
+    def __init__(self, job: Job, phases: list[Phase]):
+        self.job = job
         self.last_step = phases[-1].first_step + phases[-1].steps
         self.path = job.output / CHECKPOINTS / "metrics.json"
         self.metrics = {
@@ -162,25 +157,37 @@ class _Recorder:
             "recipe": job.recipe.name,
             "seed": job.recipe.seed,
             "steps": {phase.name: phase.steps for phase in phases},
-            "teacher": self.measure.teacher(),
         }
-        started = read_json(self.path)
-        if started:
-            self._check(started)
-            self.metrics = started
-            return
-        self.metrics |= {"untrained": self.measure.student(student), "seconds": 0.0}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(job.output / RECIPE_FILE, to_yaml(job.recipe))
-        write_json(self.path, self.metrics)
+        self.finished = read_json(job.output / METRICS)
+        self._check(self.finished or read_json(self.path))
 
-    def _check(self, started: dict[str, Any]) -> None:
+    def _check(self, earlier: dict[str, Any]) -> None:
+        """Refuse to go on with a run of other making."""
+        if not earlier:
+            return
         recipe = (self.job.output / RECIPE_FILE).read_text(encoding="utf-8")
-        same = all(started[key] == self.metrics[key] for key in ("task", "steps"))
-        if not same or recipe != to_yaml(self.job.recipe):
+        if recipe != to_yaml(self.job.recipe) or any(earlier[key] != self.metrics[key] for key in ("task", "steps")):
             raise TrituneError(f"{self.job.output}: --resume: the run there has another task or recipe ({RECIPE_FILE})")
-        if started["teacher"]["sha256"] != self.metrics["teacher"]["sha256"]:
+        if earlier["teacher"]["sha256"] != weights_sha256(self.job.model):
             raise TrituneError(f"{self.job.output}: --resume: the run there has another teacher")
+
+    def begin(self, untrained: PreTrainedModel, start: PreTrainedModel | None, start_source: str) -> None:
+        """Measure what there is before the training, unless a resumed run did."""
+        self.measure = _Measure(self.job)
+        if earlier := read_json(self.path):
+            self.metrics = earlier
+            return
+        self.metrics |= {"teacher": self.measure.teacher(), "untrained": self.measure.student(untrained)}
+        if start is not None:
+            self.metrics["start"] = {
+                "path": start_source,
+                "sha256": weights_sha256(start),
+                **self.measure.student(start),
+            }
+        self.metrics["seconds"] = 0.0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.job.output / RECIPE_FILE, to_yaml(self.job.recipe))
+        write_json(self.path, self.metrics)
 
     def phase(self, student: PreTrainedModel, phase: Phase, timer: StepTimer, seconds: float) -> None:
         """Note a phase that is complete."""
@@ -194,7 +201,7 @@ class _Recorder:
     def finish(self, student: PreTrainedModel, best: BestModel) -> dict[str, Any]:
         """The metrics with the scores of the best and of the last student."""
         folder = self.job.output / BEST
-        kept = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        kept = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(student.device)
         return self.metrics | {
             "best": self.measure.student(kept) | {"step": best.step},
             "last": self.measure.student(student) | {"step": self.last_step},

@@ -19,6 +19,7 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"
 LOCK = ".lock"
 METRICS = "metrics.json"
+DEMO = "demo.json"
 HISTORY = "history.jsonl"
 
 
@@ -29,7 +30,7 @@ def check_free(folder: Path, overwrite: bool, resume: bool = False, *, inputs: t
         folder: wanted as output; may not exist yet.
         overwrite: whether a run that lies there may be replaced.
         resume: whether a run that lies there is to go on.
-        inputs: what the run reads, which must not lie in the same folder.
+        inputs: what the run reads, which must not lie in the folder.
 
     Raises:
         TrituneError: it is a file, it holds something already, or it is one of the inputs.
@@ -37,11 +38,15 @@ def check_free(folder: Path, overwrite: bool, resume: bool = False, *, inputs: t
     if folder.exists() and not folder.is_dir():
         raise TrituneError(f"{folder}: this is a file; --output takes a folder")
     for source in inputs:
-        if Path(source).exists() and folder.exists() and os.path.samefile(source, folder):
-            raise TrituneError(f"{folder}: the output folder is also the input; choose another one")
+        if Path(source).exists() and Path(source).resolve().is_relative_to(folder.resolve()):
+            raise TrituneError(f"{folder}: the output folder is also an input, or holds {source}; choose another one")
+    if overwrite and resume:
+        raise TrituneError("--resume and --overwrite exclude each other")
     taken = folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
     if taken and resume and not (folder / RECIPE_FILE).is_file():
         raise TrituneError(f"{folder}: holds other files but no run to resume; choose another folder")
+    if taken and overwrite and not any((folder / name).is_file() for name in (RECIPE_FILE, METRICS, DEMO)):
+        raise TrituneError(f"{folder}: holds files but no run, so --overwrite leaves it alone; choose another folder")
     if taken and not (overwrite or resume):
         raise TrituneError(
             f"{folder}: holds a run or other files already; give --resume, --overwrite or another folder"
@@ -80,8 +85,8 @@ def claimed(folder: Path, resume: bool = False) -> Iterator[None]:
         process.wait_for_everyone()
         yield
     finally:
-        lock.release()
         (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
 
 
 def remove(folder: Path) -> None:

@@ -33,7 +33,8 @@ class DistillationTrainer(Trainer):
         coefficients: the weight of each loss of `distill.LOSSES`; TernaryBERT's three when None.
         schedule: a name of `schedule.SCHEDULES`, or None for no intervention.
         loss_average: `padded` or `valid`, see `distill`.
-        optimizer: `bert_adam`, the published one, or `adamw`, Trainer's own.
+        optimizer: `bert_adam`, the published algorithm with rate, betas, eps and decay from `args` (the recipes hold
+            the published values), or `adamw`, Trainer's own. `optimizers` among the further arguments beats both.
         warmup_ratio: of `bert_adam`, the fraction of steps spent warming up.
         **kwargs: as Trainer takes them.
 
@@ -65,6 +66,8 @@ class DistillationTrainer(Trainer):
         self._loss_sums: dict[str, float | torch.Tensor] = defaultdict(float)
         self._loss_steps = 0
         self.optimizer_args = args = args if args is not None else TrainingArguments()
+        if kwargs.get("optimizers", (None, None))[0] is not None:
+            self.optimizer_name = optimizer = "adamw"
         if optimizer == "bert_adam":
             args = without_clip_and_schedule(args)
         super().__init__(model=model, args=args, **kwargs)
@@ -142,6 +145,10 @@ class DistillationTrainer(Trainer):
     def _check_devices(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise TrituneError("FSDP and DeepSpeed are not supported: run under torchrun or accelerate with plain DDP")
+        if self.args.gradient_checkpointing and (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise TrituneError(
+                "reentrant gradient checkpointing loses the gradients of the traces: use_reentrant=False"
+            )
         if self.args.n_gpu > 1:
             raise TrituneError(f"{self.args.n_gpu} GPUs in one process: start one process a GPU with torchrun")
         if (
@@ -157,9 +164,10 @@ class DistillationTrainer(Trainer):
         return SCHEDULES[self.schedule](self.state.global_step, self.state.max_steps, self.args.seed)
 
     def _check_and_sum(self, losses: dict[str, torch.Tensor]) -> None:
-        for name, value in losses.items():
-            value = value.detach()
-            if not torch.isfinite(value):
+        values = torch.stack([value.detach() for value in losses.values()])
+        finite = torch.isfinite(values).tolist()
+        for name, value, is_finite in zip(losses, values, finite, strict=True):
+            if not is_finite:
                 raise TrituneError(
                     f"step {self.state.global_step + 1}: the {name} loss is {value.item()}; lower learning_rate, or "
                     "check the teacher's weights"

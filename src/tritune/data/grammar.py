@@ -1,8 +1,8 @@
 """A generated acceptability corpus: English-like sentences, half of them ungrammatical, that no word count can judge.
 
 What: labelled sentences in the manner of CoLA, made without any download, for the demo and for tests that need a task
-a tiny Transformer learns from scratch in a minute and loses again when its weights are crudely quantized.  Sentences
-come in twins, an acceptable one and an unacceptable one of the same length.  Three dependencies are covered:
+a tiny Transformer learns from scratch in a minute and loses again when its weights are crudely quantized.  Three
+dependencies are covered:
 
 * subject-verb agreement: "the dog near the cats often sleeps" / "the cats near the dog often sleeps";
 * reflexive agreement in number and gender: "the king that the girls saw praised himself" / "the girls that the king
@@ -10,22 +10,23 @@ come in twins, an acceptable one and an unacceptable one of the same length.  Th
 * paired conjunctions: "both the king and the nurse saw either the dog or the cat" / "either the king and the nurse saw
   both the dog or the cat".
 
-Why this way: in most twins two phrases have traded places, so the twins are the very same bag of words; the others
-("plain": "the dog often sleeps" / "the dog often sleep") differ in the form of one word, and every form is as frequent
-in one class as in the other.  Word counts and length therefore predict nothing (a linear classifier of them is at
-chance, which the tests check).  An adverb between the intruding noun and the verb, further nouns of random number, and
-templates in which the first noun is not the subject keep neighbouring words from giving the label away, so that a model
-has to relate distant words: attention counts.  Common words are far more common than rare ones, as in real text, so a
-model learns the rule on the common words first and its accuracy rises gradually.
+Why this way: every sentence has a twin of the other label in which exactly two phrases have traded places.  Twins are
+the very same bag of words and have the same length, and both are always in the same split, so any classifier of word
+counts or of length, linear or not, is right exactly half of the time.  An adverb between the intruding noun and the
+verb, further nouns of random number, and templates in which the first noun is not the subject keep neighbouring words
+from giving most labels away, so that a model has to relate distant words: attention counts.  Easy twins of two short
+clauses ("the dog sleeps and the cats run" / "the cats sleeps and the dog run") are among them, and common words are far
+more common than rare ones, as in real text, so a model learns the rule there first and its accuracy rises gradually.
 
 How to learn it: twins stand side by side (rows 2k and 2k + 1) and a teacher trained from scratch should see both in one
 batch.  What the words of a sentence contribute regardless of order then cancels, and the rule is found within a few
 hundred steps; with rows shuffled one by one a small model can sit at chance for thousands.  A model that starts from a
 teacher needs no such care.
 
-Rejected: traded places only, without plain twins, because a tiny model then stays at chance for minutes; negative
-polarity ("no dog ... ever"), because its twin has the word pair "that no", which no acceptable sentence has; sentences
-of CoLA itself, because they cannot be shipped and a tiny model cannot learn them from scratch.
+Rejected: changing the form of a verb or reflexive to make the twin, because a nonlinear classifier of word counts then
+solves it; no easy twins at all, because a tiny model then stays at chance for minutes; negative polarity ("no dog ...
+ever"), because its twin has the word pair "that no", which no acceptable sentence has; sentences of CoLA itself,
+because they cannot be shipped and a tiny model cannot learn them from scratch.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ _CONJUNCTIONS = (("both", "and"), ("either", "or"), ("neither", "nor"))
 _DETERMINERS = (("this", "these"), ("every", "all"), ("one", "two"))
 
 # Templates.  S: the noun phrase the verb or reflexive depends on; A: the one it trades places with; X: any noun phrase;
-# Y: one of the number of S; V: what depends on S; R: an adverb; r: perhaps an adverb; P: preposition; T: past
+# V: what depends on S; W: what depends on A; R: an adverb; r: perhaps an adverb; P: preposition; T: past
 # transitive verb; C: verb of saying; c, d: second halves of conjunctions.  Where A comes last before the verb of
 # agreement, R keeps the two apart.
 _AGREEMENT = (
@@ -97,29 +98,22 @@ _REFLEXIVE = (
     "A C that S P X r V",
     "A C that S that X T r V",
 )
-_PLAIN_AGREEMENT = ("S r V", "S P Y r V", "S that T Y r V", "P Y S r V")
-_PLAIN_REFLEXIVE = ("S r V",)
+_TWO_CLAUSES = "S V and A W"
 _CORRELATIVE = "S X c X T A X d X"
 _SHARES = {
-    "agreement": 0.3,
-    "reflexive": 0.18,
-    "correlative": 0.12,
-    "agreement plain": 0.24,
-    "reflexive plain": 0.16,
+    "agreement": 0.22,
+    "reflexive": 0.13,
+    "correlative": 0.09,
+    "agreement easy": 0.34,
+    "reflexive easy": 0.22,
 }
-_ADJECTIVE_SHARE = 0.2
+_ADJECTIVE_SHARE = 0.1
 _ADVERB_SHARE = 0.5
 _DETERMINER_SHARE = 0.5
-_SKEW = 2.0
+_SKEW = 3.0
 
 _T = TypeVar("_T")
 _Piece = tuple[str, list[str]]
-_Twins = tuple[list[_Piece], dict[str, list[str]]]
-
-
-def _pick(forms: tuple[str, str], number: int) -> tuple[str, str]:
-    """Return the form of that number, then the other form."""
-    return forms[number], forms[1 - number]
 
 
 def _draw(rng: random.Random, items: Sequence[_T]) -> _T:
@@ -149,64 +143,72 @@ def _expand(rng: random.Random, template: str, chosen: dict[str, list[str]]) -> 
         "T": lambda: [_draw(rng, _PAST)],
         "C": lambda: [_draw(rng, _SAYING)],
         "that": lambda: ["that"],
+        "and": lambda: ["and"],
     }
     return [(symbol, chosen[symbol] if symbol in chosen else draw[symbol]()) for symbol in template.split()]
 
 
-def _agreement(rng: random.Random, plain: bool) -> _Twins:
-    """Return a sentence whose verb agrees with S in number; A has the other number, Y the same."""
+def _predicate(rng: random.Random, number: int) -> list[str]:
+    """Return a verb of that number, or a copula of that number and an adjective."""
+    if rng.random() < 0.5:
+        return [_draw(rng, _AGREEING)[number]]
+    return [_draw(rng, _LINKING)[number], _draw(rng, _ADJECTIVES)]
+
+
+def _agreement(rng: random.Random, template: str) -> list[_Piece]:
+    """Return a sentence whose V agrees with S in number, and its W (if any) with A; A has the other number."""
     number = rng.randrange(2)
     subject = other = _noun(rng)
     while other == subject:
         other = _noun(rng)
-    if rng.random() < 0.5:
-        right, wrong = [[form] for form in _pick(_draw(rng, _AGREEING), number)]
-    else:
-        adjective = _draw(rng, _ADJECTIVES)
-        right, wrong = [[form, adjective] for form in _pick(_draw(rng, _LINKING), number)]
-    chosen = {"S": _phrase(rng, subject, number), "V": right}
-    if plain:
-        chosen["Y"] = _phrase(rng, other, number)
-        return _expand(rng, rng.choice(_PLAIN_AGREEMENT), chosen), {"V": wrong}
-    chosen["A"] = _phrase(rng, other, 1 - number)
-    return _expand(rng, rng.choice(_AGREEMENT), chosen), {"S": chosen["A"], "A": chosen["S"]}
+    chosen = {
+        "S": _phrase(rng, subject, number),
+        "V": _predicate(rng, number),
+        "A": _phrase(rng, other, 1 - number),
+        "W": _predicate(rng, 1 - number),
+    }
+    return _expand(rng, template, chosen)
 
 
-def _reflexive(rng: random.Random, plain: bool) -> _Twins:
-    """Return a sentence whose reflexive matches S in number and gender; A does not match it."""
+def _reflexive(rng: random.Random, template: str) -> list[_Piece]:
+    """Return a sentence whose V is reflexive to S in number and gender, and its W (if any) to A; A does not match S."""
     antecedents = {
         "himself": (_draw(rng, _GENDERED["himself"]), 0),
         "herself": (_draw(rng, _GENDERED["herself"]), 0),
         "themselves": (_draw(rng, rng.choice(list(_GENDERED.values()))), 1),
     }
-    right, wrong = rng.sample(sorted(antecedents), 2)
-    verb = _draw(rng, _PAST)
-    chosen = {"S": _phrase(rng, *antecedents[right]), "V": [verb, right]}
-    if plain:
-        return _expand(rng, rng.choice(_PLAIN_REFLEXIVE), chosen), {"V": [verb, wrong]}
-    chosen["A"] = _phrase(rng, *antecedents[wrong])
-    return _expand(rng, rng.choice(_REFLEXIVE), chosen), {"S": chosen["A"], "A": chosen["S"]}
+    right, other = rng.sample(sorted(antecedents), 2)
+    chosen = {
+        "S": _phrase(rng, *antecedents[right]),
+        "V": [_draw(rng, _PAST), right],
+        "A": _phrase(rng, *antecedents[other]),
+        "W": [_draw(rng, _PAST), other],
+    }
+    return _expand(rng, template, chosen)
 
 
-def _correlative(rng: random.Random) -> _Twins:
+def _correlative(rng: random.Random, template: str) -> list[_Piece]:
     """Return a sentence with two different paired conjunctions; S and A are their first halves."""
     first, second = rng.sample(_CONJUNCTIONS, 2)
     chosen = {"S": [first[0]], "A": [second[0]], "c": [first[1]], "d": [second[1]]}
-    return _expand(rng, _CORRELATIVE, chosen), {"S": chosen["A"], "A": chosen["S"]}
+    return _expand(rng, template, chosen)
 
 
 def _twins(rng: random.Random) -> tuple[str, str]:
-    """Return an acceptable sentence and its unacceptable twin."""
+    """Return an acceptable sentence and its unacceptable twin, in which S and A have traded places."""
     (kind,) = rng.choices(list(_SHARES), list(_SHARES.values()))
-    family, _, plain = kind.partition(" ")
-    if family == "correlative":
-        pieces, changed = _correlative(rng)
-    elif family == "agreement":
-        pieces, changed = _agreement(rng, bool(plain))
-    else:
-        pieces, changed = _reflexive(rng, bool(plain))
+    make, templates = {
+        "agreement": (_agreement, _AGREEMENT),
+        "agreement easy": (_agreement, (_TWO_CLAUSES,)),
+        "reflexive": (_reflexive, _REFLEXIVE),
+        "reflexive easy": (_reflexive, (_TWO_CLAUSES,)),
+        "correlative": (_correlative, (_CORRELATIVE,)),
+    }[kind]
+    pieces = make(rng, rng.choice(templates))
+    words = dict(pieces)
+    traded = {"S": words["A"], "A": words["S"]}
     good = [word for _, part in pieces for word in part]
-    bad = [word for symbol, part in pieces for word in changed.get(symbol, part)]
+    bad = [word for symbol, part in pieces for word in traded.get(symbol, part)]
     return " ".join(good), " ".join(bad)
 
 
@@ -246,10 +248,10 @@ def generate_corpus(train_size: int, dev_size: int, seed: int) -> dict[str, list
         ([6, 4], 3)
         >>> for sentence, label in corpus["validation"]:
         ...     print(label, sentence)
-        0 the uncle hurt themselves
-        1 the uncle hurt himself
-        0 both the fathers or every judge blamed either all queens and two children
-        1 either the fathers or every judge blamed both all queens and two children
+        0 these girls saw himself and one boy thanked themselves
+        1 one boy saw himself and these girls thanked themselves
+        0 these proud women that saw this prince admired himself
+        1 this prince that saw these proud women admired himself
     """
     for name, size in (("train_size", train_size), ("dev_size", dev_size)):
         if size < 0 or size % 2:

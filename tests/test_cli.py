@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import CommitInfo, HfApi, ModelCard, RepoUrl
+from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tritune
 from tritune.cli import main
 from tritune.evaluate import predict
 from tritune.recipes import load_recipe
+from tritune.training import card
 from workspace import make_workspace, train_arguments
 
 STEPS = ("--set", "max_steps=12", "--set", "eval_steps=5", "--set", "logging_steps=1", "--set", "learning_rate=1e-3")
@@ -65,6 +68,7 @@ def _train(workspace: Path, output: Path, *more: object, recipe: str = "ti-g") -
 def test_the_run_folder_holds_what_the_readme_says(run_folder):
     names = {path.name for path in run_folder.iterdir()}
     assert names == {
+        "README.md",
         "best",
         "config.json",
         "history.jsonl",
@@ -329,3 +333,70 @@ def test_overwrite_leaves_the_files_of_others(cli, workspace, tmp_path):
     (output / "recipe.yaml").write_text("name: earlier\n")
     assert cli(*_train(workspace, output, "--overwrite"))[0] == 0
     assert (output / "notes.txt").read_text() == "mine"
+
+
+def test_model_card(run_folder):
+    card = ModelCard.load(run_folder / "README.md")
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert card.data.eval_results[0].metric_value == round(metrics["last"]["accuracy"], 4)
+    assert f"| last | {100 * metrics['last']['accuracy']:.1f} |" in card.text and "import tritune" in card.text
+
+
+def test_dry_run_shows_and_writes_nothing(cli, workspace, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = cli(*_train(workspace, tmp_path / "run", "--dry-run", "--set", "weight_bits=4"))
+    assert code == 0 and not (tmp_path / "run").exists()
+    assert "step_one_steps: 3" in out and "step one: 3 steps" in out and "step two: 9 steps" in out
+    squeezed = " ".join(out.replace("│", " ").split())
+    assert "bert.encoder.layer.*.attention.self.query 3 27,648 4 bit 8 bit" in squeezed
+    assert "classifier 1 192 float float" in squeezed
+    assert "bert.embeddings.word_embeddings 1" in squeezed
+
+
+class _StandIn:
+    """What the hub's client would be asked to do, done in a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def create_repo(self, *arguments, **options):
+        return RepoUrl("https://huggingface.co/me/ternary")
+
+    def create_commit(self, *arguments, operations=(), **options):
+        for operation in operations:
+            with operation.as_file() as file:
+                (self.folder / operation.path_in_repo).write_bytes(file.read())
+        return CommitInfo("https://huggingface.co/me/ternary/commit/1", "", "", "1")
+
+
+def _no_card_yet(cls, *arguments, **options):
+    raise EntryNotFoundError("404")
+
+
+def test_push_to_hub(cli, workspace, tmp_path, monkeypatch):
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    stand_in = _StandIn(hub)
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, *a, **k: stand_in.create_repo(*a, **k))
+    monkeypatch.setattr(HfApi, "create_commit", lambda self, *a, **k: stand_in.create_commit(*a, **k))
+    monkeypatch.setattr(
+        HfApi,
+        "upload_file",
+        lambda self, **k: (hub / k["path_in_repo"]).write_bytes(Path(k["path_or_fileobj"]).read_bytes()),
+    )
+    monkeypatch.setattr(ModelCard, "load", classmethod(_no_card_yet))
+    monkeypatch.setattr(ModelCard, "validate", lambda self, **options: None)  # asks the hub
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    run = tmp_path / "run"
+    code, _, err = cli(*_train(workspace, run, "--push-to-hub", "me/ternary"))
+    assert code == 0, err.splitlines()[-1]
+    assert (hub / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    assert json.loads((hub / "config.json").read_text())["attn_implementation"] == "tritune"
+    assert (hub / "tokenizer.json").exists() and 'from_pretrained("me/ternary")' in (hub / "README.md").read_text()
+
+
+def test_push_to_hub_without_a_login_is_refused_before_training(cli, workspace, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(card, "get_token", lambda: None)
+    code, _, err = cli(*_train(workspace, tmp_path / "run", "--push-to-hub", "me/ternary"))
+    assert code == 2 and "hf auth login" in err and not (tmp_path / "run").exists()

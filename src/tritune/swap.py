@@ -1,6 +1,7 @@
 """Module swap: the float modules of an instrumented model give way to their quantized twins."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -30,6 +31,36 @@ def swap(model: PreTrainedModel, quantization: Quantization) -> None:
         if state.layers[0] in layers:
             for operand, quantizer in quantization.products().items():
                 setattr(state, operand, quantizer)
+
+
+@dataclass(frozen=True)
+class ModuleBits:
+    """How a module computes: `None` bits are float.
+
+    Attributes:
+        name: of the module; layers that look alike are told apart by a `*`.
+        count: modules of that name.
+        parameters: of their weights together.
+        weight_bits, activation_bits: of weights and inputs.
+    """
+
+    name: str
+    count: int
+    parameters: int
+    weight_bits: int | None
+    activation_bits: int | None
+
+
+def bits_of_modules(model: nn.Module) -> list[ModuleBits]:
+    """Every Linear and Embedding of `model` with its bits, those of alike layers in one row."""
+    groups: dict[tuple, list[int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            quantizers = (getattr(module, "weight_quantizer", None), getattr(module, "input_quantizer", None))
+            pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
+            key = (pattern, *(quantizer and quantizer.bits for quantizer in quantizers))
+            groups.setdefault(key, []).append(module.weight.numel())
+    return [ModuleBits(key[0], len(sizes), sum(sizes), *key[1:]) for key, sizes in groups.items()]
 
 
 def _layers(anatomy: Anatomy, quantization: Quantization) -> Iterable[int]:

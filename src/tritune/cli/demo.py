@@ -10,7 +10,7 @@ from . import options
 TRAIN_ROWS, DEV_ROWS = 16000, 1000
 # The corpus comes in twins, row by row; learnt from scratch, both must be in one batch.
 TEACHER = ("max_steps=2200", "learning_rate=5e-4", "eval_steps=550", "train_sampling_strategy=sequential")
-STUDENT = ("max_steps=120", "learning_rate=2e-4", "eval_steps=15")
+STUDENT = ("max_steps=120", "learning_rate=2e-4", "eval_steps=15", "logging_steps=5")
 ARMS = ("ternarybert-block", "ti-g")
 
 

@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..recipes import to_yaml
+from ..size import size_bytes
+from ..swap import bits_of_modules
 
 _SIZE_NOTE = "* computed from the bit widths"
 _SCALES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -19,6 +21,22 @@ def show_plan(recipe: Any, phases: list) -> None:
     """The split of the budget in force, on stderr before the training begins."""
     parts = [f"{phase.name} {phase.steps} steps" + f" ({phase.schedule})" * bool(phase.schedule) for phase in phases]
     _say(f"{recipe.name}, seed {recipe.seed}: {', '.join(parts)}", error=True)
+
+
+def show_dry_run(recipe: Any, phases: list, student: Any) -> None:
+    """What a training would do: the recipe in force, the split of the budget, modules with their bits, the size."""
+    print(to_yaml(recipe))
+    table = _table("module", "times", "parameters", "weights", "inputs")
+    for row in bits_of_modules(student):
+        bits = [f"{value} bit" if value else "float" for value in (row.weight_bits, row.activation_bits)]
+        table.add_row(row.name, str(row.count), f"{row.parameters:,}", *bits)
+    Console().print(table)
+    for phase in phases:
+        _say(
+            f"{phase.name}: {phase.steps} steps"
+            + f", teacher's tensors inside ({phase.schedule})" * bool(phase.schedule)
+        )
+    _say(f"size: {size(size_bytes(student))}{_SIZE_NOTE.replace('*', ',')}")
 
 
 def show_run(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:

@@ -27,6 +27,13 @@ def train(
     start: Annotated[
         Path | None, typer.Option("--from", help="Go on from this QAT student instead of the quantized teacher.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the recipe in force, the split, and what is quantized.")
+    ] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", help="Upload the last student to this hub repository.", metavar="NAME"),
+    ] = None,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     json: options.Json = False,
@@ -40,12 +47,14 @@ def train(
     """
     options.quiet_libraries()
     from ..load import load_student
+    from ..prepare import prepare
     from ..quantization import Quantization
     from ..recipes import load_recipe
     from ..tasks import get_task
+    from ..training.card import check_login, push
     from ..training.job import open_job
     from ..training.run import plan, run
-    from .show import show_plan, show_run
+    from .show import show_dry_run, show_plan, show_run
 
     job = open_job(
         teacher,
@@ -59,5 +68,13 @@ def train(
     )
     phases = plan(job, phase and phase.value)
     student = load_student(start, job.task, job.model, job.recipe.section(Quantization)) if start else None
+    if dry_run:
+        show_dry_run(job.recipe, phases, student or prepare(job.model, job.recipe.section(Quantization)))
+        return
+    if push_to_hub:
+        check_login()
     show_plan(job.recipe, phases)
-    show_run(run(job, phases, student, str(start or ""), resume), output, as_json=json)
+    metrics = run(job, phases, student, str(start or ""), resume)
+    show_run(metrics, output, as_json=json)
+    if push_to_hub:
+        push(output, metrics, job.recipe, push_to_hub)

@@ -27,6 +27,7 @@ from ..tasks import Task
 from ..trace import Site
 from .arguments import training_arguments
 from .callbacks import BestModel, History, StepTimer
+from .card import CARD, model_card
 from .job import Job
 from .resume import train
 from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, claimed, read_json, remove, write_json, write_text
@@ -107,6 +108,7 @@ def run(
         if process.is_main_process:
             student.save_pretrained(job.output)
             job.tokenizer.save_pretrained(job.output)
+            write_text(job.output / CARD, str(model_card(metrics, job.recipe, str(job.output))))
             write_json(job.output / METRICS, metrics)
             remove(job.output / CHECKPOINTS)
     return metrics

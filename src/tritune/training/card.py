@@ -1,0 +1,107 @@
+"""The model card of a run: README.md in its folder, and what a hub shows."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_token
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from ..errors import TrituneError
+from ..recipes import Recipe
+from ..tasks import get_task
+
+CARD = "README.md"
+
+_TEXT = """\
+# {title}
+
+A ternary student of `{teacher}`: weights of {weight_bits} bits, activations of {activation_bits} bits, made by
+quantization-aware training with distillation (recipe `{recipe}` of tritune) on {task}.
+
+| model | {metric} | size |
+|---|---|---|
+{rows}
+
+Scores are on the dev set, one seed ({seed}), {steps} steps; `best` was chosen on that very set, `last` was not chosen.
+Sizes are computed from the bit widths; the weights here are the latent float ones, from which training can go on.
+
+```python
+import tritune  # without it, loading fails
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```
+
+`metrics.json` has everything that was measured, `recipe.yaml` every value that was in force.
+"""
+
+
+def model_card(metrics: dict[str, Any], recipe: Recipe, name: str) -> ModelCard:
+    """The card of a finished run.
+
+    Args:
+        metrics: what `metrics.json` holds.
+        recipe: in force.
+        name: how the model will be loaded: its folder or hub name.
+    """
+    task, metric = get_task(metrics["task"]), metrics["metric"]
+    sizes = {"teacher": metrics["teacher"]["size_bytes"]}
+    labels = {"teacher": "teacher", "untrained": "quantized, untrained", "best": "best", "last": "last"}
+    rows = [
+        f"| {label} | {100 * metrics[key][metric]:.1f} | {sizes.get(key, metrics['size_bytes']) / 1e6:.1f} MB |"
+        for key, label in labels.items()
+    ]
+    result = EvalResult(
+        task_type="text-classification",
+        dataset_type="glue",
+        dataset_name=task.title,
+        metric_type=metric,
+        metric_value=round(metrics["last"][metric], 4),
+    )
+    data = ModelCardData(
+        model_name=Path(name).name,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["tritune", "ternary", "quantization-aware-training"],
+        eval_results=[result],
+    )
+    text = _TEXT.format(
+        title=f"{Path(name).name}: {task.title}, {recipe.name}",
+        teacher=metrics["teacher"]["path"],
+        weight_bits=recipe.weight_bits or 32,
+        activation_bits=recipe.activation_bits or 32,
+        recipe=recipe.name,
+        task=task.title,
+        metric=metric.replace("_", " "),
+        rows="\n".join(rows),
+        seed=metrics["seed"],
+        steps=sum(metrics["steps"].values()),
+        name=name,
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def check_login() -> None:
+    """Check that there is a token to upload with, before a training is spent on it.
+
+    Raises:
+        TrituneError: there is none.
+    """
+    if get_token() is None:
+        raise TrituneError("--push-to-hub: not logged in; run `hf auth login` or set HF_TOKEN")
+
+
+def push(folder: Path, metrics: dict[str, Any], recipe: Recipe, name: str) -> None:
+    """Upload the student of a run folder, its tokenizer and its card to the hub repository `name`.
+
+    Raises:
+        TrituneError: the hub refuses or cannot be reached; the run folder is complete all the same.
+    """
+    try:
+        for kind in (AutoModelForSequenceClassification, AutoTokenizer):
+            kind.from_pretrained(folder).push_to_hub(name)
+        model_card(metrics, recipe, name).push_to_hub(name)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise TrituneError(f"--push-to-hub {name}: {reason}; {folder} is complete, it can be pushed again") from None

@@ -1,5 +1,6 @@
 """A run that is killed goes on as if nothing had been: whole checkpoints only, the same weights in the end."""
 
+import errno
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import pytest
 from tritune.cli import main
 from tritune.training.resume import newest_checkpoint
 from tritune.training.run_folder import claimed
+from tritune.training.trainer import DistillationTrainer
 from workspace import make_workspace, train_arguments
 
 SETTINGS = ("--set", "save_steps=2", "--set", "max_steps=16", "--set", "eval_steps=4", "--set", "logging_steps=1")
@@ -112,6 +114,35 @@ def test_interrupt_leaves_a_resumable_run(workspace, undisturbed, capsys):
     assert "another task or recipe" in capsys.readouterr().err
     assert _here(workspace, "interrupted", "--resume") == 0
     _same_result(workspace / "interrupted", undisturbed[0])
+
+
+def test_a_full_disk_leaves_what_was_saved(workspace, undisturbed, capsys):
+    save, calls = DistillationTrainer._save_optimizer_and_scheduler, []
+
+    def full(self, folder):
+        calls.append(folder)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(self, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillationTrainer, "_save_optimizer_and_scheduler", full)
+        assert _here(workspace, "full") == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "No space left on device" in message and "--resume" in message
+    assert _here(workspace, "full", "--resume") == 0
+    _same_result(workspace / "full", undisturbed[0])
+
+
+def test_a_folder_that_cannot_be_made(workspace, capsys, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "mkdir", _read_only)
+        assert _here(workspace, "read-only") == 2
+    assert "cannot be written to (Read-only file system)" in capsys.readouterr().err
+
+
+def _read_only(self, *arguments, **options):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def test_two_runs_into_one_folder_are_refused(workspace, capsys):

@@ -20,6 +20,7 @@ from .data import load_task_data
 from .data.encode import EncodedData, encode_splits
 from .distill import kl_divergence
 from .errors import TrituneError
+from .instrument import instrument
 from .load import is_quantized, load_model, load_tokenizer
 from .modes import evaluation_mode
 from .recipes import FinetuneRecipe, Recipe, load_recipe, recipe_beside
@@ -140,7 +141,8 @@ def evaluate_source(
     logits = dev_logits(model, data, task, recipe.per_device_eval_batch_size)
     scores = {"model": str(source), "task": task.name, "metric": task.metric, **dev_scores(logits, data, task)}
     if teacher_source is not None:
-        teacher = load_model(teacher_source, task).to(model.device)
+        # Through our attention, as in a training: the closeness is then that of metrics.json to the last bit.
+        teacher = instrument(load_model(teacher_source, task)).to(model.device)
         load_tokenizer(source, teacher, recipe.max_length)
         teachers = dev_logits(teacher, data, task, recipe.per_device_eval_batch_size)
         scores |= closeness(logits[task.dev_splits[0]], teachers[task.dev_splits[0]], task)

@@ -76,7 +76,7 @@ def _keep_recipe(job: Job) -> None:
 
 def _trainer(job: Job) -> Trainer:
     recipe = job.recipe
-    args = training_arguments(recipe, recipe.max_steps, job.output / CHECKPOINTS, data_seed=recipe.seed)
+    args = training_arguments(recipe, recipe.max_steps, job.output / CHECKPOINTS / "fine-tuning", data_seed=recipe.seed)
     published = recipe.optimizer == "bert_adam"
     return Trainer(
         model=job.model,

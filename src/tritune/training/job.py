@@ -38,6 +38,23 @@ class Job:
     source: str
 
 
+@dataclass(frozen=True)
+class Phase:
+    """One training with one optimizer and one schedule.
+
+    Attributes:
+        name: "step one", "step two", or "training" where there is only one.
+        steps: updates it makes.
+        schedule: of the intervention, or None.
+        first_step: updates that earlier phases made.
+    """
+
+    name: str
+    steps: int
+    schedule: str | None
+    first_step: int = 0
+
+
 def open_job(
     source: str | Path,
     task: Task,

@@ -17,6 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
 from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from ..errors import Interrupted, TrituneError
 from .callbacks import EvaluateAtEnd, PhaseProgress
@@ -53,7 +54,7 @@ def train(
     """Run a trainer to its last step, from its newest checkpoint if it has one.
 
     Args:
-        trainer: not run yet; its checkpoints are looked for in its own folder.
+        trainer: not run yet; its checkpoints are looked for in its own folder, `<run>/checkpoints/<phase>`.
         name: of the phase, for the bar and the messages.
         callbacks: beside the bar and the evaluation at the end.
         site: returns the site of intervention in force as text, or None.
@@ -62,10 +63,15 @@ def train(
         Interrupted: a signal came; a checkpoint of the step at hand was written.
         TrituneError: a checkpoint could not be written; earlier ones are whole.
     """
-    checkpoint = newest_checkpoint(Path(trainer.args.output_dir))
+    folder = Path(trainer.args.output_dir)
+    checkpoint = newest_checkpoint(folder)
     if checkpoint is not None and checkpoint.name == f"checkpoint-{trainer.args.max_steps}":
         load_model(trainer.model, checkpoint / _WEIGHTS)
         return
+    for callback in trainer.callback_handler.callbacks:
+        # Beside the checkpoints, which are removed in the end, curves would be lost.
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(folder.parent.parent / "runs" / folder.name)
     stop = StopOnSignal()
     trainer.remove_callback(ProgressCallback)
     for callback in (EvaluateAtEnd(), PhaseProgress(name, site), *callbacks, stop):

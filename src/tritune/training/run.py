@@ -7,48 +7,23 @@ Step one trains with the teacher's tensors plugged in, step two without, each wi
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate import PartialState
-from transformers import AutoModelForSequenceClassification, EvalPrediction, PreTrainedModel, set_seed
+from transformers import EvalPrediction, PreTrainedModel, set_seed
 
 from ..errors import TrituneError
-from ..evaluate import assisted_logits, closeness, dev_logits, dev_scores
-from ..load import weights_sha256
 from ..prepare import prepare
 from ..quantization import Quantization
-from ..recipes import RECIPE_FILE, to_yaml
-from ..schedule import SCHEDULES
-from ..size import size_bytes
 from ..tasks import Task
-from ..trace import Site
 from .arguments import training_arguments
 from .callbacks import BestModel, History, StepTimer
 from .card import CARD, model_card
-from .job import Job
+from .job import Job, Phase
+from .recorder import Recorder
 from .resume import train
-from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, claimed, read_json, remove, write_json, write_text
+from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, claimed, remove, write_json, write_text
 from .trainer import DistillationTrainer
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One training with one optimizer and one schedule.
-
-    Attributes:
-        name: "step one", "step two", or "training" where there is only one.
-        steps: updates it makes.
-        schedule: of the intervention, or None.
-        first_step: updates that earlier phases made.
-    """
-
-    name: str
-    steps: int
-    schedule: str | None
-    first_step: int = 0
 
 
 def plan(job: Job, only: str | None = None) -> list[Phase]:
@@ -97,8 +72,9 @@ def run(
     untrained = prepare(copy.deepcopy(job.model), job.recipe.section(Quantization))
     student = untrained if start is None else start.to(process.device)
     with claimed(job.output, resume):
-        recorder = _Recorder(job, phases)
+        recorder = Recorder(job, phases)
         if recorder.finished:
+            remove(job.output / CHECKPOINTS)
             return recorder.finished
         recorder.begin(untrained, start, start_source)
         set_seed(job.recipe.seed)
@@ -114,104 +90,7 @@ def run(
     return metrics
 
 
-class _Measure:
-    """What `metrics.json` says of a model, against the teacher's logits from a pass of its own."""
-
-    def __init__(self, job: Job):
-        self.job, self.batch_size = job, job.recipe.per_device_eval_batch_size
-        self.teacher_logits = dev_logits(job.model, job.data, job.task, self.batch_size)
-
-    def teacher(self) -> dict[str, Any]:
-        """The teacher's scores, origin and size."""
-        job = self.job
-        origin = {"path": job.source, "sha256": weights_sha256(job.model), "size_bytes": size_bytes(job.model)}
-        return dev_scores(self.teacher_logits, job.data, job.task) | origin
-
-    def student(self, student: PreTrainedModel) -> dict[str, Any]:
-        """A student's scores, alone, and its closeness to the teacher."""
-        job = self.job
-        logits = dev_logits(student, job.data, job.task, self.batch_size)
-        split = job.task.dev_splits[0]
-        return dev_scores(logits, job.data, job.task) | closeness(logits[split], self.teacher_logits[split], job.task)
-
-    def assisted(self, student: PreTrainedModel, site: Site) -> dict[str, Any]:
-        """A student's scores with the teacher inside, under names that say so."""
-        job = self.job
-        logits = assisted_logits(student, job.model, site, job.data.dev, job.data.collate, self.batch_size)
-        scores = job.task.measure(logits, np.asarray(job.data.dev["labels"]))
-        return {f"assisted_{name}": value for name, value in scores.items()} | {"site": site.value}
-
-
-class _Recorder:
-    """Gathers `metrics.json` while the run goes on, in a file of its own so that a resumed run measures nothing twice.
-
-    Raises:
-        TrituneError: the folder holds a run of another recipe or teacher.
-    """
-
-    def __init__(self, job: Job, phases: list[Phase]):
-        self.job = job
-        self.last_step = phases[-1].first_step + phases[-1].steps
-        self.path = job.output / CHECKPOINTS / "metrics.json"
-        self.metrics = {
-            "task": job.task.name,
-            "metric": job.task.metric,
-            "recipe": job.recipe.name,
-            "seed": job.recipe.seed,
-            "steps": {phase.name: phase.steps for phase in phases},
-        }
-        self.finished = read_json(job.output / METRICS)
-        self._check(self.finished or read_json(self.path))
-
-    def _check(self, earlier: dict[str, Any]) -> None:
-        """Refuse to go on with a run of other making."""
-        if not earlier:
-            return
-        recipe = (self.job.output / RECIPE_FILE).read_text(encoding="utf-8")
-        if recipe != to_yaml(self.job.recipe) or any(earlier[key] != self.metrics[key] for key in ("task", "steps")):
-            raise TrituneError(f"{self.job.output}: --resume: the run there has another task or recipe ({RECIPE_FILE})")
-        if earlier["teacher"]["sha256"] != weights_sha256(self.job.model):
-            raise TrituneError(f"{self.job.output}: --resume: the run there has another teacher")
-
-    def begin(self, untrained: PreTrainedModel, start: PreTrainedModel | None, start_source: str) -> None:
-        """Measure what there is before the training, unless a resumed run did."""
-        self.measure = _Measure(self.job)
-        if earlier := read_json(self.path):
-            self.metrics = earlier
-            return
-        self.metrics |= {"teacher": self.measure.teacher(), "untrained": self.measure.student(untrained)}
-        if start is not None:
-            self.metrics["start"] = {
-                "path": start_source,
-                "sha256": weights_sha256(start),
-                **self.measure.student(start),
-            }
-        self.metrics["seconds"] = 0.0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.job.output / RECIPE_FILE, to_yaml(self.job.recipe))
-        write_json(self.path, self.metrics)
-
-    def phase(self, student: PreTrainedModel, phase: Phase, timer: StepTimer, seconds: float) -> None:
-        """Note a phase that is complete."""
-        if phase.schedule is not None and "assisted" not in self.metrics:
-            site = SCHEDULES[phase.schedule](phase.steps - 1, phase.steps, self.job.recipe.seed)
-            self.metrics["assisted"] = self.measure.assisted(student, site) | {"step": phase.first_step + phase.steps}
-        self.metrics["seconds"] = round(self.metrics["seconds"] + seconds, 1)
-        self.metrics["seconds_per_step"] = timer.per_step() or self.metrics.get("seconds_per_step")
-        write_json(self.path, self.metrics)
-
-    def finish(self, student: PreTrainedModel, best: BestModel) -> dict[str, Any]:
-        """The metrics with the scores of the best and of the last student."""
-        folder = self.job.output / BEST
-        kept = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(student.device)
-        return self.metrics | {
-            "best": self.measure.student(kept) | {"step": best.step},
-            "last": self.measure.student(student) | {"step": self.last_step},
-            "size_bytes": size_bytes(student),
-        }
-
-
-def _train(job: Job, student: PreTrainedModel, phase: Phase, recorder: _Recorder, is_last: bool) -> BestModel | None:
+def _train(job: Job, student: PreTrainedModel, phase: Phase, recorder: Recorder, is_last: bool) -> BestModel | None:
     """One phase; returns the keeper of the best student in the last one."""
     recipe = job.recipe
     folder = job.output / CHECKPOINTS / phase.name.replace(" ", "_")

@@ -24,5 +24,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
 
+# The pages as a site in build/docs; a warning is an error, and so is a link that leads nowhere.
+.PHONY: docs test-docs
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+test-docs: $(STAMP)
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
 clean:
 	rm -rf $(VENV) demo build dist

@@ -36,14 +36,14 @@ def overview() -> Figure:
     set_seed(3)
     weight = torch.randn(10, 22) * 0.04
     codes, scale = ternarize(weight)
-    figure = Figure(figsize=(7, 5.6), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.25))
+    figure = Figure(figsize=(7, 5.2), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.3))
     left, right, below = (figure.add_subplot(cell) for cell in (grid[0, 0], grid[0, 1], grid[1, :]))
     left.imshow(weight, cmap="RdBu", vmin=-0.1, vmax=0.1)
-    left.set_title("teacher: 32 bits a weight", fontsize=12)
+    left.set_title("teacher: 32-bit floats", fontsize=14)
     colours = ListedColormap(["#b2182b", "#f7f7f7", "#2166ac"])
     right.imshow(codes, cmap=colours, vmin=-1, vmax=1)
-    right.set_title(f"student: −1, 0, +1 and one scale ({scale.item():.3f})", fontsize=12)
+    right.set_title(f"student: −1, 0, +1; scale {scale.item():.3f}", fontsize=14)
     for axes in (left, right):
         axes.set(xticks=[], yticks=[])
     _two_steps(below)
@@ -51,20 +51,20 @@ def overview() -> Figure:
 
 
 def _two_steps(axes: Axes) -> None:
-    axes.set(xlim=(0, 14), ylim=(0, 6.2))
+    axes.set(xlim=(-0.1, 14), ylim=(0, 6.2))
     axes.axis("off")
     for x, title, arrows in (
         (0, "step one", ("teacher's attention tensors", "losses")),
         (7.3, "step two", (None, "losses")),
     ):
-        axes.text(x + 3.3, 5.7, title, ha="center", va="center", fontsize=12, weight="bold")
-        _box(axes, x, 3.7, 6.6, 1.2, "teacher, float, frozen", PALE)
-        _box(axes, x, 0.2, 6.6, 1.2, "student, ternary + 8-bit", "#fdf1e0")
+        axes.text(x + 3.3, 5.7, title, ha="center", va="center", fontsize=14, weight="bold")
+        _box(axes, x, 3.7, 6.6, 1.2, "teacher, float, frozen", PALE, size=13)
+        _box(axes, x, 0.2, 6.6, 1.2, "student, ternary + 8-bit", "#fdf1e0", size=13)
         for place, (text, colour) in enumerate(zip(arrows, (ORANGE, BLUE), strict=True)):
             if text is not None:
                 where = x + (0.7 if place == 0 else 4.8)
                 _arrow(axes, (where, 3.7), (where, 1.4), colour)
-                axes.text(where + 0.25, 2.55, text.replace("attention ", "attention\n"), va="center", fontsize=11)
+                axes.text(where + 0.25, 2.55, text.replace("attention ", "attention\n"), va="center", fontsize=13)
 
 
 def sites() -> Figure:
@@ -226,14 +226,24 @@ def _moves(optimizer: BertAdam, parameters: dict[str, torch.nn.Parameter]) -> di
     return moves
 
 
-def _box(axes: Axes, x: float, y: float, width: float, height: float, text: str, colour: str, style: str = "-") -> None:
+def _box(
+    axes: Axes,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    text: str,
+    colour: str,
+    style: str = "-",
+    size: float = 10.5,
+) -> None:
     axes.add_patch(
         FancyBboxPatch(
             (x, y), width, height, boxstyle="round,pad=0,rounding_size=0.15", facecolor=colour, edgecolor="#333333",
             linestyle=style,
         )
     )  # fmt: skip
-    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=10.5)
+    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=size)
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = "#555555") -> None:

@@ -79,8 +79,9 @@ def main(folder: str, schedule: str, processes: int, *flags: str) -> None:
     trainer.train()
     history = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     state = {"losses": torch.tensor(history), **student.state_dict()}
-    torch.save(state, Path(folder) / f"rank{args.process_index}.pt")
+    torch.save(state, Path(folder) / f"{schedule}-rank{args.process_index}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
+    for wanted in sys.argv[2].split(","):
+        main(sys.argv[1], wanted, int(sys.argv[3]))

@@ -1,53 +1,57 @@
 """Two processes, accumulated batches and gradient checkpointing give what one plain process gives."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import ddp_job
+from tritune import DistillationTrainer, TrituneError
+from workspace import make_workspace, train_arguments
 
 MODES = ("none", "map", "context", "projection", "stochastic")
 JOB = str(Path(ddp_job.__file__))
 
 
-def _run(folder: Path, schedule: str, processes: int, *flags: str) -> list[dict]:
-    """The saved state of every rank."""
-    folder.mkdir()
-    arguments = [JOB, str(folder), schedule, str(processes), *flags]
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
-    result = subprocess.run(
-        [sys.executable, *launcher, *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+def _launch(*arguments: object) -> None:
+    """Two processes of a script or module."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, *map(str, arguments)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(processes)]
 
 
-def _here(folder: Path, schedule: str, *flags: str) -> dict:
-    """One process: this one."""
+def _here(folder: Path, schedule: str, *flags: str) -> dict[str, torch.Tensor]:
+    """Losses and weights of one process: this one."""
     folder.mkdir()
     try:
         ddp_job.main(str(folder), schedule, 1, *flags)
     finally:
         torch.set_default_dtype(torch.float32)
-    return torch.load(folder / "rank0.pt")
+    return torch.load(folder / f"{schedule}-rank0.pt")
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder in which two processes saved every mode."""
+    folder = tmp_path_factory.mktemp("two")
+    _launch(JOB, folder, ",".join(MODES), 2)
+    return folder
 
 
 @pytest.mark.parametrize("schedule", MODES)
-def test_two_processes_equal_one(tmp_path, schedule):
+def test_two_processes_equal_one(tmp_path, two_processes, schedule):
     one = _here(tmp_path / "one", schedule)
-    first, second = _run(tmp_path / "two", schedule, 2)
+    ranks = [torch.load(two_processes / f"{schedule}-rank{rank}.pt") for rank in range(2)]
     for name in one:
-        assert torch.equal(first[name], second[name]) or name == "losses", name
-        torch.testing.assert_close(first[name], one[name], rtol=1e-9, atol=1e-9, msg=name)
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
+        torch.testing.assert_close(ranks[0][name], one[name], rtol=1e-9, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("flag", ["accumulate", "checkpoint"])
@@ -57,3 +61,42 @@ def test_accumulation_and_checkpointing_equal_the_plain_run(tmp_path, schedule, 
     other = _here(tmp_path / flag, schedule, flag)
     for name in plain:
         torch.testing.assert_close(other[name], plain[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_the_command_line_on_two_processes(tmp_path):
+    workspace = make_workspace(tmp_path)
+    steps = ("--set", "max_steps=8", "--set", "eval_steps=4", "--set", "logging_steps=1", "--set", "save_steps=2")
+    _launch("-m", "tritune.cli.main", *train_arguments(workspace, tmp_path / "run", *steps))
+    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in history if "loss" in row] == list(range(1, 9))
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["last"]["step"] == 8
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"is_deepspeed_enabled": True}, "FSDP and DeepSpeed are not supported"),
+        ({"is_fsdp_enabled": True}, "FSDP and DeepSpeed are not supported"),
+        ({"args": SimpleNamespace(n_gpu=2, gradient_checkpointing=False)}, "2 GPUs in one process"),
+        (
+            {
+                "args": SimpleNamespace(
+                    n_gpu=1, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}
+                )
+            },
+            "use_reentrant=False",
+        ),
+        (
+            {
+                "args": SimpleNamespace(n_gpu=1, gradient_checkpointing=False, world_size=2),
+                "coefficients": {"block_output": 1.0},
+            },
+            "give logits_coefficient a value",
+        ),
+    ],
+)
+def test_what_cannot_be_served_is_refused(change, message):
+    plain = {"is_deepspeed_enabled": False, "is_fsdp_enabled": False, "coefficients": {"logits": 1.0}, "args": None}
+    with pytest.raises(TrituneError, match=message):
+        DistillationTrainer._check_devices(SimpleNamespace(**plain | change))

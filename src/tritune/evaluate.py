@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 
 from .data import load_task_data
 from .data.encode import EncodedData, encode_splits
+from .devices import this_process
 from .distill import kl_divergence
 from .errors import TrituneError
 from .instrument import instrument
@@ -135,7 +135,7 @@ def evaluate_source(
     model = load_model(source, task)
     recipe = recipe_in_force(source, model, overrides, task)
     tokenizer = load_tokenizer(source, model, recipe.max_length)
-    model.to(PartialState().device)
+    model.to(this_process().device)
     splits = load_task_data(task, data_folder, task.dev_splits)
     data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
     logits = dev_logits(model, data, task, recipe.per_device_eval_batch_size)

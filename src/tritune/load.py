@@ -1,8 +1,11 @@
 """Models and tokenizers from a folder or the hub, checked against the task before anything is computed or written."""
 
 import hashlib
+import json
 import logging
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
 from .checkpoint import TrituneConfig
@@ -56,16 +60,20 @@ def load_classifier(source: str | Path, **head: Any) -> PreTrainedModel:
     Raises:
         TrituneError: as `load_model`, but for the labels.
     """
-    load_config(source)
+    config = load_config(source)
+    if not head:
+        _check_label_names(config, source)
     path = Path(source)
     if path.is_dir() and not any(path.glob("*.safetensors")):
         raise TrituneError(f"{source}: no model.safetensors; weights of other kinds must be saved anew as safetensors")
     try:
+        _check_no_pickle(source, config)
         with _quiet():
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 source,
                 output_loading_info=True,
                 use_safetensors=True,
+                trust_remote_code=False,
                 dtype=torch.float32,
                 # A config may ask for more outputs than we reckon with.
                 output_hidden_states=False,
@@ -74,12 +82,38 @@ def load_classifier(source: str | Path, **head: Any) -> PreTrainedModel:
                 ignore_mismatched_sizes=bool(head),
                 **head,
             )
-    except TrituneError:
-        raise
+    except TrituneError as error:
+        raise _named(error, source) from None
     except Exception as error:
-        raise TrituneError(f"{source}: not a model that can be loaded ({_first_line(error)})") from None
+        reason = _first_line(error)
+        if "ignore_mismatched_sizes" in reason:
+            reason = "the weights have other shapes than its config.json says"
+        raise TrituneError(f"{source}: not a model that can be loaded ({reason}); save or fetch it anew") from None
+    if getattr(config, "quantization_config", None) is not None and getattr(model, "hf_quantizer", None) is None:
+        raise TrituneError(f"{source}: the quantization_config in its config.json is of an unknown method")
     _check_weights(model, report, source, new_head=bool(head))
     return model
+
+
+def _check_no_pickle(source: str | Path, config: PreTrainedConfig) -> None:
+    """Refuse names of other weight files, which transformers would unpickle in spite of `use_safetensors`."""
+    names = []
+    if (named := getattr(config, "transformers_weights", None)) is not None:
+        names.append(named)
+    with suppress(OSError):  # most models have no index
+        index = json.loads(Path(cached_file(source, SAFE_WEIGHTS_INDEX_NAME)).read_text(encoding="utf-8"))
+        names += index["weight_map"].values()
+    for name in names:
+        if not str(name).endswith(".safetensors"):
+            raise TrituneError(f"its weights are said to lie in {name!r}; save them anew as safetensors")
+
+
+def _check_label_names(config: PreTrainedConfig, source: str | Path) -> None:
+    names = [config.id2label.get(index) for index in range(config.num_labels)]
+    if None in names or len(set(names)) < len(names):
+        raise TrituneError(
+            f"{source}: id2label in its config.json must give each label from 0 to {len(names) - 1} a name of its own"
+        )
 
 
 def _check_weights(model: PreTrainedModel, report: dict, source: str | Path, new_head: bool) -> None:
@@ -88,9 +122,18 @@ def _check_weights(model: PreTrainedModel, report: dict, source: str | Path, new
     if encoder or (missing and not new_head):
         advice = "the weights are not this model's" if encoder else "fine-tune it first (tritune finetune)"
         raise TrituneError(f"{source}: {', '.join((encoder or missing)[:3])} have no weights; {advice}")
+    if not new_head and (extra := _unknown_layers(model, report["unexpected_keys"])):
+        raise TrituneError(f"{source}: has weights of {extra[0]}, which its config.json leaves out; repair config.json")
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise TrituneError(f"{source}: the weight {name} holds NaN or infinite values")
+
+
+def _unknown_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
+    """Layers that have weights and are missing from a list of layers that the model has."""
+    modules = dict(model.named_modules())
+    layers = {match[0] for key in keys for match in re.finditer(r"^.+?\.\d+(?=\.)", key)}
+    return sorted(layer for layer in layers if layer not in modules and layer.rpartition(".")[0] in modules)
 
 
 def is_quantized(model: PreTrainedModel) -> bool:
@@ -126,17 +169,28 @@ def load_tokenizer(source: str | Path, model: PreTrainedModel, max_length: int) 
             model's positions.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer("\N{SNOWMAN}")  # one that cannot say "unknown" fails no sooner than here
+        largest = max(tokenizer.get_vocab().values(), default=-1)
     except Exception as error:
-        raise TrituneError(f"{source}: no tokenizer that can be loaded ({_first_line(error)})") from None
+        raise TrituneError(
+            f"{source}: no tokenizer that can be loaded ({_first_line(error)}); put the model's own beside it"
+        ) from None
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise TrituneError(f"{source}: no tokenizer lies beside the model (it would know no word)")
     embedding = model.get_input_embeddings()
-    if isinstance(embedding, nn.Embedding) and len(tokenizer) > embedding.num_embeddings:
-        raise TrituneError(
-            f"{source}: the tokenizer has {len(tokenizer)} tokens and the model's embedding only "
-            f"{embedding.num_embeddings} rows; they do not belong together"
-        )
+    if isinstance(embedding, nn.Embedding):
+        rows = embedding.num_embeddings
+        if max(len(tokenizer), largest + 1) > rows:
+            raise TrituneError(
+                f"{source}: the tokenizer has {len(tokenizer)} tokens, ids up to {largest}, and the model's embedding "
+                f"only {rows} rows; they do not belong together"
+            )
+        if 2 * len(tokenizer) < rows:
+            raise TrituneError(
+                f"{source}: the tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows; "
+                "tokens are missing, put the model's own tokenizer beside it"
+            )
     positions = _positions(model)
     if positions is not None and max_length > positions:
         raise TrituneError(f"max_length {max_length} is more than the {positions} positions of {source}")
@@ -167,11 +221,13 @@ def load_config(source: str | Path) -> PreTrainedConfig:
     if path.is_dir() and not (path / "config.json").is_file():
         raise TrituneError(f"{source}: not a model: the folder has no config.json")
     try:
-        return AutoConfig.from_pretrained(source)
-    except TrituneError:
-        raise
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except TrituneError as error:
+        raise _named(error, source) from None
     except Exception as error:
-        raise TrituneError(f"{source}: not a model: its config cannot be read ({_first_line(error)})") from None
+        raise TrituneError(
+            f"{source}: not a model: its config cannot be read ({_first_line(error)}); fetch it anew"
+        ) from None
 
 
 def _looks_local(source: str | Path) -> bool:
@@ -216,8 +272,12 @@ def _positions(model: PreTrainedModel) -> int | None:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "".join(character if character.isprintable() else "?" for character in lines[0][:200])
+
+
+def _named(error: TrituneError, source: str | Path) -> TrituneError:
+    return type(error)(f"{source}: {error}")
 
 
 @contextmanager

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data.encode import collator
-from .data.table import read_table
+from .data.table import columns_of, listed
+from .devices import this_process
 from .errors import TrituneError
 from .evaluate import predict, recipe_in_force
 from .load import load_classifier, load_tokenizer
@@ -25,71 +26,97 @@ _KNOWN_COLUMNS = (
 )
 
 
-def predict_file(
+def predict_rows(
     source: str | Path,
-    input_path: str | Path,
+    rows: Sequence[dict[str, Any]],
     text_columns: Sequence[str] | None = None,
     overrides: Sequence[str] = (),
     probabilities: bool = False,
+    name: str = "the table",
 ) -> list[dict[str, Any]]:
-    """The rows of a file with the model's answers beside them.
+    """Rows with the model's answers beside them.
 
     Args:
         source: a run, a teacher, or any classifier: a folder or a hub name.
-        input_path: .csv, .tsv, .jsonl, .txt, or `-` for lines from standard input.
+        rows: at least one, as `read_table` gives them.
         text_columns: one or two columns; None looks for those that the GLUE tasks use.
         overrides: `key=value` for the recipe beside the model.
         probabilities: add one column a label.
+        name: what messages call the rows.
 
     Returns:
         The rows with `prediction`, a label's name or a score, and with `probability_<label>` where asked for.
 
     Raises:
-        TrituneError: model, file, a row or a column cannot be used.
+        TrituneError: the model, a row or a column cannot be used.
     """
-    rows = read_table(input_path)
-    columns = _columns(rows, text_columns, input_path)
+    columns = _columns(columns_of(rows), text_columns, name)
+    texts = [[_text(row, column, f"{name}, row {number}") for number, row in enumerate(rows, 1)] for column in columns]
     model = load_classifier(source)
+    labels = _labels(model, source, probabilities)
+    added = ["prediction", *(f"probability_{label}" for label in labels if probabilities)]
+    if taken := [column for column in added if column in columns_of(rows)]:
+        raise TrituneError(f"{name}: has {listed(taken)} already; rename or drop it")
     recipe = recipe_in_force(source, model, overrides)
     tokenizer = load_tokenizer(source, model, recipe.max_length)
-    texts = [[_text(row, column, number, input_path) for number, row in enumerate(rows, 1)] for column in columns]
+    _check_room(tokenizer, columns, recipe.max_length)
     encoded = tokenizer(*texts, truncation=True, max_length=recipe.max_length)
     examples = [{name: values[i] for name, values in encoded.items()} for i in range(len(rows))]
     collate = collator(tokenizer, recipe.padding, recipe.max_length)
-    logits = predict(model, examples, collate, recipe.per_device_eval_batch_size)
-    return [row | answer for row, answer in zip(rows, _answers(model, logits, probabilities), strict=True)]
+    logits = predict(model.to(this_process().device), examples, collate, recipe.per_device_eval_batch_size)
+    # argmax of a NaN row is a label like any other.
+    if len(bad := np.flatnonzero(~np.isfinite(logits).all(-1))):
+        raise TrituneError(f"{source}: answers row {bad[0] + 1} of {name} with NaN or infinite values; train it anew")
+    return [row | answer for row, answer in zip(rows, _answers(labels, logits, probabilities), strict=True)]
 
 
-def _columns(rows: list[dict], wanted: Sequence[str] | None, path: str | Path) -> tuple[str, ...]:
-    present = rows[0].keys()
-    if wanted:
+def _columns(present: Sequence[str], wanted: Sequence[str] | None, name: str) -> tuple[str, ...]:
+    if wanted is not None:
+        if not 1 <= len(wanted) <= 2:
+            raise TrituneError(f"--text-columns takes one or two columns, got {listed(wanted)}")
         if missing := [column for column in wanted if column not in present]:
-            raise TrituneError(f"{path}: no column {', '.join(missing)}; the file has {', '.join(present)}")
-        if len(wanted) > 2:
-            raise TrituneError(f"--text-columns takes one or two columns, got {', '.join(wanted)}")
+            raise TrituneError(f"{name}: no column {listed(missing)}; there are {listed(present)}")
         return tuple(wanted)
     found = next((columns for columns in _KNOWN_COLUMNS if all(column in present for column in columns)), None)
     if found is None and len(present) == 1:
         found = tuple(present)
     if found is None:
-        raise TrituneError(f"{path}: say with --text-columns which of {', '.join(present)} hold the text")
+        raise TrituneError(f"{name}: say with --text-columns which of {listed(present)} hold the text")
     return found
 
 
-def _text(row: dict, column: str, number: int, path: str | Path) -> str:
-    if not isinstance(row.get(column), str):
-        raise TrituneError(f"{path}, row {number}: {column} holds no text")
-    return row[column]
+def _text(row: dict[str, Any], column: str, where: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        found = "nothing" if value is None else listed([value])
+        raise TrituneError(f"{where}: {listed([column])} must be text, found {found}; fill it in or drop the row")
+    return value
 
 
-def _answers(model: PreTrainedModel, logits: np.ndarray, probabilities: bool) -> list[dict[str, Any]]:
-    if model.config.num_labels == 1:
-        return [{"prediction": float(score)} for score in logits[:, 0]]
-    names = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
-    answers: list[dict[str, Any]] = [{"prediction": names[index]} for index in logits.argmax(-1)]
+def _labels(model: PreTrainedModel, source: str | Path, probabilities: bool) -> list[str]:
+    """The names of the labels in the order of the logits; none for a score."""
+    if model.config.problem_type == "multi_label_classification":
+        raise TrituneError(f"{source}: gives several labels to one text; tritune predicts one label, or a score")
+    if model.config.num_labels > 1:
+        return [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
     if probabilities:
-        exponents = np.exp(logits - logits.max(-1, keepdims=True))
+        raise TrituneError(f"--probabilities would change nothing: {source} gives a score, not labels")
+    return []
+
+
+def _check_room(tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_length: int) -> None:
+    special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
+    if max_length <= special:
+        raise TrituneError(f"max_length {max_length} leaves no room for text: {special} tokens are special ones")
+
+
+def _answers(labels: Sequence[str], logits: np.ndarray, probabilities: bool) -> list[dict[str, Any]]:
+    if not labels:
+        return [{"prediction": float(score)} for score in logits[:, 0]]
+    answers: list[dict[str, Any]] = [{"prediction": labels[index]} for index in logits.argmax(-1)]
+    if probabilities:
+        exponents = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
         shares = exponents / exponents.sum(-1, keepdims=True)
         for answer, row in zip(answers, shares, strict=True):
-            answer |= {f"probability_{name}": round(float(share), 6) for name, share in zip(names, row, strict=True)}
+            answer |= {f"probability_{name}": round(float(share), 6) for name, share in zip(labels, row, strict=True)}
     return answers

@@ -33,10 +33,13 @@ def predict(
     `echo "what a film" | tritune predict run/`
     """
     options.quiet_libraries()
-    from ..data.table import check_writable, write_table
-    from ..predict import predict_file
+    from ..data.table import check_writable, read_table, table_name, write_table
+    from ..predict import predict_rows
 
     if output is not None:
         check_writable(output)
-    columns = [column.strip() for column in text_columns.split(",")] if text_columns else None
-    write_table(output, predict_file(model, input, columns, overrides or [], probabilities))
+    rows = read_table(input)
+    if output is not None:
+        check_writable(output, rows)
+    columns = None if text_columns is None else [column.strip() for column in text_columns.split(",")]
+    write_table(output, predict_rows(model, rows, columns, overrides or [], probabilities, table_name(input)))

@@ -46,8 +46,7 @@ def train(
     Example: `tritune train teacher/ --task sst2 --data glue/SST-2 --recipe ti-g --set max_steps=1000 --output run/`
     """
     options.quiet_libraries()
-    from accelerate import PartialState
-
+    from ..devices import this_process
     from ..load import load_student
     from ..prepare import prepare
     from ..quantization import Quantization
@@ -77,7 +76,7 @@ def train(
         check_login()
     show_plan(job.recipe, phases)
     metrics = run(job, phases, student, str(start or ""), resume)
-    if not PartialState().is_main_process:
+    if not this_process().is_main_process:
         return
     show_run(metrics, output, as_json=json)
     if push_to_hub:

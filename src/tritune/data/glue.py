@@ -122,6 +122,9 @@ def read_glue_file(task: Task, path: Path) -> Dataset:
         raise TrituneError(
             f"{path}, line {number}: {task.title} needs the columns {missing}, found {_brief.repr(header)}"
         )
+    for column in (*layout.texts, layout.label):
+        if header.count(column) > 1:
+            raise TrituneError(f"{path}, line {number}: the column {column!r} stands there twice; rename or drop one")
     places = [header.index(column) for column in layout.texts]
     label_place = header.index(layout.label)
     columns: dict[str, list] = {name: [] for name in (*task.text_columns, "label")}

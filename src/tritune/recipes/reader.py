@@ -3,6 +3,8 @@
 import contextlib
 import difflib
 import math
+import os
+import reprlib
 import types
 import typing
 from collections.abc import Sequence
@@ -19,6 +21,11 @@ from .recipe import FinetuneRecipe, Recipe
 Kind = TypeVar("Kind", FinetuneRecipe, Recipe)
 FINETUNE = "finetune"
 RECIPE_FILE = "recipe.yaml"
+
+# A message stays one readable line whatever the file holds, and no number in use is larger.
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 60
+_LARGEST = 2**63
 
 _TYPE_NAMES = {
     int: "a whole number",
@@ -88,24 +95,26 @@ def _read(name: str, kind: type, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    if not isinstance(base, str):
-        raise TrituneError(f"recipe {name}: base must be the name or path of one recipe; got {base!r}")
+    if not (isinstance(base, str) and base.isprintable()):
+        raise TrituneError(f"recipe {name}: base must be the name or path of one recipe; got {_shown(base)}")
     # A base beside the file that names it is found from anywhere.
     beside = Path(name).parent / base
-    below = _read(str(beside) if beside.is_file() else base, kind, (*seen, name))
+    below = _read(str(beside) if os.path.isfile(beside) else base, kind, (*seen, name))
     return {**below, "name": Path(name).stem, "description": f"{base}, changed", **values}
 
 
 def _text(name: str) -> str:
     shipped = _folder() / f"{name}.yaml"
-    if shipped.is_file():
+    if os.path.isfile(shipped):
         return shipped.read_text(encoding="utf-8")
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         close = difflib.get_close_matches(name, shipped_recipes(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         known = ", ".join(sorted(set(shipped_recipes()) - {FINETUNE}))
-        raise TrituneError(f"there is no recipe {name!r}: {hint}shipped are {known}; or give the path of a .yaml file")
+        raise TrituneError(
+            f"there is no recipe {_shown(name)}: {hint}shipped are {known}; or give the path of a .yaml file"
+        )
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -115,26 +124,31 @@ def _text(name: str) -> str:
 
 def _parse(text: str, name: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        root, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+    except Exception as error:  # of a date, a number or a depth that it cannot hold, PyYAML says so in types of its own
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise TrituneError(f"recipe {name}{where}: not YAML") from None
     if not isinstance(values, dict):
         raise TrituneError(f"recipe {name}: a recipe is a list of `key: value` lines")
+    seen = set()
+    for key, _ in root.value:
+        if key.value in seen:  # YAML would take the last one without a word
+            raise TrituneError(f"recipe {name}, line {key.start_mark.line + 1}: {_shown(key.value)} is given twice")
+        seen.add(key.value)
     return values
 
 
 def _pair(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     if not separator:
-        raise TrituneError(f"--set takes key=value, got {override!r}")
+        raise TrituneError(f"--set takes key=value, got {_shown(override)}")
     if not text.strip():
-        raise TrituneError(f"--set {key}= has no value; null is written out")
+        raise TrituneError(f"--set {_shown(override)} has no value; null is written out")
     try:
         return key.strip(), yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise TrituneError(f"--set {key}: {text!r} is not a YAML value") from None
+    except Exception:  # as for a file
+        raise TrituneError(f"--set {_shown(override)}: the value is not a YAML value") from None
 
 
 def _typed(values: dict[str, Any], kind: type, where: str) -> dict[str, Any]:
@@ -144,9 +158,9 @@ def _typed(values: dict[str, Any], kind: type, where: str) -> dict[str, Any]:
     typed = {}
     for key, value in values.items():
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
+            close = difflib.get_close_matches(key, known, n=1) if isinstance(key, str) else []
             hint = f"did you mean {close[0]}?" if close else "`tritune recipes --keys` lists them"
-            raise TrituneError(f"{where}: unknown key {key!r}; {hint}")
+            raise TrituneError(f"{where}: unknown key {_shown(key)}; {hint}")
         typed[key] = _convert(value, types_of[key], f"{where}: {key}")
     return typed
 
@@ -156,11 +170,28 @@ def _convert(value: Any, expected: Any, where: str) -> Any:
     union = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
     options = [typing.get_origin(option) or option for option in union]
     if float in options and type(value) in (int, str):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             value = float(value)
     if tuple in options and isinstance(value, list) and all(type(item) is int for item in value):
         value = tuple(value)
-    if type(value) not in options or (isinstance(value, float) and not math.isfinite(value)):
+    if type(value) not in options or not _is_usable(value):
         wanted = " or ".join(_TYPE_NAMES[option] for option in options)
-        raise TrituneError(f"{where} must be {wanted}; got {value!r}")
+        raise TrituneError(f"{where} must be {wanted}; got {_shown(value)}")
     return value
+
+
+def _is_usable(value: Any) -> bool:
+    """Whether a value of a right type can be reckoned with and written out again."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, str):
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    numbers = value if isinstance(value, tuple) else (value,)
+    return all(abs(number) < _LARGEST for number in numbers if isinstance(number, int))
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _brief.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"

@@ -41,6 +41,7 @@ def training_arguments(recipe: FinetuneRecipe, steps: int, folder: Path, data_se
         save_total_limit=1,
         seed=recipe.seed,
         data_seed=data_seed,
+        use_cpu=not torch.accelerator.is_available(),
         report_to=recipe.report_to,
         run_name=f"{recipe.name}-seed{recipe.seed}",
         disable_tqdm=False,

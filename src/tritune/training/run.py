@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from accelerate import PartialState
 from transformers import EvalPrediction, PreTrainedModel, set_seed
 
+from ..devices import this_process
 from ..errors import TrituneError
 from ..prepare import prepare
 from ..quantization import Quantization
@@ -67,7 +67,7 @@ def run(
         TrituneError: the recipe's `layers` do not fit the model, the folder belongs to another run, or it cannot be
             written to.
     """
-    process = PartialState()
+    process = this_process()
     job.model.to(process.device)
     untrained = prepare(copy.deepcopy(job.model), job.recipe.section(Quantization))
     student = untrained if start is None else start.to(process.device)

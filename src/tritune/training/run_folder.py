@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from filelock import FileLock, Timeout
 
+from ..devices import this_process
 from ..errors import TrituneError
 from ..recipes import RECIPE_FILE
 
@@ -63,7 +63,7 @@ def claimed(folder: Path, resume: bool = False) -> Iterator[None]:
     Raises:
         TrituneError: another run is writing there, or the folder cannot be written to.
     """
-    process = PartialState()
+    process = this_process()
     if not process.is_main_process:
         process.wait_for_everyone()
         yield
@@ -106,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole: a reader sees the old one or the new one. Of many processes the first one writes."""
-    if not PartialState().is_main_process:
+    if not this_process().is_main_process:
         return
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")

@@ -1,0 +1,253 @@
+"""The documentation says what is so: links, command lines, scripts, tables and keys are checked against the code."""
+
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+import unicodedata
+from dataclasses import fields
+from pathlib import Path
+
+import datasets
+import pytest
+import typer
+import yaml
+
+from tritune.cli import main
+from tritune.recipes import FinetuneRecipe, Recipe, load_recipe, shipped_recipes
+from workspace import make_workspace, train_arguments
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+NAMES = [page.name for page in PAGES]
+TEXTS = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+# What a shortened training is given besides; the widths of its evaluations and checkpoints with it.
+SHORT = {"max_steps": 8, "eval_steps": 4, "save_steps": 4}
+NEEDS_NETWORK = ("bert-base-uncased", "glue/", "torchrun", "accelerate", "sst2")
+
+
+def prose(path: Path) -> str:
+    return FENCE.sub("", path.read_text(encoding="utf-8"))
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [body for kind, body in FENCE.findall(path.read_text(encoding="utf-8")) if kind == language]
+
+
+def anchors(path: Path) -> set[str]:
+    """The ids that a page's headings get: lower case, no punctuation, hyphens for spaces."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE):
+        ascii_only = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode()
+        slug = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", ascii_only).strip().lower())
+        found.add(slug if slug not in found else f"{slug}_1")
+    return found
+
+
+def commands(path: Path) -> list[str]:
+    """The lines of a file's `sh` blocks that run tritune, continued lines joined."""
+    lines = "\n".join(blocks(path, "sh")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if re.search(r"(^|\| *|-m )tritune\b", line) and not line.lstrip().startswith("#")]
+
+
+def arguments(line: str) -> list[str]:
+    """What stands after the program's name, without redirections."""
+    words = shlex.split(line, comments=True)
+    start = next(index for index, word in enumerate(words) if word in ("tritune", "tritune.cli.main"))
+    words = words[start + 1 :]
+    return words[: words.index(">")] if ">" in words else words
+
+
+def table_rows(path: Path, columns: int) -> list[list[str]]:
+    rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return [row for row in cells if len(row) == columns]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_links_resolve(path):
+    for target in LINK.findall(prose(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        page = (path.parent / file).resolve() if file else path
+        assert page.exists(), f"{path.name}: {target}"
+        if anchor:
+            assert anchor in anchors(page), f"{path.name}: {target}"
+
+
+def test_every_page_is_in_the_navigation():
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
+    navigation = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)["nav"]
+    assert sorted(page for entry in navigation for page in entry.values()) == NAMES
+
+
+def test_every_figure_is_drawn_by_the_script_and_shown():
+    sys.path.insert(0, str(DOCS))
+    try:
+        import figures
+    finally:
+        sys.path.remove(str(DOCS))
+    shown = set(re.findall(r"figures/(\w+)\.svg", "".join(page.read_text(encoding="utf-8") for page in PAGES)))
+    assert shown == set(figures.FIGURES) == {path.stem for path in (DOCS / "figures").glob("*.svg")}
+
+
+def test_recipes_table():
+    wanted = {}
+    for name, values in shipped_recipes().items():
+        own = {key: value for key, value in values.items() if key not in ("base", "name", "description")}
+        base = f"`{values['base']}`" if "base" in values else ""
+        differs = ", ".join(f"`{key}: {value}`" for key, value in own.items()) if base else ""
+        wanted[f"`{name}`"] = [base, differs, values["description"]]
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in (DOCS / "train.md").read_text().splitlines()
+    ]
+    found = {row[0]: row[1:] for row in table if len(row) == 4 and row[0] in wanted}
+    assert found == wanted
+
+
+def test_keys_tables():
+    documented = {}
+    for name, default, _ in table_rows(DOCS / "train.md", 3):
+        documented[name.strip("`")] = default.strip("`").strip()
+    keys = {field.name: field.default for field in fields(Recipe)}
+    assert keys.keys() == documented.keys()
+    for key, default in keys.items():
+        assert documented[key] == json.dumps(default).strip('"'), key
+
+
+def test_what_the_keys_section_says_of_finetune():
+    text = prose(DOCS / "train.md")
+    own, recipe = load_recipe("finetune", kind=FinetuneRecipe), load_recipe("ternarybert")
+    for field in fields(FinetuneRecipe):
+        value = getattr(own, field.name)
+        if field.name not in ("name", "description") and value != getattr(recipe, field.name):
+            assert f"`{field.name}: {value}`" in text
+
+
+def test_metrics_and_files_are_documented(tmp_path):
+    make_workspace(tmp_path)
+    run(train_arguments(tmp_path, tmp_path / "run", *short([])))
+    text = prose(DOCS / "train.md")
+    for path in (tmp_path / "run").iterdir():
+        assert f"`{path.name}{'/' * path.is_dir()}`" in text, path.name
+    for key in json.loads((tmp_path / "run" / "metrics.json").read_text()):
+        assert f"`{key}`" in text, key
+
+
+@pytest.mark.parametrize(
+    "path, line",
+    [
+        pytest.param(path, line, id=f"{path.name}-{index}")
+        for path in TEXTS
+        for index, line in enumerate(commands(path))
+    ],
+)
+def test_commands_parse(path, line):
+    given = arguments(line)
+    group = typer.main.get_command(main.app)
+    command = group.commands[given[0]]
+    parsed = command.make_context(given[0], list(given[1:])).params
+    overrides = parsed.get("overrides")
+    if overrides:
+        kind = FinetuneRecipe if given[0] == "finetune" else Recipe
+        recipe = parsed.get("recipe")
+        load_recipe(recipe if recipe in shipped_recipes() else None, overrides, kind)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_python_blocks_compile(path):
+    for block in blocks(path, "python"):
+        compile(block, path.name, "exec")
+
+
+def run(line: list[str], stdin: str = "") -> str:
+    """Run a command line in this process and return its standard output."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tritune", *line])
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        patch.setattr(sys, "stdout", out := io.StringIO())
+        try:
+            main.main()
+        except SystemExit as leaving:
+            assert not leaving.code, line
+        return out.getvalue()
+
+
+def short(given: list[str]) -> list[str]:
+    """A training's arguments with its lengths cut."""
+    return [*given, *(word for key, value in SHORT.items() for word in ("--set", f"{key}={value}"))]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A folder with the `demo/` that the examples take, only smaller."""
+    folder = tmp_path_factory.mktemp("docs")
+    make_workspace(folder / "demo")
+    run(short(train_arguments(folder / "demo", folder / "demo" / "ti-g")))
+    return folder
+
+
+@pytest.fixture
+def at_demo(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", demo / "cache")
+    return demo
+
+
+def run_commands(path: Path) -> None:
+    for line in commands(path):
+        if any(word in line for word in NEEDS_NETWORK):
+            continue
+        given = arguments(line)
+        text = run(
+            short(given) if given[0] in ("train", "finetune") else given,
+            stdin=line.split('"')[1] + "\n" if line.startswith("echo") else "",
+        )
+        if " > " in line:
+            Path(line.split(" > ")[1].strip()).write_text(text, encoding="utf-8")
+
+
+def test_commands_of_use_run(at_demo):
+    run_commands(DOCS / "use.md")
+    rows = (at_demo / "answers.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "sentence,label,prediction" and len(rows) == 61
+    assert "probability_acceptable" in (at_demo / "answers.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_commands_of_train_run(at_demo):
+    run_commands(DOCS / "train.md")
+    for folder in ("teacher", "run", "mine", "one", "two", "long", "accumulated", "checkpointed"):
+        assert (at_demo / folder / "metrics.json").is_file(), folder
+
+
+@pytest.mark.parametrize("name", ["index.md", "use.md"])
+def test_python_blocks_run(at_demo, name):
+    for block in blocks(DOCS / name, "python"):
+        exec(compile(block, name, "exec"), {})
+
+
+@pytest.mark.slow
+def test_python_blocks_of_train_run(at_demo):
+    for block in blocks(DOCS / "train.md", "python"):
+        block = block.replace("max_steps=120", "max_steps=4")
+        exec(compile(block, "train.md", "exec"), {})
+    assert (at_demo / "script" / "student" / "config.json").is_file() and (at_demo / "curves.png").is_file()
+
+
+@pytest.mark.slow
+def test_figures_can_be_drawn_again(tmp_path):
+    copy = tmp_path / "figures.py"
+    copy.write_text((DOCS / "figures.py").read_text(encoding="utf-8"), encoding="utf-8")
+    subprocess.run([sys.executable, str(copy)], check=True, timeout=300)
+    for path in (DOCS / "figures").glob("*.svg"):
+        assert (tmp_path / "figures" / path.name).stat().st_size > 0

@@ -52,7 +52,11 @@ def anchors(path: Path) -> set[str]:
 def commands(path: Path) -> list[str]:
     """The lines of a file's `sh` blocks that run tritune, continued lines joined."""
     lines = "\n".join(blocks(path, "sh")).replace("\\\n", " ").splitlines()
-    return [line for line in lines if re.search(r"(^|\| *|-m )tritune\b", line) and not line.lstrip().startswith("#")]
+    return [
+        line
+        for line in lines
+        if re.search(r"(^|\| *|-m |--module )tritune\b", line) and not line.lstrip().startswith("#")
+    ]
 
 
 def arguments(line: str) -> list[str]:

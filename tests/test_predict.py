@@ -221,7 +221,7 @@ def test_a_text_is_kept_as_it_is(cli, run_folder, tmp_path):
     for name in ("out.csv", "out.jsonl"):
         assert cli(run_folder, "--input", source, "--output", tmp_path / name)[0] == 0
         assert [row["text"] for row in table.read_table(tmp_path / name)] == texts
-        _write(tmp_path / f"in{name[3:]}", (tmp_path / name).read_text(newline="").replace("prediction", "earlier"))
+        _write(tmp_path / f"in{name[3:]}", (tmp_path / name).read_bytes().replace(b"prediction", b"earlier"))
         assert cli(run_folder, "--input", tmp_path / f"in{name[3:]}", "--output", tmp_path / f"again{name[3:]}")[0] == 0
         assert [row["text"] for row in table.read_table(tmp_path / f"again{name[3:]}")] == texts
 
@@ -421,7 +421,6 @@ def test_bad_columns(cli, run_folder, tmp_path, columns, message):
 
 def test_bad_overrides_and_models(cli, run_folder, workspace, tmp_path):
     assert "no room for text: 2 tokens" in cli.refusal(run_folder, "--set", "max_length=2", stdin=b"a")
-    assert "no room for text: 3 tokens" in cli.refusal(run_folder, "--set", "max_length=3", stdin=b"a\tb")
     assert "max_length 33 is more than the 32 positions" in cli.refusal(
         run_folder, "--set", "max_length=33", stdin=b"a"
     )

@@ -13,7 +13,7 @@ from . import demo, evaluate, finetune, predict, recipes, train
 app = typer.Typer(
     name="tritune",
     help="Fine-tuned Transformers with ternary weights and 8-bit activations.\n\n"
-    "A teacher first (finetune, or any fine-tuned checkpoint), then a student (train), then its score (evaluate). "
+    "A teacher first (finetune, or any fine-tuned checkpoint), then a student (train), then its score (evaluate) and its answers (predict). "
     "`tritune demo` shows all three on data of its own, offline, in a few minutes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

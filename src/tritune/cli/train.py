@@ -40,7 +40,8 @@ def train(
 ) -> None:
     """Distil TEACHER into a student with ternary weights and 8-bit activations (QAT).
 
-    The output folder holds the last student, `best/`, recipe.yaml as it was in force, metrics.json and history.jsonl.
+    The output folder holds the last student, `best/`, recipe.yaml as it was in force, metrics.json, history.jsonl and a
+    model card.
     Load the student with any Auto class after `import tritune`.
 
     Example: `tritune train teacher/ --task sst2 --data glue/SST-2 --recipe ti-g --set max_steps=1000 --output run/`

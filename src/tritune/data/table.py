@@ -203,7 +203,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
 
 def _write_csv(file: TextIO, rows: Sequence[dict[str, Any]]) -> None:
     record = io.StringIO(newline="")
-    # The module quotes only the line ends it writes itself; with a bare \n a carriage return inside a text breaks its row.
+    # The module quotes no line ends but its own: with a bare \n, a carriage return inside a text would break its row.
     writer = csv.writer(record, lineterminator="\r\n")
     for fields in _table(rows):
         writer.writerow(fields)

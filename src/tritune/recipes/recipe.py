@@ -87,12 +87,12 @@ class FinetuneRecipe:
         _check(self, "num_train_epochs", lambda value: value > 0, "must be positive")
         _check(self, "seed", lambda value: 0 <= value < 2**32, "must be a whole number from 0 to 2^32 - 1")
 
-    def resolve(self, task: Task, train_rows: int) -> "FinetuneRecipe":
-        """The recipe in force: every value that depends on the task or the data filled in."""
+    def resolve(self, task: Task, train_rows: int, processes: int = 1) -> "FinetuneRecipe":
+        """The recipe in force: every value that depends on the task, the data or the number of processes filled in."""
         batch = self.per_device_train_batch_size or task.batch_size
         steps = self.max_steps
         if steps < 0:
-            batches = math.ceil(train_rows / batch)
+            batches = math.ceil(train_rows / (batch * processes))
             steps = max(1, math.ceil(self.num_train_epochs * batches / self.gradient_accumulation_steps))
         return replace(
             self,

@@ -8,6 +8,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from ..data import load_task_data
 from ..data.encode import EncodedData, encode_splits
+from ..devices import this_process
 from ..errors import TrituneError
 from ..instrument import instrument, instrument_of
 from ..load import is_quantized, load_model, load_tokenizer
@@ -87,7 +88,7 @@ def open_job(
     set_seed(recipe.seed)
     splits = load_task_data(task, data_folder)
     distils = isinstance(recipe, Recipe)
-    recipe = recipe.resolve(task, len(splits["train"]))
+    recipe = recipe.resolve(task, len(splits["train"]), this_process().num_processes)
     _check_reporting(recipe.report_to)
     model = load_model(source, task, new_head=not distils)
     tokenizer = load_tokenizer(source, model, recipe.max_length)

@@ -49,7 +49,12 @@ def test_round_trip(family, quantization, tmp_path):
     assert quantized(loaded) == quantized(student)
     assert loaded.config.quantization_config.quantization == quantization
     for own, theirs in zip(instrument_of(loaded).states, instrument_of(student).states, strict=True):
-        assert (own.query, own.key, own.probs, own.value) == (theirs.query, theirs.key, theirs.probs, theirs.value)
+        assert (own.query, own.key, own.attention_probs, own.value) == (
+            theirs.query,
+            theirs.key,
+            theirs.attention_probs,
+            theirs.value,
+        )
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, student.state_dict()[name])
 

@@ -5,6 +5,7 @@ tensors plugged in, and what it returns is reported under the name `assisted`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .devices import this_process
 from .distill import kl_divergence
 from .errors import TrituneError
 from .instrument import instrument
-from .load import is_quantized, load_model, load_tokenizer
+from .load import is_quantized, load_model, load_tokenizer, positions
 from .modes import evaluation_mode
 from .recipes import FinetuneRecipe, Recipe, load_recipe, recipe_beside
 from .size import size_bytes
@@ -110,6 +111,8 @@ def recipe_in_force(
         if key not in EVALUATION_KEYS:
             raise TrituneError(f"--set: {key} would change nothing here; known are {', '.join(EVALUATION_KEYS)}")
     recipe = load_recipe(recipe_beside(source), overrides, Recipe if is_quantized(model) else FinetuneRecipe)
+    if task is None and recipe.max_length is None:
+        recipe = replace(recipe, max_length=min(_ANY_TASK.max_length, positions(model) or _ANY_TASK.max_length))
     return recipe.resolve(task or _ANY_TASK, train_rows=1)
 
 

@@ -191,9 +191,9 @@ def load_tokenizer(source: str | Path, model: PreTrainedModel, max_length: int) 
                 f"{source}: the tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows; "
                 "tokens are missing, put the model's own tokenizer beside it"
             )
-    positions = _positions(model)
-    if positions is not None and max_length > positions:
-        raise TrituneError(f"max_length {max_length} is more than the {positions} positions of {source}")
+    room = positions(model)
+    if room is not None and max_length > room:
+        raise TrituneError(f"max_length {max_length} is more than the {room} positions of {source}")
     return tokenizer
 
 
@@ -262,7 +262,7 @@ def _check_labels(config: PreTrainedConfig, task: Task, source: str | Path) -> N
         raise TrituneError(f"{source}: the model's labels stand in the order {names}, {task.title}'s are {wanted}")
 
 
-def _positions(model: PreTrainedModel) -> int | None:
+def positions(model: PreTrainedModel) -> int | None:
     """Tokens that the position embedding has room for; RoBERTa's kin start counting after the padding id."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):

@@ -13,8 +13,8 @@ from . import demo, evaluate, finetune, predict, recipes, train
 app = typer.Typer(
     name="tritune",
     help="Fine-tuned Transformers with ternary weights and 8-bit activations.\n\n"
-    "A teacher first (finetune, or any fine-tuned checkpoint), then a student (train), then its score (evaluate) and its answers (predict). "
-    "`tritune demo` shows all three on data of its own, offline, in a few minutes.",
+    "A teacher first (finetune, or any fine-tuned checkpoint), then a student (train), then its score (evaluate) and "
+    "its answers (predict). `tritune demo` shows it on data of its own, offline, in a few minutes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 import golden
+from workspace import Cli
 
 DATA = Path(os.environ.get("TRITUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -32,3 +33,8 @@ def data_folder() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real data in {DATA}; set TRITUNE_DATA")
     return DATA
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch) -> Cli:
+    return Cli(capsys, monkeypatch)

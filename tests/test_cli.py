@@ -22,28 +22,6 @@ from workspace import make_workspace, train_arguments
 STEPS = ("--set", "max_steps=12", "--set", "eval_steps=5", "--set", "logging_steps=1", "--set", "learning_rate=1e-3")
 
 
-class Cli:
-    """Runs a command line in this process: exit code, stdout, stderr."""
-
-    def __init__(self, capsys, monkeypatch):
-        self.capsys, self.monkeypatch = capsys, monkeypatch
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        self.capsys.readouterr()
-        self.monkeypatch.setattr(sys, "argv", ["tritune", *map(str, arguments)])
-        try:
-            main.main()
-            code = 0
-        except SystemExit as leaving:
-            code = leaving.code or 0
-        return code, *self.capsys.readouterr()
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch):
-    return Cli(capsys, monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     return make_workspace(tmp_path_factory.mktemp("workspace"))

@@ -8,7 +8,10 @@ import torch
 import tritune
 from families import FAMILIES
 from tritune import Intervention, Quantization, Site, TrituneError
+from tritune.distill import Pair, distillation_losses, trace_fields
 from tritune.layers import QuantEmbedding, QuantLinear
+from tritune.recipes import load_recipe, shipped_recipes
+from tritune.schedule import SCHEDULES
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 OFF = Quantization(weight_bits=None, activation_bits=None)
@@ -148,23 +151,32 @@ def test_an_intervention_ends_with_a_step_that_failed():
     assert torch.equal(output.logits, alone) and "trace" not in output
 
 
-@pytest.mark.parametrize("site", Site)
-def test_gradient_checkpointing_changes_no_gradient(site):
-    family = FAMILIES["bert"]
-    student, batch = tritune.prepare(family.build()), family.batch()
-    trace = teacher_trace(family, batch)
-    results = []
-    for checkpointing in (False, True):
-        model = copy.deepcopy(student).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        output = model(**batch, output_trace=True, intervention=Intervention(site, trace))
-        scores = sum(layer.attention_scores.clamp(-50).square().mean() for layer in output.trace.layers)
-        (output.logits.square().sum() + scores).backward()
-        assert len(output.trace.layers) == len(trace.layers)
-        results.append([parameter.grad for parameter in model.parameters()])
-        expected = student.train()(**batch).logits
-        model.eval()
-        assert torch.equal(model(**batch).logits, expected)
-    for own, theirs in zip(*results, strict=True):
-        assert (own is None and theirs is None) or torch.equal(own, theirs)
+STUDENTS = [name for name in shipped_recipes() if name != "finetune"]
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_gradient_checkpointing_changes_no_gradient(name):
+    """Every recipe, at every site its schedule comes to and without any."""
+    recipe, family = load_recipe(name), FAMILIES["bert"]
+    coefficients = recipe.coefficients()
+    fields = trace_fields(coefficients)
+    student, batch = tritune.prepare(family.build(), recipe.section(Quantization)).train(), family.batch()
+    teacher = tritune.instrument(family.build(seed=1))
+    with torch.no_grad():
+        theirs = teacher(**batch, output_trace=True)
+    sites = {SCHEDULES[recipe.schedule](step, 6, 0) for step in range(6)} if recipe.schedule else set()
+    for site in (None, *sites):
+        results = []
+        for checkpointing in (False, True):
+            model = copy.deepcopy(student)
+            if checkpointing:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            output = model(
+                **batch, output_trace=fields, intervention=Intervention(site, theirs.trace) if site else None
+            )
+            losses = distillation_losses(Pair(output, theirs, batch["attention_mask"]), coefficients)
+            sum(coefficients[name] * loss for name, loss in losses.items()).backward()
+            alone = model.eval()(**batch).logits
+            results.append([*losses.values(), alone, *(parameter.grad for parameter in model.parameters())])
+        for own, other in zip(*results, strict=True):
+            assert (own is None and other is None) or torch.equal(own, other)

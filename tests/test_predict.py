@@ -22,28 +22,14 @@ from tritune.data.encode import encode_splits
 from tritune.evaluate import dev_logits
 from tritune.load import load_model, load_tokenizer
 from tritune.tasks import get_task
-from workspace import make_workspace, train_arguments
+from workspace import Cli, make_workspace, train_arguments
 
 LABELS = ("unacceptable", "acceptable")
 PROBABILITIES = [f"probability_{label}" for label in LABELS]
 
 
-class Cli:
-    """Runs `tritune predict` in this process, with bytes on standard input: exit code, stdout, stderr."""
-
-    def __init__(self, capsys, monkeypatch):
-        self.capsys, self.monkeypatch = capsys, monkeypatch
-
-    def __call__(self, *arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
-        self.capsys.readouterr()
-        self.monkeypatch.setattr(sys, "argv", ["tritune", "predict", *map(str, arguments)])
-        self.monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        try:
-            main.main()
-            code = 0
-        except SystemExit as leaving:
-            code = leaving.code or 0
-        return code, *self.capsys.readouterr()
+class Predict(Cli):
+    """`tritune predict` and what it wrote or refused."""
 
     def rows(self, *arguments: object, stdin: bytes = b"") -> list[dict[str, str]]:
         code, out, err = self(*arguments, stdin=stdin)
@@ -59,7 +45,7 @@ class Cli:
 
 @pytest.fixture
 def cli(capsys, monkeypatch):
-    return Cli(capsys, monkeypatch)
+    return Predict(capsys, monkeypatch, ("predict",))
 
 
 @pytest.fixture(scope="module")

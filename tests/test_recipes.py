@@ -95,6 +95,8 @@ def test_own_file_with_a_base(tmp_path):
         ("layers=[a]", "layers must be a list of whole numbers or null"),
         ("seed=-1", "seed must be a whole number from 0"),
         ("name=[", "not a YAML value"),
+        ("num_train_epochs=1e308", "num_train_epochs must be above 0 and at most a million"),
+        ("schedule=" + 99 * "x", "got 'x{20,30}\\.{3}x{20,30}'$"),
         ("warmup_ratio=1", "warmup_ratio must be at least 0 and below 1"),
         ("logits_coefficient=-1", "logits_coefficient must not be negative"),
     ],

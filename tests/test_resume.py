@@ -183,3 +183,16 @@ def test_only_whole_checkpoints_count(tmp_path):
     (tmp_path / "checkpoint-abc").mkdir()
     assert newest_checkpoint(tmp_path) == good
     assert newest_checkpoint(tmp_path) != _checkpoint(tmp_path, 14) == newest_checkpoint(tmp_path)
+
+
+def test_fine_tuning_goes_on_only_with_what_it_began_with(workspace, tmp_path, cli):
+    def arguments(base: Path) -> tuple[object, ...]:
+        data = ("--task", "demo", "--data", workspace / "data", "--set", "max_steps=2", "--resume")
+        return ("finetune", base, *data, "--output", tmp_path / "mine")
+
+    (tmp_path / "mine").mkdir()
+    assert cli(*arguments(workspace / "base"))[0] == 0
+    done = (tmp_path / "mine" / "metrics.json").read_bytes()
+    assert "another task or base model" in cli(*arguments(workspace / "teacher"))[2]
+    assert cli(*arguments(workspace / "base"))[0] == 0
+    assert (tmp_path / "mine" / "metrics.json").read_bytes() == done

@@ -1,10 +1,12 @@
-"""A small cut of the demo: corpus, untrained model and a teacher of a few steps, made once per test file."""
+"""What tests of the command line share: a small cut of the demo (corpus, model, teacher), and the line itself."""
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
 
-from tritune.cli import demo
+from tritune.cli import demo, main
 from tritune.training.finetune import finetune
 
 
@@ -27,3 +29,21 @@ def train_arguments(workspace: Path, output: Path, *more: object, recipe: str = 
     """The command line of a training on the workspace, after the program's name."""
     arguments = ["train", workspace / "teacher", "--task", "demo", "--data", workspace / "data", "--recipe", recipe]
     return [str(argument) for argument in (*arguments, "--output", output, *more)]
+
+
+class Cli:
+    """Runs a command line in this process, with bytes on standard input: exit code, stdout, stderr."""
+
+    def __init__(self, capsys, monkeypatch, command: tuple[str, ...] = ()):
+        self.capsys, self.monkeypatch, self.command = capsys, monkeypatch, command
+
+    def __call__(self, *arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
+        self.capsys.readouterr()
+        self.monkeypatch.setattr(sys, "argv", ["tritune", *self.command, *map(str, arguments)])
+        self.monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        try:
+            main.main()
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code or 0
+        return code, *self.capsys.readouterr()

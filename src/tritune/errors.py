@@ -4,6 +4,24 @@ Every one of them is a single line that names the file, row or key at fault and 
 prints that line and leaves with exit code 2.
 """
 
+import reprlib
+from typing import Any
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 60
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: its repr, cut so that the message stays one readable line whatever a file holds.
+
+    >>> shown([1, 2])
+    '[1, 2]'
+    """
+    try:
+        return _brief.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
 
 class TrituneError(ValueError):
     """Something the user gave cannot be used; the message says what, where, and what to do about it."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from .data.encode import collator
+from .data.encode import check_room, collator
 from .data.table import columns_of, listed
 from .devices import this_process
 from .errors import TrituneError
@@ -59,7 +59,7 @@ def predict_rows(
         raise TrituneError(f"{name}: has {listed(taken)} already; rename or drop it")
     recipe = recipe_in_force(source, model, overrides)
     tokenizer = load_tokenizer(source, model, recipe.max_length)
-    _check_room(tokenizer, columns, recipe.max_length)
+    check_room(tokenizer, len(columns), recipe.max_length)
     encoded = tokenizer(*texts, truncation=True, max_length=recipe.max_length)
     examples = [{name: values[i] for name, values in encoded.items()} for i in range(len(rows))]
     collate = collator(tokenizer, recipe.padding, recipe.max_length)
@@ -102,12 +102,6 @@ def _labels(model: PreTrainedModel, source: str | Path, probabilities: bool) -> 
     if probabilities:
         raise TrituneError(f"--probabilities would change nothing: {source} gives a score, not labels")
     return []
-
-
-def _check_room(tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_length: int) -> None:
-    special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
-    if max_length <= special:
-        raise TrituneError(f"max_length {max_length} leaves no room for text: {special} tokens are special ones")
 
 
 def _answers(labels: Sequence[str], logits: np.ndarray, probabilities: bool) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from .errors import TrituneError
+from .errors import TrituneError, shown
 from .layers import Quantizer
 from .quant import Granularity, LeastSquaresTernary, Ternary, Uniform
 
@@ -64,7 +64,7 @@ class Quantization:
         for key in ("weight_bits", "activation_bits"):
             bits = getattr(self, key)
             if bits is not None and not (type(bits) is int and 2 <= bits <= 8):
-                raise TrituneError(f"{key} must be a whole number from 2 to 8, or null for float; got {bits!r}")
+                raise TrituneError(f"{key} must be a whole number from 2 to 8, or null for float; got {shown(bits)}")
         for key, allowed in (
             ("weight_granularity", ("tensor", "row")),
             ("embedding_granularity", ("tensor", "row")),
@@ -72,7 +72,9 @@ class Quantization:
             ("weight_quantizer", (None, *BITS_OF_WEIGHT_QUANTIZER)),
         ):
             if getattr(self, key) not in allowed:
-                raise TrituneError(f"{key} must be one of {', '.join(map(str, allowed))}; got {getattr(self, key)!r}")
+                raise TrituneError(
+                    f"{key} must be one of {', '.join(map(str, allowed))}; got {shown(getattr(self, key))}"
+                )
         if self.weight_bits not in BITS_OF_WEIGHT_QUANTIZER.get(self.weight_quantizer, (self.weight_bits,)):
             raise TrituneError(
                 f"weight_quantizer {self.weight_quantizer} does not serve weight_bits {self.weight_bits}"
@@ -80,13 +82,13 @@ class Quantization:
         for key in ("clip", "threshold_factor"):
             value = getattr(self, key)
             if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise TrituneError(f"{key} must be a positive number; got {value!r}")
+                raise TrituneError(f"{key} must be a positive number; got {shown(value)}")
         for key in SWITCHES:
             if type(getattr(self, key)) is not bool:
-                raise TrituneError(f"{key} must be true or false; got {getattr(self, key)!r}")
+                raise TrituneError(f"{key} must be true or false; got {shown(getattr(self, key))}")
         if self.layers is not None:
             if not isinstance(self.layers, list | tuple) or any(type(layer) is not int for layer in self.layers):
-                raise TrituneError(f"layers must be a list of whole numbers, or null for all; got {self.layers!r}")
+                raise TrituneError(f"layers must be a list of whole numbers, or null for all; got {shown(self.layers)}")
             object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
 
     def weights(self, granularity: str) -> Quantizer | None:

@@ -28,6 +28,13 @@ def _bar_only_for(rows: int) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+def check_room(tokenizer: PreTrainedTokenizerBase, texts: int, max_length: int) -> None:
+    """Raise TrituneError if `max_length` leaves no room beside the special tokens of one text or a pair of `texts`."""
+    special = tokenizer.num_special_tokens_to_add(pair=texts == 2)
+    if max_length <= special:
+        raise TrituneError(f"max_length {max_length} leaves no room for text: {special} tokens are special ones")
+
+
 def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Token ids of every row, truncated to `max_length` and not padded, in memory.
 
@@ -35,9 +42,7 @@ def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max
 
     Raises TrituneError if `max_length` leaves no room for text beside the special tokens.
     """
-    special = tokenizer.num_special_tokens_to_add(pair=len(task.text_columns) == 2)
-    if max_length <= special:
-        raise TrituneError(f"max_length {max_length} leaves no room for text: {special} tokens are special ones")
+    check_room(tokenizer, len(task.text_columns), max_length)
 
     def tokenize(batch: dict[str, list]) -> dict[str, list]:
         """Columns of texts to columns of token ids."""

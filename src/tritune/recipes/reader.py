@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import math
 import os
-import reprlib
 import types
 import typing
 from collections.abc import Sequence
@@ -15,16 +14,14 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ..errors import TrituneError
+from ..errors import TrituneError, shown
 from .recipe import FinetuneRecipe, Recipe
 
 Kind = TypeVar("Kind", FinetuneRecipe, Recipe)
 FINETUNE = "finetune"
 RECIPE_FILE = "recipe.yaml"
 
-# A message stays one readable line whatever the file holds, and no number in use is larger.
-_brief = reprlib.Repr()
-_brief.maxstring = _brief.maxother = 60
+# No number in use is larger.
 _LARGEST = 2**63
 
 _TYPE_NAMES = {
@@ -96,7 +93,7 @@ def _read(name: str, kind: type, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if base is None:
         return values
     if not (isinstance(base, str) and base.isprintable()):
-        raise TrituneError(f"recipe {name}: base must be the name or path of one recipe; got {_shown(base)}")
+        raise TrituneError(f"recipe {name}: base must be the name or path of one recipe; got {shown(base)}")
     # A base beside the file that names it is found from anywhere.
     beside = Path(name).parent / base
     below = _read(str(beside) if os.path.isfile(beside) else base, kind, (*seen, name))
@@ -113,7 +110,7 @@ def _text(name: str) -> str:
         hint = f"did you mean {close[0]!r}? " if close else ""
         known = ", ".join(sorted(set(shipped_recipes()) - {FINETUNE}))
         raise TrituneError(
-            f"there is no recipe {_shown(name)}: {hint}shipped are {known}; or give the path of a .yaml file"
+            f"there is no recipe {shown(name)}: {hint}shipped are {known}; or give the path of a .yaml file"
         )
     try:
         return path.read_text(encoding="utf-8")
@@ -134,7 +131,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
     seen = set()
     for key, _ in root.value:
         if key.value in seen:  # YAML would take the last one without a word
-            raise TrituneError(f"recipe {name}, line {key.start_mark.line + 1}: {_shown(key.value)} is given twice")
+            raise TrituneError(f"recipe {name}, line {key.start_mark.line + 1}: {shown(key.value)} is given twice")
         seen.add(key.value)
     return values
 
@@ -142,13 +139,13 @@ def _parse(text: str, name: str) -> dict[str, Any]:
 def _pair(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     if not separator:
-        raise TrituneError(f"--set takes key=value, got {_shown(override)}")
+        raise TrituneError(f"--set takes key=value, got {shown(override)}")
     if not text.strip():
-        raise TrituneError(f"--set {_shown(override)} has no value; null is written out")
+        raise TrituneError(f"--set {shown(override)} has no value; null is written out")
     try:
         return key.strip(), yaml.safe_load(text)
     except Exception:  # as for a file
-        raise TrituneError(f"--set {_shown(override)}: the value is not a YAML value") from None
+        raise TrituneError(f"--set {shown(override)}: the value is not a YAML value") from None
 
 
 def _typed(values: dict[str, Any], kind: type, where: str) -> dict[str, Any]:
@@ -160,7 +157,7 @@ def _typed(values: dict[str, Any], kind: type, where: str) -> dict[str, Any]:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1) if isinstance(key, str) else []
             hint = f"did you mean {close[0]}?" if close else "`tritune recipes --keys` lists them"
-            raise TrituneError(f"{where}: unknown key {_shown(key)}; {hint}")
+            raise TrituneError(f"{where}: unknown key {shown(key)}; {hint}")
         typed[key] = _convert(value, types_of[key], f"{where}: {key}")
     return typed
 
@@ -176,7 +173,7 @@ def _convert(value: Any, expected: Any, where: str) -> Any:
         value = tuple(value)
     if type(value) not in options or not _is_usable(value):
         wanted = " or ".join(_TYPE_NAMES[option] for option in options)
-        raise TrituneError(f"{where} must be {wanted}; got {_shown(value)}")
+        raise TrituneError(f"{where} must be {wanted}; got {shown(value)}")
     return value
 
 
@@ -188,10 +185,3 @@ def _is_usable(value: Any) -> bool:
         return not any("\ud800" <= character <= "\udfff" for character in value)
     numbers = value if isinstance(value, tuple) else (value,)
     return all(abs(number) < _LARGEST for number in numbers if isinstance(number, int))
-
-
-def _shown(value: Any) -> str:
-    try:
-        return _brief.repr(value)
-    except ValueError:
-        return "a number of thousands of digits"

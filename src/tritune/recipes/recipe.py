@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from ..distill import AVERAGES
-from ..errors import TrituneError
+from ..errors import TrituneError, shown
 from ..quantization import Quantization
 from ..schedule import SCHEDULES, split_budget
 from ..tasks import Task
@@ -84,7 +84,7 @@ class FinetuneRecipe:
         for key in (*counts, "gradient_accumulation_steps", "logging_steps", "save_steps"):
             _check(self, key, lambda value: value is None or value >= 1, "must be at least 1")
         _check(self, "max_steps", lambda value: value >= 1 or value == -1, "must be at least 1, or -1 for epochs")
-        _check(self, "num_train_epochs", lambda value: value > 0, "must be positive")
+        _check(self, "num_train_epochs", lambda value: 0 < value <= 1e6, "must be above 0 and at most a million")
         _check(self, "seed", lambda value: 0 <= value < 2**32, "must be a whole number from 0 to 2^32 - 1")
 
     def resolve(self, task: Task, train_rows: int, processes: int = 1) -> "FinetuneRecipe":
@@ -197,7 +197,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
 def _check(recipe: object, key: str, holds, message: str) -> None:
     value = getattr(recipe, key)
     if not holds(value):
-        raise TrituneError(f"{key} {message}; got {value!r}")
+        raise TrituneError(f"{key} {message}; got {shown(value)}")
 
 
 def _one_of(recipe: object, key: str, allowed: tuple) -> None:

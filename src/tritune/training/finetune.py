@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, Trainer, set_seed
 
+from ..devices import this_process
 from ..errors import TrituneError
 from ..evaluate import dev_logits, dev_scores
 from ..load import weights_sha256
@@ -33,20 +34,21 @@ def finetune(job: Job, resume: bool = False) -> dict[str, Any]:
         Interrupted: a signal came; the fine-tuning can be resumed.
         TrituneError: the folder belongs to another run, or cannot be written to.
     """
-    recipe, output = job.recipe, job.output
+    recipe, output, process = job.recipe, job.output, this_process()
     with claimed(output, resume):
-        _keep_recipe(job)
+        origin = {"task": job.task.name, "base_sha256": weights_sha256(job.model)}
+        _keep_recipe(job, origin)
         if done := read_json(output / METRICS):
             return done
         set_seed(recipe.seed)
         keeper = BestModel(output / BEST, job.task.metric, job.tokenizer, recipe)
         timer, started = StepTimer(), time.perf_counter()
         train(_trainer(job), "fine-tuning", [History(output / HISTORY, "fine-tuning"), timer, keeper])
+        process.wait_for_everyone()
         best = AutoModelForSequenceClassification.from_pretrained(output / BEST, dtype=torch.float32).to(
             job.model.device
         )
-        metrics = {
-            "task": job.task.name,
+        metrics = origin | {
             "metric": job.task.metric,
             "recipe": recipe.name,
             "seed": recipe.seed,
@@ -59,18 +61,25 @@ def finetune(job: Job, resume: bool = False) -> dict[str, Any]:
             "sha256": weights_sha256(best),
             "size_bytes": size_bytes(best),
         }
-        best.save_pretrained(output)
-        job.tokenizer.save_pretrained(output)
-        write_json(output / METRICS, metrics)
-        for name in (BEST, CHECKPOINTS):
-            remove(output / name)
+        if process.is_main_process:
+            best.save_pretrained(output)
+            job.tokenizer.save_pretrained(output)
+            write_json(output / METRICS, metrics)
+            for name in (BEST, CHECKPOINTS):
+                remove(output / name)
     return metrics
 
 
-def _keep_recipe(job: Job) -> None:
-    path, text = job.output / RECIPE_FILE, to_yaml(job.recipe)
+def _keep_recipe(job: Job, origin: dict[str, str]) -> None:
+    """Write down what is trained from what, or refuse to go on with a run of other making."""
+    path, text, beside = job.output / RECIPE_FILE, to_yaml(job.recipe), job.output / CHECKPOINTS / METRICS
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise TrituneError(f"{job.output}: --resume: the run there has another recipe ({RECIPE_FILE})")
+    earlier = read_json(job.output / METRICS) or read_json(beside)
+    if earlier and any(earlier.get(key) != value for key, value in origin.items()):
+        raise TrituneError(f"{job.output}: --resume: the run there has another task or base model")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    write_json(beside, origin)
     write_text(path, text)
 
 

@@ -12,7 +12,7 @@ SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorte
 
 FLOORS = [
     ("quant", "trace", "errors", "devices"),
-    ("layers", "modes", "quantization", "distill", "schedule", "packing", "kernels"),
+    ("products", "layers", "modes", "quantization", "distill", "schedule", "packing", "kernels"),
     ("anatomy", "attention", "instrument", "size"),
     ("swap", "prepare", "convert", "checkpoint"),
     ("recipes", "tasks", "data", "load", "evaluate", "predict", "plots", "analysis", "export"),
@@ -93,7 +93,7 @@ def test_no_imports_in_circles():
 def test_the_arrows_of_the_house_are_seen():
     arrows = arrows_of(SOURCES)
     assert {"tritune.anatomy", "tritune.attention", "tritune.trace"} <= arrows["tritune.instrument"]
-    assert "tritune.quant.ste" in arrows["tritune.quant.uniform"]
+    assert "tritune.quant.ste" in arrows["tritune.quant.quantizer"]
     assert {"tritune.prepare", "tritune.checkpoint"} <= arrows["tritune"]
 
 

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from . import products
 from .errors import TrituneError
-from .layers import Quantizer
-from .quant import Granularity
+from .quant import Granularity, Quantizer
 from .trace import Intervention, LayerTrace, ModelTrace, Site
 
 IMPLEMENTATION = "tritune"
@@ -124,7 +124,7 @@ def attention_forward(
     forward_pass = state.forward_pass
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 
-    scores = torch.matmul(_quantized(query, state.query), _quantized(key, state.key).transpose(2, 3)) * scaling
+    scores = products.scores(query, key, state.query, state.key, scaling)
     masked = None
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -135,8 +135,8 @@ def attention_forward(
     forward_pass.keep(attention_scores=scores, attention_probs=attention_probs)
 
     attention_probs = F.dropout(forward_pass.replace(Site.MAP, attention_probs), dropout, module.training)
-    context = torch.matmul(
-        _quantized(attention_probs, state.attention_probs), _quantized_value(value, masked, state.value)
+    context = products.context(
+        attention_probs, _seen_value(value, masked, state.value), state.attention_probs, state.value
     )
     forward_pass.keep(context=context)
     context = forward_pass.replace(Site.CONTEXT, context).transpose(1, 2).contiguous()
@@ -147,17 +147,11 @@ def attention_forward(
     return context, attention_probs
 
 
-def _quantized(tensor: torch.Tensor, quantizer: Quantizer | None) -> torch.Tensor:
-    return tensor if quantizer is None else quantizer(tensor)
-
-
-def _quantized_value(value: torch.Tensor, masked: torch.Tensor | None, quantizer: Quantizer | None) -> torch.Tensor:
+def _seen_value(value: torch.Tensor, masked: torch.Tensor | None, quantizer: Quantizer | None) -> torch.Tensor:
     """V, (batch, heads, key, head width); a scale per sequence and head must not see tokens that nobody attends to."""
-    if quantizer is None:
+    if masked is None or quantizer is None or quantizer.granularity is not Granularity.HEAD:
         return value
-    if quantizer.granularity is Granularity.HEAD and masked is not None:
-        value = value.masked_fill(masked.all(dim=-2, keepdim=True).transpose(-2, -1), 0)
-    return quantizer(value)
+    return value.masked_fill(masked.all(dim=-2, keepdim=True).transpose(-2, -1), 0)
 
 
 @contextmanager

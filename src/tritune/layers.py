@@ -4,15 +4,12 @@ They hold the same parameters under the same names and quantize on the fly, so a
 optimizer updates the latent weights. A quantizer that is None is off.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .quant import Granularity
-
-Quantizer = Callable[[torch.Tensor], torch.Tensor]
+from . import products
+from .quant import Granularity, Quantizer
 
 
 def _twin(cls: type[nn.Module], module: nn.Module) -> nn.Module:
@@ -38,10 +35,7 @@ class QuantLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features)."""
-        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        if self.input_quantizer is not None:
-            input = self.input_quantizer(input)
-        return F.linear(input, weight, self.bias)
+        return products.linear(input, self.weight, self.bias, self.input_quantizer, self.weight_quantizer)
 
     def extra_repr(self) -> str:
         """As `nn.Linear`, with the quantizers."""

@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from .errors import TrituneError, shown
-from .layers import Quantizer
-from .quant import Granularity, LeastSquaresTernary, Ternary, Uniform
+from .quant import Granularity, LeastSquaresTernary, Quantizer, Ternary, Uniform
 
 SWITCHES = (
     "query_key_value",

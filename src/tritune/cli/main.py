@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from .. import errors
+from ..devices import keep_freed_memory
 from . import demo, evaluate, finetune, predict, recipes, train
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ def _root(
 
 def main() -> None:
     """Run the command line of this process."""
+    keep_freed_memory()
     try:
         app()
     except errors.TrituneError as error:

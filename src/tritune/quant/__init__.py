@@ -1,6 +1,7 @@
 """Quantizers, one per file: floor 0, torch only."""
 
 from .granularity import Granularity
+from .quantizer import Quantizer
 from .ste import straight_through
 from .ternary import LeastSquaresTernary, Ternary, ternarize, ternarize_least_squares
 from .uniform import Uniform
@@ -8,6 +9,7 @@ from .uniform import Uniform
 __all__ = [
     "Granularity",
     "LeastSquaresTernary",
+    "Quantizer",
     "Ternary",
     "Uniform",
     "straight_through",

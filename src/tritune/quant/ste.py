@@ -1,8 +1,9 @@
 """The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432), clipped as in TernaryBERT.
 
 One autograd function serves every quantizer: the forward pass returns the quantized values, the backward pass pretends
-that quantization was the identity inside the clip and a constant outside. Only a mask of one byte per value is kept,
-and the backward pass is itself made of differentiable operations, so Hessian-vector products go through it.
+that quantization was the identity inside the clip and a constant outside. Where nothing was clipped nothing is kept and
+the gradient passes as it is; else the latent values are kept, which a loss or a residual mostly keeps anyway. The
+backward pass is itself made of differentiable operations, so Hessian-vector products go through it.
 """
 
 import torch
@@ -10,29 +11,59 @@ import torch
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, latent: torch.Tensor, quantized: torch.Tensor, clip: float) -> torch.Tensor:
+    def forward(
+        ctx, latent: torch.Tensor, quantized: torch.Tensor, clip: float | None, scale: torch.Tensor | None
+    ) -> torch.Tensor:
         """`quantized` as it is."""
-        ctx.save_for_backward(latent.abs() < clip)
+        ctx.clip, ctx.dtype = clip, latent.dtype
+        ctx.save_for_backward(None if clip is None else latent, scale)
         return quantized.view_as(quantized)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """`grad` where |latent| < clip."""
-        (inside,) = ctx.saved_tensors
-        return grad * inside, None, None
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        """`grad` (over `scale`) where |latent| < clip."""
+        latent, scale = ctx.saved_tensors
+        grad = grad.to(ctx.dtype) if scale is None else grad.to(ctx.dtype, copy=True).div_(scale)
+        if latent is not None:
+            grad = torch.ops.aten.hardtanh_backward(grad, latent, -ctx.clip, ctx.clip)
+        return grad, None, None, None
 
 
-def straight_through(latent: torch.Tensor, quantized: torch.Tensor, clip: float) -> torch.Tensor:
+def straight_through(
+    latent: torch.Tensor,
+    quantized: torch.Tensor,
+    clip: float,
+    peak: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Return `quantized`, with the gradient of `latent` where |latent| < clip and zero elsewhere.
 
     Args:
         latent: float values, any shape.
         quantized: what the forward pass uses instead, same shape; it receives no gradient.
         clip: the half-width of the range that quantization can represent.
+        peak: largest magnitudes of `latent`, if they are known: they tell whether anything was clipped.
+        scale: of `quantized`, if that is codes rather than values: the values' gradient is then the codes' over it.
 
     >>> weight = torch.tensor([-3.0, 0.2], requires_grad=True)
     >>> straight_through(weight, torch.tensor([-2.5, 0.0]), clip=2.5).sum().backward()
     >>> weight.grad
     tensor([0., 1.])
     """
-    return _StraightThrough.apply(latent, quantized.detach(), clip)
+    if not (torch.is_grad_enabled() and latent.requires_grad):
+        return quantized.detach()
+    inside = peak is not None and surely_inside(peak, clip)
+    return _StraightThrough.apply(latent, quantized.detach(), None if inside else clip, scale)
+
+
+def surely_inside(peak: torch.Tensor, clip: float) -> bool:
+    """Whether nothing needs to be clipped, as far as one may ask: False where a look would stall a device's queue.
+
+    Args:
+        peak: largest magnitudes, any shape.
+        clip: the half-width of the range.
+
+    >>> surely_inside(torch.tensor([0.3, 2.5]), clip=2.5)
+    False
+    """
+    return peak.is_cpu and (peak if peak.numel() == 1 else peak.amax()).item() < clip

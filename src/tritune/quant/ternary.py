@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch.nn import functional as F
 
 from .granularity import Granularity, wide_dtype
-from .ste import straight_through
+from .quantizer import Quantizer
+from .ste import surely_inside
 
 
 def ternarize(
@@ -31,11 +33,26 @@ def ternarize(
     >>> ternarize(torch.tensor([[1.0, -3.0, 0.1]]), Granularity.ROW)
     (tensor([[ 1, -1,  0]], dtype=torch.int8), tensor([[2.]]))
     """
+    weight = weight.detach()
+    codes, scale = _ternary_codes(weight, weight.to(wide_dtype(weight)).abs(), granularity, threshold_factor)
+    return codes.to(torch.int8), scale
+
+
+def _ternary_codes(
+    weight: torch.Tensor, magnitude: torch.Tensor, granularity: Granularity, threshold_factor: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes as floats, written over `magnitude`, and the scale; no boolean tensor in between, see `Quantizer`."""
     dims = granularity.dims(weight)
-    magnitude = weight.to(wide_dtype(weight)).abs()
-    kept = magnitude > threshold_factor * magnitude.mean(dims, keepdim=True)
-    scale = (magnitude * kept).sum(dims, keepdim=True) / kept.sum(dims, keepdim=True).clamp(min=1)
-    return (weight.sign() * kept).to(torch.int8), scale
+    threshold = threshold_factor * magnitude.mean(dims, keepdim=True)
+    if threshold.numel() == 1 and threshold.is_cpu:
+        F.threshold_(magnitude, threshold.item(), 0.0)
+    else:
+        # m - t is positive exactly where m > t.
+        magnitude.mul_(magnitude.sub(threshold).sign_().clamp_(min=0))
+    total = magnitude.sum(dims, keepdim=True)
+    kept = magnitude.sign_()
+    scale = total / kept.sum(dims, keepdim=True).clamp_(min=1)
+    return kept.mul_(weight).sign_(), scale
 
 
 def ternarize_least_squares(
@@ -67,7 +84,7 @@ def ternarize_least_squares(
 
 
 @dataclass(frozen=True)
-class Ternary:
+class Ternary(Quantizer):
     """TWN as a weight quantizer: clip, ternarize, straight-through gradient inside the clip."""
 
     granularity: Granularity = Granularity.TENSOR
@@ -75,25 +92,25 @@ class Ternary:
     threshold_factor: float = 0.7
     bits: ClassVar[int] = 2
 
-    def quantize(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Float weight, any shape, to int8 codes of that shape and their broadcastable scale."""
-        return ternarize(weight.clamp(-self.clip, self.clip), self.granularity, self.threshold_factor)
+    def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        magnitude = values.abs().to(wide_dtype(values))
+        peak = magnitude.amax(self.granularity.dims(values), keepdim=True)
+        if not surely_inside(peak, self.clip):
+            magnitude.clamp_(max=self.clip)
+        return *_ternary_codes(values, magnitude, self.granularity, self.threshold_factor), peak
 
-    def dequantize(self, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Codes and scale back to float: scale * codes."""
-        return codes.to(scale.dtype) * scale
+    def _decode(self, codes: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+        return codes.mul_(unit)
 
-    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
-        """`fake_quantize`: float of any shape to float, with the straight-through gradient."""
-        with torch.no_grad():
-            quantized = self.dequantize(*self.quantize(weight)).to(weight.dtype)
-        return straight_through(weight, quantized, self.clip)
+    def _scale(self, unit: torch.Tensor) -> torch.Tensor:
+        return unit
 
 
 @dataclass(frozen=True)
 class LeastSquaresTernary(Ternary):
     """`Ternary` with the exact least-squares threshold and scale instead of TWN's estimate."""
 
-    def quantize(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Float weight, any shape, to int8 codes of that shape and their broadcastable scale."""
-        return ternarize_least_squares(weight.clamp(-self.clip, self.clip), self.granularity)
+    def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        clipped = values.to(wide_dtype(values)).clamp(-self.clip, self.clip)
+        codes, scale = ternarize_least_squares(clipped, self.granularity)
+        return codes.to(clipped.dtype), scale, clipped.abs().amax(self.granularity.dims(values), keepdim=True)

@@ -10,17 +10,21 @@ from dataclasses import dataclass
 import torch
 
 from .granularity import Granularity, wide_dtype
-from .ste import straight_through
+from .quantizer import Quantizer
+from .ste import surely_inside
 
 # Small enough never to change a real scale, large enough that levels / it stays finite in float32.
 _SMALLEST_MAGNITUDE = 1e-30
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Quantizer):
     """Codes -(2^(bits-1) - 1) ... 2^(bits-1) - 1, the largest magnitude at the last one.
 
     The gradient passes where |x| < clip (TernaryBERT, section 3.2). Rounding is to the nearest code, ties to even.
+
+    >>> Uniform(bits=8).quantize(torch.tensor([0.0, 0.5, -1.0]))[0]
+    tensor([   0,   64, -127], dtype=torch.int8)
     """
 
     bits: int = 8
@@ -32,29 +36,27 @@ class Uniform:
         """127 for 8 bits."""
         return 2 ** (self.bits - 1) - 1
 
-    def _codes(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Integer-valued float codes and the number of codes per unit, in float32 or wider."""
-        clipped = values.to(wide_dtype(values)).clamp(-self.clip, self.clip)
-        largest = clipped.abs().amax(self.granularity.dims(values), keepdim=True).clamp(min=_SMALLEST_MAGNITUDE)
-        codes_per_unit = self.largest_code / largest
-        return torch.round(clipped * codes_per_unit), codes_per_unit
+    def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        peak = _peak(values, self.granularity).to(wide_dtype(values))
+        codes_per_unit = self.largest_code / peak.clamp(_SMALLEST_MAGNITUDE, self.clip)
+        codes = torch.mul(values, codes_per_unit).round_()
+        if not surely_inside(peak, self.clip):
+            # What lies outside the clip lies beyond the last code too: it is enough to clip the codes.
+            codes.clamp_(-self.largest_code, self.largest_code)
+        return codes, codes_per_unit, peak
 
-    def quantize(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Float values, any shape, to int8 codes of that shape and their broadcastable scale.
+    def _decode(self, codes: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+        return codes.div_(unit)
 
-        >>> Uniform(bits=8).quantize(torch.tensor([0.0, 0.5, -1.0]))[0]
-        tensor([   0,   64, -127], dtype=torch.int8)
-        """
-        codes, codes_per_unit = self._codes(values)
-        return codes.to(torch.int8), 1 / codes_per_unit
+    def _scale(self, unit: torch.Tensor) -> torch.Tensor:
+        return 1 / unit
 
-    def dequantize(self, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Codes and scale back to float: scale * codes (the last bit may differ from calling the quantizer)."""
-        return codes.to(scale.dtype) * scale
 
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """`fake_quantize`: float of any shape to float, with the straight-through gradient."""
-        with torch.no_grad():
-            codes, codes_per_unit = self._codes(values)
-            quantized = (codes / codes_per_unit).to(values.dtype)
-        return straight_through(values, quantized, self.clip)
+def _peak(values: torch.Tensor, granularity: Granularity) -> torch.Tensor:
+    """Largest magnitudes, with the reduced dimensions kept; one reading of the values, none written."""
+    if granularity is Granularity.TENSOR:
+        low, high = torch.aminmax(values)
+        return torch.maximum(-low, high).view([1] * values.ndim)
+    dims = granularity.dims(values)
+    low, high = torch.aminmax(values.flatten(-len(dims)), dim=-1)
+    return torch.maximum(-low, high).view(*values.shape[: -len(dims)], *[1] * len(dims))

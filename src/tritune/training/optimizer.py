@@ -9,6 +9,10 @@ steps 3 to 6 times smaller over the first sixty updates, which is most of step o
 from collections.abc import Callable, Iterable
 
 import torch
+from torch.optim.adamw import adamw
+
+# torch's kernel makes one pass over parameter, gradient and moments. After so many steps its bias correction is 1.
+_NO_BIAS = 1e9
 
 
 class BertAdam(torch.optim.Optimizer):
@@ -78,17 +82,32 @@ class BertAdam(torch.optim.Optimizer):
             state["step"] = 0
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-        gradient = parameter.grad
-        if group["max_grad_norm"] > 0:
-            norm = torch.linalg.vector_norm(gradient)
-            gradient = gradient * (group["max_grad_norm"] / (norm + 1e-6)).clamp(max=1.0)
-        first, second = group["betas"]
-        state["exp_avg"].lerp_(gradient, 1 - first)
-        state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        update = state["exp_avg"] / (state["exp_avg_sq"].sqrt() + group["eps"])
-        update.add_(parameter, alpha=group["weight_decay"])
-        parameter.sub_(update, alpha=learning_rate(group["lr"], state["step"], group["total_steps"], group["warmup"]))
+        adamw(
+            [parameter],
+            [_clipped(parameter.grad, group["max_grad_norm"])],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [],
+            [torch.tensor(_NO_BIAS, device=parameter.device)],
+            fused=True,
+            lr=learning_rate(group["lr"], state["step"], group["total_steps"], group["warmup"]),
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            amsgrad=False,
+            maximize=False,
+        )
         state["step"] += 1
+
+
+def _clipped(gradient: torch.Tensor, max_norm: float) -> torch.Tensor:
+    """`gradient`, or a copy of it shrunk to `max_norm`."""
+    if not max_norm:
+        return gradient
+    factor = (max_norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0)
+    # Only on a CPU is a look at a value free; elsewhere it would stall the queue.
+    return gradient if gradient.is_cpu and factor == 1 else gradient * factor
 
 
 def learning_rate(peak: float, step: int, total_steps: int, warmup: float) -> float:

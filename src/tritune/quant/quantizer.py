@@ -1,0 +1,71 @@
+"""`Quantizer`: what every quantizer can do, given its own way to find codes.
+
+A quantizer of this folder says how values become codes (`_encode`) and codes become values again (`_decode`); the rest
+follows. Nothing here makes a boolean tensor: on CPUs comparisons and masks are several times slower than arithmetic.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+
+from .granularity import Granularity
+from .ste import straight_through
+
+# Small enough never to change a real scale, large enough that a gradient times two of them is not lost in float32.
+_SMALLEST_SCALE = 1e-15
+
+
+class Quantizer(ABC):
+    """Float values to codes and back.
+
+    Attributes:
+        bits: width of a code.
+        granularity: the values that share a scale.
+        clip: values are clipped to plus or minus this; the gradient passes inside.
+    """
+
+    bits: int
+    granularity: Granularity
+    clip: float
+
+    @abstractmethod
+    def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        """Integer-valued codes in a new tensor of float32 or wider, what `_decode` needs, and the largest magnitude."""
+
+    @abstractmethod
+    def _decode(self, codes: torch.Tensor, unit: Any) -> torch.Tensor:
+        """The values that codes stand for, written over the codes."""
+
+    @abstractmethod
+    def _scale(self, unit: Any) -> torch.Tensor:
+        """The scale, broadcastable against the codes."""
+
+    def quantize(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float values, any shape, to int8 codes of that shape and their broadcastable scale."""
+        codes, unit, _ = self._encode(values.detach())
+        return codes.to(torch.int8), self._scale(unit)
+
+    def dequantize(self, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Codes and scale back to float: scale * codes (the last bit may differ from calling the quantizer)."""
+        return codes.to(scale.dtype) * scale
+
+    def fake(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`fake_quantize` without a gradient: the quantized values, and the largest magnitudes of the given ones."""
+        codes, unit, peak = self._encode(values.detach())
+        return self._decode(codes, unit).to(values.dtype), peak
+
+    def integers(self, values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Codes as numbers of a float `dtype`, their scale, and the largest magnitudes of the given values.
+
+        All without a gradient. bfloat16 holds codes of up to 8 bits exactly, so products of such codes lose nothing
+        that a product of dequantized values in bfloat16 would lose. The scale of
+        zeros is positive too, so that one may divide by it.
+        """
+        codes, unit, peak = self._encode(values.detach())
+        return codes.to(dtype), self._scale(unit).clamp(min=_SMALLEST_SCALE), peak
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """`fake_quantize`: float of any shape to float, with the straight-through gradient."""
+        quantized, peak = self.fake(values)
+        return straight_through(values, quantized, self.clip, peak)

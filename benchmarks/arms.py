@@ -64,7 +64,7 @@ def distillation_step(
             with torch.no_grad():
                 teachers = teacher(**batch, output_trace=FIELDS)
             output = student(**batch, output_trace=FIELDS)
-            losses = distillation_losses(Pair(output, teachers, batch["attention_mask"]), COEFFICIENTS)
+        losses = distillation_losses(Pair(output, teachers, batch["attention_mask"]), COEFFICIENTS)
         sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()

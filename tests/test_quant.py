@@ -327,3 +327,41 @@ def test_quant_embedding_is_rows_of_the_quantized_table(quantizer):
 def test_values_out_of_range_are_refused_by_name(values, key):
     with pytest.raises(TrituneError, match=key):
         Quantization(**values)
+
+
+def plain_uniform(values: torch.Tensor, quantizer: Uniform) -> torch.Tensor:
+    """The published order of operations, with nothing left out and nothing in place."""
+    clipped = values.to(torch.promote_types(values.dtype, torch.float32)).clamp(-CLIP, CLIP)
+    largest = clipped.abs().amax(quantizer.granularity.dims(values), keepdim=True).clamp(min=1e-30)
+    codes_per_unit = quantizer.largest_code / largest
+    return (torch.round(clipped * codes_per_unit) / codes_per_unit).to(values.dtype)
+
+
+def plain_twn(weight: torch.Tensor, quantizer: Ternary) -> torch.Tensor:
+    dims = quantizer.granularity.dims(weight)
+    clipped = weight.to(torch.promote_types(weight.dtype, torch.float32)).clamp(-CLIP, CLIP)
+    magnitude = clipped.abs()
+    kept = magnitude > 0.7 * magnitude.mean(dims, keepdim=True)
+    scale = (magnitude * kept).sum(dims, keepdim=True) / kept.sum(dims, keepdim=True).clamp(min=1)
+    return (clipped.sign() * kept * scale).to(weight.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [0.02, 1.0, 40.0], ids=["inside", "some clipped", "most clipped"])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+@pytest.mark.parametrize("name", [name for name in QUANTIZERS if not name.startswith("least-squares")])
+def test_the_fast_path_is_the_plain_one_bit_for_bit(name, layout, size, dtype):
+    quantizer = QUANTIZERS[name]
+    values = (size * torch.randn(2, 3, 17, 33)).to(dtype)
+    values[0, 1] = 0
+    values = values.mT if layout == "transposed" else values
+    values.requires_grad_()
+    output, grad = quantizer(values), torch.randn_like(values)
+    plain = plain_uniform if isinstance(quantizer, Uniform) else plain_twn
+    assert torch.equal(output, plain(values.detach(), quantizer))
+    output.backward(grad)
+    assert torch.equal(values.grad, grad * (values.detach().abs() < CLIP))
+    codes, scale, _ = quantizer.integers(values, torch.bfloat16)
+    expected, expected_scale = quantizer.quantize(values)
+    assert torch.equal(codes.to(torch.int8), expected)
+    assert torch.equal(scale, expected_scale.clamp(min=1e-15))

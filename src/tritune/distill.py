@@ -4,7 +4,8 @@ TernaryBERT (EMNLP 2020) distils logits, hidden states and attention scores; Tea
 attention block's output; *Understanding and Improving KD* (EMNLP 2022) the attention map. Within a layer a loss is a
 mean, over layers a sum. `average` says what the mean runs over: `padded`, every entry as in the published code, whose
 balance of losses then depends on the padding; or `valid`, unpadded tokens only, first within a sequence and then over
-the batch, so that neither padding nor the way a batch is split over devices changes anything.
+the batch, so that neither padding nor the way a batch is split over devices changes anything. Whatever precision the
+models computed in, losses are taken in float32 or wider.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
+
+from .quant.granularity import wide_dtype
 
 AVERAGES = ("padded", "valid")
 
@@ -26,6 +29,7 @@ def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor) -> torch.Te
     Args:
         student, teacher: logits, (batch, classes).
     """
+    student, teacher = _wide(student, teacher)
     return -(teacher.softmax(-1) * student.log_softmax(-1)).sum(-1).mean()
 
 
@@ -35,6 +39,7 @@ def kl_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     Args:
         student, teacher: logits, (batch, classes).
     """
+    student, teacher = _wide(student, teacher)
     return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
@@ -48,6 +53,7 @@ def token_mse(
         token_mask: (batch, tokens), 1 for real tokens; None when there is no padding.
         average: `padded` or `valid`.
     """
+    student, teacher = _wide(student, teacher)
     if average == "padded" or token_mask is None:
         return F.mse_loss(student, teacher)
     per_token = (student - teacher).square().mean(-1)
@@ -72,6 +78,7 @@ def attention_score_mse(
         token_mask: (batch, tokens), 1 for real tokens; None when there is no padding.
         average: `padded` or `valid`.
     """
+    student, teacher = _wide(student, teacher)
     difference = student - teacher
     if masked is not None:
         difference = difference.masked_fill(masked, 0)
@@ -91,12 +98,16 @@ def attention_map_kl(student: torch.Tensor, teacher: torch.Tensor, token_mask: t
         student, teacher: attention probabilities, (batch, heads, query, key).
         token_mask: (batch, tokens), 1 for real tokens; None when there is no padding.
     """
-    student, teacher = student.clamp(min=_SMALLEST_PROBABILITY), teacher.clamp(min=_SMALLEST_PROBABILITY)
+    student, teacher = (probs.clamp(min=_SMALLEST_PROBABILITY) for probs in _wide(student, teacher))
     divergence = teacher * (teacher.log() - student.log())
     if token_mask is None:
         return divergence.sum(-1).mean()
     rows = (divergence * token_mask[:, None, None, :]).sum(-1)
     return (rows * _token_weight(token_mask, rows.dtype)[:, None]).sum(-1).mean()
+
+
+def _wide(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor.to(wide_dtype(tensor)) for tensor in tensors]
 
 
 def _token_weight(token_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -135,14 +146,15 @@ class Loss:
 
 def _logits(pair: Pair) -> torch.Tensor:
     if pair.regression:
-        return F.mse_loss(pair.student.logits, pair.teacher.logits)
+        return F.mse_loss(*_wide(pair.student.logits, pair.teacher.logits))
     return soft_cross_entropy(pair.student.logits, pair.teacher.logits)
 
 
 def _ground_truth(pair: Pair) -> torch.Tensor:
+    (logits,) = _wide(pair.student.logits)
     if pair.regression:
-        return F.mse_loss(pair.student.logits.squeeze(-1), pair.labels.to(pair.student.logits.dtype))
-    return F.cross_entropy(pair.student.logits, pair.labels)
+        return F.mse_loss(logits.squeeze(-1), pair.labels.to(logits.dtype))
+    return F.cross_entropy(logits, pair.labels)
 
 
 def _hidden_states(pair: Pair) -> torch.Tensor:

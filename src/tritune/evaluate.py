@@ -24,6 +24,7 @@ from .errors import TrituneError
 from .instrument import instrument
 from .load import is_quantized, load_model, load_tokenizer, positions
 from .modes import evaluation_mode
+from .products import weights_held
 from .recipes import FinetuneRecipe, Recipe, load_recipe, recipe_beside
 from .size import size_bytes
 from .tasks import Task
@@ -41,7 +42,7 @@ def predict(model: PreTrainedModel, dataset: Dataset, collate: Collator, batch_s
 
     Batches are taken in order: with per-tensor activation scales a row's logits depend on its batch mates.
     """
-    with evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(model), weights_held(), torch.no_grad():
         batches = _batches(dataset, collate, batch_size, model.device)
         return np.concatenate([model(**batch).logits.float().cpu().numpy() for batch in batches])
 
@@ -56,7 +57,7 @@ def assisted_logits(
 ) -> np.ndarray:
     """Logits, (rows, labels), of a student whose every layer uses the teacher's tensor at `site`."""
     logits = []
-    with evaluation_mode(student, teacher), torch.no_grad():
+    with evaluation_mode(student, teacher), weights_held(), torch.no_grad():
         for batch in _batches(dataset, collate, batch_size, student.device):
             trace = teacher(**batch, output_trace=[site.field]).trace
             logits.append(student(**batch, intervention=Intervention(site, trace)).logits.float().cpu().numpy())

@@ -34,6 +34,8 @@ class FinetuneRecipe:
         max_grad_norm: of each tensor's gradient by itself with `bert_adam`, of all together with `adamw`; 0 is off.
         per_device_train_batch_size, per_device_eval_batch_size: null takes the task's batch size.
         gradient_accumulation_steps: batches per update.
+        bf16, fp16: compute in that precision where it is safe (autocast); weights, statistics of quantizers and losses
+            stay float32. fp16 needs a GPU.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         train_sampling_strategy: order of the rows: `random`, `sequential`, or `group_by_length`.
         max_length: tokens per example; null takes the task's.
@@ -60,6 +62,8 @@ class FinetuneRecipe:
     per_device_train_batch_size: int | None = None
     per_device_eval_batch_size: int | None = None
     gradient_accumulation_steps: int = 1
+    bf16: bool = False
+    fp16: bool = False
     gradient_checkpointing: bool = False
     train_sampling_strategy: str = "random"
     max_length: int | None = None
@@ -83,6 +87,7 @@ class FinetuneRecipe:
         counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "max_length", "eval_steps")
         for key in (*counts, "gradient_accumulation_steps", "logging_steps", "save_steps"):
             _check(self, key, lambda value: value is None or value >= 1, "must be at least 1")
+        _check(self, "fp16", lambda value: not (value and self.bf16), "and bf16 exclude each other")
         _check(self, "max_steps", lambda value: value >= 1 or value == -1, "must be at least 1, or -1 for epochs")
         _check(self, "num_train_epochs", lambda value: 0 < value <= 1e6, "must be above 0 and at most a million")
         _check(self, "seed", lambda value: 0 <= value < 2**32, "must be a whole number from 0 to 2^32 - 1")
@@ -132,6 +137,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
     Attributes:
         loss_average: `padded` (as published) or `valid` (independent of padding), see `distill`.
         schedule: `map`, `context`, `projection`, `gradual`, `inverted`, `stochastic`; null for no intervention.
+        cache_teacher: keep the teacher's outputs on disk and read them back from the second epoch on.
         step_one_steps: length of step one; null is min(60, total // 4), or 120 for 60 with CoLA and 4-layer students.
     """
 
@@ -140,6 +146,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
     loss_average: str = "padded"
     schedule: str | None = None
     step_one_steps: int | None = None
+    cache_teacher: bool = False
 
     def __post_init__(self):
         FinetuneRecipe.__post_init__(self)
@@ -151,6 +158,11 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             _check(self, field.name, lambda value: value >= 0, "must not be negative")
         if not any(self.coefficients().values()):
             raise TrituneError("every loss coefficient is 0: there is nothing to train on")
+        if self.cache_teacher and self.padding == "longest" and self.loss_average == "padded":
+            raise TrituneError(
+                "cache_teacher: with padding longest the padding differs from epoch to epoch, and loss_average padded "
+                "counts it; take padding max_length or loss_average valid"
+            )
         _check(self, "step_one_steps", lambda value: value is None or value >= 1, "must be at least 1")
 
     def section(self, kind: type[Section]) -> Section:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import SchedulerType, TrainingArguments
 
+from ..errors import TrituneError
 from ..recipes import FinetuneRecipe
 from .optimizer import BertAdam
 
@@ -28,6 +29,8 @@ def training_arguments(recipe: FinetuneRecipe, steps: int, folder: Path, data_se
         per_device_eval_batch_size=recipe.per_device_eval_batch_size,
         train_sampling_strategy=recipe.train_sampling_strategy,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        bf16=recipe.bf16,
+        fp16=recipe.fp16,
         gradient_checkpointing=recipe.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         # Where the teacher's tensors stand in, V and W_O have no part in the loss.
@@ -47,6 +50,12 @@ def training_arguments(recipe: FinetuneRecipe, steps: int, folder: Path, data_se
         disable_tqdm=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def check_precision(fp16: bool, device: torch.device) -> None:
+    """Raise TrituneError for fp16 on a CPU, where accelerate would silently compute in float32."""
+    if fp16 and device.type == "cpu":
+        raise TrituneError("fp16: a CPU does not train in float16; take bf16, or a GPU")
 
 
 def bert_adam(args: TrainingArguments, steps: int, warmup_ratio: float) -> tuple[type[BertAdam], dict[str, Any]]:

@@ -14,6 +14,7 @@ from ..instrument import instrument, instrument_of
 from ..load import is_quantized, load_model, load_tokenizer
 from ..recipes import FinetuneRecipe, Recipe
 from ..tasks import Task
+from .arguments import check_precision
 from .run_folder import check_free
 
 
@@ -90,6 +91,7 @@ def open_job(
     distils = isinstance(recipe, Recipe)
     recipe = recipe.resolve(task, len(splits["train"]), this_process().num_processes)
     _check_reporting(recipe.report_to)
+    check_precision(recipe.fp16, this_process().device)
     model = load_model(source, task, new_head=not distils)
     tokenizer = load_tokenizer(source, model, recipe.max_length)
     if is_quantized(model):

@@ -9,10 +9,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import EvalPrediction, PreTrainedModel, set_seed
 
 from ..devices import this_process
+from ..distill import trace_fields
 from ..errors import TrituneError
+from ..instrument import instrument
+from ..modes import evaluation_mode
 from ..prepare import prepare
 from ..quantization import Quantization
 from ..tasks import Task
@@ -23,6 +27,7 @@ from .job import Job, Phase
 from .recorder import Recorder
 from .resume import train
 from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, claimed, remove, write_json, write_text
+from .teacher_cache import ROW, TeacherCache
 from .trainer import DistillationTrainer
 
 
@@ -78,8 +83,11 @@ def run(
             return recorder.finished
         recorder.begin(untrained, start, start_source)
         set_seed(job.recipe.seed)
-        best = [_train(job, student, phase, recorder, is_last=phase is phases[-1]) for phase in phases][-1]
+        cache = _teacher_cache(job, phases[-1]) if job.recipe.cache_teacher else None
+        best = [_train(job, student, phase, recorder, cache, is_last=phase is phases[-1]) for phase in phases][-1]
         process.wait_for_everyone()
+        if cache is not None:
+            recorder.metrics["teacher_cache_bytes"] = cache.used_bytes()
         metrics = recorder.finish(student, best)
         if process.is_main_process:
             student.save_pretrained(job.output)
@@ -90,10 +98,38 @@ def run(
     return metrics
 
 
-def _train(job: Job, student: PreTrainedModel, phase: Phase, recorder: Recorder, is_last: bool) -> BestModel | None:
+def _teacher_cache(job: Job, phase: Phase) -> TeacherCache:
+    """A cache for the training rows, used in `phase`.
+
+    Raises:
+        TrituneError: the phase comes to no row twice, or has an intervention, or the disk is too small, or there are
+            several processes.
+    """
+    recipe, rows = job.recipe, job.data.splits["train"]
+    visits = phase.steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    if phase.schedule is not None or visits <= len(rows):
+        raise TrituneError(
+            f"cache_teacher would change nothing: {phase.name} comes to no row a second time without intervention "
+            f"({visits} visits, {len(rows)} rows)"
+        )
+    if this_process().num_processes > 1:
+        raise TrituneError("cache_teacher: only for a single process")
+    fields = trace_fields(recipe.coefficients())
+    batch = job.data.collate([rows[0]])
+    batch.pop("labels")
+    with evaluation_mode(job.model), torch.no_grad():
+        sample = instrument(job.model)(**batch.to(job.model.device), output_trace=fields)
+    length = recipe.max_length if recipe.padding == "max_length" else max(map(len, rows["input_ids"]))
+    return TeacherCache(job.output / CHECKPOINTS / "teacher", len(rows), length, fields, sample, visits)
+
+
+def _train(
+    job: Job, student: PreTrainedModel, phase: Phase, recorder: Recorder, cache: TeacherCache | None, is_last: bool
+) -> BestModel | None:
     """One phase; returns the keeper of the best student in the last one."""
     recipe = job.recipe
     folder = job.output / CHECKPOINTS / phase.name.replace(" ", "_")
+    rows = job.data.splits["train"]
     trainer = DistillationTrainer(
         model=student,
         teacher=job.model,
@@ -104,7 +140,8 @@ def _train(job: Job, student: PreTrainedModel, phase: Phase, recorder: Recorder,
         loss_average=recipe.loss_average,
         optimizer=recipe.optimizer,
         warmup_ratio=recipe.warmup_ratio,
-        train_dataset=job.data.splits["train"],
+        teacher_cache=cache,
+        train_dataset=rows if cache is None else rows.add_column(ROW, range(len(rows))),
         eval_dataset=job.data.dev,
         data_collator=job.data.collate,
         compute_metrics=metrics_function(job.task),

@@ -5,15 +5,19 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.modeling_outputs import ModelOutput
+from transformers.trainer_utils import TrainOutput
 
 from ..distill import AVERAGES, LOSSES, Pair, distillation_losses, trace_fields
 from ..errors import TrituneError
 from ..instrument import instrument, instrument_of, is_instrumented
+from ..products import forget_weights, weights_held
 from ..recipes import OPTIMIZERS
 from ..schedule import SCHEDULES
 from ..trace import Intervention, Site
-from .arguments import bert_adam, without_clip_and_schedule
+from .arguments import bert_adam, check_precision, without_clip_and_schedule
 from .optimizer import learning_rate
+from .teacher_cache import ROW, TeacherCache
 
 TERNARYBERT = {"logits": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
 
@@ -36,6 +40,8 @@ class DistillationTrainer(Trainer):
         optimizer: `bert_adam`, the published algorithm with rate, betas, eps and decay from `args` (the recipes hold
             the published values), or `adamw`, Trainer's own. `optimizers` among the further arguments beats both.
         warmup_ratio: of `bert_adam`, the fraction of steps spent warming up.
+        teacher_cache: where the teacher's outputs are kept between epochs; the rows of `train_dataset` then carry
+            their numbers in a column "row". None computes them every time.
         **kwargs: as Trainer takes them.
 
     Raises:
@@ -55,11 +61,12 @@ class DistillationTrainer(Trainer):
         loss_average: str = "padded",
         optimizer: str = "bert_adam",
         warmup_ratio: float = 0.1,
+        teacher_cache: TeacherCache | None = None,
         **kwargs: Any,
     ):
         self.coefficients = dict(TERNARYBERT if coefficients is None else coefficients)
         self.schedule, self.loss_average = schedule, loss_average
-        self.optimizer_name, self.warmup_ratio = optimizer, warmup_ratio
+        self.optimizer_name, self.warmup_ratio, self.teacher_cache = optimizer, warmup_ratio, teacher_cache
         _check_names(self.coefficients, schedule, loss_average, optimizer)
         _check_models(model, teacher)
         self.site: Site | None = None
@@ -78,7 +85,15 @@ class DistillationTrainer(Trainer):
         """The published optimizer unless `adamw` was asked for; decay spares biases and norms either way."""
         if self.optimizer_name == "bert_adam":
             self.optimizer_cls_and_kwargs = bert_adam(self.optimizer_args, self.state.max_steps, self.warmup_ratio)
-        return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        # Some optimizers write to `weight.data`, which autograd does not count as a change.
+        optimizer.register_step_post_hook(lambda *_: forget_weights())
+        return optimizer
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As Trainer's; a weight is quantized once per update, however many forward passes that takes."""
+        with weights_held():
+            return super().train(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -100,14 +115,12 @@ class DistillationTrainer(Trainer):
         """
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        batch = {name: value for name, value in inputs.items() if name != "labels"}
-        fields = trace_fields(self.coefficients)
+        batch = {name: value for name, value in inputs.items() if name not in ("labels", ROW)}
         self.site = self._site()
-        with torch.no_grad():
-            teacher = self.teacher(**batch, output_trace=fields | ({self.site.field} if self.site else set()))
+        teacher = self._teacher_output(batch, inputs.get(ROW))
         student = model(
             **batch,
-            output_trace=fields,
+            output_trace=trace_fields(self.coefficients),
             intervention=Intervention(self.site, teacher.trace) if self.site else None,
         )
         pair = Pair(
@@ -142,9 +155,30 @@ class DistillationTrainer(Trainer):
             return super()._get_learning_rate()
         return learning_rate(self.args.learning_rate, self.state.global_step, self.state.max_steps, self.warmup_ratio)
 
+    def _teacher_output(self, batch: dict[str, torch.Tensor], rows: torch.Tensor | None) -> ModelOutput:
+        fields = trace_fields(self.coefficients) | ({self.site.field} if self.site else set())
+
+        def forward(batch: dict[str, torch.Tensor]) -> ModelOutput:
+            """The teacher's output; Trainer's own autocast covers the student alone."""
+            with torch.no_grad(), self.accelerator.autocast():
+                return self.teacher(**batch, output_trace=fields)
+
+        # Step one is short and needs tensors of its own, so the cache serves the steps without intervention.
+        if self.teacher_cache is None or self.site is not None:
+            return forward(batch)
+        if self.teacher.training:
+            raise TrituneError("cache_teacher: the teacher is in training mode, so no two of its answers are the same")
+        return self.teacher_cache.outputs(batch, rows, forward)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self.teacher_cache is not None and ROW not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, ROW]
+
     def _check_devices(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise TrituneError("FSDP and DeepSpeed are not supported: run under torchrun or accelerate with plain DDP")
+        check_precision(self.args.fp16, self.args.device)
         if self.args.gradient_checkpointing and (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             raise TrituneError(
                 "reentrant gradient checkpointing loses the gradients of the traces: use_reentrant=False"

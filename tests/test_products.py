@@ -1,0 +1,203 @@
+"""Products of quantized operands: the published order in float32, codes in bfloat16; what is quantized only once."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tritune import products
+from tritune.layers import QuantLinear
+from tritune.quant import Granularity, LeastSquaresTernary, Quantizer, Ternary, Uniform
+
+TENSOR, ROW, TOKEN, HEAD = Granularity.TENSOR, Granularity.ROW, Granularity.TOKEN, Granularity.HEAD
+BFLOAT16 = torch.bfloat16
+WEIGHTS = {
+    "twn": Ternary(TENSOR),
+    "twn-row": Ternary(ROW),
+    "least-squares": LeastSquaresTernary(ROW),
+    "4 bits": Uniform(4),
+}
+INPUTS = {"tensor": Uniform(8, TENSOR), "token": Uniform(8, TOKEN), "4": Uniform(4, TENSOR)}
+every_weight = pytest.mark.parametrize("weights", [*WEIGHTS.values(), None], ids=[*WEIGHTS, "float"])
+every_input = pytest.mark.parametrize("inputs", [*INPUTS.values(), None], ids=[*INPUTS, "float"])
+
+
+def dequantized(quantizer: Quantizer | None, values: torch.Tensor) -> torch.Tensor:
+    """Float64 values of the codes, straight from their definition."""
+    if quantizer is None:
+        return values.double()
+    codes, scale = quantizer.quantize(values)
+    return codes.double() * scale.double()
+
+
+def inside(quantizer: Quantizer | None, values: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(values) if quantizer is None else (values.abs() < quantizer.clip).to(values.dtype)
+
+
+def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inputs that are clipped here and there, with a row of zeros; weights with a row of zeros; a bias."""
+    values, weight = 1.5 * torch.randn(3, 5, 64), 0.1 * torch.randn(48, 64)
+    values[0, 1], weight[7] = 0, 0
+    return values, weight, torch.randn(48)
+
+
+@every_weight
+@every_input
+def test_in_float32_the_operands_are_dequantized_first(weights, inputs):
+    values, weight, bias = example()
+    expected = F.linear(
+        values if inputs is None else inputs(values), weight if weights is None else weights(weight), bias
+    )
+    assert torch.equal(products.linear(values, weight, bias, inputs, weights), expected)
+
+
+@every_weight
+@every_input
+def test_in_bfloat16_only_the_result_is_rounded(weights, inputs):
+    """Against float64: two roundings of the product and one of the sum, each to 8 bits."""
+    values, weight, bias = example()
+    values, weight = (tensor.requires_grad_() for tensor in (values, weight))
+    with torch.autocast("cpu", BFLOAT16):
+        output = products.linear(values, weight, bias, inputs, weights)
+    assert output.dtype is BFLOAT16
+    left, right = dequantized(inputs, values), dequantized(weights, weight)
+    product = left @ right.T
+    bound = 2**-8 * (2 * product.abs() + (product + bias).abs() + bias.abs()) + 1e-6
+    if inputs is None or weights is None:  # a float operand is rounded on its way in, as under any autocast
+        bound += 2**-8 * (left.abs() @ right.abs().T)
+    assert ((output.double() - product - bias).abs() <= bound).all()
+
+    grad = torch.randn_like(output)
+    output.backward(grad)
+    grad = grad.double()
+    for latent, quantizer, product in (
+        (values, inputs, lambda grad, _, right: grad @ right),
+        (weight, weights, lambda grad, left, _: grad.flatten(0, 1).T @ left.flatten(0, 1)),
+    ):
+        assert latent.grad.dtype is torch.float32
+        expected = product(grad, left, right) * inside(quantizer, latent.detach())
+        bound = 2**-6 * product(grad.abs(), left.abs(), right.abs()) + 1e-6
+        assert ((latent.grad.double() - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("quantizer", INPUTS.values(), ids=INPUTS)
+def test_attention_products(quantizer):
+    query, key, value = (torch.randn(2, 3, 5, 16) for _ in range(3))
+    probs = torch.randn(2, 3, 5, 5).softmax(-1)
+    of_value = Uniform(8, HEAD) if quantizer.granularity is TOKEN else quantizer
+    assert torch.equal(
+        products.scores(query, key, quantizer, quantizer, 0.25),
+        torch.matmul(quantizer(query), quantizer(key).mT) * 0.25,
+    )
+    assert torch.equal(
+        products.context(probs, value, quantizer, of_value), torch.matmul(quantizer(probs), of_value(value))
+    )
+    with torch.autocast("cpu", BFLOAT16):
+        scores = products.scores(query, key, quantizer, quantizer, 0.25)
+        context = products.context(probs, value, quantizer, of_value)
+    assert scores.dtype is context.dtype is BFLOAT16
+    expected = dequantized(quantizer, query) @ dequantized(quantizer, key).mT * 0.25
+    torch.testing.assert_close(scores.double(), expected, rtol=2**-7, atol=1e-6)
+    expected = dequantized(quantizer, probs) @ dequantized(of_value, value)
+    torch.testing.assert_close(context.double(), expected, rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16])
+def test_zeros_leave_everything_finite(dtype):
+    values, weight = torch.zeros(2, 3, 8, requires_grad=True), torch.zeros(4, 8, requires_grad=True)
+    with torch.autocast("cpu", BFLOAT16, enabled=dtype is BFLOAT16):
+        output = products.linear(values, weight, torch.ones(4), Uniform(), Ternary())
+    output.sum().backward()
+    assert torch.equal(output.float(), torch.ones(2, 3, 4))
+    assert torch.equal(values.grad, torch.zeros_like(values)) and torch.equal(weight.grad, torch.zeros_like(weight))
+
+
+class Counting(Uniform):
+    """Counts how often it really quantizes."""
+
+    calls = 0
+
+    def _encode(self, values):
+        type(self).calls += 1
+        return super()._encode(values)
+
+
+def test_a_tensor_that_feeds_many_linears_is_quantized_once(monkeypatch):
+    monkeypatch.setattr(Counting, "calls", 0)
+    values, weight = torch.randn(2, 5, 8), torch.randn(4, 8)
+    first = [products.linear(values, weight, None, Counting(), None) for _ in range(3)]
+    assert Counting.calls == 1
+    assert all(torch.equal(output, F.linear(Uniform()(values), weight)) for output in first)
+    products.linear(values, weight, None, Counting(4), None)
+    assert Counting.calls == 2, "another quantizer"
+    values[0, 0, 0] = 9.0
+    assert torch.equal(products.linear(values, weight, None, Counting(), None), F.linear(Uniform()(values), weight))
+    assert Counting.calls == 3, "a change in place"
+    products.linear(values.clone(), weight, None, Counting(), None)
+    assert Counting.calls == 4, "another tensor"
+    with torch.inference_mode():
+        values = torch.randn(2, 5, 8)
+        for _ in range(2):
+            assert torch.equal(
+                products.linear(values, weight, None, Counting(), None), F.linear(Uniform()(values), weight)
+            )
+
+
+def test_one_quantization_serves_every_gradient():
+    """Q, K and V fed by one tensor have the gradients of three tensors."""
+    values, weights = torch.randn(2, 5, 8), [torch.randn(4, 8) for _ in range(3)]
+    shared = values.clone().requires_grad_()
+    apart = [values.clone().requires_grad_() for _ in range(3)]
+    sum(products.linear(shared, weight, None, Uniform(), None).square().sum() for weight in weights).backward()
+    for own, weight in zip(apart, weights, strict=True):
+        products.linear(own, weight, None, Uniform(), None).square().sum().backward()
+    torch.testing.assert_close(shared.grad, sum(own.grad for own in apart))
+
+
+@pytest.fixture
+def layer():
+    return QuantLinear.from_float(torch.nn.Linear(8, 4), Counting(4), None)
+
+
+def test_weights_are_held_until_they_change(monkeypatch, layer):
+    monkeypatch.setattr(Counting, "calls", 0)
+    values, optimizer = torch.randn(3, 8), torch.optim.SGD(layer.parameters(), lr=0.5)
+
+    def checked(calls: int) -> None:
+        """The layer's output is right, after so many quantizations."""
+        assert torch.equal(layer(values), F.linear(values, Uniform(4)(layer.weight), layer.bias))
+        assert Counting.calls == calls
+
+    with products.weights_held():
+        checked(1)
+        checked(1)
+        with torch.no_grad(), torch.autocast("cpu", BFLOAT16):
+            layer(values)
+            layer(values)
+        assert Counting.calls == 2, "codes are not values"
+        checked(3)
+        layer(values).square().sum().backward()
+        optimizer.step()
+        checked(4)
+        layer.load_state_dict({name: tensor + 1 for name, tensor in layer.state_dict().items()})
+        checked(5)
+        layer.weight.data.mul_(2)
+        products.forget_weights()
+        checked(6)
+        copied = copy.deepcopy(layer)
+        assert torch.equal(copied(values), layer(values))
+    layer.weight.data.mul_(2)
+    checked(8)
+    checked(9)
+
+
+def test_a_held_weight_has_its_gradient(layer):
+    values = torch.randn(3, 8)
+    layer(values).square().sum().backward()
+    expected = layer.weight.grad.clone()
+    with products.weights_held():
+        for _ in range(2):
+            layer.zero_grad()
+            layer(values).square().sum().backward()
+            assert torch.equal(layer.weight.grad, expected)

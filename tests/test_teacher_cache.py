@@ -1,0 +1,154 @@
+"""A training that looks the teacher up is the training that asks it; and what the cache refuses."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import tritune
+from families import FAMILIES, text_batch
+from test_trainer import arguments, rows
+from tritune import TrituneError
+from tritune.recipes import load_recipe
+from tritune.training.teacher_cache import ROW, TeacherCache
+from tritune.training.trainer import DistillationTrainer
+from workspace import make_workspace, train_arguments
+
+BERT = FAMILIES["bert"]
+EVERYTHING = {
+    "logits": 1.0,
+    "hidden_states": 1.0,
+    "attention_scores": 0.5,
+    "attention_map": 2.0,
+    "block_output": 1.0,
+    "context": 0.5,
+    "projection": 0.3,
+}
+FIELDS = frozenset(tritune.trace.TRACE_FIELDS)
+
+
+@pytest.fixture
+def teacher():
+    return tritune.instrument(BERT.build(seed=1))
+
+
+def numbered(count: int) -> list[dict[str, torch.Tensor]]:
+    return [row | {ROW: torch.tensor(number)} for number, row in enumerate(rows(count))]
+
+
+def make_cache(folder, teacher, count=12, visited=100, fields=FIELDS) -> TeacherCache:
+    batch = text_batch()
+    with torch.no_grad():
+        sample = teacher(**batch, output_trace=fields)
+    return TeacherCache(folder, count, batch["input_ids"].shape[1], fields, sample, visited)
+
+
+def losses(folder, teacher, cache, **values) -> list[dict[str, float]]:
+    """The logged losses of nine steps over twelve rows in shuffled batches of three: more than two epochs."""
+    run = DistillationTrainer(
+        model=tritune.prepare(BERT.build()),
+        teacher=teacher,
+        args=arguments(folder, max_steps=9),
+        train_dataset=numbered(12),
+        coefficients=EVERYTHING,
+        teacher_cache=cache,
+        **values,
+    )
+    run.train()
+    return [
+        {name: value for name, value in log.items() if "loss" in name} for log in run.state.log_history if "loss" in log
+    ]
+
+
+@pytest.mark.parametrize("average", ["padded", "valid"])
+def test_looking_up_is_asking(tmp_path, teacher, average):
+    calls = []
+    handle = teacher.register_forward_hook(lambda *_: calls.append(1))
+    asked = losses(tmp_path / "a", teacher, None, loss_average=average)
+    assert len(calls) == 9
+    calls.clear()
+    cache = make_cache(tmp_path / "cache", teacher)
+    calls.clear()
+    looked_up = losses(tmp_path / "b", teacher, cache, loss_average=average)
+    # Four batches an epoch; in the second one no row is new.
+    assert len(calls) == 4
+    handle.remove()
+    assert len(asked) == len(looked_up) == 9
+    for one, other in zip(asked, looked_up, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_steps_with_an_intervention_ask(tmp_path, teacher):
+    cache = make_cache(tmp_path / "cache", teacher)
+    expected = losses(tmp_path / "a", teacher, None, schedule="gradual")
+    assert losses(tmp_path / "b", teacher, cache, schedule="gradual") == expected
+    assert not cache.filled.any()
+
+
+@torch.no_grad()
+def test_shorter_batches_and_files_that_lie_there(tmp_path, teacher):
+    batch = text_batch()
+    cache = make_cache(tmp_path, teacher, fields=frozenset({"attention_probs", "hidden_states"}))
+
+    def forward(batch):
+        return teacher(**batch, output_trace=cache.fields)
+
+    short = {name: value[1:, :3] for name, value in batch.items()}
+    first = cache.outputs(short, torch.tensor([5, 2]), forward)
+
+    def never(batch):
+        raise AssertionError("all rows are known")
+
+    again = make_cache(tmp_path, teacher, fields=cache.fields)
+    flipped = {name: value.flip(0) for name, value in short.items()}
+    second = again.outputs(flipped, torch.tensor([2, 5]), never)
+    assert torch.equal(second.logits, first.logits.flip(0))
+    for own, theirs in zip(second.trace.hidden_states, first.trace.hidden_states, strict=True):
+        assert torch.equal(own, theirs.flip(0))
+    for own, theirs in zip(second.trace.layers, first.trace.layers, strict=True):
+        assert torch.equal(own.attention_probs, theirs.attention_probs.flip(0)) and own.context is None
+
+
+def test_a_teacher_in_training_mode_is_refused(tmp_path, teacher):
+    cache = make_cache(tmp_path / "cache", teacher)
+    run = DistillationTrainer(
+        model=tritune.prepare(BERT.build()),
+        teacher=teacher,
+        args=arguments(tmp_path),
+        train_dataset=numbered(12),
+        teacher_cache=cache,
+    )
+    teacher.train()
+    with pytest.raises(TrituneError, match="cache_teacher: the teacher is in training mode"):
+        run.train()
+
+
+def test_a_disk_without_room_is_refused(tmp_path, teacher, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    with pytest.raises(TrituneError, match=r"cache_teacher: needs \d\.\d GB in .*, where 0.0 GB are free"):
+        make_cache(tmp_path, teacher)
+
+
+def test_padding_that_differs_from_epoch_to_epoch_is_refused():
+    with pytest.raises(TrituneError, match="cache_teacher: with padding longest"):
+        load_recipe("ti-g", ["cache_teacher=true", "padding=longest"])
+    assert load_recipe("ti-g", ["cache_teacher=true", "padding=longest", "loss_average=valid"]).cache_teacher
+
+
+def test_a_run_with_a_cache(tmp_path, cli):
+    workspace = make_workspace(tmp_path)
+    settings = ("--set", "max_steps=20", "--set", "eval_steps=5", "--set", "logging_steps=1")
+    results = []
+    for name, more in (("asked", ()), ("looked-up", ("--set", "cache_teacher=true"))):
+        code, _, err = cli(*train_arguments(workspace, workspace / name, *settings, *more))
+        assert code == 0, err
+        lines = (workspace / name / "history.jsonl").read_text().splitlines()
+        results.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
+    assert len(results[0]) == 20 and results[0] == pytest.approx(results[1], rel=1e-4)
+    assert json.loads((workspace / "looked-up" / "metrics.json").read_text())["teacher_cache_bytes"] > 1e5
+    assert not (workspace / "looked-up" / "checkpoints").exists()
+    too_short = train_arguments(workspace, workspace / "short", "--set", "max_steps=8", "--set", "cache_teacher=true")
+    code, _, err = cli(*too_short)
+    assert code == 2 and "cache_teacher would change nothing: step two comes to no row a second time" in err

@@ -70,8 +70,12 @@ def linear(
         held.add(weight)
     if value_scale is None and weight_scale is None:
         return F.linear(values, weights, bias)
-    product = _scaled(F.linear(values, weights), value_scale, weight_scale.mT if weight_scale is not None else None)
-    return product if bias is None else product.add_(bias.to(product.dtype))
+    factor = _factor(value_scale, None if weight_scale is None else weight_scale.mT)
+    if bias is None or factor.numel() > 1:
+        product = _scaled(F.linear(values, weights), factor)
+        return product if bias is None else product.add_(bias.to(product.dtype))
+    # The product adds the bias for free, if it is given in the product's own unit.
+    return _scaled(F.linear(values, weights, (bias / factor.view(-1)).to(values.dtype)), factor)
 
 
 def scores(
@@ -94,10 +98,9 @@ def scores(
     dtype = _integer_dtype(query)
     queries, query_scale = _operand(query, query_quantizer, dtype)
     keys, key_scale = _operand(key, key_quantizer, dtype)
+    factor = _factor(query_scale, None if key_scale is None else key_scale.mT)
     product = torch.matmul(queries, keys.mT)
-    if query_scale is None and key_scale is None:
-        return product * scaling
-    return _scaled(product, query_scale, key_scale.mT * scaling if key_scale is not None else scaling)
+    return product * scaling if factor is None else _scaled(product, factor * scaling)
 
 
 def context(
@@ -119,7 +122,9 @@ def context(
     dtype = _integer_dtype(value)
     probs, probs_scale = _operand(attention_probs, probs_quantizer, dtype)
     values, value_scale = _operand(value, value_quantizer, dtype)
-    return _scaled(torch.matmul(probs, values), probs_scale, value_scale)
+    factor = _factor(probs_scale, value_scale)
+    product = torch.matmul(probs, values)
+    return product if factor is None else _scaled(product, factor)
 
 
 def _integer_dtype(tensor: torch.Tensor) -> torch.dtype | None:
@@ -163,13 +168,16 @@ def _quantized_once(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dty
     return known[1]
 
 
-def _scaled(product: torch.Tensor, *scales: torch.Tensor | float | None) -> torch.Tensor:
-    """`product` times the scales, in its own dtype."""
-    factor = None
-    for scale in scales:
-        if scale is not None:
-            factor = scale if factor is None else factor * scale
-    if factor is None:
-        return product
+def _factor(left: torch.Tensor | None, right: torch.Tensor | None) -> torch.Tensor | None:
+    """The product of those of two scales that there are."""
+    if left is None or right is None:
+        return right if left is None else left
+    return left * right
+
+
+def _scaled(product: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """`product` times `factor`, in the product's own dtype."""
     # Times a tensor of no dimensions bfloat16 stays bfloat16, and the factor keeps its own precision.
-    return product.mul_(factor.view(())) if factor.numel() == 1 else (product * factor).to(product.dtype)
+    if factor.numel() == 1:
+        return product.mul_(factor.view(()))
+    return (product.to(factor.dtype) * factor).to(product.dtype)

@@ -23,7 +23,12 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """`grad` (over `scale`) where |latent| < clip."""
         latent, scale = ctx.saved_tensors
-        grad = grad.to(ctx.dtype) if scale is None else grad.to(ctx.dtype, copy=True).div_(scale)
+        if scale is not None and scale.numel() == 1 and grad.dtype == ctx.dtype:
+            grad = grad * (1 / scale).view(())
+        elif scale is not None:
+            # On CPUs operands of two dtypes are many times slower than a conversion.
+            grad = grad.to(scale.dtype, copy=True).div_(scale)
+        grad = grad.to(ctx.dtype)
         if latent is not None:
             grad = torch.ops.aten.hardtanh_backward(grad, latent, -ctx.clip, ctx.clip)
         return grad, None, None, None

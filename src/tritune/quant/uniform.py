@@ -39,7 +39,8 @@ class Uniform(Quantizer):
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         peak = _peak(values, self.granularity).to(wide_dtype(values))
         codes_per_unit = self.largest_code / peak.clamp(_SMALLEST_MAGNITUDE, self.clip)
-        codes = torch.mul(values, codes_per_unit).round_()
+        wide = values.to(codes_per_unit.dtype)
+        codes = (wide * codes_per_unit if wide is values else wide.mul_(codes_per_unit)).round_()
         if not surely_inside(peak, self.clip):
             # What lies outside the clip lies beyond the last code too: it is enough to clip the codes.
             codes.clamp_(-self.largest_code, self.largest_code)

@@ -71,11 +71,8 @@ def linear(
     if value_scale is None and weight_scale is None:
         return F.linear(values, weights, bias)
     factor = _factor(value_scale, None if weight_scale is None else weight_scale.mT)
-    if bias is None or factor.numel() > 1:
-        product = _scaled(F.linear(values, weights), factor)
-        return product if bias is None else product.add_(bias.to(product.dtype))
-    # The product adds the bias for free, if it is given in the product's own unit.
-    return _scaled(F.linear(values, weights, (bias / factor.view(-1)).to(values.dtype)), factor)
+    product = _scaled(F.linear(values, weights), factor)
+    return product if bias is None else product.add_(bias.to(product.dtype))
 
 
 def scores(

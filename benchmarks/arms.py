@@ -92,8 +92,14 @@ def finetuning_step(
     return step
 
 
-def arms(shape: str, batch_size: int, tokens: int, precision: str, device: torch.device) -> dict[str, Step]:
-    """Every arm by name; all of one precision, teacher, batch and, but for `published`, optimizer."""
+def arms(
+    shape: str, batch_size: int, tokens: int, precision: str, device: torch.device, published: bool = False
+) -> dict[str, Step]:
+    """Every arm by name; all of one precision, teacher and batch.
+
+    `float`, `qat` and `finetune` share our optimizer. With `published`, what the published step was once measured
+    against takes their place: float distillation under torch's AdamW, and the cost model beside our step.
+    """
     base, batch, dtype = build(shape, device), make_batch(batch_size, tokens, device), PRECISIONS[precision]
     sdpa = copy.deepcopy(base).train()
     sdpa.set_attn_implementation("sdpa")
@@ -106,15 +112,19 @@ def arms(shape: str, batch_size: int, tokens: int, precision: str, device: torch
         return BertAdam(model.parameters(), 2e-5, total_steps=1000)
 
     plain, qat = student(tritune.instrument), student(tritune.prepare)
-    found = {
+    ours_step = distillation_step(qat, teacher, batch, ours(qat), dtype)
+    if published:
+        adamw, theirs = torch.optim.AdamW(plain.parameters(), 2e-5), student(published_cost)
+        return {
+            "float": distillation_step(plain, teacher, batch, adamw, dtype),
+            "qat": ours_step,
+            "published": distillation_step(theirs, teacher, batch, PublishedAdam(theirs), dtype),
+        }
+    return {
         "float": distillation_step(plain, teacher, batch, ours(plain), dtype),
-        "qat": distillation_step(qat, teacher, batch, ours(qat), dtype),
+        "qat": ours_step,
         "finetune": finetuning_step(sdpa, batch, ours(sdpa), dtype),
     }
-    if dtype is None:
-        published = student(published_cost)
-        found["published"] = distillation_step(published, teacher, batch, PublishedAdam(published), dtype)
-    return found
 
 
 # The cost model: what the published step computes, operation for operation as TernaryBERT's equations read, with a

@@ -17,6 +17,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from tritune import LayerTrace, ModelTrace, Site
 
 FOLDER = Path(os.environ.get("TRITUNE_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
+# Where the numbers are compared; tests/test_gpu.py runs test_golden.py again on the accelerator.
+DEVICE = os.environ.get("TRITUNE_DEVICE", "cpu")
 ABSENT = f"no golden values in {FOLDER}; set TRITUNE_GOLDEN"
 
 SITES = {"none": None, "map": Site.MAP, "context": Site.CONTEXT, "output": Site.PROJECTION}
@@ -26,7 +28,7 @@ BATCH_KEYS = ("input_ids", "attention_mask", "token_type_ids")
 
 @functools.cache
 def read(name: str) -> dict[str, torch.Tensor]:
-    return load_file(FOLDER / f"{name}.safetensors")
+    return load_file(FOLDER / f"{name}.safetensors", device=DEVICE)
 
 
 def cases(name: str, pattern: str) -> list:
@@ -46,7 +48,7 @@ def tiny_bert(prefix: str, file: str = "tiny_bert") -> BertForSequenceClassifica
     config = BertConfig(**json.loads((FOLDER / "tiny_bert_config.json").read_text()))
     model = BertForSequenceClassification(config)
     model.load_state_dict(subset(read(file), prefix))
-    return model
+    return model.to(DEVICE)
 
 
 def batch(file: str = "tiny_bert", prefix: str = "") -> dict[str, torch.Tensor]:

@@ -112,6 +112,17 @@ def test_evaluate_repeats_the_metrics(cli, run_folder, workspace):
             assert scores[name] == metrics[key][name]
 
 
+def test_a_run_in_bf16_is_measured_in_float32(cli, workspace, tmp_path):
+    """The trainer leaves no autocast behind in the student."""
+    code, _, err = cli(*_train(workspace, tmp_path / "run"), "--set", "bf16=true")
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    arguments = ("--task", "demo", "--data", workspace / "data", "--teacher", workspace / "teacher", "--json")
+    scores = json.loads(cli("evaluate", tmp_path / "run", *arguments)[1])
+    for name in ("accuracy", "agreement", "kl_to_teacher"):
+        assert scores[name] == metrics["last"][name]
+
+
 def test_auto_classes_give_the_student_back(run_folder):
     model = AutoModelForSequenceClassification.from_pretrained(run_folder)
     twin = AutoModelForSequenceClassification.from_pretrained(run_folder)
@@ -199,6 +210,8 @@ BAD_TRAINING = {
     "output is the input": (["--output", "{teacher}", "--overwrite"], "also an input"),
     "output is an input": (["--output", "{data}"], "also an input"),
     "budget too short": (["--set", "max_steps=1"], "raise max_steps"),
+    "fp16 on a CPU": (["--set", "fp16=true"], "a CPU does not train in float16"),
+    "two precisions": (["--set", "fp16=true", "--set", "bf16=true"], "fp16 and bf16 exclude each other"),
     "no room for text": (["--set", "max_length=2"], "leaves no room"),
 }
 

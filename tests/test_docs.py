@@ -1,5 +1,6 @@
 """The documentation says what is so: links, command lines, scripts, tables and keys are checked against the code."""
 
+import csv
 import io
 import json
 import re
@@ -232,6 +233,36 @@ def test_commands_of_train_run(at_demo):
     run_commands(DOCS / "train.md")
     for folder in ("teacher", "run", "mine", "one", "two", "long", "accumulated", "checkpointed"):
         assert (at_demo / folder / "metrics.json").is_file(), folder
+
+
+@pytest.mark.slow
+def test_commands_of_speed_run(at_demo):
+    run_commands(DOCS / "speed.md")
+    assert json.loads((at_demo / "cached" / "metrics.json").read_text())["teacher_cache_bytes"]
+
+
+def test_tables_of_speed_are_the_measured_ones():
+    """Every row of a table on the page is a row of its CSV file."""
+    page = (DOCS / "speed.md").read_text(encoding="utf-8")
+    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in page.splitlines() if line[:1] == "|"]
+
+    def measured(name: str) -> list[dict[str, str]]:
+        with (ROOT / "benchmarks" / "results" / name).open() as file:
+            return list(csv.DictReader(file))
+
+    steps: dict[tuple, dict] = {}
+    for row in measured("training_step.csv"):
+        steps.setdefault((row["shape"], row["tokens"], row["precision"]), {})[row["arm"]] = row
+    assert len(steps) == 8
+    for case, arms in steps.items():
+        ratios = [f"{float(arms[arm]['ratio']):.2f}" for arm in ("qat", "finetune")]
+        assert (*case, *ratios, f"{float(arms['float']['milliseconds']):.0f}") in rows
+    for row in measured("training_memory.csv"):
+        case = (row["shape"], f"{row['batch']} x {row['tokens']}", row["precision"], row["arm"])
+        parts = ("peak_mb", "ratio", "student_mb", "kept_for_backward_mb")
+        assert (*case, *(row[part] for part in parts)) in rows
+    for row in measured("published.csv"):
+        assert (row["shape"], row["tokens"], row["arm"], f"{float(row['ratio']):.2f}") in rows
 
 
 @pytest.mark.parametrize("name", ["index.md", "use.md"])

@@ -213,15 +213,17 @@ def test_trajectory(tmp_path):
                 logging_steps=1,
                 save_strategy="no",
                 disable_tqdm=True,
-                use_cpu=True,
+                use_cpu=golden.DEVICE == "cpu",
             ),
             coefficients=dict.fromkeys(TOTAL, 1.0),
             schedule=schedule,
-            train_dataset=[{key: value[row] for key, value in batch.items()} for batch in phase for row in range(size)],
+            train_dataset=[
+                {key: value[row].cpu() for key, value in batch.items()} for batch in phase for row in range(size)
+            ],
         )
         trainer.train()
         losses += [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    torch.testing.assert_close(torch.tensor(losses), values["loss"], rtol=1e-3, atol=0)
+    torch.testing.assert_close(torch.tensor(losses), values["loss"].cpu(), rtol=1e-3, atol=0)
     final = subset(values, "final.")
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.data, final[name], rtol=0, atol=4e-3, msg=name)

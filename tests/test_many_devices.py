@@ -73,23 +73,25 @@ def test_the_command_line_on_two_processes(tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+PLAIN = {"n_gpu": 1, "gradient_checkpointing": False, "world_size": 1, "fp16": False, "device": torch.device("cpu")}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"is_deepspeed_enabled": True}, "FSDP and DeepSpeed are not supported"),
         ({"is_fsdp_enabled": True}, "FSDP and DeepSpeed are not supported"),
-        ({"args": SimpleNamespace(n_gpu=2, gradient_checkpointing=False)}, "2 GPUs in one process"),
+        ({"args": PLAIN | {"n_gpu": 2}}, "2 GPUs in one process"),
         (
             {
-                "args": SimpleNamespace(
-                    n_gpu=1, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}
-                )
+                "args": PLAIN
+                | {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
             },
             "use_reentrant=False",
         ),
         (
             {
-                "args": SimpleNamespace(n_gpu=1, gradient_checkpointing=False, world_size=2),
+                "args": PLAIN | {"world_size": 2},
                 "coefficients": {"block_output": 1.0},
             },
             "give logits_coefficient a value",
@@ -97,6 +99,8 @@ def test_the_command_line_on_two_processes(tmp_path):
     ],
 )
 def test_what_cannot_be_served_is_refused(change, message):
-    plain = {"is_deepspeed_enabled": False, "is_fsdp_enabled": False, "coefficients": {"logits": 1.0}, "args": None}
+    plain = {"is_deepspeed_enabled": False, "is_fsdp_enabled": False, "coefficients": {"logits": 1.0}, "args": PLAIN}
+    change = plain | change
+    change["args"] = SimpleNamespace(**change["args"])
     with pytest.raises(TrituneError, match=message):
-        DistillationTrainer._check_devices(SimpleNamespace(**plain | change))
+        DistillationTrainer._check_devices(SimpleNamespace(**change))

@@ -128,6 +128,29 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path):
             torch.testing.assert_close(own, expected, rtol=1e-7, atol=1e-9)
 
 
+def test_bf16_covers_teacher_and_student(tmp_path):
+    student, teacher = tritune.prepare(BERT.build()), BERT.build(seed=1)
+    dtypes = {"student": set(), "teacher": set()}
+    for name, model in (("student", student), ("teacher", teacher)):
+        model.bert.encoder.layer[0].intermediate.dense.register_forward_hook(
+            lambda module, args, output, name=name: dtypes[name].add(output.dtype)
+        )
+    run = trainer(tmp_path, student, teacher, arguments_values={"bf16": True})
+    plain = trainer(tmp_path)
+    for each in (run, plain):
+        each.train()
+    dtypes["teacher"].discard(torch.float32)  # the forward pass that finds its anatomy
+    assert dtypes == {"student": {torch.bfloat16}, "teacher": {torch.bfloat16}}
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+    losses = [[log["loss"] for log in each.state.log_history if "loss" in log] for each in (run, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.03)
+
+
+def test_fp16_on_a_cpu_is_refused(tmp_path):
+    with pytest.raises(TrituneError, match="fp16: a CPU does not train in float16"):
+        trainer(tmp_path, arguments_values={"fp16": True})
+
+
 def test_losses_with_coefficient_zero_are_not_computed(tmp_path, monkeypatch):
     def explode(pair):
         raise AssertionError("computed")

@@ -78,8 +78,10 @@ def train(
         trainer.add_callback(callback)
     with stop.listening(), _writable(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    # A model trained in bf16 would go on computing in it; what is measured and saved from here on is float32.
-    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    # accelerate leaves an autocast around the forward of a model trained in half precision; what is measured and saved
+    # from here on is float32. Its own way to take it off takes transformers' decorators off too.
+    for wrapped in ("forward", "_original_forward"):
+        vars(trainer.model).pop(wrapped, None)
     if stop.asked:
         raise Interrupted(f"stopped in {name} after step {trainer.state.global_step}; --resume goes on from there")
 

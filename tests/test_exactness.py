@@ -154,8 +154,9 @@ def test_an_intervention_ends_with_a_step_that_failed():
 STUDENTS = [name for name in shipped_recipes() if name != "finetune"]
 
 
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", STUDENTS)
-def test_gradient_checkpointing_changes_no_gradient(name):
+def test_gradient_checkpointing_changes_no_gradient(name, bf16):
     """Every recipe, at every site its schedule comes to and without any."""
     recipe, family = load_recipe(name), FAMILIES["bert"]
     coefficients = recipe.coefficients()
@@ -171,9 +172,10 @@ def test_gradient_checkpointing_changes_no_gradient(name):
             model = copy.deepcopy(student)
             if checkpointing:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            output = model(
-                **batch, output_trace=fields, intervention=Intervention(site, theirs.trace) if site else None
-            )
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                output = model(
+                    **batch, output_trace=fields, intervention=Intervention(site, theirs.trace) if site else None
+                )
             losses = distillation_losses(Pair(output, theirs, batch["attention_mask"]), coefficients)
             sum(coefficients[name] * loss for name, loss in losses.items()).backward()
             alone = model.eval()(**batch).logits

@@ -22,12 +22,12 @@ def test_the_golden_numbers(golden_folder):
     assert not torch.backends.cuda.matmul.allow_tf32
     command = [sys.executable, "-m", "pytest", "-q", str(Path(__file__).with_name("test_golden.py"))]
     result = subprocess.run(command, env=os.environ | {"TRITUNE_DEVICE": "cuda"}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:]
+    assert result.returncode == 0 and "skipped" not in result.stdout, result.stdout[-3000:]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_demo_in_half_precision(cli, tmp_path, precision):
-    """Losses stay close to float32's, and fp16's scaler skips no more than its first steps."""
+    """Losses stay close to float32's."""
     workspace, losses = make_workspace(tmp_path), {}
     for name, more in (("fp32", ()), (precision, ("--set", f"{precision}=true"))):
         settings = ("--set", "max_steps=40", "--set", "logging_steps=1", "--set", "eval_steps=20")

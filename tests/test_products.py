@@ -185,11 +185,18 @@ def test_weights_are_held_until_they_change(monkeypatch, layer):
         layer.weight.data.mul_(2)
         products.forget_weights()
         checked(6)
+        layer.double().float()
+        checked(7)
+        with products.weights_held():
+            checked(7)
+            layer.weight.data.mul_(2)
+            products.forget_weights()
+        checked(8)
         copied = copy.deepcopy(layer)
         assert torch.equal(copied(values), layer(values))
     layer.weight.data.mul_(2)
-    checked(8)
-    checked(9)
+    checked(10)
+    checked(11)
 
 
 def test_a_held_weight_has_its_gradient(layer):
@@ -201,3 +208,42 @@ def test_a_held_weight_has_its_gradient(layer):
             layer.zero_grad()
             layer(values).square().sum().backward()
             assert torch.equal(layer.weight.grad, expected)
+
+
+def test_inference_mode_leaves_nothing_that_training_would_trip_over(layer):
+    values = torch.randn(3, 8)
+    quantized = QuantLinear.from_float(torch.nn.Linear(8, 4), Ternary(), Uniform())
+    with products.weights_held():
+        with torch.inference_mode():
+            quantized(values)
+        quantized(values).sum().backward()
+        quantized(values.clone().requires_grad_()).sum().backward()
+    assert quantized.weight.grad is not None
+
+
+def test_an_input_carries_nothing_away(tmp_path):
+    values = torch.randn(3, 8)
+    products.linear(values, torch.randn(4, 8), None, Uniform(), None)
+    assert not vars(values)
+    torch.save(values, tmp_path / "values.pt")
+    assert torch.equal(torch.load(tmp_path / "values.pt"), values)
+
+
+def test_a_prepared_layer_is_exported_whole():
+    """A look at a value would break the graph; the exported program clips always and gives the same numbers."""
+    layer = QuantLinear.from_float(torch.nn.Linear(8, 4), Ternary(), Uniform()).eval()
+    values = torch.randn(3, 8)
+    with torch.no_grad():
+        program = torch.export.export(layer, (values,)).module()
+        for example in (values, 5 * values, torch.zeros_like(values)):
+            torch.testing.assert_close(program(example), layer(example), rtol=1e-6, atol=1e-6)
+
+
+def test_float64_and_tensors_without_values_are_left_to_autocast():
+    layer = QuantLinear.from_float(torch.nn.Linear(8, 4), Ternary(), Uniform())
+    assert layer.to("meta")(torch.randn(3, 8, device="meta")).shape == (3, 4)
+    double = QuantLinear.from_float(torch.nn.Linear(8, 4).double(), Ternary(), Uniform())
+    values = torch.randn(3, 8, dtype=torch.float64)
+    expected = double(values)
+    with torch.autocast("cpu", BFLOAT16):
+        assert torch.equal(double(values), expected)

@@ -196,3 +196,10 @@ def test_fine_tuning_goes_on_only_with_what_it_began_with(workspace, tmp_path, c
     assert "another task or base model" in cli(*arguments(workspace / "teacher"))[2]
     assert cli(*arguments(workspace / "base"))[0] == 0
     assert (tmp_path / "mine" / "metrics.json").read_bytes() == done
+    assert not (tmp_path / "mine" / "checkpoints").exists()
+    (tmp_path / "mine" / "metrics.json").unlink()  # as a run that was killed left it
+    (tmp_path / "mine" / "checkpoints").mkdir()
+    origin = {key: json.loads(done)[key] for key in ("task", "base_sha256")}
+    (tmp_path / "mine" / "checkpoints" / "metrics.json").write_text(json.dumps(origin))
+    assert "another task or base model" in cli(*arguments(workspace / "teacher"))[2]
+    assert cli(*arguments(workspace / "base"))[0] == 0

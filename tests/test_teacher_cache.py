@@ -1,10 +1,14 @@
 """A training that looks the teacher up is the training that asks it; and what the cache refuses."""
 
+import errno
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tritune
 from families import FAMILIES, text_batch
@@ -37,11 +41,11 @@ def numbered(count: int) -> list[dict[str, torch.Tensor]]:
     return [row | {ROW: torch.tensor(number)} for number, row in enumerate(rows(count))]
 
 
-def make_cache(folder, teacher, count=12, visited=100, fields=FIELDS) -> TeacherCache:
+def make_cache(folder, teacher, count=12, fields=FIELDS) -> TeacherCache:
     batch = text_batch()
     with torch.no_grad():
         sample = teacher(**batch, output_trace=fields)
-    return TeacherCache(folder, count, batch["input_ids"].shape[1], fields, sample, visited)
+    return TeacherCache(folder, count, batch["input_ids"].shape[1], fields, sample)
 
 
 def losses(folder, teacher, cache, **values) -> list[dict[str, float]]:
@@ -87,27 +91,32 @@ def test_steps_with_an_intervention_ask(tmp_path, teacher):
 
 
 @torch.no_grad()
-def test_shorter_batches_and_files_that_lie_there(tmp_path, teacher):
+def test_shorter_batches(tmp_path, teacher):
     batch = text_batch()
     cache = make_cache(tmp_path, teacher, fields=frozenset({"attention_probs", "hidden_states"}))
+    calls = []
 
     def forward(batch):
+        calls.append(len(batch["input_ids"]))
         return teacher(**batch, output_trace=cache.fields)
 
     short = {name: value[1:, :3] for name, value in batch.items()}
     first = cache.outputs(short, torch.tensor([5, 2]), forward)
-
-    def never(batch):
-        raise AssertionError("all rows are known")
-
-    again = make_cache(tmp_path, teacher, fields=cache.fields)
     flipped = {name: value.flip(0) for name, value in short.items()}
-    second = again.outputs(flipped, torch.tensor([2, 5]), never)
+    second = cache.outputs(flipped, torch.tensor([2, 5]), forward)
+    assert calls == [2]
     assert torch.equal(second.logits, first.logits.flip(0))
     for own, theirs in zip(second.trace.hidden_states, first.trace.hidden_states, strict=True):
         assert torch.equal(own, theirs.flip(0))
     for own, theirs in zip(second.trace.layers, first.trace.layers, strict=True):
         assert torch.equal(own.attention_probs, theirs.attention_probs.flip(0)) and own.context is None
+    cache.outputs(short, torch.tensor([5, 3]), forward)
+    assert calls == [2, 2], "one row of two is new"
+
+
+def test_what_lies_there_is_not_trusted(tmp_path, teacher):
+    make_cache(tmp_path / "cache", teacher).filled[:] = True
+    assert not make_cache(tmp_path / "cache", teacher).filled.any()
 
 
 def test_a_teacher_in_training_mode_is_refused(tmp_path, teacher):
@@ -124,11 +133,30 @@ def test_a_teacher_in_training_mode_is_refused(tmp_path, teacher):
         run.train()
 
 
-def test_a_disk_without_room_is_refused(tmp_path, teacher, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
-    with pytest.raises(TrituneError, match=r"cache_teacher: needs \d\.\d GB in .*, where 0.0 GB are free"):
-        make_cache(tmp_path, teacher)
+@pytest.mark.parametrize("when", ["before", "while the place is taken"])
+def test_a_disk_without_room_is_refused(tmp_path, teacher, monkeypatch, when):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    if when == "before":
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(TrituneError, match=r"cache_teacher: needs \d\.\d GB in .*, where .* GB are free"):
+        make_cache(tmp_path / "cache", teacher)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_rows_without_numbers_are_refused(tmp_path, teacher):
+    with pytest.raises(TrituneError, match="carry no number in a column 'row'"):
+        DistillationTrainer(
+            model=tritune.prepare(BERT.build()),
+            teacher=teacher,
+            args=arguments(tmp_path),
+            train_dataset=rows(3),
+            teacher_cache=make_cache(tmp_path / "cache", teacher),
+        )
 
 
 def test_padding_that_differs_from_epoch_to_epoch_is_refused():
@@ -137,18 +165,62 @@ def test_padding_that_differs_from_epoch_to_epoch_is_refused():
     assert load_recipe("ti-g", ["cache_teacher=true", "padding=longest", "loss_average=valid"]).cache_teacher
 
 
-def test_a_run_with_a_cache(tmp_path, cli):
-    workspace = make_workspace(tmp_path)
-    settings = ("--set", "max_steps=20", "--set", "eval_steps=5", "--set", "logging_steps=1")
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return make_workspace(tmp_path_factory.mktemp("workspace"))
+
+
+SETTINGS = ("--set", "max_steps=20", "--set", "eval_steps=5", "--set", "logging_steps=1", "--set", "save_steps=2")
+CACHED = (*SETTINGS, "--set", "cache_teacher=true")
+
+
+def test_a_run_with_a_cache(workspace, cli):
     results = []
-    for name, more in (("asked", ()), ("looked-up", ("--set", "cache_teacher=true"))):
-        code, _, err = cli(*train_arguments(workspace, workspace / name, *settings, *more))
+    for name, settings in (("asked", SETTINGS), ("looked-up", CACHED)):
+        code, _, err = cli(*train_arguments(workspace, workspace / name, *settings))
         assert code == 0, err
         lines = (workspace / name / "history.jsonl").read_text().splitlines()
         results.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
     assert len(results[0]) == 20 and results[0] == pytest.approx(results[1], rel=1e-4)
     assert json.loads((workspace / "looked-up" / "metrics.json").read_text())["teacher_cache_bytes"] > 1e5
     assert not (workspace / "looked-up" / "checkpoints").exists()
-    too_short = train_arguments(workspace, workspace / "short", "--set", "max_steps=8", "--set", "cache_teacher=true")
-    code, _, err = cli(*too_short)
-    assert code == 2 and "cache_teacher would change nothing: step two comes to no row a second time" in err
+
+
+def test_a_run_with_a_cache_goes_on_after_a_stop(workspace, cli, monkeypatch):
+    """Stopped in step two, when the cache is half full."""
+    step, calls = DistillationTrainer.training_step, []
+
+    def stopping(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 15:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args, **kwargs)
+
+    arguments = train_arguments(workspace, workspace / "stopped", *CACHED)
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillationTrainer, "training_step", stopping)
+        assert cli(*arguments)[0] == 130
+    assert cli(*arguments, "--resume")[0] == 0
+    assert cli(*train_arguments(workspace, workspace / "whole", *CACHED))[0] == 0
+    weights = [load_file(workspace / name / "model.safetensors") for name in ("stopped", "whole")]
+    for name, tensor in weights[0].items():
+        # A row that was cached in one batch is asked in another one after the stop: its last bits differ.
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_what_a_cache_cannot_help_is_refused_before_anything_is_written(workspace, cli):
+    arguments = train_arguments(workspace, workspace / "short", "--set", "max_steps=8", "--set", "cache_teacher=true")
+    for more in ((), ("--dry-run",)):
+        code, _, err = cli(*arguments, *more)
+        assert code == 2 and "cache_teacher would change nothing: step two comes to no row a second time" in err
+        assert not (workspace / "short").exists()
+
+
+def test_padding_on_the_left_moves_the_rows(workspace, cli):
+    left = shutil.copytree(workspace / "teacher", workspace / "left")
+    config = json.loads((left / "tokenizer_config.json").read_text()) | {"padding_side": "left"}
+    (left / "tokenizer_config.json").write_text(json.dumps(config))
+    settings = ("--set", "padding=longest", "--set", "loss_average=valid", "--output", workspace / "run-left")
+    data = ("--task", "demo", "--data", workspace / "data", "--recipe", "ti-g")
+    code, _, err = cli("train", left, *data, *CACHED, *settings)
+    assert code == 2 and "cache_teacher: this tokenizer pads on the left" in err

@@ -6,17 +6,21 @@ dequantized values would be rounded to the 8 bits of a bfloat16 a second time. f
 (127 * 127 * 5 is too large for it), so there too the operands are dequantized.
 """
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch.nn import functional as F
 
 from .quant import Quantizer, straight_through
 
-_QUANTIZED = "tritune_quantized"
-_held_weights: ContextVar[set[torch.Tensor] | None] = ContextVar("held_weights", default=None)
+Quantized = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+# The newest input of a Linear, weakly, with what it was quantized to: Q, K and V are fed the same tensor in turn.
+_newest_input: tuple[weakref.ref, tuple, Quantized] | None = None
+# Plain globals, because autograd computes layers again in threads of its own.
+_held_weights: dict[torch.Tensor, tuple[tuple, Quantized]] | None = None
 
 
 @contextmanager
@@ -24,23 +28,23 @@ def weights_held() -> Iterator[None]:
     """Within the context a weight is quantized once and again only when it has changed.
 
     A change is seen by autograd's count of in-place operations. What goes around it (`weight.data.mul_(2)`) needs
-    `forget_weights`; therefore nothing is held unless somebody opens this context.
+    `forget_weights`; therefore no weight is held unless somebody opens this context. It may be opened within itself.
     """
-    token = _held_weights.set(set())
+    global _held_weights
+    if _held_weights is not None:
+        yield
+        return
+    _held_weights = {}
     try:
         yield
     finally:
-        forget_weights()
-        _held_weights.reset(token)
+        _held_weights = None
 
 
 def forget_weights() -> None:
     """Drop what `weights_held` holds: the next product quantizes its weight anew."""
-    held = _held_weights.get() or set()
-    for weight in held:
-        if hasattr(weight, _QUANTIZED):
-            delattr(weight, _QUANTIZED)
-    held.clear()
+    if _held_weights is not None:
+        _held_weights.clear()
 
 
 def linear(
@@ -62,16 +66,11 @@ def linear(
         (..., out features).
     """
     dtype = _integer_dtype(input)
-    # Q, K and V are fed the same tensor.
-    values, value_scale = _operand(input, input_quantizer, dtype, keep=True)
-    held = _held_weights.get()
-    weights, weight_scale = _operand(weight, weight_quantizer, dtype, keep=held is not None)
-    if held is not None:
-        held.add(weight)
+    values, value_scale = _operand(input, input_quantizer, dtype, _quantized_input)
+    weights, weight_scale = _operand(weight, weight_quantizer, dtype, _quantized_weight)
     if value_scale is None and weight_scale is None:
         return F.linear(values, weights, bias)
-    factor = _factor(value_scale, None if weight_scale is None else weight_scale.mT)
-    product = _scaled(F.linear(values, weights), factor)
+    product = _scaled(F.linear(values, weights), value_scale, None if weight_scale is None else weight_scale.mT)
     return product if bias is None else product.add_(bias.to(product.dtype))
 
 
@@ -95,9 +94,10 @@ def scores(
     dtype = _integer_dtype(query)
     queries, query_scale = _operand(query, query_quantizer, dtype)
     keys, key_scale = _operand(key, key_quantizer, dtype)
-    factor = _factor(query_scale, None if key_scale is None else key_scale.mT)
     product = torch.matmul(queries, keys.mT)
-    return product * scaling if factor is None else _scaled(product, factor * scaling)
+    if query_scale is None and key_scale is None:
+        return product * scaling
+    return _scaled(product, query_scale, None if key_scale is None else key_scale.mT, scaling)
 
 
 def context(
@@ -119,62 +119,82 @@ def context(
     dtype = _integer_dtype(value)
     probs, probs_scale = _operand(attention_probs, probs_quantizer, dtype)
     values, value_scale = _operand(value, value_quantizer, dtype)
-    factor = _factor(probs_scale, value_scale)
-    product = torch.matmul(probs, values)
-    return product if factor is None else _scaled(product, factor)
+    return _scaled(torch.matmul(probs, values), probs_scale, value_scale)
 
 
 def _integer_dtype(tensor: torch.Tensor) -> torch.dtype | None:
-    """bfloat16 where products are computed in it, else None."""
-    device = tensor.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    """bfloat16 where products of `tensor` are computed in it, else None."""
+    device, dtype = tensor.device.type, tensor.dtype
+    # Autocast leaves float64 alone.
+    if dtype is not torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
     return dtype if dtype is torch.bfloat16 else None
 
 
-def _operand(
-    values: torch.Tensor, quantizer: Quantizer | None, dtype: torch.dtype | None, keep: bool = False
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What enters a product, and the scale that its result still needs."""
-    if quantizer is None:
-        return values, None
-    quantized, scale, peak = (_quantized_once if keep else _quantized)(values, quantizer, dtype)
-    return straight_through(values, quantized, quantizer.clip, peak, scale), scale
-
-
-Quantized = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]
-
-
 def _quantized(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
-    """Quantized values or codes, the codes' scale, and the largest magnitude; without a gradient."""
+    """Quantized values or codes, the codes' scale, and the largest magnitudes; without a gradient."""
     if dtype is not None:
         return quantizer.integers(values, dtype)
     quantized, peak = quantizer.fake(values)
     return quantized, None, peak
 
 
-def _quantized_once(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
-    """`_quantized`, kept with the tensor as long as it lives and used again until it changes in place."""
-    # Inference tensors cannot tell whether they changed.
-    if values.is_inference():
+def _operand(
+    values: torch.Tensor, quantizer: Quantizer | None, dtype: torch.dtype | None, quantized_by=_quantized
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What enters a product, and the scale that its result still needs."""
+    if quantizer is None:
+        return values, None
+    quantized, scale, peak = quantized_by(values, quantizer, dtype)
+    return straight_through(values, quantized, quantizer.clip, peak, scale), scale
+
+
+def _quantized_input(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
+    """`_quantized`, or what the same tensor gave just before."""
+    global _newest_input
+    if not _tells_changes(values):
         return _quantized(values, quantizer, dtype)
-    key = (quantizer, dtype, values._version)
-    known = getattr(values, _QUANTIZED, None)
-    if known is None or known[0] != key:
-        known = (key, _quantized(values, quantizer, dtype))
-        setattr(values, _QUANTIZED, known)
-    return known[1]
+    key = _key(values, quantizer, dtype)
+    if _newest_input is None or _newest_input[0]() is not values or _newest_input[1] != key:
+        _newest_input = (weakref.ref(values), key, _quantized(values, quantizer, dtype))
+    return _newest_input[2]
 
 
-def _factor(left: torch.Tensor | None, right: torch.Tensor | None) -> torch.Tensor | None:
-    """The product of those of two scales that there are."""
-    if left is None or right is None:
-        return right if left is None else left
-    return left * right
+def _quantized_weight(weight: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
+    """`_quantized`, or what is held."""
+    if _held_weights is None or not _tells_changes(weight):
+        return _quantized(weight, quantizer, dtype)
+    key = _key(weight, quantizer, dtype)
+    if weight not in _held_weights or _held_weights[weight][0] != key:
+        _held_weights[weight] = (key, _quantized(weight, quantizer, dtype))
+    return _held_weights[weight][1]
 
 
-def _scaled(product: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """`product` times `factor`, in the product's own dtype."""
-    # Times a tensor of no dimensions bfloat16 stays bfloat16, and the factor keeps its own precision.
-    if factor.numel() == 1:
-        return product.mul_(factor.view(()))
-    return (product.to(factor.dtype) * factor).to(product.dtype)
+def _tells_changes(values: torch.Tensor) -> bool:
+    """Whether a result may be kept: inference tensors count no changes, and what is traced has no values yet."""
+    return not (values.is_inference() or torch.is_inference_mode_enabled() or torch.compiler.is_compiling())
+
+
+def _key(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> tuple:
+    """What a result depends on; `module.to(...)` moves a parameter without counting it as a change."""
+    return quantizer, dtype, values._version, values.dtype, values.device, values.data_ptr()
+
+
+def _scaled(product: torch.Tensor, *factors: torch.Tensor | float | None) -> torch.Tensor:
+    """`product` times the factors, in its own dtype."""
+    single, rest = None, []
+    for factor in factors:
+        if isinstance(factor, torch.Tensor) and factor.numel() > 1:
+            rest.append(factor)
+        elif factor is not None:
+            # Times a tensor of no dimensions bfloat16 stays bfloat16, and the factor keeps its own precision.
+            factor = factor.view(()) if isinstance(factor, torch.Tensor) else factor
+            single = factor if single is None else single * factor
+    if single is not None:
+        product = product.mul_(single)
+    if not rest:
+        return product
+    wide = product.to(rest[0].dtype)
+    for factor in rest:  # one after the other: together they could be as large as the product, and would be kept
+        wide = wide * factor
+    return wide.to(product.dtype)

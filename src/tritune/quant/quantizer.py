@@ -12,6 +12,8 @@ import torch
 from .granularity import Granularity
 from .ste import straight_through
 
+Peak = torch.Tensor | None
+
 # Small enough never to change a real scale, large enough that a gradient times two of them is not lost in float32.
 _SMALLEST_SCALE = 1e-15
 
@@ -30,8 +32,11 @@ class Quantizer(ABC):
     clip: float
 
     @abstractmethod
-    def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, Any, torch.Tensor]:
-        """Integer-valued codes in a new tensor of float32 or wider, what `_decode` needs, and the largest magnitude."""
+    def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, Any, Peak]:
+        """Integer-valued codes in a new tensor of float32 or wider, and what `_decode` needs.
+
+        Then the largest magnitudes of the values, or None where they would cost more than they save.
+        """
 
     @abstractmethod
     def _decode(self, codes: torch.Tensor, unit: Any) -> torch.Tensor:
@@ -50,17 +55,17 @@ class Quantizer(ABC):
         """Codes and scale back to float: scale * codes (the last bit may differ from calling the quantizer)."""
         return codes.to(scale.dtype) * scale
 
-    def fake(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def fake(self, values: torch.Tensor) -> tuple[torch.Tensor, Peak]:
         """`fake_quantize` without a gradient: the quantized values, and the largest magnitudes of the given ones."""
         codes, unit, peak = self._encode(values.detach())
         return self._decode(codes, unit).to(values.dtype), peak
 
-    def integers(self, values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def integers(self, values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, Peak]:
         """Codes as numbers of a float `dtype`, their scale, and the largest magnitudes of the given values.
 
         All without a gradient. bfloat16 holds codes of up to 8 bits exactly, so products of such codes lose nothing
-        that a product of dequantized values in bfloat16 would lose. The scale of
-        zeros is positive too, so that one may divide by it.
+        that a product of dequantized values in bfloat16 would lose. The scale of zeros is positive too, so that one may
+        divide by it.
         """
         codes, unit, peak = self._encode(values.detach())
         return codes.to(dtype), self._scale(unit).clamp(min=_SMALLEST_SCALE), peak

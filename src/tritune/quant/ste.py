@@ -1,9 +1,9 @@
 """The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432), clipped as in TernaryBERT.
 
 One autograd function serves every quantizer: the forward pass returns the quantized values, the backward pass pretends
-that quantization was the identity inside the clip and a constant outside. Where nothing was clipped nothing is kept and
-the gradient passes as it is; else the latent values are kept, which a loss or a residual mostly keeps anyway. The
-backward pass is itself made of differentiable operations, so Hessian-vector products go through it.
+that quantization was the identity inside the clip and a constant outside. Where it is known that nothing was clipped
+nothing is kept and the gradient passes as it is; else the latent values are kept, as a loss or a residual often does
+anyway. The backward pass is itself made of differentiable operations, so Hessian-vector products go through it.
 """
 
 import torch
@@ -57,18 +57,22 @@ def straight_through(
     """
     if not (torch.is_grad_enabled() and latent.requires_grad):
         return quantized.detach()
-    inside = peak is not None and surely_inside(peak, clip)
+    inside = surely_inside(peak, clip)
     return _StraightThrough.apply(latent, quantized.detach(), None if inside else clip, scale)
 
 
-def surely_inside(peak: torch.Tensor, clip: float) -> bool:
-    """Whether nothing needs to be clipped, as far as one may ask: False where a look would stall a device's queue.
+def surely_inside(peak: torch.Tensor | None, clip: float) -> bool:
+    """Whether it is known that nothing needs to be clipped.
+
+    False where a look at a value would stall a device's queue, or break a graph that is being traced.
 
     Args:
-        peak: largest magnitudes, any shape.
+        peak: largest magnitudes, any shape; None when they are not known.
         clip: the half-width of the range.
 
     >>> surely_inside(torch.tensor([0.3, 2.5]), clip=2.5)
     False
     """
-    return peak.is_cpu and (peak if peak.numel() == 1 else peak.amax()).item() < clip
+    if peak is None or not peak.is_cpu or torch.compiler.is_compiling():
+        return False
+    return (peak if peak.numel() == 1 else peak.amax()).item() < clip

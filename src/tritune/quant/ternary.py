@@ -44,7 +44,7 @@ def _ternary_codes(
     """Codes as floats, written over `magnitude`, and the scale; no boolean tensor in between, see `Quantizer`."""
     dims = granularity.dims(weight)
     threshold = threshold_factor * magnitude.mean(dims, keepdim=True)
-    if threshold.numel() == 1 and threshold.is_cpu:
+    if threshold.numel() == 1 and threshold.is_cpu and not torch.compiler.is_compiling():
         F.threshold_(magnitude, threshold.item(), 0.0)
     else:
         # m - t is positive exactly where m > t.
@@ -92,9 +92,10 @@ class Ternary(Quantizer):
     threshold_factor: float = 0.7
     bits: ClassVar[int] = 2
 
-    def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         magnitude = values.abs().to(wide_dtype(values))
-        peak = magnitude.amax(self.granularity.dims(values), keepdim=True)
+        # Only on a CPU is it worth reading the weight once more to learn that nothing needs to be clipped.
+        peak = magnitude.amax(self.granularity.dims(values), keepdim=True) if magnitude.is_cpu else None
         if not surely_inside(peak, self.clip):
             magnitude.clamp_(max=self.clip)
         return *_ternary_codes(values, magnitude, self.granularity, self.threshold_factor), peak

@@ -1,6 +1,7 @@
 """Full-precision fine-tuning: how a teacher is made."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ def finetune(job: Job, resume: bool = False) -> dict[str, Any]:
         origin = {"task": job.task.name, "base_sha256": weights_sha256(job.model)}
         _keep_recipe(job, origin)
         if done := read_json(output / METRICS):
+            _remove_leftovers(output)
             return done
         set_seed(recipe.seed)
         keeper = BestModel(output / BEST, job.task.metric, job.tokenizer, recipe)
@@ -65,9 +67,13 @@ def finetune(job: Job, resume: bool = False) -> dict[str, Any]:
             best.save_pretrained(output)
             job.tokenizer.save_pretrained(output)
             write_json(output / METRICS, metrics)
-            for name in (BEST, CHECKPOINTS):
-                remove(output / name)
+            _remove_leftovers(output)
     return metrics
+
+
+def _remove_leftovers(output: Path) -> None:
+    for name in (BEST, CHECKPOINTS):
+        remove(output / name)
 
 
 def _keep_recipe(job: Job, origin: dict[str, str]) -> None:

@@ -88,7 +88,7 @@ class BertAdam(torch.optim.Optimizer):
             [state["exp_avg"]],
             [state["exp_avg_sq"]],
             [],
-            [torch.tensor(_NO_BIAS, device=parameter.device)],
+            [torch.full((), _NO_BIAS, device=parameter.device)],
             fused=True,
             lr=learning_rate(group["lr"], state["step"], group["total_steps"], group["warmup"]),
             beta1=group["betas"][0],

@@ -39,16 +39,20 @@ def plan(job: Job, only: str | None = None) -> list[Phase]:
         only: "one" or "two" to make one step alone.
 
     Raises:
-        TrituneError: `only` names a step of a recipe that has none.
+        TrituneError: `only` names a step of a recipe that has none, or `cache_teacher` can do nothing for the last one.
     """
     recipe, one = job.recipe, job.recipe.step_one_steps
     if one is None:
         if only:
             raise TrituneError(f"--phase {only}: recipe {recipe.name} has no schedule, so it has one phase only")
-        return [Phase("training", recipe.max_steps, None)]
-    two = recipe.max_steps - one
-    phases = {"one": Phase("step one", one, recipe.schedule), "two": Phase("step two", two, None, first_step=one)}
-    return [phases[only]] if only else list(phases.values())
+        phases = [Phase("training", recipe.max_steps, None)]
+    else:
+        two = recipe.max_steps - one
+        both = {"one": Phase("step one", one, recipe.schedule), "two": Phase("step two", two, None, first_step=one)}
+        phases = [both[only]] if only else list(both.values())
+    if recipe.cache_teacher:
+        _check_cache(job, phases[-1])
+    return phases
 
 
 def run(
@@ -81,9 +85,9 @@ def run(
         if recorder.finished:
             remove(job.output / CHECKPOINTS)
             return recorder.finished
+        cache = _teacher_cache(job) if job.recipe.cache_teacher else None
         recorder.begin(untrained, start, start_source)
         set_seed(job.recipe.seed)
-        cache = _teacher_cache(job, phases[-1]) if job.recipe.cache_teacher else None
         best = [_train(job, student, phase, recorder, cache, is_last=phase is phases[-1]) for phase in phases][-1]
         process.wait_for_everyone()
         if cache is not None:
@@ -98,29 +102,29 @@ def run(
     return metrics
 
 
-def _teacher_cache(job: Job, phase: Phase) -> TeacherCache:
-    """A cache for the training rows, used in `phase`.
-
-    Raises:
-        TrituneError: the phase comes to no row twice, or has an intervention, or the disk is too small, or there are
-            several processes.
-    """
-    recipe, rows = job.recipe, job.data.splits["train"]
+def _check_cache(job: Job, phase: Phase) -> None:
+    recipe, rows = job.recipe, len(job.data.splits["train"])
     visits = phase.steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-    if phase.schedule is not None or visits <= len(rows):
+    if phase.schedule is not None or visits <= rows:
         raise TrituneError(
             f"cache_teacher would change nothing: {phase.name} comes to no row a second time without intervention "
-            f"({visits} visits, {len(rows)} rows)"
+            f"({visits} visits, {rows} rows)"
         )
+    if recipe.padding == "longest" and job.tokenizer.padding_side != "right":
+        raise TrituneError("cache_teacher: this tokenizer pads on the left, so it needs padding: max_length")
     if this_process().num_processes > 1:
         raise TrituneError("cache_teacher: only for a single process")
+
+
+def _teacher_cache(job: Job) -> TeacherCache:
+    recipe, rows = job.recipe, job.data.splits["train"]
     fields = trace_fields(recipe.coefficients())
     batch = job.data.collate([rows[0]])
     batch.pop("labels")
     with evaluation_mode(job.model), torch.no_grad():
         sample = instrument(job.model)(**batch.to(job.model.device), output_trace=fields)
     length = recipe.max_length if recipe.padding == "max_length" else max(map(len, rows["input_ids"]))
-    return TeacherCache(job.output / CHECKPOINTS / "teacher", len(rows), length, fields, sample, visits)
+    return TeacherCache(job.output / CHECKPOINTS / "teacher", len(rows), length, fields, sample)
 
 
 def _train(

@@ -1,11 +1,12 @@
 """What the teacher says of every training row, computed once and read back in later epochs.
 
 The teacher never changes, so from the second epoch on its forward pass, about a quarter of a step, can be looked up.
-The price is disk: attention scores grow with the square of the length. Values are kept in float32 as they came, so
+The price is disk: attention scores grow with the square of the length. Values are kept in float32, so
 training with the cache is training without it, up to the last bits that a row owes to its batch mates.
 """
 
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..errors import TrituneError
 from ..trace import LayerTrace, ModelTrace
 
 ROW = "row"
-_FILLED, _LOGITS, _HIDDEN = "filled", "logits", "hidden_states"
+_LOGITS, _HIDDEN = "logits", "hidden_states"
 # Fields with a key axis beside the token axis.
 _SQUARE = ("attention_scores", "attention_probs")
 # Fields whose token axis is the one before the last.
@@ -31,33 +32,37 @@ class TeacherCache:
     """Outputs of a frozen model by row number, in one file per field.
 
     Args:
-        folder: where the files lie; those of an interrupted run are used again.
+        folder: where the files lie; what lies there already is replaced. A run that goes on fills them again: it cannot
+            know what a crash left of them.
         rows: of the training set.
-        length: tokens of its longest batch.
+        length: tokens of its longest batch. Shorter batches must be padded on the right.
         fields: of `LayerTrace`, or "hidden_states", that are kept beside the logits.
         sample: the model's output, with a trace of `fields`, for any batch; its shapes are taken.
-        visited: rows that will be asked for, at most; for the check of the disk.
 
     Raises:
         TrituneError: the disk has no room; the message says how much is needed and how much there is.
     """
 
-    def __init__(self, folder: Path, rows: int, length: int, fields: frozenset[str], sample: ModelOutput, visited: int):
-        shapes = {name: _row_shape(name, tensor, length) for name, tensor in _packed(sample, fields).items()}
+    def __init__(self, folder: Path, rows: int, length: int, fields: frozenset[str], sample: ModelOutput):
+        shapes = {name: (rows, *_row_shape(name, tensor, length)) for name, tensor in _packed(sample, fields).items()}
         self.folder, self.fields = folder, fields
-        folder.mkdir(parents=True, exist_ok=True)
-        needed = 4 * min(rows, visited) * sum(math.prod(shape) for shape in shapes.values())
-        free = shutil.disk_usage(folder).free
-        if needed - self.used_bytes() > free:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        needed, free = 4 * sum(map(math.prod, shapes.values())), shutil.disk_usage(folder).free
+        try:
+            if needed > free:
+                raise OSError
+            self.files = {name: _create(folder / name, shape) for name, shape in shapes.items()}
+        except OSError:
+            shutil.rmtree(folder)
             raise TrituneError(
-                f"cache_teacher: needs {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; "
-                "turn it off, or take fewer rows or a shorter max_length"
-            )
-        self.files = {name: _open(folder / name, np.float32, (rows, *shape)) for name, shape in shapes.items()}
-        self.filled = _open(folder / _FILLED, np.uint8, (rows,))
+                f"cache_teacher: needs {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; turn it "
+                "off, or take fewer rows or a shorter max_length"
+            ) from None
+        self.filled = np.zeros(rows, bool)
 
     def used_bytes(self) -> int:
-        """What the files take on disk so far."""
+        """What the files take on disk."""
         return sum(512 * path.stat().st_blocks for path in self.folder.iterdir())
 
     def outputs(self, batch: dict[str, torch.Tensor], rows: torch.Tensor, forward: Forward) -> ModelOutput:
@@ -76,7 +81,7 @@ class TeacherCache:
             cut = _cut(name, tokens)
             for number, value in zip(index, tensor.float().cpu().numpy(), strict=True):
                 self.files[name][number][cut] = value
-        self.filled[index] = 1
+        self.filled[index] = True
         return output
 
     def _read(self, index: np.ndarray, tokens: int, device: torch.device) -> ModelOutput:
@@ -116,6 +121,9 @@ def _cut(name: str, tokens: int) -> tuple:
     return (..., slice(tokens), slice(None)) if name in _PER_TOKEN else (...,)
 
 
-def _open(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    """A file that takes disk only where it was written to."""
-    return np.memmap(path, dtype, "r+" if path.is_file() else "w+", shape=shape)
+def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A file of float32 whose place on the disk is taken now: a disk that fills up later would kill the process."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
+    return np.memmap(path, np.float32, "r+", shape=shape)

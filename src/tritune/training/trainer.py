@@ -1,10 +1,11 @@
 """`DistillationTrainer`: transformers' Trainer with a teacher, named losses and an intervention schedule."""
 
 from collections import defaultdict
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_utils import TrainOutput
 
@@ -20,6 +21,14 @@ from .optimizer import learning_rate
 from .teacher_cache import ROW, TeacherCache
 
 TERNARYBERT = {"logits": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
+
+
+class _ForgetWeights(TrainerCallback):
+    """Some optimizers write to `weight.data`, which autograd does not count as a change."""
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        """Quantize anew after every update."""
+        forget_weights()
 
 
 class DistillationTrainer(Trainer):
@@ -78,21 +87,23 @@ class DistillationTrainer(Trainer):
         if optimizer == "bert_adam":
             args = without_clip_and_schedule(args)
         super().__init__(model=model, args=args, **kwargs)
+        self.add_callback(_ForgetWeights())
         self._check_devices()
+        self._check_cache()
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The published optimizer unless `adamw` was asked for; decay spares biases and norms either way."""
         if self.optimizer_name == "bert_adam":
             self.optimizer_cls_and_kwargs = bert_adam(self.optimizer_args, self.state.max_steps, self.warmup_ratio)
-        optimizer = super().create_optimizer(model)
-        # Some optimizers write to `weight.data`, which autograd does not count as a change.
-        optimizer.register_step_post_hook(lambda *_: forget_weights())
-        return optimizer
+        return super().create_optimizer(model)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As Trainer's; a weight is quantized once per update, however many forward passes that takes."""
-        with weights_held():
+        """As Trainer's; a weight is quantized once per update, however many batches that takes.
+
+        Under gradient checkpointing, which is there to save memory, it is quantized as often as it is needed.
+        """
+        with nullcontext() if self.args.gradient_checkpointing else weights_held():
             return super().train(*args, **kwargs)
 
     def compute_loss(
@@ -191,6 +202,14 @@ class DistillationTrainer(Trainer):
             and not self.coefficients.get("ground_truth")
         ):
             raise TrituneError("on many devices the classifier must be trained: give logits_coefficient a value")
+
+    def _check_cache(self) -> None:
+        if self.teacher_cache is None:
+            return
+        if self.args.world_size > 1:
+            raise TrituneError("cache_teacher: only for a single process")
+        if ROW not in self.train_dataset[0]:
+            raise TrituneError(f"cache_teacher: the rows of train_dataset carry no number in a column {ROW!r}")
 
     def _site(self) -> Site | None:
         if self.schedule is None:

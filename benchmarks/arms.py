@@ -4,6 +4,7 @@ cost model of the published QAT step.
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from transformers.masking_utils import eager_mask
 import tritune
 from tritune.attention import STATE_ATTRIBUTE
 from tritune.distill import Pair, distillation_losses, trace_fields
+from tritune.products import weights_held
 from tritune.training.optimizer import BertAdam
 
 SHAPES = {
@@ -59,14 +61,15 @@ def distillation_step(
     """One update of `student` towards `teacher`, under autocast to `dtype` if it is given."""
 
     def step() -> None:
-        """Forward of both, losses, backward, update."""
-        with torch.autocast(student.device.type, dtype, enabled=dtype is not None):
-            with torch.no_grad():
-                teachers = teacher(**batch, output_trace=FIELDS)
-            output = student(**batch, output_trace=FIELDS)
-        losses = distillation_losses(Pair(output, teachers, batch["attention_mask"]), COEFFICIENTS)
-        sum(losses.values()).backward()
-        optimizer.step()
+        """Forward of both, losses, backward, update; weights held in between, as `DistillationTrainer` does."""
+        with nullcontext() if student.is_gradient_checkpointing else weights_held():
+            with torch.autocast(student.device.type, dtype, enabled=dtype is not None):
+                with torch.no_grad():
+                    teachers = teacher(**batch, output_trace=FIELDS)
+                output = student(**batch, output_trace=FIELDS)
+            losses = distillation_losses(Pair(output, teachers, batch["attention_mask"]), COEFFICIENTS)
+            sum(losses.values()).backward()
+            optimizer.step()
         optimizer.zero_grad()
 
     return step

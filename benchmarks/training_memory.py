@@ -3,8 +3,8 @@
     python benchmarks/training_memory.py --shape minilm --batch 16 --tokens 128 --output memory.csv
     python benchmarks/training_memory.py --shape bert-large --batch 8 --tokens 128
 
-Every arm runs in a process of its own, because a process never gives its peak back. The peak is that of the third step,
-above what the process holds before it makes its models. Parts: weights of teacher and student, gradients, both moments
+Every arm runs in a process of its own, because a process never gives its peak back. The peak is that of the second
+step, above what the process holds before it makes its models. Parts: weights of teacher and student, gradients, both moments
 of the optimizer, and what autograd keeps from the student's forward pass for its backward pass, weights left out.
 """
 
@@ -14,7 +14,7 @@ import csv
 import ctypes
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,10 +75,8 @@ def measure(shape: str, batch: int, tokens: int, precision: str, arm: str) -> di
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            peak = int(line.split()[1])
+    status = Path("/proc/self/status").read_text()
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
     weights = size_mb(list(student.parameters()))
     return {
         "peak_mb": peak * 1024 / 1e6 - before,

@@ -4,8 +4,9 @@
     python benchmarks/training_memory.py --shape bert-large --batch 8 --tokens 128
 
 Every arm runs in a process of its own, because a process never gives its peak back. The peak is that of the second
-step, above what the process holds before it makes its models. Parts: weights of teacher and student, gradients, both moments
-of the optimizer, and what autograd keeps from the student's forward pass for its backward pass, weights left out.
+step, above what the process holds before it makes its models. Parts: weights of teacher and student, gradients, both
+moments of the optimizer, and what autograd keeps from the student's forward pass for its backward pass, weights left
+out.
 """
 
 import argparse

@@ -62,7 +62,7 @@ def distillation_step(
 
     def step() -> None:
         """Forward of both, losses, backward, update; weights held in between, as `DistillationTrainer` does."""
-        with nullcontext() if student.is_gradient_checkpointing else weights_held():
+        with nullcontext() if student.is_activation_checkpointing else weights_held():
             with torch.autocast(student.device.type, dtype, enabled=dtype is not None):
                 with torch.no_grad():
                     teachers = teacher(**batch, output_trace=FIELDS)
@@ -101,7 +101,8 @@ def arms(
     """Every arm by name; all of one precision, teacher and batch.
 
     `float`, `qat` and `finetune` share our optimizer. With `published`, what the published step was once measured
-    against takes their place: float distillation under torch's AdamW, and the cost model beside our step.
+    against takes their place: float distillation under torch's AdamW, and the cost model beside our step in both
+    precisions.
     """
     base, batch, dtype = build(shape, device), make_batch(batch_size, tokens, device), PRECISIONS[precision]
     sdpa = copy.deepcopy(base).train()
@@ -118,9 +119,11 @@ def arms(
     ours_step = distillation_step(qat, teacher, batch, ours(qat), dtype)
     if published:
         adamw, theirs = torch.optim.AdamW(plain.parameters(), 2e-5), student(published_cost)
+        half = student(tritune.prepare)
         return {
             "float": distillation_step(plain, teacher, batch, adamw, dtype),
             "qat": ours_step,
+            "qat bf16": distillation_step(half, teacher, batch, ours(half), torch.bfloat16),
             "published": distillation_step(theirs, teacher, batch, PublishedAdam(theirs), dtype),
         }
     return {

@@ -199,6 +199,16 @@ def test_weights_are_held_until_they_change(monkeypatch, layer):
     checked(11)
 
 
+def test_a_weight_at_a_freed_address_is_another_weight(layer):
+    values = torch.randn(3, 8)
+    with products.weights_held():
+        for _ in range(50):
+            layer(values)
+            layer.weight.data = torch.empty(0)  # what `module.to` does: the old memory is free for the new values
+            layer.weight.data = torch.randn(4, 8)
+            assert torch.equal(layer(values), F.linear(values, Uniform(4)(layer.weight), layer.bias))
+
+
 def test_a_held_weight_has_its_gradient(layer):
     values = torch.randn(3, 8)
     layer(values).square().sum().backward()

@@ -20,7 +20,7 @@ Quantized = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 # The newest input of a Linear, weakly, with what it was quantized to: Q, K and V are fed the same tensor in turn.
 _newest_input: tuple[weakref.ref, tuple, Quantized] | None = None
 # Plain globals, because autograd computes layers again in threads of its own.
-_held_weights: dict[torch.Tensor, tuple[tuple, Quantized]] | None = None
+_held_weights: dict[torch.Tensor, tuple[torch.Tensor, tuple, Quantized]] | None = None
 
 
 @contextmanager
@@ -165,9 +165,10 @@ def _quantized_weight(weight: torch.Tensor, quantizer: Quantizer, dtype: torch.d
     if _held_weights is None or not _tells_changes(weight):
         return _quantized(weight, quantizer, dtype)
     key = _key(weight, quantizer, dtype)
-    if weight not in _held_weights or _held_weights[weight][0] != key:
-        _held_weights[weight] = (key, _quantized(weight, quantizer, dtype))
-    return _held_weights[weight][1]
+    if weight not in _held_weights or _held_weights[weight][1] != key:
+        # The alias keeps the weight's memory: given new values elsewhere, they could land at the same address.
+        _held_weights[weight] = (weight.detach(), key, _quantized(weight, quantizer, dtype))
+    return _held_weights[weight][2]
 
 
 def _tells_changes(values: torch.Tensor) -> bool:

@@ -10,6 +10,7 @@ from rich.console import Console
 from .. import errors
 from ..devices import keep_freed_memory
 from . import demo, evaluate, finetune, predict, recipes, train
+from .analyze.app import app as analyze
 
 app = typer.Typer(
     name="tritune",
@@ -24,6 +25,7 @@ app.command()(finetune.finetune)
 app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
+app.add_typer(analyze)
 app.command()(recipes.recipes)
 app.command()(demo.demo)
 

@@ -1,6 +1,7 @@
 """What a person sees: tables on stdout, or one JSON object in their place."""
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,15 @@ def show_keys(kind: type, as_json: bool) -> None:
     for name, default in defaults.items():
         table.add_row(name, json.dumps(default).strip('"'))
     Console().print(table)
+
+
+def show_table(header: Sequence[str], rows: Iterable[Sequence[str]], note: str) -> None:
+    """Rows under a header, and a line after them."""
+    table = _table(*header)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)
+    _say(note)
 
 
 def _table(*columns: str, title: str | None = None) -> Table:

@@ -1,0 +1,53 @@
+"""What every analysis leaves behind: numbers in one JSON file, and pictures of them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..errors import TrituneError
+from ..plots import save
+
+FORMATS = ("png", "svg")
+
+
+def write_result(name: str, result: Any, figures: Mapping[str, Figure], folder: Path) -> None:
+    """Write `<name>.json` and, for every figure, `<figure>.png` and `<figure>.svg`.
+
+    Args:
+        name: of the analysis.
+        result: the dataclass it returned; arrays become nested lists, what is not finite becomes null.
+        figures: file name without its ending to figure.
+        folder: made if it is not there; files of the same names are replaced.
+
+    Raises:
+        TrituneError: the folder cannot be written to.
+    """
+    text = json.dumps(_plain({"analysis": name, **asdict(result)}), indent=1, allow_nan=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        for title, figure in figures.items():
+            for ending in FORMATS:
+                save(figure, folder / f"{title}.{ending}")
+    except OSError as error:
+        raise TrituneError(f"{folder}: cannot be written to ({error.strerror})") from None
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,155 @@
+"""What an analysis looks at: a teacher, students of the same shape, and rows of a task's dev set."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data import load_task_data
+from ..data.encode import EncodedData, encode_splits
+from ..devices import this_process
+from ..errors import TrituneError
+from ..evaluate import recipe_in_force
+from ..instrument import instrument, instrument_of
+from ..load import is_quantized, load_model, load_tokenizer
+from ..prepare import prepare
+from ..tasks import Task
+
+UNTRAINED = "quantized, untrained"
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Models to compare, instrumented and in evaluation mode, and the rows to compare them on.
+
+    Attributes:
+        task: what the models were fine-tuned on.
+        models: name to model; the teacher first, under the name "teacher", where there is one.
+        tokenizer: of all of them.
+        data: the task's dev splits as token ids.
+        rows: the dev rows to look at, in order.
+        batch_size: rows per batch.
+        texts: the dev rows before they were encoded.
+    """
+
+    task: Task
+    models: dict[str, PreTrainedModel]
+    tokenizer: PreTrainedTokenizerBase
+    data: EncodedData
+    rows: Dataset
+    batch_size: int
+    texts: Dataset
+
+    @property
+    def teacher(self) -> PreTrainedModel:
+        """The first model."""
+        return self.models["teacher"]
+
+    @property
+    def students(self) -> dict[str, PreTrainedModel]:
+        """Name to model, without the teacher."""
+        return {name: model for name, model in self.models.items() if name != "teacher"}
+
+    def batches(self, description: str = "", *, labels: bool = False) -> Iterator[Batch]:
+        """The rows as batches of tensors on the models' device, with a progress bar once it takes long.
+
+        Args:
+            description: of the bar.
+            labels: whether `labels`, (batch,), are in it.
+        """
+        device = next(iter(self.models.values())).device
+        loader = DataLoader(self.rows, self.batch_size, collate_fn=self.data.collate)
+        for batch in tqdm(loader, desc=description or "analyse", leave=False, delay=3):
+            yield {name: tensor.to(device) for name, tensor in batch.items() if labels or name != "labels"}
+
+    def tokens(self, row: int) -> list[str]:
+        """The tokens of one row, special ones too, without padding."""
+        return self.tokenizer.convert_ids_to_tokens(self.rows[row]["input_ids"])
+
+
+def open_subjects(
+    task: Task,
+    data_folder: Path | None,
+    teacher: str | None,
+    students: Sequence[str],
+    rows: int | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    untrained: bool = False,
+) -> Subjects:
+    """Load models and rows, and check that they belong together.
+
+    Lengths, padding and batch size are those of the recipe beside the first student, because per-tensor activation
+    scales depend on them.
+
+    Args:
+        task: of the table.
+        data_folder: the task's original files; None reads the hub.
+        teacher: its folder or hub name; None where models are looked at one by one.
+        students: folders or hub names.
+        rows: of the dev set from its beginning; None takes all.
+        overrides: `key=value` for max_length, padding or per_device_eval_batch_size.
+        untrained: whether the teacher quantized as the first student is, without any training, is one of the students.
+
+    Raises:
+        TrituneError: a model or the data cannot be used, or the models differ in layers or heads.
+    """
+    sources = {"teacher": teacher} if teacher else {}
+    sources |= dict(zip(_names(students), students, strict=True))
+    models = {name: load_model(source, task) for name, source in sources.items()}
+    first = _names(students)[0] if students else "teacher"
+    recipe = recipe_in_force(sources[first], models[first], overrides, task)
+    tokenizer = load_tokenizer(sources[first], models[first], recipe.max_length)
+    if untrained and is_quantized(models[first]):
+        quantization = models[first].config.quantization_config.quantization
+        models[UNTRAINED] = prepare(copy.deepcopy(models["teacher"]), quantization)
+    device = this_process().device
+    models = {name: instrument(model).to(device).eval() for name, model in models.items()}
+    _check_shapes(models, {**sources, UNTRAINED: UNTRAINED})
+    splits = load_task_data(task, data_folder, task.dev_splits)
+    data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
+    count = len(data.dev) if rows is None else min(rows, len(data.dev))
+    if count < 1:
+        raise TrituneError("--rows must be at least 1, and the dev set must have a row")
+    return Subjects(
+        task,
+        models,
+        tokenizer,
+        data,
+        data.dev.select(range(count)),
+        recipe.per_device_eval_batch_size,
+        splits[task.dev_splits[0]],
+    )
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """A short name for every source: its last folder's, or the whole path where two are alike."""
+    short = [Path(source).resolve().name if Path(source).exists() else source for source in sources]
+    return [
+        name if short.count(name) == 1 and name != "teacher" else source
+        for name, source in zip(short, sources, strict=True)
+    ]
+
+
+def _check_shapes(models: dict[str, PreTrainedModel], sources: dict[str, str]) -> None:
+    """Refuse models whose layers or heads do not correspond."""
+    shapes = {name: (len(instrument_of(m).anatomy.sites), _heads(m)) for name, m in models.items()}
+    reference = next(iter(shapes))
+    for name, (layers, heads) in shapes.items():
+        if (layers, heads) != shapes[reference]:
+            raise TrituneError(
+                f"{sources[name]}: has {layers} layers of {heads} heads, {sources[reference]} has "
+                f"{shapes[reference][0]} of {shapes[reference][1]}; only models of one shape can be compared"
+            )
+
+
+def _heads(model: PreTrainedModel) -> int:
+    return getattr(model.config, "num_attention_heads", None) or getattr(model.config, "n_heads", 0)

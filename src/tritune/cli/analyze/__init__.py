@@ -1,0 +1,1 @@
+"""`tritune analyze`: one file per analysis, each a subcommand."""

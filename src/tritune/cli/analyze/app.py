@@ -1,0 +1,12 @@
+"""The group of subcommands behind `tritune analyze`."""
+
+import typer
+
+app = typer.Typer(
+    name="analyze",
+    help="Look inside a teacher and its students: every analysis of the papers, as numbers (JSON) and as pictures.\n\n"
+    "Results go to analysis/NAME in the first student's folder, where `tritune report` finds them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)

@@ -136,7 +136,7 @@ def attention_forward(
 
     attention_probs = F.dropout(forward_pass.replace(Site.MAP, attention_probs), dropout, module.training)
     context = products.context(
-        attention_probs, _seen_value(value, masked, state.value), state.attention_probs, state.value
+        attention_probs, seen_value(value, masked, state.value), state.attention_probs, state.value
     )
     forward_pass.keep(context=context)
     context = forward_pass.replace(Site.CONTEXT, context).transpose(1, 2).contiguous()
@@ -147,7 +147,7 @@ def attention_forward(
     return context, attention_probs
 
 
-def _seen_value(value: torch.Tensor, masked: torch.Tensor | None, quantizer: Quantizer | None) -> torch.Tensor:
+def seen_value(value: torch.Tensor, masked: torch.Tensor | None, quantizer: Quantizer | None) -> torch.Tensor:
     """V, (batch, heads, key, head width); a scale per sequence and head must not see tokens that nobody attends to."""
     if masked is None or quantizer is None or quantizer.granularity is not Granularity.HEAD:
         return value

@@ -3,3 +3,12 @@
 Every analysis is one file and one function; what it returns is a small dataclass, which `plots` of the same file draws
 and `write_result` writes.
 """
+
+from .attention import attention
+from .heads import heads
+from .layers import layers
+from .norms import norms
+from .ranges import ranges
+from .sensitivity import sensitivity
+
+__all__ = ["attention", "heads", "layers", "norms", "ranges", "sensitivity"]

@@ -37,7 +37,6 @@ class Subjects:
         data: the task's dev splits as token ids.
         rows: the dev rows to look at, in order.
         batch_size: rows per batch.
-        texts: the dev rows before they were encoded.
     """
 
     task: Task
@@ -46,7 +45,6 @@ class Subjects:
     data: EncodedData
     rows: Dataset
     batch_size: int
-    texts: Dataset
 
     @property
     def teacher(self) -> PreTrainedModel:
@@ -70,9 +68,32 @@ class Subjects:
         for batch in tqdm(loader, desc=description or "analyse", leave=False, delay=3):
             yield {name: tensor.to(device) for name, tensor in batch.items() if labels or name != "labels"}
 
-    def tokens(self, row: int) -> list[str]:
-        """The tokens of one row, special ones too, without padding."""
-        return self.tokenizer.convert_ids_to_tokens(self.rows[row]["input_ids"])
+    def sentence(self, row: int, text: str | None = None) -> tuple[Batch, list[str]]:
+        """A batch of one sentence (or pair), and its tokens.
+
+        Args:
+            row: of the dev set, counted from 0.
+            text: taken in place of a row; a tab parts a pair.
+
+        Raises:
+            TrituneError: there is no such row, or the text is empty or of the wrong number of parts.
+        """
+        if text is not None:
+            parts = text.split("\t")
+            if len(parts) != len(self.task.text_columns) or not all(part.strip() for part in parts):
+                raise TrituneError(
+                    f"--text: {self.task.title} takes {len(self.task.text_columns)} text(s), tab between"
+                )
+            length = self.data.collate.max_length or self.tokenizer.model_max_length
+            encoded = self.tokenizer(*parts, truncation=True, max_length=length)
+        elif row < len(self.data.dev):
+            encoded = {name: value for name, value in self.data.dev[row].items() if name != "labels"}
+        else:
+            raise TrituneError(f"--row {row}: the dev set has rows 0 to {len(self.data.dev) - 1}")
+        device = next(iter(self.models.values())).device
+        batch = self.data.collate([dict(encoded)])
+        tokens = self.tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+        return {name: tensor.to(device) for name, tensor in batch.items()}, tokens
 
 
 def open_subjects(
@@ -119,15 +140,8 @@ def open_subjects(
     count = len(data.dev) if rows is None else min(rows, len(data.dev))
     if count < 1:
         raise TrituneError("--rows must be at least 1, and the dev set must have a row")
-    return Subjects(
-        task,
-        models,
-        tokenizer,
-        data,
-        data.dev.select(range(count)),
-        recipe.per_device_eval_batch_size,
-        splits[task.dev_splits[0]],
-    )
+    rows_to_see = data.dev.select(range(count))
+    return Subjects(task, models, tokenizer, data, rows_to_see, recipe.per_device_eval_batch_size)
 
 
 def _names(sources: Sequence[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 import typer
 
+from . import attention, heads, layers, norms, ranges, sensitivity
+
 app = typer.Typer(
     name="analyze",
     help="Look inside a teacher and its students: every analysis of the papers, as numbers (JSON) and as pictures.\n\n"
@@ -10,3 +12,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+app.command()(attention.attention)
+app.command()(norms.norms)
+app.command()(ranges.ranges)
+app.command()(layers.layers)
+app.command()(heads.heads)
+app.command()(sensitivity.sensitivity)

@@ -17,6 +17,9 @@ Students = Annotated[
 ]
 Rows = Annotated[int, typer.Option(help="Rows of the dev set, from its beginning.", min=1)]
 Row = Annotated[int, typer.Option(help="The row of the dev set to look at, counted from 0.", min=0)]
+Text = Annotated[
+    str | None, typer.Option(help="A sentence of your own in place of a row; a tab parts a pair.", metavar="TEXT")
+]
 Output = Annotated[
     Path | None,
     typer.Option(help="Folder to write; analysis/NAME in the first student's folder without it.", metavar="FOLDER"),

@@ -1,0 +1,115 @@
+"""The attention maps of chosen heads for one sentence: teacher, students, and what lies between them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from transformers import PreTrainedModel
+
+from ..errors import TrituneError
+from .maps import map_kl
+from .subjects import Batch
+from .traces import check_same_shapes, sequences, trace_of
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Attention maps of one sentence.
+
+    Attributes:
+        models: names, the teacher's first.
+        tokens: of the sentence.
+        heads: the chosen (layer, head) pairs, counted from 0.
+        maps: (models, chosen heads, query, key).
+    """
+
+    models: list[str]
+    tokens: list[str]
+    heads: list[tuple[int, int]]
+    maps: np.ndarray
+
+
+def heads(
+    models: Mapping[str, PreTrainedModel],
+    batch: Batch,
+    tokens: Sequence[str],
+    chosen: Sequence[tuple[int, int]] | int = 4,
+) -> Heads:
+    """The maps of chosen heads for the first row of a batch, without padding.
+
+    Args:
+        models: name to instrumented model of one shape, the teacher first.
+        batch: keyword arguments of the models.
+        tokens: names of the real tokens of the first row.
+        chosen: (layer, head) pairs, counted from 0; or how many to take of those in which the second model is
+            farthest from the first (by KL).
+
+    Raises:
+        TrituneError: a layer or a head that there is not, or models of different shapes.
+    """
+    traces = {name: trace_of(model, batch, "attention_probs") for name, model in models.items()}
+    check_same_shapes(traces, "attention_probs")
+    maps = torch.stack([torch.stack([_first(layer, batch) for layer in trace.layers]) for trace in traces.values()])
+    if isinstance(chosen, int):
+        chosen = _farthest(maps, chosen)
+    for layer, head in chosen:
+        if layer not in range(maps.shape[1]) or head not in range(maps.shape[2]):
+            raise TrituneError(
+                f"there is no head {layer}.{head}: the models have layers 0 to {maps.shape[1] - 1} and heads 0 to "
+                f"{maps.shape[2] - 1}"
+            )
+    picked = torch.stack([maps[:, layer, head] for layer, head in chosen], dim=1)
+    return Heads(list(models), list(tokens), [tuple(pair) for pair in chosen], picked.double().cpu().numpy())
+
+
+def _first(layer, batch: Batch) -> torch.Tensor:
+    """(heads, query, key) of the first row."""
+    return next(sequences(batch, layer.attention_probs))[0]
+
+
+def _farthest(maps: torch.Tensor, count: int) -> list[tuple[int, int]]:
+    """The heads with the largest KL between the first two of (models, layers, heads, query, key)."""
+    student = maps[min(1, len(maps) - 1)]
+    distance = torch.stack([map_kl(own, teachers) for own, teachers in zip(student, maps[0], strict=True)])
+    order = distance.flatten().argsort(descending=True, stable=True)[:count].tolist()
+    return sorted(divmod(index, maps.shape[2]) for index in order)
+
+
+def plot_heads(result: Heads) -> Figure:
+    """A row a head: every model's map, and the first student's difference from the teacher's."""
+    first, *others = result.models
+    titles = [*result.models, *(f"{name} - {first}" for name in others)]
+    side = max(2.2, 0.19 * len(result.tokens))
+    figure = Figure(figsize=(side * len(titles) + 1.5, side * len(result.heads) + 1), layout="constrained")
+    grid = figure.subplots(len(result.heads), len(titles), squeeze=False)
+    for index, (row, (layer, head)) in enumerate(zip(grid, result.heads, strict=True)):
+        maps = result.maps[:, index]
+        panels = [(panel, {"cmap": "magma", "vmin": 0, "vmax": maps.max()}) for panel in maps]
+        spread = max(np.abs(maps - maps[0]).max(), 1e-12)
+        panels += [(panel, {"cmap": "RdBu_r", "vmin": -spread, "vmax": spread}) for panel in maps[1:] - maps[0]]
+        for column, (axes, (panel, colours)) in enumerate(zip(row, panels, strict=True)):
+            image = axes.imshow(panel, **colours)
+            ticks = range(len(result.tokens))
+            axes.set_xticks(ticks, result.tokens, rotation=90, fontsize=7)
+            axes.set_yticks(ticks, result.tokens if column == 0 else [""] * len(result.tokens), fontsize=7)
+            if index == 0:
+                axes.set_title(titles[column], fontsize="small")
+            if column in (len(result.models) - 1, len(titles) - 1):
+                figure.colorbar(image, ax=axes, shrink=0.7)
+        row[0].set_ylabel(f"layer {layer}, head {head}\nquery")
+    for axes in grid[-1]:
+        axes.set_xlabel("key")
+    return figure
+
+
+def summarize_heads(result: Heads) -> list[list[str]]:
+    """The distance of every student in every chosen head as rows of a table, the header first."""
+    maps = torch.from_numpy(result.maps)
+    distances = [map_kl(own, maps[0]) for own in maps[1:]]
+    rows = [
+        [f"{layer}.{head}", *(f"{distance[i]:.4g}" for distance in distances)]
+        for i, (layer, head) in enumerate(result.heads)
+    ]
+    return [["layer.head", *(f"KL, {name}" for name in result.models[1:])], *rows]

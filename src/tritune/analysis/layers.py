@@ -1,0 +1,85 @@
+"""How far a student's hidden states are from the teacher's, layer by layer (EACL 2023, Fig. 2b and 4b)."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from transformers import PreTrainedModel
+
+from ..errors import TrituneError
+from .subjects import Batch
+from .traces import real_tokens, trace_of
+
+
+@dataclass(frozen=True)
+class LayerErrors:
+    """Mean squared differences of hidden states.
+
+    Attributes:
+        students: names.
+        tokens: how many real tokens were averaged over.
+        mse: (students, layers + 1), the embeddings' output first.
+    """
+
+    students: list[str]
+    tokens: int
+    mse: np.ndarray
+
+
+def layers(teacher: PreTrainedModel, students: Mapping[str, PreTrainedModel], batches: Iterable[Batch]) -> LayerErrors:
+    """Mean squared difference of every hidden state from the teacher's, over all real tokens and the width.
+
+    Args:
+        teacher: instrumented.
+        students: name to instrumented model of the teacher's depth and width.
+        batches: keyword arguments of the models.
+
+    Raises:
+        TrituneError: a student has another depth or width than the teacher.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    tokens = 0
+    for batch in batches:
+        expected = _hidden_states(teacher, batch)
+        tokens += expected.shape[1]
+        for name, student in students.items():
+            own = _hidden_states(student, batch)
+            if own.shape != expected.shape:
+                raise TrituneError(
+                    f"{name}: {len(own) - 1} layers of width {own.shape[-1]}, the teacher has {len(expected) - 1} of "
+                    f"width {expected.shape[-1]}; only models of one shape can be compared"
+                )
+            sums[name] = sums.get(name, 0) + (own - expected).square().mean(-1).sum(1)
+    mse = np.stack([(sums[name] / tokens).cpu().numpy() for name in students])
+    return LayerErrors(list(students), tokens, mse)
+
+
+def _hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """(layers + 1, real tokens of the batch, width), float64."""
+    states = torch.stack(tuple(trace_of(model, batch, "hidden_states").hidden_states)).double()
+    real = real_tokens(batch)
+    return states.flatten(1, 2) if real is None else states[:, real]
+
+
+def plot_layers(result: LayerErrors) -> Figure:
+    """The error against the layer, a line a student."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, errors in zip(result.students, result.mse, strict=True):
+        axes.plot(errors, marker="o", label=name)
+    count = result.mse.shape[1]
+    axes.set_xticks(range(count), ["embed-\ndings", *map(str, range(count - 1))])
+    axes.set(
+        xlabel="layer", ylabel="mean squared difference", yscale="log", title="Hidden states against the teacher's"
+    )
+    axes.legend(fontsize="small")
+    return figure
+
+
+def summarize_layers(result: LayerErrors) -> list[list[str]]:
+    """The errors as rows of a table, the header first."""
+    names = ["embeddings", *map(str, range(result.mse.shape[1] - 1))]
+    rows = [[name, *(f"{value:.4g}" for value in result.mse[:, i])] for i, name in enumerate(names)]
+    return [["layer", *result.students], *rows]

@@ -1,0 +1,64 @@
+"""How far one attention map is from another: four measures, each per head.
+
+All take probabilities of one sequence without its padding, `(heads, query, key)`, so that padding never counts, and
+return one number per head, `(heads,)`.
+"""
+
+import torch
+from torch.nn import functional as F
+
+# Bytes of the largest tensor that `ranking_loss` makes at a time.
+_CHUNK_BYTES = 2**27
+_SMALLEST_PROBABILITY = 1e-8
+
+
+def map_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) of the rows, mean over the rows (EMNLP 2022, eq. 7, one head at a time).
+
+    Probabilities are clamped at 1e-8, as in `distill.attention_map_kl`.
+    """
+    student, teacher = (probs.clamp(min=_SMALLEST_PROBABILITY) for probs in (student, teacher))
+    return (teacher * (teacher.log() - student.log())).sum(-1).mean(-1)
+
+
+def map_cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Cosine between a row of the student's map and the teacher's, mean over the rows."""
+    return F.cosine_similarity(student, teacher, dim=-1).mean(-1)
+
+
+def ranking_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """How much of the teacher's order of keys the student turns around (EMNLP 2022, section 4).
+
+    Over the query rows, the sum over keys i in 0..n-2 and j in 1..n-1 of max(0, -(s_i - s_j) sign(t_i - t_j)): the
+    published definition, a sum, so long sentences have larger losses. Where the teacher's values are equal there is no
+    order to turn around.
+    """
+    heads, queries, keys = student.shape
+    rows = student.reshape(-1, keys), teacher.reshape(-1, keys)
+    size = max(1, _CHUNK_BYTES // (student.element_size() * max(1, keys * keys)))
+    losses = [_row_ranking_loss(*parts) for parts in zip(*(tensor.split(size) for tensor in rows), strict=True)]
+    return torch.cat(losses).view(heads, queries).sum(-1)
+
+
+def _row_ranking_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """`ranking_loss` of every row of (rows, keys)."""
+    differences = [probs[:, :-1, None] - probs[:, None, 1:] for probs in (student, teacher)]
+    return differences[0].mul_(differences[1].sign_()).neg_().clamp_(min=0).sum((-2, -1))
+
+
+def cover_length_ratio(student: torch.Tensor, teacher: torch.Tensor, k: int = 5) -> torch.Tensor:
+    """How far down the student's order of keys one must go to meet the teacher's top k (EMNLP 2022, section 4).
+
+    For every query row but the last: the largest rank, from 0, in the student's descending order at which one of the
+    teacher's k largest keys stands, over n; summed over the rows and divided by n. That is the published definition;
+    equal values are ranked in the order of their keys. A sequence of one token has no row to look at: 0.
+    """
+    length = student.shape[-1]
+    order = student[:, :-1].argsort(dim=-1, descending=True, stable=True)
+    ranks = torch.empty_like(order).scatter_(-1, order, torch.arange(length, device=order.device).expand_as(order))
+    top = teacher[:, :-1].argsort(dim=-1, descending=True, stable=True)[..., :k]
+    deepest = ranks.gather(-1, top).amax(-1).to(student.dtype)
+    return (deepest / length).sum(-1) / length
+
+
+MEASURES = {"kl": map_kl, "ranking_loss": ranking_loss, "cover_length_ratio": cover_length_ratio, "cosine": map_cosine}

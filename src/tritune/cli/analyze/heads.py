@@ -1,0 +1,55 @@
+"""`tritune analyze heads`: attention maps of one sentence."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from .. import options
+from . import common
+
+
+def heads(
+    teacher: common.Teacher,
+    students: common.Students,
+    task: options.Task,
+    data: options.Data = None,
+    row: common.Row = 0,
+    text: common.Text = None,
+    chosen: Annotated[
+        str | None,
+        typer.Option(
+            "--heads",
+            help="LAYER.HEAD, counted from 0, commas between; without it the four in which the first student is "
+            "farthest from the teacher.",
+        ),
+    ] = None,
+    overrides: options.Overrides = None,
+    output: common.Output = None,
+) -> None:
+    """Attention maps of chosen heads for one sentence: teacher, students, and their difference.
+
+    Example: `tritune analyze heads --teacher teacher/ --student run/ --task sst2 --data glue/SST-2 --heads 0.3,5.1`
+    """
+    options.quiet_libraries()
+    from ...analysis import heads as analysis
+    from ...analysis.heads import plot_heads, summarize_heads
+    from ...analysis.subjects import open_subjects
+    from ...tasks import get_task
+
+    folder = common.output_folder(output, students[0], "heads")
+    pairs = 4 if chosen is None else _pairs(chosen)
+    subjects = open_subjects(get_task(task), data, teacher, students, None, overrides or [])
+    batch, tokens = subjects.sentence(row, text)
+    result = analysis(subjects.models, batch, tokens, pairs)
+    common.finish("heads", result, {"heads": plot_heads(result)}, folder, summarize_heads)
+
+
+def _pairs(chosen: str) -> list[tuple[int, int]]:
+    """`"0.3,5.1"` as pairs."""
+    from ...errors import TrituneError
+
+    pairs = [re.fullmatch(r"(\d{1,4})\.(\d{1,4})", part.strip()) for part in chosen.split(",")]
+    if None in pairs:
+        raise TrituneError(f"--heads {chosen}: write LAYER.HEAD with commas between, such as 0.3,5.1")
+    return [(int(pair[1]), int(pair[2])) for pair in pairs]

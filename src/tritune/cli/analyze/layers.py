@@ -1,0 +1,29 @@
+"""`tritune analyze layers`: distance of hidden states."""
+
+from .. import options
+from . import common
+
+
+def layers(
+    teacher: common.Teacher,
+    students: common.Students,
+    task: options.Task,
+    data: options.Data = None,
+    rows: common.Rows = 200,
+    overrides: options.Overrides = None,
+    output: common.Output = None,
+) -> None:
+    """How far the hidden states of every layer are from the teacher's (EACL 2023, Fig. 2b and 4b).
+
+    Example: `tritune analyze layers --teacher teacher/ --student run/ --task sst2 --data glue/SST-2`
+    """
+    options.quiet_libraries()
+    from ...analysis import layers as analysis
+    from ...analysis.layers import plot_layers, summarize_layers
+    from ...analysis.subjects import open_subjects
+    from ...tasks import get_task
+
+    folder = common.output_folder(output, students[0], "layers")
+    subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [], untrained=True)
+    result = analysis(subjects.teacher, subjects.students, subjects.batches("hidden states"))
+    common.finish("layers", result, {"layers": plot_layers(result)}, folder, summarize_layers)

@@ -1,0 +1,47 @@
+"""`tritune analyze norms`: what tokens send through the heads."""
+
+from typing import Annotated
+
+import typer
+
+from .. import options
+from . import common
+
+
+def norms(
+    teacher: common.Teacher,
+    students: common.Students,
+    task: options.Task,
+    data: options.Data = None,
+    rows: common.Rows = 200,
+    token: Annotated[str | None, typer.Option(help="One more group of tokens: this one alone.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Group of the heat maps: cls, sep, punctuation, other, all; or your --token.")
+    ] = None,
+    overrides: options.Overrides = None,
+    output: common.Output = None,
+) -> None:
+    """What tokens send through the heads: attention, ‖f(x)‖, and their product (Kobayashi et al.; EMNLP 2022, Fig. 6).
+
+    Heat maps of every head for one group of tokens, and curves over the layers for every group.
+
+    Example: `tritune analyze norms --teacher teacher/ --student run/ --task sst2 --data glue/SST-2 --group sep`
+    """
+    options.quiet_libraries()
+    from ...analysis import norms as analysis
+    from ...analysis.norms import plot_norm_curves, plot_norm_maps, summarize_norms, token_groups
+    from ...analysis.subjects import open_subjects
+    from ...errors import TrituneError
+    from ...tasks import get_task
+
+    folder = common.output_folder(output, students[0], "norms")
+    subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [])
+    if group is not None and group not in ("cls", "sep", "punctuation", "other", "all", token):
+        raise TrituneError(f"--group {group}: known are cls, sep, punctuation, other, all, and what --token names")
+    groups = token_groups(subjects.tokenizer, subjects.teacher.get_input_embeddings().num_embeddings, token)
+    result = analysis(subjects.models, subjects.batches("norms"), groups)
+    group = group or token or ("sep" if "sep" in result.groups else "all")
+    if group not in result.groups:
+        raise TrituneError(f"the rows have no token of the group {group}; they have {', '.join(result.groups)}")
+    figures = {"norms": plot_norm_maps(result, group), "norm_curves": plot_norm_curves(result)}
+    common.finish("norms", result, figures, folder, summarize_norms)

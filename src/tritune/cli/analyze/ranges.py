@@ -1,0 +1,51 @@
+"""`tritune analyze ranges`: what an 8-bit code must cover."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from .. import options
+from . import common
+
+
+class Tensor(StrEnum):
+    """What is looked at."""
+
+    block_output = "block_output"
+    context = "context"
+    projection = "projection"
+
+
+def ranges(
+    teacher: common.Teacher,
+    students: common.Students,
+    task: options.Task,
+    data: options.Data = None,
+    tensor: Annotated[Tensor, typer.Option(help="What to look at, in every layer.")] = Tensor.block_output,
+    row: common.Row = 0,
+    text: common.Text = None,
+    rows: Annotated[
+        int | None, typer.Option(help="Extremes over so many dev rows by position, instead of one sentence.", min=1)
+    ] = None,
+    overrides: options.Overrides = None,
+    output: common.Output = None,
+) -> None:
+    """Smallest and largest entries by layer and token, teacher against students (EMNLP 2022, Fig. 5).
+
+    Example: `tritune analyze ranges --teacher teacher/ --student run/ --task sst2 --data glue/SST-2 --row 3`
+    """
+    options.quiet_libraries()
+    from ...analysis import ranges as analysis
+    from ...analysis.ranges import plot_ranges, summarize_ranges
+    from ...analysis.subjects import open_subjects
+    from ...tasks import get_task
+
+    folder = common.output_folder(output, students[0], "ranges")
+    subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [])
+    if rows is None:
+        batch, tokens = subjects.sentence(row, text)
+        result = analysis(subjects.models, [batch], tensor.value, tokens)
+    else:
+        result = analysis(subjects.models, subjects.batches("ranges"), tensor.value)
+    common.finish("ranges", result, {"ranges": plot_ranges(result)}, folder, summarize_ranges)

@@ -1,0 +1,73 @@
+"""`tritune analyze sensitivity`: which parts suffer from being quantized."""
+
+from dataclasses import asdict, replace
+from typing import Annotated, Any
+
+import typer
+
+from .. import options
+from . import common
+
+
+def sensitivity(
+    model: Annotated[str, typer.Option(help="A student, or a teacher to quantize as --recipe says.", metavar="MODEL")],
+    task: options.Task,
+    data: options.Data = None,
+    recipe: Annotated[str, typer.Option(help="How a float MODEL is quantized: a name or a YAML file.")] = "ti-g",
+    rows: common.Rows = 200,
+    overrides: options.Overrides = None,
+    output: common.Output = None,
+) -> None:
+    """Score MODEL with one part quantized at a time, and with one left float; suggest a mixed-precision recipe.
+
+    Nothing is trained. A part left float computes with the latent weights. The suggestion, recipe.yaml, is ready for
+    `tritune train`: the part whose absence from quantization helps most.
+
+    Example: `tritune analyze sensitivity --model teacher/ --task sst2 --data glue/SST-2`
+    """
+    options.quiet_libraries()
+    import numpy as np
+
+    from ...analysis import sensitivity as analysis
+    from ...analysis.sensitivity import plot_sensitivity, summarize_sensitivity
+    from ...analysis.subjects import open_subjects
+    from ...evaluate import predict
+    from ...load import is_quantized
+    from ...prepare import prepare
+    from ...quantization import Quantization
+    from ...recipes import load_recipe, recipe_beside
+    from ...tasks import get_task
+
+    folder = common.output_folder(output, model, "sensitivity")
+    table_task = get_task(task)
+    subjects = open_subjects(table_task, data, None, [model], rows, overrides or [])
+    (student,) = subjects.models.values()
+    trained = is_quantized(student)
+    values = load_recipe((recipe_beside(model) if trained else None) or recipe)
+    if not trained:
+        prepare(student, values.section(Quantization))
+
+    def score(candidate: Any) -> float:
+        """The task's own metric on the rows."""
+        logits = predict(candidate, subjects.rows, subjects.data.collate, subjects.batch_size)
+        return table_task.measure(logits, np.asarray(subjects.rows["labels"]))[table_task.metric]
+
+    result = analysis(student, score)
+    common.finish("sensitivity", result, {"sensitivity": plot_sensitivity(result)}, folder, summarize_sensitivity)
+    _suggest(result, values, folder)
+
+
+def _suggest(result: Any, recipe: Any, folder: Any) -> None:
+    """Write the suggested recipe, if there is one, and say what it is."""
+    from ...recipes import to_yaml
+
+    best = result.suggestion
+    if best is None:
+        typer.echo("No part left float scores better than everything quantized: there is nothing to suggest.")
+        return
+    value = tuple(best.value) if isinstance(best.value, list) else best.value
+    mixed = replace(recipe, **{best.key: value, "name": f"{recipe.name}-mixed"})
+    path = folder / "recipe.yaml"
+    path.write_text(to_yaml(mixed), encoding="utf-8")
+    shown = asdict(best)
+    typer.echo(f"Suggested: {shown['key']}: {shown['value']} ({100 * best.score:.1f}); written to {path}")

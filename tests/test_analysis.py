@@ -81,13 +81,6 @@ def test_ranking_loss_is_the_slow_loop(case):
     torch.testing.assert_close(ranking_loss(student.float(), teacher.float()), expected.float())
 
 
-def test_ranking_loss_in_chunks(monkeypatch):
-    student, teacher = (maps.double() for maps in CASES["random"])
-    whole = ranking_loss(student, teacher)
-    monkeypatch.setattr("tritune.analysis.maps._CHUNK_BYTES", 9 * 9 * 8 * 4)
-    assert torch.equal(ranking_loss(student, teacher), whole)
-
-
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("case", CASES)
 def test_cover_length_ratio_is_the_slow_loop(case, k):

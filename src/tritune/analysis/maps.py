@@ -7,8 +7,6 @@ return one number per head, `(heads,)`.
 import torch
 from torch.nn import functional as F
 
-# Bytes of the largest tensor that `ranking_loss` makes at a time.
-_CHUNK_BYTES = 2**27
 _SMALLEST_PROBABILITY = 1e-8
 
 
@@ -33,17 +31,31 @@ def ranking_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     published definition, a sum, so long sentences have larger losses. Where the teacher's values are equal there is no
     order to turn around.
     """
-    heads, queries, keys = student.shape
-    rows = student.reshape(-1, keys), teacher.reshape(-1, keys)
-    size = max(1, _CHUNK_BYTES // (student.element_size() * max(1, keys * keys)))
-    losses = [_row_ranking_loss(*parts) for parts in zip(*(tensor.split(size) for tensor in rows), strict=True)]
-    return torch.cat(losses).view(heads, queries).sum(-1)
+    # All pairs of keys, each in both orders, less those that the published bounds leave out.
+    last, first = (_turned_around(student, teacher, at) for at in (-1, 0))
+    left_out = last.sum(-1) + first.sum(-1) - last[..., 0]
+    return (2 * _inversions(student, teacher) - left_out).sum(-1)
 
 
-def _row_ranking_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """`ranking_loss` of every row of (rows, keys)."""
-    differences = [probs[:, :-1, None] - probs[:, None, 1:] for probs in (student, teacher)]
-    return differences[0].mul_(differences[1].sign_()).neg_().clamp_(min=0).sum((-2, -1))
+def _turned_around(student: torch.Tensor, teacher: torch.Tensor, at: int) -> torch.Tensor:
+    """The loss of the pairs of every key with the one at position `at`, (..., query, key)."""
+    own, teachers = (probs - probs[..., at, None] for probs in (student, teacher))
+    return (own * teachers.sign()).neg().clamp(min=0)
+
+
+def _inversions(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Of every row, (..., query, key), the sum of |s_i - s_j| over the pairs that student and teacher order otherwise.
+
+    With the keys in the teacher's descending order such a pair is a later value that is larger than an earlier one.
+    Ties of the teacher stand in the student's own order, which has none.
+    """
+    by_student = student.argsort(dim=-1, descending=True)
+    by_teacher = teacher.gather(-1, by_student).argsort(dim=-1, descending=True, stable=True)
+    ordered = student.gather(-1, by_student).gather(-1, by_teacher).movedim(-1, 0).contiguous()
+    total = torch.zeros_like(ordered[0])
+    for position in range(len(ordered) - 1):
+        total += (ordered[position + 1 :] - ordered[position]).clamp_(min=0).sum(0)
+    return total
 
 
 def cover_length_ratio(student: torch.Tensor, teacher: torch.Tensor, k: int = 5) -> torch.Tensor:

@@ -157,13 +157,14 @@ def test_metrics_and_files_are_documented(tmp_path):
     ],
 )
 def test_commands_parse(path, line):
-    given = arguments(line)
-    group = typer.main.get_command(main.app)
-    command = group.commands[given[0]]
-    parsed = command.make_context(given[0], list(given[1:])).params
+    name, *given = arguments(line)
+    command = typer.main.get_command(main.app).commands[name]
+    if isinstance(command, typer.core.TyperGroup):
+        command = command.commands[given.pop(0)]
+    parsed = command.make_context(name, given).params
     overrides = parsed.get("overrides")
     if overrides:
-        kind = FinetuneRecipe if given[0] == "finetune" else Recipe
+        kind = FinetuneRecipe if name == "finetune" else Recipe
         recipe = parsed.get("recipe")
         load_recipe(recipe if recipe in shipped_recipes() else None, overrides, kind)
 
@@ -236,6 +237,15 @@ def test_commands_of_train_run(at_demo):
 
 
 @pytest.mark.slow
+def test_commands_of_analyse_run(at_demo):
+    run_commands(DOCS / "analyse.md")
+    for line in commands(DOCS / "analyse.md"):
+        _, name, *given = arguments(line)
+        folder = at_demo / ("demo/teacher" if "--model" in given else "demo/ti-g") / "analysis" / name
+        assert (folder / f"{name}.json").is_file(), line
+
+
+@pytest.mark.slow
 def test_commands_of_speed_run(at_demo):
     run_commands(DOCS / "speed.md")
     assert json.loads((at_demo / "cached" / "metrics.json").read_text())["teacher_cache_bytes"]
@@ -265,7 +275,7 @@ def test_tables_of_speed_are_the_measured_ones():
         assert (row["shape"], row["tokens"], row["arm"], f"{float(row['ratio']):.2f}") in rows
 
 
-@pytest.mark.parametrize("name", ["index.md", "use.md"])
+@pytest.mark.parametrize("name", ["index.md", "use.md", "analyse.md"])
 def test_python_blocks_run(at_demo, name):
     for block in blocks(DOCS / name, "python"):
         exec(compile(block, name, "exec"), {})

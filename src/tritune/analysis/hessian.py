@@ -2,8 +2,8 @@
 
 A product with a vector is a second backward pass through the graph of the gradient (Pearlmutter 1994): H v is the
 gradient of g'v, with g the gradient of the loss. The graph is built once and used for every product. Rejected: finite
-differences (a step size to choose, and two gradients a product) and curvlinops (it did not agree with finite differences
-on these models).
+differences (a step size to choose, and two gradients a product) and curvlinops (it did not agree with finite
+differences on these models).
 """
 
 from collections.abc import Iterable, Sequence
@@ -119,11 +119,15 @@ def top_eigenvalues(operator: LinearOperator, count: int, seed: Seed = 0, tolera
             )
         except ArpackError as error:
             reason = " ".join(str(error).split())
-            raise TrituneError(f"the eigenvalues do not converge ({reason}); ask for fewer, or compute in float64") from None
+            raise TrituneError(
+                f"the eigenvalues do not converge ({reason}); ask for fewer, or compute in float64"
+            ) from None
     return values[np.argsort(-np.abs(values), kind="stable")][:count]
 
 
-def both_ends(operator: LinearOperator, top: np.ndarray, seed: Seed = 0, tolerance: float = 1e-7) -> tuple[float, float]:
+def both_ends(
+    operator: LinearOperator, top: np.ndarray, seed: Seed = 0, tolerance: float = 1e-7
+) -> tuple[float, float]:
     """The smallest and the largest eigenvalue.
 
     One of them is the first of `top`, the other is in it too if the signs differ. If they do not, the other is found as

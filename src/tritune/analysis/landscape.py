@@ -1,7 +1,7 @@
 """The loss on a plane through the weights: along random directions, or through given checkpoints.
 
-Random directions are filter-normalised (Li et al. 2018, arXiv 1712.09913): a scaled network is the same network, so each
-row of a direction gets the length of the weight row that it moves; biases and norms stay where they are. For QAT
+Random directions are filter-normalised (Li et al. 2018, arXiv 1712.09913): a scaled network is the same network, so
+each row of a direction gets the length of the weight row that it moves; biases and norms stay where they are. For QAT
 students the latent weights move, and the loss is that of the quantized model at each point: EACL 2023, Fig. 2a.
 """
 

@@ -14,8 +14,8 @@ from .subjects import Batch
 TASK_LOSS = "ground_truth"
 
 
-def check_loss(name: str, teacher: PreTrainedModel | None, average: str = "padded") -> None:
-    """Check that a loss can be computed.
+def check_loss(name: str, teacher: object | None, average: str = "padded") -> None:
+    """Check that a loss can be computed; of the teacher it only matters whether there is one.
 
     Raises:
         TrituneError: loss or average are unknown, or a distillation loss has no teacher.

@@ -2,6 +2,8 @@
 
 import typer
 
+from . import curvature, landscape
+
 app = typer.Typer(
     name="analyze",
     help="Look inside a teacher and its students: every analysis of the papers, as numbers (JSON) and as pictures.\n\n"
@@ -10,3 +12,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+app.command()(curvature.curvature)
+app.command()(landscape.landscape)

@@ -11,7 +11,7 @@ ROOT = Path(tritune.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
 
 FLOORS = [
-    ("quant", "trace", "errors", "devices"),
+    ("quant", "trace", "errors", "devices", "versions"),
     ("products", "layers", "modes", "quantization", "distill", "schedule", "packing", "kernels"),
     ("anatomy", "attention", "instrument", "size"),
     ("swap", "prepare", "convert", "checkpoint"),

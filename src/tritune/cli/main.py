@@ -9,7 +9,7 @@ from rich.console import Console
 
 from .. import errors
 from ..devices import keep_freed_memory
-from . import demo, evaluate, finetune, predict, recipes, train
+from . import demo, evaluate, finetune, predict, recipes, report, train
 from .analyze.app import app as analyze
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
 app.add_typer(analyze)
+app.command()(report.report)
 app.command()(recipes.recipes)
 app.command()(demo.demo)
 

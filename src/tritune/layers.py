@@ -1,4 +1,4 @@
-"""`QuantLinear` and `QuantEmbedding`: thin twins of their float classes.
+"""`QuantLinear`, `QuantEmbedding` and `RowLinear`: thin twins of their float classes.
 
 They hold the same parameters under the same names and quantize on the fly, so a state dict fits both ways and an
 optimizer updates the latent weights. A quantizer that is None is off.
@@ -40,6 +40,26 @@ class QuantLinear(nn.Linear):
     def extra_repr(self) -> str:
         """As `nn.Linear`, with the quantizers."""
         return f"{super().extra_repr()}, weight={self.weight_quantizer}, input={self.input_quantizer}"
+
+
+class RowLinear(nn.Linear):
+    """`nn.Linear` that in evaluation takes one row of the batch after the other.
+
+    The last bits of a float matrix product depend on how many rows it has; those of a product with one row do not, so
+    this is what a float classifier needs for answers that do not depend on the size of their batch.
+    """
+
+    @classmethod
+    def from_float(cls, linear: nn.Linear) -> "RowLinear":
+        """A twin that shares the parameters, hooks and mode of `linear`."""
+        return _twin(cls, linear)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(batch, ..., in_features) to (batch, ..., out_features)."""
+        if self.training or input.ndim < 2:
+            return super().forward(input)
+        # A copy of each row: where a row lies in memory may decide how it is added up, too.
+        return torch.cat([F.linear(row.clone(), self.weight, self.bias) for row in input.split(1)])
 
 
 class QuantEmbedding(nn.Embedding):

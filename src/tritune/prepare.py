@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from .checkpoint import mark
+from .checkpoint import TrituneConfig, mark
 from .instrument import instrument
 from .quantization import Quantization
 from .swap import swap
@@ -34,5 +34,5 @@ def prepare(
     """
     quantization = quantization or Quantization()
     swap(instrument(model, sample_inputs), quantization)
-    mark(model, quantization)
+    mark(model, TrituneConfig(quantization=quantization))
     return model

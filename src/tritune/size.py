@@ -5,6 +5,7 @@ import math
 from torch import nn
 
 from .layers import QuantEmbedding, Quantizer, QuantLinear
+from .packed import PackedEmbedding, PackedLinear
 from .quant import Granularity
 
 _SCALE_BYTES = 4
@@ -13,7 +14,8 @@ _SCALE_BYTES = 4
 def size_bytes(model: nn.Module) -> int:
     """Bytes of all parameters: codes at their bit width and one float32 scale per group, the rest as it is stored.
 
-    Parameters that modules share count once. Buffers and file headers do not count.
+    Parameters that modules share count once. File headers and buffers do not count, but for the scales of a packed
+    model: its size is that of its tensors.
 
     >>> size_bytes(nn.Linear(8, 4))
     144
@@ -23,7 +25,8 @@ def size_bytes(model: nn.Module) -> int:
         for module in model.modules()
         if isinstance(module, QuantLinear | QuantEmbedding)
     }
-    return sum(_parameter_bytes(p, quantizers.get(id(p))) for p in model.parameters())
+    scales = [module.weight_scale for module in model.modules() if isinstance(module, PackedLinear | PackedEmbedding)]
+    return sum(_parameter_bytes(p, quantizers.get(id(p))) for p in model.parameters()) + sum(s.nbytes for s in scales)
 
 
 def _parameter_bytes(parameter: nn.Parameter, quantizer: Quantizer | None) -> int:

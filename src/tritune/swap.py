@@ -1,4 +1,4 @@
-"""Module swap: the float modules of an instrumented model give way to their quantized twins."""
+"""Module swap: float modules give way to quantized twins, and quantized ones to packed twins."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,8 +9,12 @@ from transformers import PreTrainedModel
 from .anatomy import Anatomy
 from .errors import TrituneError
 from .instrument import instrument_of
-from .layers import QuantEmbedding, QuantLinear
+from .layers import QuantEmbedding, QuantLinear, RowLinear
+from .packed import PackedEmbedding, PackedLinear
+from .quant import Granularity
 from .quantization import Quantization
+
+_PACKED = {QuantLinear: PackedLinear, QuantEmbedding: PackedEmbedding}
 
 
 def swap(model: PreTrainedModel, quantization: Quantization) -> None:
@@ -19,7 +23,7 @@ def swap(model: PreTrainedModel, quantization: Quantization) -> None:
     Raises:
         TrituneError: the model holds quantized modules already, or `quantization.layers` does not fit it.
     """
-    if any(isinstance(module, QuantLinear | QuantEmbedding) for module in model.modules()):
+    if any(isinstance(module, (*_PACKED, *_PACKED.values())) for module in model.modules()):
         raise TrituneError(f"this {type(model).__name__} is prepared already; start from the float model")
     instrument = instrument_of(model)
     layers = _layers(instrument.anatomy, quantization)
@@ -27,10 +31,43 @@ def swap(model: PreTrainedModel, quantization: Quantization) -> None:
         if getattr(quantization, part):
             for name in names:
                 model.set_submodule(name, _twin(model.get_submodule(name), quantization))
+    activations = quantization.activations()
+    if activations is not None and activations.granularity is Granularity.TOKEN and not quantization.classifier:
+        for name in instrument.anatomy.classifier:
+            model.set_submodule(name, RowLinear.from_float(model.get_submodule(name)))
     for state in instrument.states:
         if state.layers[0] in layers:
             for operand, quantizer in quantization.products().items():
                 setattr(state, operand, quantizer)
+
+
+def pack_modules(model: nn.Module) -> None:
+    """Pack every weight of `model` that has a quantizer, in place; on the meta device, leave room for packed weights.
+
+    Raises:
+        TrituneError: a weight is shared with a module that would stay float; nothing is changed then.
+    """
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in _PACKED and module.weight_quantizer is not None
+    }
+    packed = {id(module) for module in modules.values()}
+    weights = {id(module.weight): name for name, module in modules.items()}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in weights and id(module) not in packed:
+                raise TrituneError(
+                    f"{weights[id(parameter)]} shares its weight with {name}, which stays float: it cannot be packed"
+                )
+    for name, module in modules.items():
+        model.set_submodule(name, _PACKED[type(module)].from_quantized(module))
+
+
+def packed_modules(model: nn.Module) -> dict[str, PackedLinear | PackedEmbedding]:
+    """The packed modules of `model` by name."""
+    kinds = tuple(_PACKED.values())
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 @dataclass(frozen=True)
@@ -59,7 +96,8 @@ def bits_of_modules(model: nn.Module) -> list[ModuleBits]:
             quantizers = (getattr(module, "weight_quantizer", None), getattr(module, "input_quantizer", None))
             pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
             key = (pattern, *(quantizer and quantizer.bits for quantizer in quantizers))
-            groups.setdefault(key, []).append(module.weight.numel())
+            columns = module.in_features if isinstance(module, nn.Linear) else module.embedding_dim
+            groups.setdefault(key, []).append(module.weight.shape[0] * columns)
     return [ModuleBits(key[0], len(sizes), sum(sizes), *key[1:]) for key, sizes in groups.items()]
 
 

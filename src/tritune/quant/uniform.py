@@ -31,11 +31,6 @@ class Uniform(Quantizer):
     granularity: Granularity = Granularity.TENSOR
     clip: float = 2.5
 
-    @property
-    def largest_code(self) -> int:
-        """127 for 8 bits."""
-        return 2 ** (self.bits - 1) - 1
-
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         peak = _peak(values, self.granularity).to(wide_dtype(values))
         codes_per_unit = self.largest_code / peak.clamp(_SMALLEST_MAGNITUDE, self.clip)
@@ -51,6 +46,13 @@ class Uniform(Quantizer):
 
     def _scale(self, unit: torch.Tensor) -> torch.Tensor:
         return 1 / unit
+
+    def _stored_scale(self, unit: torch.Tensor) -> torch.Tensor:
+        # In float32 one over one over a number is not always that number; from float64 the float32 comes back exactly.
+        return 1 / unit.double()
+
+    def _unit(self, stored_scale: torch.Tensor) -> torch.Tensor:
+        return (1 / stored_scale.double()).float()
 
 
 def _peak(values: torch.Tensor, granularity: Granularity) -> torch.Tensor:

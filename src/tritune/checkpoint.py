@@ -169,7 +169,7 @@ def verify(paths: list[Path], section: TrituneConfig | None = None) -> None:
 
 
 def mark(model: PreTrainedModel, config: TrituneConfig) -> None:
-    """Write `config` into the model, so that `save_pretrained` keeps it and Trainer knows whether to accept the model."""
+    """Write `config` into the model, so that `save_pretrained` keeps it and Trainer knows what to do."""
     model.hf_quantizer = TrituneQuantizer(config)
     model.config.quantization_config = config
     model.config.attn_implementation = IMPLEMENTATION

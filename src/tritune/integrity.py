@@ -87,7 +87,7 @@ def verify_tensors(paths: Iterable[Path], checksums: dict[str, str]) -> None:
             with safe_open(path, framework="pt") as file:
                 if file.metadata() != {"format": "pt"}:
                     raise TrituneError(f"{path}: its header is damaged; fetch or convert it anew")
-                for name in file.keys():
+                for name in sorted(file.keys()):
                     if name in found or name not in checksums:
                         raise TrituneError(f"{path}: holds {shown(name)}, which its config.json does not know")
                     if tensor_checksum(file.get_tensor(name)) != checksums[name]:

@@ -79,7 +79,7 @@ class Quantizer(ABC):
         return codes.to(torch.int8), self._stored_scale(unit)
 
     def restore(self, codes: torch.Tensor, stored_scale: torch.Tensor) -> torch.Tensor:
-        """What `fake` makes of the values that `store` was given, from the codes that it returned; equal bit for bit."""
+        """What `fake` makes of the values that `store` was given, from the codes it returned; equal bit for bit."""
         unit = self._unit(stored_scale)
         return self._decode(codes.to(unit.dtype), unit)
 

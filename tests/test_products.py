@@ -1,4 +1,4 @@
-"""Products of quantized operands: the published order in float32, codes per token and in bfloat16; what is done once."""
+"""Products of quantized operands: the published order in float32, codes per token or in bfloat16; what is done once."""
 
 import copy
 

@@ -51,6 +51,11 @@ def _shifts(bits: int, device: torch.device) -> torch.Tensor:
     return torch.arange(0, 8, stored_bits(bits), dtype=torch.uint8, device=device)
 
 
+def _largest(codes: torch.Tensor) -> int:
+    """The largest magnitude; int8 does not hold that of -128."""
+    return max(codes.amax().item(), -codes.amin().item()) if codes.numel() else 0
+
+
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes to bytes.
 
@@ -67,7 +72,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     >>> pack(torch.tensor([[1, 0, -1, 0, 1]], dtype=torch.int8), bits=2)
     tensor([[70, 86]], dtype=torch.uint8)
     """
-    if not codes.is_meta and codes.numel() and codes.abs().amax() > 2 ** (bits - 1) - 1:
+    if not codes.is_meta and _largest(codes) > 2 ** (bits - 1) - 1:
         raise TrituneError(f"codes of {bits} bits have a magnitude of at most {2 ** (bits - 1) - 1}")
     width, columns = stored_bits(bits), codes.shape[-1]
     padding = packed_columns(columns, bits) * (8 // width) - columns
@@ -111,9 +116,9 @@ def check_packed(packed: torch.Tensor, bits: int, columns: int, name: str) -> No
     length = packed_columns(columns, bits)
     if packed.dtype is not torch.uint8 or packed.shape[-1] != length:
         raise TrituneError(f"{name}: packed rows of {columns} codes of {bits} bits must be {length} bytes long")
-    codes = unpack(packed, bits, length * 8 // stored_bits(bits)).to(torch.int16)
+    codes = unpack(packed, bits, length * 8 // stored_bits(bits))
     largest = 2 ** (bits - 1) - 1
-    if packed.numel() and codes.abs().amax() > largest:
+    if _largest(codes) > largest:
         raise TrituneError(f"{name}: holds codes outside -{largest} to {largest}; the file is damaged")
     if codes[..., columns:].any():
         raise TrituneError(f"{name}: the padding of its packed rows is not 0; the file is damaged")

@@ -99,6 +99,27 @@ def show_scores(scores: dict[str, Any], as_json: bool) -> None:
     Console().print(table)
 
 
+def show_packed(sizes: dict[str, Any], as_json: bool) -> None:
+    """A packed folder, part by part; MB are 10^6 bytes."""
+    if as_json:
+        _print_json(sizes)
+        return
+    table = _table(
+        "part", "parameters", "float MB", "packed MB", "ratio", title=f"{sizes['model']} in {sizes['output']}"
+    )
+    for row in sizes["parts"]:
+        table.add_row(row["part"], f"{row['parameters']:,}", *_megabytes(row["float_bytes"], row["size_bytes"]))
+    table.add_row("headers, config, recipe", "", "", f"{sizes['other_bytes'] / 1e6:.3f}", "")
+    table.add_section()
+    table.add_row("all but the tokenizer", "", *_megabytes(sizes["float_bytes"], sizes["size_bytes"]))
+    table.add_row("tokenizer", "", "", f"{sizes['tokenizer_bytes'] / 1e6:.3f}", "")
+    Console().print(table)
+
+
+def _megabytes(float_bytes: int, size_bytes: int) -> tuple[str, str, str]:
+    return f"{float_bytes / 1e6:.3f}", f"{size_bytes / 1e6:.3f}", f"{float_bytes / size_bytes:.1f}"
+
+
 def show_demo(results: dict[str, Any], as_json: bool) -> None:
     """The demo's models side by side."""
     if as_json:

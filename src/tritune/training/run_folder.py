@@ -50,7 +50,7 @@ def check_free(folder: Path, overwrite: bool, resume: bool = False, *, inputs: t
         raise TrituneError(f"{folder}: holds files but no run, so --overwrite leaves it alone; choose another folder")
     if taken and not (overwrite or resume):
         raise TrituneError(
-            f"{folder}: holds a run or other files already; give --resume, --overwrite or another folder"
+            f"{folder}: holds a run or other files already; give --overwrite, another folder, or --resume to train on"
         )
 
 

@@ -78,7 +78,7 @@ def test_what_pack_did_not_write_is_refused():
         check_packed(packed, 2, 9, "w")
     with pytest.raises(TrituneError, match="must be 2 bytes long"):
         check_packed(packed.to(torch.int16), 2, 5, "w")
-    packed[1, 1] ^= 0b1000
+    packed[1, 1] ^= 0b0100
     with pytest.raises(TrituneError, match="padding"):
         check_packed(packed, 2, 5, "w")
     packed[1, 1] = 0b01010111

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from . import products
+from .errors import TrituneError
 from .layers import QuantEmbedding, QuantLinear
 from .packing import check_packed, pack, unpack
 from .quant import Granularity, Quantizer
@@ -59,12 +60,13 @@ class Unpacker:
     def _codes(self, packed: torch.Tensor) -> torch.Tensor:
         return unpack(packed, self.quantizer.bits, self.columns)
 
-    def _key(self) -> tuple:
-        return self.quantizer, self.columns, self.dtype, self.scale.data_ptr(), self.scale._version
+    def __post_init__(self):
+        # What `products.weights_held` holds is found again by the scale's state at that time, not by its values.
+        version = None if self.scale.is_inference() else self.scale._version
+        object.__setattr__(self, "_key", (self.quantizer, self.columns, self.dtype, id(self.scale), version))
 
     def __eq__(self, other: object) -> bool:
-        # What `products.weights_held` holds is found again by the scale's state, not by comparing its values.
-        return isinstance(other, Unpacker) and self._key() == other._key()
+        return isinstance(other, Unpacker) and self._key == other._key
 
     __hash__ = None
 
@@ -108,6 +110,8 @@ class _Packed:
             TrituneError: they are not; the message names the weight.
         """
         check_packed(self.weight, self.weight_quantizer.bits, self.columns, name)
+        if not (self.weight_scale.isfinite() & (self.weight_scale >= 0)).all():
+            raise TrituneError(f"{name}: its scale must be finite and not negative; the file is damaged")
 
     def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
         # `module.half()` is for the float rest: a scale of half precision would be another scale.

@@ -16,7 +16,7 @@ app = typer.Typer(
     name="tritune",
     help="Fine-tuned Transformers with ternary weights and 8-bit activations.\n\n"
     "A teacher first (finetune, or any fine-tuned checkpoint), then a student (train), packed (convert), then its "
-    "score (evaluate) and its answers (predict). `tritune demo` shows it on data of its own, offline, in a few minutes.",
+    "score (evaluate) and its answers (predict). `tritune demo` shows it on data of its own, offline, in minutes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",

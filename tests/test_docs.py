@@ -275,7 +275,36 @@ def test_tables_of_speed_are_the_measured_ones():
         assert (row["shape"], row["tokens"], row["arm"], f"{float(row['ratio']):.2f}") in rows
 
 
-@pytest.mark.parametrize("name", ["index.md", "use.md", "analyse.md"])
+def test_commands_and_python_blocks_of_pack_run(at_demo):
+    run_commands(DOCS / "pack.md")
+    for block in blocks(DOCS / "pack.md", "python"):
+        exec(compile(block, "pack.md", "exec"), {})
+    small, again = (at_demo / name / "model.safetensors" for name in ("small", "small_too"))
+    assert small.read_bytes() == again.read_bytes() and (at_demo / "deploy_small" / "config.json").is_file()
+
+
+def test_tables_of_pack_are_the_measured_ones():
+    """Every row of a table on the page is a row of its CSV file, and the sizes are what was promised."""
+    page = (DOCS / "pack.md").read_text(encoding="utf-8")
+    rows = {
+        tuple(cell.strip(" `") for cell in line.strip("|").split("|")) for line in page.splitlines() if line[:1] == "|"
+    }
+    tables = {}
+    for name in ("packed_size", "packed_padding"):
+        with (ROOT / "benchmarks" / "results" / f"{name}.csv").open() as file:
+            tables[name] = list(csv.DictReader(file))
+    for row in tables["packed_size"]:
+        if row["part"] == "all":
+            assert tuple(row[key] for key in ("model", "recipe", "rest", "float_mb", "packed_mb", "ratio")) in rows
+            assert float(row["packed_mb"]) <= {"bert-base": 30, "minilm-l6": 7, "vit-base": 30}[row["model"]]
+        elif (row["recipe"], row["rest"]) == ("ti-g", "float32"):
+            assert tuple(row[key] for key in ("model", "part", "float_mb", "packed_mb")) in rows
+    for row in tables["packed_padding"]:
+        keys = ("recipe", "tokens", "flipped_codes", "equal_logits", "largest_difference", "logit_spread")
+        assert tuple(row[key] for key in keys) in rows
+
+
+@pytest.mark.parametrize("name", ["index.md", "use.md", "analyse.md", "format.md"])
 def test_python_blocks_run(at_demo, name):
     for block in blocks(DOCS / name, "python"):
         exec(compile(block, name, "exec"), {})

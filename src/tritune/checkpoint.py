@@ -110,6 +110,8 @@ class TrituneQuantizer(HfQuantizer):
             verify([Path(file) for file in checkpoint_files], self.quantization_config)
         swap(instrument_skeleton(model), self.quantization_config.quantization)
         pack_modules(model)
+        for module in packed_modules(model).values():
+            module._is_hf_initialized = True  # else transformers would draw normal values where bytes are missing
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.quantization_config.is_packed:

@@ -25,6 +25,7 @@ from families import FAMILIES, Family
 from test_packing import QUANTIZERS, weights
 from tritune import Quantization, TrituneError, products
 from tritune.layers import QuantEmbedding, QuantLinear
+from tritune.load import load_classifier
 from tritune.packed import PackedEmbedding, PackedLinear
 from tritune.quant import Granularity, Uniform
 from tritune.size import size_bytes, sizes_by_part
@@ -282,6 +283,20 @@ def test_load_takes_the_class_that_was_saved(bert, tmp_path):
         tritune.load(tmp_path / "zorp")
 
 
+def test_load_refuses_what_from_pretrained_would_make_up(bert, tmp_path):
+    """A file with one tensor more, or a head that is not in it, all checksums right."""
+    for change, message in (
+        (lambda model: model.register_buffer("extra", torch.ones(2)), "extra: unexpected"),
+        (lambda model: delattr(model.classifier, "bias"), "classifier.bias: missing"),
+    ):
+        model = tritune.load(bert[0])
+        change(model)
+        model.save_pretrained(tmp_path)
+        for loader in (tritune.load, load_classifier):
+            with pytest.raises(TrituneError, match=message.replace(".", r"\.")):
+                loader(tmp_path)
+
+
 @torch.no_grad()
 def test_other_auto_classes(bert):
     folder, _ = bert
@@ -320,9 +335,8 @@ def test_a_copy_and_a_cast_are_packed_models_too(bert):
     torch.testing.assert_close(twin(**batch).logits, logits.double(), rtol=0.05, atol=0.05)
     assert torch.equal(twin.to(torch.float32)(**batch).logits, logits)
     assert tritune.instrument(twin) is twin and len(twin(**batch, output_trace=True).trace.layers) == 3
-    with torch.inference_mode():
-        with products.weights_held():
-            assert torch.equal(twin(**batch).logits, logits)
+    with torch.inference_mode(), products.weights_held():
+        assert torch.equal(twin(**batch).logits, logits)
 
 
 def test_changed_on_purpose_and_saved_again(bert, tmp_path):

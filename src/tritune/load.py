@@ -125,9 +125,14 @@ def _from_pretrained(
 
 
 def _check_complete(report: dict[str, Any], source: str | Path) -> None:
-    for kind, key in (("missing", "missing_keys"), ("unexpected", "unexpected_keys"), ("misshapen", "mismatched_keys")):
-        if names := sorted(key if isinstance(key, str) else key[0] for key in report[key]):
-            raise TrituneError(f"{source}: the weights {', '.join(names[:3])} are {kind}; fetch or convert it anew")
+    faults = {
+        "missing": report["missing_keys"],
+        "unexpected": report["unexpected_keys"],
+        "of another shape": {name for name, *_ in report["mismatched_keys"]},
+    }
+    for fault, names in faults.items():
+        if names:
+            raise TrituneError(f"{source}: {', '.join(sorted(names)[:3])}: {fault}; fetch or convert it anew")
 
 
 def _check_no_pickle(source: str | Path, config: PreTrainedConfig) -> None:

@@ -130,7 +130,9 @@ def context(
     return _scaled(torch.matmul(probs, values), probs_scale, value_scale)
 
 
-def _code_dtype(left: torch.Tensor, left_quantizer: Quantizer | None, right_quantizer: Quantizer | None):
+def _code_dtype(
+    left: torch.Tensor, left_quantizer: Quantizer | None, right_quantizer: Quantizer | None
+) -> torch.dtype | None:
     """The dtype that holds the codes of a product over the last axis of `left`, or None to dequantize first."""
     device, dtype = left.device.type, left.dtype
     # Autocast leaves float64 alone.

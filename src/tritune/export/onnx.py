@@ -72,6 +72,8 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET) -> Any:
     if opset not in OPSETS:
         raise TrituneError(f"--opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
     _check_installed()
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+
     inputs = _inputs(model)
     arithmetic = integer_arithmetic(model) if is_instrumented(model) else nullcontext()
     with evaluation_mode(model), torch.no_grad(), arithmetic, _quiet():
@@ -90,6 +92,8 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET) -> Any:
         except torch.onnx.errors.OnnxExporterError as error:
             cause = str(error.__cause__ or error).strip().splitlines()[0]
             raise TrituneError(f"{type(model).__name__} cannot be exported: {cause}") from None
+    # Q, K and V quantize the same input.
+    CommonSubexpressionEliminationPass()(program.model)
     _store_packed(program.model, opset)
     return program
 

@@ -72,7 +72,7 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET) -> Any:
     if opset not in OPSETS:
         raise TrituneError(f"--opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
     _check_installed()
-    from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass
 
     inputs = _inputs(model)
     arithmetic = integer_arithmetic(model) if is_instrumented(model) else nullcontext()
@@ -88,6 +88,7 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET) -> Any:
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
+                optimize=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             cause = str(error.__cause__ or error).strip().splitlines()[0]
@@ -95,6 +96,8 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET) -> Any:
     # Q, K and V quantize the same input.
     CommonSubexpressionEliminationPass()(program.model)
     _store_packed(program.model, opset)
+    # Names and source lines of torch would be a quarter of the file.
+    ClearMetadataAndDocStringPass()(program.model)
     return program
 
 

@@ -3,7 +3,7 @@
 In torch they run, so that the stand-ins of `integer.py` can be compared with the model they stand for; in ONNX they are
 what the file holds. torch.onnx traces a call of one as a single node, and `TRANSLATIONS` says what it becomes.
 
-    quantize         codes = round(clip(x) * 127 / largest magnitude), scale = largest magnitude / 127
+    quantize         scale = largest magnitude / 127, at most clip / 127; codes = round(x / scale), clipped to -127 ... 127
     matmul_integer   (codes of x) @ (codes of w) in int32, * scale of x * scale of w
     unpack           bytes to the codes that lie in them
 
@@ -132,14 +132,22 @@ def translations() -> dict[Callable, Callable]:
         return opset18.Constant(value_float=float(value))
 
     def onnx_quantize(values: Any, dims: Sequence[int], largest_code: int, clip: float, zero_point: int, signed: bool):
-        op = opset18
-        magnitude = op.Abs(values)
-        peak = op.ReduceMax(magnitude, op.Constant(value_ints=dims)) if dims else op.ReduceMax(magnitude, keepdims=0)
-        codes_per_unit = op.Div(constant(largest_code), op.Clip(peak, constant(SMALLEST_MAGNITUDE), constant(clip)))
-        codes = op.Round(op.Mul(values, codes_per_unit))
-        codes = op.Clip(codes, constant(-largest_code), constant(largest_code))
-        codes = op.Add(codes, constant(zero_point)) if zero_point else codes
-        return op.Cast(codes, to=_INT8 if signed else _UINT8), op.Reciprocal(codes_per_unit)
+        op, kind = opset18, _INT8 if signed else _UINT8
+        # Two reductions read the values twice; the magnitudes would have to be written too.
+        keep = {"axes": op.Constant(value_ints=dims)} if dims else {"keepdims": 0}
+        peak = op.Max(op.ReduceMax(values, **keep), op.Neg(op.ReduceMin(values, **keep)))
+        scale = op.Div(op.Clip(peak, constant(SMALLEST_MAGNITUDE), constant(clip)), constant(largest_code))
+        low, zero, high = (
+            op.Cast(op.Constant(value_int=code), to=kind)
+            for code in (zero_point - largest_code if signed or zero_point else 0, zero_point, zero_point + largest_code)
+        )
+        if not dims:
+            return op.Clip(op.QuantizeLinear(values, scale, zero), low, high), scale
+        # QuantizeLinear takes one scale per row of a matrix; the dimensions that share one are the last.
+        scales = op.Reshape(scale, op.Constant(value_ints=[-1]))
+        rows = op.Flatten(values, axis=len(values.shape) - len(dims))
+        codes = op.QuantizeLinear(rows, scales, op.Expand(zero, op.Shape(scales)), axis=0)
+        return op.Clip(op.Reshape(codes, op.Shape(values)), low, high), scale
 
     def onnx_matmul_integer(left, left_scale, right, right_scale, left_zero_point: int, right_zero_point: int):
         op = opset18

@@ -9,13 +9,14 @@ from rich.console import Console
 
 from .. import errors
 from ..devices import keep_freed_memory
-from . import demo, evaluate, finetune, predict, recipes, train
+from . import bench, demo, evaluate, export, finetune, predict, recipes, train
 
 app = typer.Typer(
     name="tritune",
     help="Fine-tuned Transformers with ternary weights and 8-bit activations.\n\n"
     "A teacher first (finetune, or any fine-tuned checkpoint), then a student (train), then its score (evaluate) and "
-    "its answers (predict). `tritune demo` shows it on data of its own, offline, in a few minutes.",
+    "its answers (predict), a file for other runtimes (export) and its speed there (bench). `tritune demo` shows it "
+    "on data of its own, offline, in a few minutes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -24,6 +25,8 @@ app.command()(finetune.finetune)
 app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
+app.command()(export.export)
+app.command()(bench.bench)
 app.command()(recipes.recipes)
 app.command()(demo.demo)
 

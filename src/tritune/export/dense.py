@@ -7,7 +7,7 @@ close to the QAT model's, not equal to them.
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .codes import codes_of
 
@@ -19,14 +19,19 @@ def dense(model: PreTrainedModel) -> PreTrainedModel:
 
     Its config knows nothing of tritune, and its attention is transformers' own.
     """
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _OF_TRITUNE}
-    plain = type(model)(type(model.config).from_dict(config))
+    plain = type(model)(plain_config(model))
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     for name, module in model.named_modules():
         if (weight := codes_of(module)) is not None:
             state[f"{name}.weight"] = weight.dequantize()
     plain.load_state_dict(state)
     return plain.eval()
+
+
+def plain_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """The config of `model` without what tritune wrote into it."""
+    values = {key: value for key, value in model.config.to_dict().items() if key not in _OF_TRITUNE}
+    return type(model.config).from_dict(values)
 
 
 def export_dense(model: PreTrainedModel, folder: str | Path) -> None:

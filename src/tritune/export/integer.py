@@ -132,7 +132,7 @@ def integer_arithmetic(model: PreTrainedModel) -> Iterator[None]:
 
 
 def count_integer_products(model: PreTrainedModel) -> int:
-    """Products of two quantized operands in one forward pass of a QAT model; a layer that is called twice counts twice."""
+    """Products of two quantized operands in a forward pass of a QAT model; a layer called twice counts twice."""
     instrument, modules = instrument_of(model), dict(model.named_modules())
     anatomy = instrument.anatomy
     names = [*anatomy.embeddings, *anatomy.pooler, *anatomy.classifier]

@@ -1,17 +1,17 @@
 """The three operators of an exported graph, each in torch and in ONNX.
 
 In torch they run, so that the stand-ins of `integer.py` can be compared with the model they stand for; in ONNX they are
-what the file holds. torch.onnx traces a call of one as a single node, and `TRANSLATIONS` says what it becomes.
+what the file holds. torch.onnx traces a call of one as a single node, and `translations` says what it becomes.
 
-    quantize         scale = largest magnitude / 127, at most clip / 127; codes = round(x / scale), clipped to -127 ... 127
+    quantize         scale = largest magnitude (at most clip) / 127; codes = round(x / scale), clipped to -127 ... 127
     matmul_integer   (codes of x) @ (codes of w) in int32, * scale of x * scale of w
     unpack           bytes to the codes that lie in them
 
-MatMulInteger takes 8-bit operands of either sign, but on x86 ONNX Runtime has kernels for an unsigned left operand only:
-two signed ones run in a scalar loop, tens of times slower. So codes of activations are stored plus 128, with a zero point
-of 128, which is the same sum. CPUs without VNNI add two products of an unsigned and a signed operand in 16 bits, where
-2 * 255 * 127 does not fit: right operands of 8 bits are therefore unsigned too, except beside probabilities, whose codes
-are never negative and need no zero point (2 * 127 * 127 fits).
+MatMulInteger takes 8-bit operands of either sign, but on x86 ONNX Runtime has kernels for an unsigned left operand
+only: two signed ones run in a scalar loop, tens of times slower. So codes of activations are stored plus 128, with a
+zero point of 128, which is the same sum. CPUs without VNNI add two products of an unsigned and a signed operand in 16
+bits, where 2 * 255 * 127 does not fit: right operands of 8 bits are therefore unsigned too, except beside
+probabilities, whose codes are never negative and need no zero point (2 * 127 * 127 fits).
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ _FLOAT, _UINT8, _INT8 = 1, 2, 3
 def quantize(
     values: torch.Tensor, dims: Sequence[int], largest_code: int, clip: float, zero_point: int, signed: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of a float tensor, as `quant.Uniform` finds them, and their scale.
+    """Codes of a float tensor, as `quant.Uniform` finds them but for the last bit of a quotient, and their scale.
 
     Args:
         values: any shape.
@@ -45,9 +45,9 @@ def quantize(
     """
     magnitude = values.abs()
     peak = magnitude.amax(dims, keepdim=True) if dims else magnitude.amax()
-    codes_per_unit = largest_code / peak.clamp(SMALLEST_MAGNITUDE, clip)
-    codes = (values * codes_per_unit).round().clamp(-largest_code, largest_code) + zero_point
-    return codes.to(torch.int8 if signed else torch.uint8), 1 / codes_per_unit
+    scale = peak.clamp(SMALLEST_MAGNITUDE, clip) / largest_code
+    codes = (values / scale).round().clamp(-largest_code, largest_code) + zero_point
+    return codes.to(torch.int8 if signed else torch.uint8), scale
 
 
 @quantize.register_fake
@@ -105,7 +105,7 @@ def _(packed, bits, width):
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes (..., width) of 2, 4 or 8 bits, each plus 2^(bits-1), in bytes; the first code of a byte in its lowest bits.
+    """Codes (..., width) of 2, 4 or 8 bits, each plus 2^(bits-1), in bytes, the first code of a byte lowest.
 
     >>> pack(torch.tensor([-1, 0, 1, 1, 0]), bits=2)
     tensor([249,   2], dtype=torch.uint8)
@@ -139,7 +139,11 @@ def translations() -> dict[Callable, Callable]:
         scale = op.Div(op.Clip(peak, constant(SMALLEST_MAGNITUDE), constant(clip)), constant(largest_code))
         low, zero, high = (
             op.Cast(op.Constant(value_int=code), to=kind)
-            for code in (zero_point - largest_code if signed or zero_point else 0, zero_point, zero_point + largest_code)
+            for code in (
+                zero_point - largest_code if signed or zero_point else 0,
+                zero_point,
+                zero_point + largest_code,
+            )
         )
         if not dims:
             return op.Clip(op.QuantizeLinear(values, scale, zero), low, high), scale

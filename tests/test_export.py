@@ -134,7 +134,7 @@ def test_unpack_takes_back_pack(bits, rows, width, seed):
         {"bits": 8, "weights": "row"},
         {"bits": 3, "activations": "token", "embedding_granularity": "tensor"},
         {"attention_products": False},
-        {"activation_bits": 4},
+        {"activation_bits": 4, "activations": "token"},
         {"activation_bits": None},
         {"classifier": True, "weight_quantizer": "least_squares"},
     ],

@@ -88,7 +88,8 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET) -> Any:
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
-                optimize=False,
+                # Its optimizer loses nodes of ours (onnxscript 0.7: a Shape that two Reshapes take); runtimes do it again.
+                optimize=not is_instrumented(model),
             )
         except torch.onnx.errors.OnnxExporterError as error:
             cause = str(error.__cause__ or error).strip().splitlines()[0]
@@ -98,6 +99,7 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET) -> Any:
     _store_packed(program.model, opset)
     # Names and source lines of torch would be a quarter of the file.
     ClearMetadataAndDocStringPass()(program.model)
+    _forget_shapes(program.model)
     return program
 
 
@@ -151,6 +153,14 @@ def _store_packed(model: Any, opset: int) -> None:
         del model.graph.initializers[name]
     if tape.nodes:
         model.graph.insert_before(model.graph[0], tape.nodes)
+
+
+def _forget_shapes(model: Any) -> None:
+    """Drop the shapes of intermediate values, which runtimes infer; quantize_dynamic stumbles over torch's."""
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = value.type = None
 
 
 def _initializer(model: Any, tensor: Any) -> Any:

@@ -88,7 +88,7 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET) -> Any:
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
-                # Its optimizer loses nodes of ours (onnxscript 0.7: a Shape that two Reshapes take); runtimes do it again.
+                # Its optimizer loses a Shape of ours that two nodes take (onnxscript 0.7); runtimes optimize anyway.
                 optimize=not is_instrumented(model),
             )
         except torch.onnx.errors.OnnxExporterError as error:
@@ -156,11 +156,10 @@ def _store_packed(model: Any, opset: int) -> None:
 
 
 def _forget_shapes(model: Any) -> None:
-    """Drop the shapes of intermediate values, which runtimes infer; quantize_dynamic stumbles over torch's."""
-    for node in model.graph:
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.shape = value.type = None
+    """Drop the shapes of inner values, which runtimes infer; quantize_dynamic stumbles over those of weights."""
+    for value in [*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)]:
+        if not value.is_graph_output():
+            value.shape = value.type = None
 
 
 def _initializer(model: Any, tensor: Any) -> Any:

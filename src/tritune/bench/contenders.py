@@ -1,6 +1,8 @@
 """The contenders of a comparison, made from one model: each is a file and the runtime that reads it."""
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,7 +82,8 @@ def _contenders(model: PreTrainedModel, peers: Sequence[str], folder: Path) -> I
         from onnxruntime.quantization import quantize_dynamic
 
         int8 = folder / "int8.onnx"
-        quantize_dynamic(plain, int8)
+        with _quiet():
+            quantize_dynamic(plain, int8)
         yield Contender("onnxruntime int8", "onnxruntime", int8, (int8,))
     if "openvino" in peers:
         yield Contender("openvino float", "openvino", plain, (plain,))
@@ -90,6 +93,16 @@ def _contenders(model: PreTrainedModel, peers: Sequence[str], folder: Path) -> I
         checkpoint = folder / "dense"
         floating.save_pretrained(checkpoint)
         yield Contender("torch float", "torch", checkpoint, (checkpoint / "model.safetensors",))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """quantize_dynamic advises preprocessing for models of images on the root logger."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _openvino_int8(plain: Path, folder: Path, vocabulary: int) -> Contender:

@@ -6,6 +6,7 @@ bytes. It imports nothing of tritune, so that torch is not in the memory of a ru
     python runtimes.py onnxruntime model.onnx THREADS BATCH LENGTH VOCABULARY
 """
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def torch(path: str, threads: int) -> Callable[[Batch], np.ndarray]:
     torch.set_num_threads(threads)
     model = AutoModelForSequenceClassification.from_pretrained(path, attn_implementation="sdpa", dtype=torch.float32)
     model.eval()
-    takes = model.forward.__code__.co_varnames
+    takes = inspect.signature(model.forward).parameters
 
     def run(batch: Batch) -> np.ndarray:
         """Batch to logits."""

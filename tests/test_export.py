@@ -1,5 +1,6 @@
 """What is exported computes what the model computes: operators against slow loops, stand-ins and files against QAT."""
 
+import copy
 import subprocess
 import sys
 from dataclasses import replace
@@ -154,6 +155,12 @@ def test_stand_ins_compute_what_the_model_computes(name, settings):
     assert is_same(found, wanted, flipped) and not is_same(mutated, wanted, flipped)
     assert dict(model.named_modules()) == modules
     assert all(torch.equal(logits(model, batch), one) for batch, one in zip(batches(name), wanted, strict=True))
+
+
+def test_a_model_is_copied_as_before():
+    model = student("bert")
+    twin = copy.deepcopy(model)
+    assert torch.equal(logits(twin, text_batch()), logits(model, text_batch()))
 
 
 def test_a_quantizer_without_an_operator_is_refused():

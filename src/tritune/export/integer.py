@@ -128,7 +128,7 @@ def integer_arithmetic(model: PreTrainedModel) -> Iterator[None]:
         for name, original in originals.items():
             model.set_submodule(name, original)
         for state in states:
-            state.products = products
+            state.products = None
 
 
 def count_integer_products(model: PreTrainedModel) -> int:

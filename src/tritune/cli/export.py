@@ -84,11 +84,11 @@ def _write(model: Any, tokenizer: Any, output: Path, format: Format, opset: int)
     from ..training.run_folder import replace_folder
 
     if format is Format.ONNX and output.suffix == ".onnx":
-        export_onnx(model, output, opset)
+        export_onnx(model, output, opset, tokenizer.model_input_names)
         return output
     with replace_folder(output) as partial:
         if format is Format.ONNX:
-            export_onnx(model, partial / "model.onnx", opset)
+            export_onnx(model, partial / "model.onnx", opset, tokenizer.model_input_names)
             plain_config(model).save_pretrained(partial)
         else:
             export_dense(model, partial)

@@ -38,14 +38,16 @@ _INT8 = 3
 _CODES = re.compile(r"(?:^|\.)codes_([24])$")
 
 
-def export_onnx(model: PreTrainedModel, path: str | Path, opset: int = DEFAULT_OPSET) -> None:
-    """Write a QAT model as one ONNX file, whole or not at all.
+def export_onnx(
+    model: PreTrainedModel, path: str | Path, opset: int = DEFAULT_OPSET, input_names: Sequence[str] | None = None
+) -> None:
+    """Write a QAT model as one ONNX file, whole or not at all; the arguments are those of `to_onnx`.
 
     Raises:
         TrituneError: as `to_onnx`, or the file cannot be written.
     """
     path = Path(path)
-    program = to_onnx(model, opset)
+    program = to_onnx(model, opset, input_names)
     partial = path.with_name(f".{path.name}.partial")
     try:
         program.save(str(partial))
@@ -56,7 +58,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, opset: int = DEFAULT_O
         partial.unlink(missing_ok=True)
 
 
-def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET) -> Any:
+def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Sequence[str] | None = None) -> Any:
     """The ONNX program of a QAT model, or of a float one.
 
     Inputs are those of the model (token ids, mask, token types; or pixels), batch and length free; the output is
@@ -65,6 +67,8 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET) -> Any:
     Args:
         model: computes as it would in evaluation mode; is not changed.
         opset: 18 to 25. From 25 on 2-bit codes are stored as INT2, before as bytes and nodes that unpack them.
+        input_names: what the tokenizer gives (`tokenizer.model_input_names`); inputs that are not among them get the
+            model's default. None takes all inputs.
 
     Raises:
         TrituneError: the opset is out of range, onnx is not installed, or torch.onnx cannot trace the model.
@@ -75,6 +79,8 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET) -> Any:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass
 
     inputs = _inputs(model)
+    if input_names is not None:
+        inputs = {name: value for name, value in inputs.items() if name in input_names}
     arithmetic = integer_arithmetic(model) if is_instrumented(model) else nullcontext()
     with evaluation_mode(model), torch.no_grad(), arithmetic, _quiet():
         try:

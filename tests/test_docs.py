@@ -230,6 +230,18 @@ def test_commands_of_use_run(at_demo):
 
 
 @pytest.mark.slow
+def test_commands_and_code_of_deploy_run(at_demo):
+    pytest.importorskip("onnxscript", reason="needs tritune[onnx]")
+    pytest.importorskip("onnxruntime", reason="needs tritune[onnx]")
+    run_commands(DOCS / "deploy.md")
+    assert {"model.onnx", "config.json", "tokenizer.json"} <= {path.name for path in (at_demo / "onnx").iterdir()}
+    assert (at_demo / "dense" / "model.safetensors").is_file() and (at_demo / "bench" / "bench.csv").is_file()
+    for block in blocks(DOCS / "deploy.md", "python"):
+        exec(compile(block, "deploy.md", "exec"), {})
+    assert (at_demo / "student.onnx").is_file()
+
+
+@pytest.mark.slow
 def test_commands_of_train_run(at_demo):
     run_commands(DOCS / "train.md")
     for folder in ("teacher", "run", "mine", "one", "two", "long", "accumulated", "checkpointed"):

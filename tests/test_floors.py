@@ -15,7 +15,7 @@ FLOORS = [
     ("products", "layers", "modes", "quantization", "distill", "schedule", "packing", "packed", "integrity", "kernels"),
     ("anatomy", "attention", "instrument", "size"),
     ("swap", "prepare", "convert", "checkpoint"),
-    ("recipes", "tasks", "data", "load", "evaluate", "predict", "plots", "analysis", "export"),
+    ("recipes", "tasks", "data", "load", "evaluate", "predict", "plots", "analysis", "export", "bench"),
     ("training",),
     ("cli", "report"),
     ("tritune",),  # the package itself, which hands out names of every floor

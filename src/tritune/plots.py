@@ -121,6 +121,30 @@ def score_curves(
     }
 
 
+def runtime_bars(timings: Iterable[Mapping[str, Any]]) -> Figure:
+    """Latency relative to ONNX Runtime float, a group of bars for every shape, the milliseconds on the bars.
+
+    Args:
+        timings: rows of `bench.measure.bench`: `name`, `batch`, `length`, `latency_ms`, `ratio`.
+    """
+    rows = list(timings)
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    shapes = list(dict.fromkeys((row["batch"], row["length"]) for row in rows))
+    figure = Figure(figsize=(2 + 2.2 * len(shapes), 4), layout="constrained")
+    axes, width = figure.subplots(), 0.8 / len(names)
+    for index, name in enumerate(names):
+        own = {(row["batch"], row["length"]): row for row in rows if row["name"] == name}
+        places = [place + (index - (len(names) - 1) / 2) * width for place in range(len(shapes))]
+        bars = axes.bar(places, [own[shape]["ratio"] for shape in shapes], width, label=name, color=f"C{index}")
+        axes.bar_label(bars, [f"{own[shape]['latency_ms']:.3g}" for shape in shapes], fontsize="x-small", rotation=90)
+    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.set_xticks(range(len(shapes)), [f"{batch} x {length}" for batch, length in shapes])
+    axes.set(xlabel="batch x tokens", ylabel="latency / onnxruntime float", title="Lower is faster (bars: ms)")
+    axes.margins(y=0.2)
+    axes.legend(fontsize="small")
+    return figure
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure in the format of the file's ending."""
     figure.savefig(path, dpi=150)

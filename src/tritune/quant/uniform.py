@@ -14,7 +14,7 @@ from .quantizer import Quantizer
 from .ste import surely_inside
 
 # Small enough never to change a real scale, large enough that levels / it stays finite in float32.
-_SMALLEST_MAGNITUDE = 1e-30
+SMALLEST_MAGNITUDE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Uniform(Quantizer):
 
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         peak = _peak(values, self.granularity).to(wide_dtype(values))
-        codes_per_unit = self.largest_code / peak.clamp(_SMALLEST_MAGNITUDE, self.clip)
+        codes_per_unit = self.largest_code / peak.clamp(SMALLEST_MAGNITUDE, self.clip)
         wide = values.to(codes_per_unit.dtype)
         codes = (wide * codes_per_unit if wide is values else wide.mul_(codes_per_unit)).round_()
         if not surely_inside(peak, self.clip):

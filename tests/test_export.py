@@ -20,7 +20,8 @@ from tritune.export.codes import codes_of
 from tritune.export.dense import dense, export_dense
 from tritune.export.integer import IntegerLinear, count_integer_products, integer_arithmetic
 from tritune.export.onnx import export_onnx, to_onnx
-from tritune.export.operators import ZERO_POINT, matmul_integer, pack, quantize, unpack
+from tritune.export.operators import ZERO_POINT, matmul_integer, quantize, unpack
+from tritune.packing import pack
 from tritune.quant import Granularity, Uniform
 from tritune.size import size_bytes
 
@@ -117,8 +118,8 @@ def test_matmul_integer_is_exact(zero_points):
 @given(st.sampled_from([2, 4, 8]), st.integers(1, 3), st.integers(1, 19), st.integers(0, 2**31))
 def test_unpack_takes_back_pack(bits, rows, width, seed):
     limit = 2 ** (bits - 1)
-    codes = torch.randint(-limit, limit, (rows, width), generator=torch.Generator().manual_seed(seed))
-    packed = pack(codes, bits)
+    codes = torch.randint(1 - limit, limit, (rows, width), generator=torch.Generator().manual_seed(seed))
+    packed = pack(codes.to(torch.int8), bits)
     assert packed.shape == (rows, -(-width * bits // 8))
     assert torch.equal(unpack(packed, bits, width).long(), codes)
 
@@ -166,7 +167,7 @@ def test_a_model_is_copied_as_before():
 def test_a_quantizer_without_an_operator_is_refused():
     class Odd(Uniform.__base__):
         bits, granularity, clip = 8, Granularity.TENSOR, 2.5
-        _encode = _decode = _scale = None
+        _encode = _decode = _scale = _stored_scale = _unit = None
 
     model = student("bert")
     next(
@@ -226,6 +227,19 @@ def test_the_file_answers_as_the_model(exported, name, activations, weights, bit
     found = [run(path, batch) for batch in batches(name)]
     assert all(one.isfinite().all() for one in found)
     assert is_same(found, [logits(model, batch) for batch in batches(name)])
+
+
+@pytest.mark.parametrize("name, activations, weights, bits, opset", CASES)
+def test_the_file_of_a_packed_model_is_that_of_its_qat_model(
+    exported, tmp_path, name, activations, weights, bits, opset
+):
+    model, path = exported(name, activations, weights, bits, opset)
+    packed = tritune.convert(copy.deepcopy(model))
+    assert count_integer_products(packed) == count_integer_products(model)
+    export_onnx(packed, tmp_path / "packed.onnx", opset)
+    assert (tmp_path / "packed.onnx").stat().st_size == path.stat().st_size
+    for batch in batches(name):
+        assert torch.equal(run(tmp_path / "packed.onnx", batch), run(path, batch))
 
 
 @pytest.mark.parametrize("name, activations, weights, bits, opset", CASES)
@@ -313,10 +327,17 @@ def test_dense_holds_the_quantized_weights_and_nothing_of_tritune(name):
     assert type(plain) is type(model) and plain.state_dict().keys() == model.state_dict().keys()
     for key, module in model.named_modules():
         if codes_of(module):
-            wanted = module.weight_quantizer(module.weight.detach())
-            assert torch.allclose(plain.get_submodule(key).weight, wanted, rtol=1e-6, atol=0)
+            assert torch.equal(plain.get_submodule(key).weight, module.weight_quantizer(module.weight.detach()))
             assert len(plain.get_submodule(key).weight[0].unique()) <= 3
     assert "tritune" not in str(plain.config.to_dict())
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_dense_of_a_packed_model_is_that_of_its_qat_model(bits):
+    model = student("bert", bits=bits)
+    plain, packed = dense(model), dense(tritune.convert(copy.deepcopy(model)))
+    assert plain.state_dict().keys() == packed.state_dict().keys()
+    assert all(torch.equal(tensor, packed.state_dict()[name]) for name, tensor in plain.state_dict().items())
 
 
 def test_dense_loads_where_tritune_is_not(tmp_path):

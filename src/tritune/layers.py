@@ -18,6 +18,11 @@ def _twin(cls: type[nn.Module], module: nn.Module) -> nn.Module:
     return twin
 
 
+def _quantized(module: nn.Module) -> torch.Tensor:
+    weight = module.weight.detach()
+    return weight if module.weight_quantizer is None else module.weight_quantizer.fake(weight)[0]
+
+
 class QuantLinear(nn.Linear):
     """`nn.Linear` with a quantized weight and a quantized input."""
 
@@ -36,6 +41,11 @@ class QuantLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features)."""
         return products.linear(input, self.weight, self.bias, self.input_quantizer, self.weight_quantizer)
+
+    @property
+    def quantized_weight(self) -> torch.Tensor:
+        """What the input is multiplied by, (out_features, in_features), without a gradient."""
+        return _quantized(self)
 
     def extra_repr(self) -> str:
         """As `nn.Linear`, with the quantizers."""
@@ -56,7 +66,8 @@ class RowLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(batch, ..., in_features) to (batch, ..., out_features)."""
-        if self.training or input.ndim < 2:
+        # Exported, the batch is of no fixed size, and the order of sums is another runtime's affair.
+        if self.training or input.ndim < 2 or torch.compiler.is_compiling():
             return super().forward(input)
         # A copy of each row: where a row lies in memory may decide how it is added up, too.
         return torch.cat([F.linear(row.clone(), self.weight, self.bias) for row in input.split(1)])
@@ -85,6 +96,11 @@ class QuantEmbedding(nn.Embedding):
         if self.weight_quantizer.granularity is Granularity.ROW:
             return self.weight_quantizer(super().forward(input))
         return F.embedding(input, self.weight_quantizer(self.weight), self.padding_idx)
+
+    @property
+    def quantized_weight(self) -> torch.Tensor:
+        """The table that ids are looked up in, (rows, embedding_dim), without a gradient."""
+        return _quantized(self)
 
     def extra_repr(self) -> str:
         """As `nn.Embedding`, with the quantizer."""

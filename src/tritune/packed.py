@@ -103,6 +103,11 @@ class _Packed:
         """The codes, int8, (rows, columns)."""
         return unpack(self.weight, self.weight_quantizer.bits, self.columns)
 
+    @property
+    def quantized_weight(self) -> torch.Tensor:
+        """What the QAT twin multiplied by or looked up in, (rows, columns), in the dtype of the float rest."""
+        return self._unpacker(self._float.dtype).fake(self.weight)[0]
+
     def check(self, name: str) -> None:
         """Check that the bytes are codes of this width and that the scale is a scale.
 

@@ -42,7 +42,7 @@ def packed_columns(columns: int, bits: int) -> int:
     return -(-columns * stored_bits(bits) // 8)
 
 
-def _offset(bits: int) -> int:
+def offset(bits: int) -> int:
     """What makes the smallest code not negative; the ternary codes need no more than 1."""
     return 1 if bits == 2 else 2 ** (stored_bits(bits) - 1)
 
@@ -76,7 +76,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
         raise TrituneError(f"codes of {bits} bits have a magnitude of at most {2 ** (bits - 1) - 1}")
     width, columns = stored_bits(bits), codes.shape[-1]
     padding = packed_columns(columns, bits) * (8 // width) - columns
-    fields = torch.nn.functional.pad(codes, (0, padding)).view(torch.uint8) + _offset(bits)  # modulo 256
+    fields = torch.nn.functional.pad(codes, (0, padding)).view(torch.uint8) + offset(bits)  # modulo 256
     fields = fields.unflatten(-1, (-1, 8 // width)) << _shifts(bits, codes.device)
     return fields.sum(-1, dtype=torch.uint8)
 
@@ -97,7 +97,7 @@ def unpack(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     """
     width = stored_bits(bits)
     fields = packed if width == 8 else (packed[..., None] >> _shifts(bits, packed.device)) & (2**width - 1)
-    codes = (fields - _offset(bits)).view(torch.int8)  # modulo 256
+    codes = (fields - offset(bits)).view(torch.int8)  # modulo 256
     return (codes if width == 8 else codes.flatten(-2))[..., :columns]
 
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from ..checkpoint import is_packed
 from ..errors import TrituneError, shown
 
 Parameters = Mapping[str, torch.Tensor]
@@ -20,11 +21,13 @@ def select_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
         patterns: as a shell has them, `*.query.*` say.
 
     Raises:
-        TrituneError: a pattern matches nothing.
+        TrituneError: a pattern matches nothing, or the model is packed.
 
     >>> list(select_parameters(nn.Linear(2, 2), ["*b?as"]))
     ['bias']
     """
+    if is_packed(model):
+        raise TrituneError("a packed model has no latent weights to move; take the run that it was made from")
     parameters = dict(model.named_parameters())
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in parameters):

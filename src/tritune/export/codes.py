@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..layers import QuantEmbedding, QuantLinear
+from ..packed import PackedEmbedding, PackedLinear
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,13 @@ class Codes:
     scale: torch.Tensor
     bits: int
 
-    def dequantize(self) -> torch.Tensor:
-        """The float weight, scale * codes."""
-        return self.codes.to(self.scale.dtype) * self.scale
-
 
 def codes_of(module: nn.Module) -> Codes | None:
     """The quantized weight of `module`, or None where its weight is float."""
     if isinstance(module, QuantLinear | QuantEmbedding) and module.weight_quantizer is not None:
         return Codes(*module.weight_quantizer.quantize(module.weight), module.weight_quantizer.bits)
+    if isinstance(module, PackedLinear | PackedEmbedding):
+        quantizer = module.weight_quantizer
+        codes, scale = quantizer.restore_integers(module.codes, module.weight_scale, torch.float32)
+        return Codes(codes.to(torch.int8), scale, quantizer.bits)
     return None

@@ -9,21 +9,20 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .codes import codes_of
-
 _OF_TRITUNE = ("quantization_config", "attn_implementation")
 
 
 def dense(model: PreTrainedModel) -> PreTrainedModel:
-    """A float model of the same class with weights scale * codes; `model` is not changed.
+    """A float model of the same class with weights scale * codes, to the bit; `model` is not changed.
 
     Its config knows nothing of tritune, and its attention is transformers' own.
     """
     plain = type(model)(plain_config(model))
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     for name, module in model.named_modules():
-        if (weight := codes_of(module)) is not None:
-            state[f"{name}.weight"] = weight.dequantize()
+        if hasattr(module, "quantized_weight"):
+            state[f"{name}.weight"] = module.quantized_weight
+            state.pop(f"{name}.weight_scale", None)
     plain.load_state_dict(state)
     return plain.eval()
 

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from .. import products
 from ..errors import TrituneError
 from ..instrument import instrument_of
-from ..layers import QuantEmbedding
+from ..packing import pack, stored_bits
 from ..quant import Granularity, Quantizer, Uniform
 from .codes import Codes, codes_of
-from .operators import ZERO_POINT, matmul_integer, pack, quantize, unpack
+from .operators import ZERO_POINT, matmul_integer, quantize, unpack
 
 # Twice the largest code of a signed right operand times 255 must fit in 16 bits.
 _LARGEST_SIGNED = 63
@@ -103,14 +103,9 @@ class IntegerEmbedding(nn.Module):
         return codes * (F.embedding(input, self.scale) if self.scale.shape[0] > 1 else self.scale.view(()))
 
 
-def stored_bits(bits: int) -> int:
-    """The width that codes of `bits` bits are stored in: 2, 4 or 8."""
-    return next(width for width in (2, 4, 8) if bits <= width)
-
-
 @contextmanager
 def integer_arithmetic(model: PreTrainedModel) -> Iterator[None]:
-    """Within the context a QAT model computes its quantized products in integers, by the operators of an exported file.
+    """Within the context a QAT or packed model computes its quantized products by the operators of an exported file.
 
     Raises:
         TrituneError: its activations are quantized in a way that has no such operator.
@@ -154,7 +149,7 @@ def _stand_in(module: nn.Module) -> nn.Module | None:
     weight = codes_of(module)
     if weight is None:
         return None
-    if isinstance(module, QuantEmbedding):
+    if isinstance(module, nn.Embedding):
         return IntegerEmbedding(weight)
     bias = None if module.bias is None else module.bias.detach()
     return IntegerLinear(weight, bias, module.input_quantizer)

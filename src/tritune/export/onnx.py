@@ -26,8 +26,9 @@ from transformers import PreTrainedModel
 from ..errors import TrituneError
 from ..instrument import is_instrumented, make_sample_inputs
 from ..modes import evaluation_mode
+from ..packing import pack
 from .integer import integer_arithmetic
-from .operators import onnx_unpack, pack, translations
+from .operators import onnx_unpack, translations
 
 OPSETS = range(18, 26)
 DEFAULT_OPSET = 25

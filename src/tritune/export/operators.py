@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from .. import packing
 from ..quant.uniform import SMALLEST_MAGNITUDE
 
 ZERO_POINT = 128
@@ -90,35 +91,19 @@ def _(left, left_scale, right, right_scale, left_zero_point, right_zero_point):
 
 @torch.library.custom_op("tritune::unpack", mutates_args=())
 def unpack(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
-    """Bytes (..., ceil(width * bits / 8)) to codes (..., width), as floats; the inverse of `pack`.
+    """`packing.unpack` with the codes as floats: bytes (..., ceil(width * bits / 8)) to (..., width).
 
-    >>> unpack(torch.tensor([249, 2], dtype=torch.uint8), 2, 5)
-    tensor([-1.,  0.,  1.,  1.,  0.])
+    Args:
+        packed: uint8.
+        bits: 2, 4 or 8.
+        width: codes of a row.
     """
-    fields = (packed.unsqueeze(-1) >> shifts(bits)) & (2**bits - 1)
-    return fields.flatten(-2)[..., :width].float() - 2 ** (bits - 1)
+    return packing.unpack(packed, bits, width).float()
 
 
 @unpack.register_fake
 def _(packed, bits, width):
     return packed.new_empty((*packed.shape[:-1], width), dtype=torch.float32)
-
-
-def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes (..., width) of 2, 4 or 8 bits, each plus 2^(bits-1), in bytes, the first code of a byte lowest.
-
-    >>> pack(torch.tensor([-1, 0, 1, 1, 0]), bits=2)
-    tensor([249,   2], dtype=torch.uint8)
-    """
-    per_byte = 8 // bits
-    fields = (codes.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
-    fields = torch.nn.functional.pad(fields, (0, -codes.shape[-1] % per_byte)).unflatten(-1, (-1, per_byte))
-    return (fields << shifts(bits)).sum(-1, dtype=torch.uint8)
-
-
-def shifts(bits: int) -> torch.Tensor:
-    """Where the codes of a byte begin: 0, 2, 4, 6 for 2 bits."""
-    return torch.arange(0, 8, bits, dtype=torch.uint8)
 
 
 def translations() -> dict[Callable, Callable]:
@@ -174,7 +159,7 @@ def onnx_unpack(call: Callable, packed: Any, bits: int, width: int, dtype: int) 
     starts = call("Cast", call("Constant", value_ints=list(range(0, 8, bits))), to=_UINT8)
     mask = call("Cast", call("Constant", value_int=2**bits - 1), to=_UINT8)
     fields = call("BitwiseAnd", call("BitShift", fields, starts, direction="RIGHT"), mask)
-    codes = call("Sub", call("Cast", fields, to=_FLOAT), call("Constant", value_float=2.0 ** (bits - 1)))
+    codes = call("Sub", call("Cast", fields, to=_FLOAT), call("Constant", value_float=float(packing.offset(bits))))
     # 0 keeps a dimension; the last two, bytes and their codes, become one.
     rows = [0] * (len(packed.shape) - 1)
     codes = call("Reshape", codes, call("Constant", value_ints=[*rows, -1]))

@@ -1,8 +1,9 @@
 """The contenders of a comparison, made from one model: each is a file and the runtime that reads it."""
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,5 +117,8 @@ def _openvino_int8(plain: Path, folder: Path, vocabulary: int) -> Contender:
     batch = make_batch(8, 32, vocabulary)
     calibration = nncf.Dataset([{name: batch[name] for name in names}])
     path = folder / "openvino.xml"
-    ov.save_model(nncf.quantize(source, calibration, model_type=nncf.ModelType.TRANSFORMER), path)
+    nncf.set_log_level(logging.ERROR)
+    with redirect_stdout(sys.stderr):  # its progress bars
+        quantized = nncf.quantize(source, calibration, model_type=nncf.ModelType.TRANSFORMER)
+    ov.save_model(quantized, path)
     return Contender("openvino int8", "openvino", path, (path, path.with_suffix(".bin")))

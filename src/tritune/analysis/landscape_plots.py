@@ -35,6 +35,7 @@ def plot_contours(result: Landscape) -> Figure:
                 fontsize="small",
             )
         axes.set(title=f"{name}: {result.centre[name]:.3g}", xlabel=_axis(result, 0), aspect="equal")
+        axes.locator_params(nbins=5)
     panels[0].set_ylabel(_axis(result, 1))
     _finish(figure, result, norm, panels)
     return figure
@@ -50,6 +51,7 @@ def plot_surfaces(result: Landscape) -> Figure:
         axes.plot_surface(x, y, shown, cmap=_COLOURS, norm=norm, rcount=100, ccount=100, linewidth=0)
         axes.set(title=f"{name}: {result.centre[name]:.3g}", zlim=(norm.vmin, norm.vmax))
         axes.tick_params(labelsize="x-small")
+        axes.locator_params(nbins=5)
     _finish(figure, result, norm, panels)
     return figure
 

@@ -23,12 +23,12 @@ def plot_contours(result: Landscape) -> Figure:
         axes.contour(result.x, result.y, shown, levels, colors="white", linewidths=0.3)
         if not result.checkpoints:
             axes.plot(0, 0, "+", color="red", markersize=10)
-        for mark in result.checkpoints:
+        for index, mark in enumerate(result.checkpoints):
             axes.plot(mark.x, mark.y, "o", color="red", markersize=5)
             axes.annotate(
                 f"{mark.name}: {mark.loss:.3g}",
                 (mark.x, mark.y),
-                xytext=(0, 6),
+                xytext=(0, -14 if index % 2 else 6),
                 textcoords="offset points",
                 ha="center",
                 color="white",

@@ -26,7 +26,8 @@ class Hessian(LinearOperator):
 
     For a quantized student autograd differentiates the straight-through surrogate: the smooth function in which each
     quantizer is replaced by clip(w) + (quantize(w0) - clip(w0)), w0 the point at hand. It has the student's value and
-    gradient there, and its Hessian, which is what this operator holds, is symmetric.
+    gradient there, and its Hessian, which is what this operator holds, is symmetric. `nn.Embedding` passes no gradient
+    to its padding row, so that row counts for nothing here either.
 
     Args:
         loss: a scalar with a graph that can be differentiated twice (scaled dot product attention cannot be; the

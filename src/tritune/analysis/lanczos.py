@@ -13,7 +13,7 @@ from scipy.linalg import eigh_tridiagonal
 from scipy.sparse.linalg import LinearOperator
 
 # Of the whole range, the width of the Gaussian that a node is drawn as; points of the grid; how far it reaches beyond.
-_BANDWIDTH, _POINTS, _REACH = 0.01, 601, 6.0
+_BANDWIDTH, _POINTS, _REACH = 0.004, 1001, 6.0
 
 
 @dataclass(frozen=True)

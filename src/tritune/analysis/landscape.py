@@ -111,6 +111,8 @@ def landscape(
     """
     check_loss(loss, teacher, average)
     _check_grid(models, batches, points, extent)
+    if checkpoints and len(models) > 1:
+        raise TrituneError(f"the plane goes through one model and its checkpoints, and there are {len(models)} models")
     for model in models.values():
         select_parameters(model, parameters)
     rows = sum(_rows(batch) for batch in batches)

@@ -23,18 +23,19 @@ def plot_contours(result: Landscape) -> Figure:
         axes.contour(result.x, result.y, shown, levels, colors="white", linewidths=0.3)
         if not result.checkpoints:
             axes.plot(0, 0, "+", color="red", markersize=10)
-        for mark in result.checkpoints:
+        for index, mark in enumerate(result.checkpoints):
             axes.plot(mark.x, mark.y, "o", color="red", markersize=5)
             axes.annotate(
                 f"{mark.name}: {mark.loss:.3g}",
                 (mark.x, mark.y),
-                xytext=(0, 6),
+                xytext=(0, -14 if index % 2 else 6),
                 textcoords="offset points",
                 ha="center",
                 color="white",
                 fontsize="small",
             )
         axes.set(title=f"{name}: {result.centre[name]:.3g}", xlabel=_axis(result, 0), aspect="equal")
+        axes.locator_params(nbins=5)
     panels[0].set_ylabel(_axis(result, 1))
     _finish(figure, result, norm, panels)
     return figure
@@ -50,6 +51,7 @@ def plot_surfaces(result: Landscape) -> Figure:
         axes.plot_surface(x, y, shown, cmap=_COLOURS, norm=norm, rcount=100, ccount=100, linewidth=0)
         axes.set(title=f"{name}: {result.centre[name]:.3g}", zlim=(norm.vmin, norm.vmax))
         axes.tick_params(labelsize="x-small")
+        axes.locator_params(nbins=5)
     _finish(figure, result, norm, panels)
     return figure
 

@@ -81,7 +81,7 @@ def _summary(result: "Landscape") -> list[list[str]]:
     if result.checkpoints:
         table = [["checkpoint", "loss", "x", "y", "off the plane"]]
         for mark in result.checkpoints:
-            table.append([mark.name, *(f"{value:.4f}" for value in (mark.loss, mark.x, mark.y, mark.distance))])
+            table.append([mark.name, *(f"{value:z.4f}" for value in (mark.loss, mark.x, mark.y, mark.distance))])
         return table
     table = [["model", "loss", "lowest", "highest"]]
     for name, losses in result.losses.items():

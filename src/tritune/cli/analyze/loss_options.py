@@ -22,5 +22,5 @@ LossAverage = Annotated[
 ]
 Patterns = Annotated[
     list[str] | None,
-    typer.Option("--parameters", help='Only parameters of such names: "*.query.*"; may be given often.'),
+    typer.Option("--parameters", help="Only parameters of such names, `*.query.*` say; may be given often."),
 ]

@@ -96,7 +96,7 @@ def _cost_cells(run: Run) -> list[Cell]:
     split = " + ".join(map(str, phases.values())) if len(phases) > 1 else ""
     seconds, pace, bytes_ = (metrics.get(key) for key in ("seconds", "seconds_per_step", "size_bytes"))
     teacher_bytes = metrics.get("teacher", {}).get("size_bytes")
-    compared = f"teacher {size(teacher_bytes)}, {teacher_bytes / bytes_:.1f} x" if teacher_bytes and bytes_ else ""
+    compared = f"teacher {size(teacher_bytes)}, {teacher_bytes / bytes_:.1f} times" if teacher_bytes and bytes_ else ""
     return [
         Cell(str(run.steps), split),
         Cell(f"{seconds:.0f}" if seconds and run.finished else NOTHING),

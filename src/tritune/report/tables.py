@@ -63,7 +63,7 @@ def percent(value: float) -> str:
 
 def summary(runs: Sequence[Run]) -> Table:
     """One row a run: the score that selects for every model of the run, steps, seconds and sizes."""
-    models = [model for model in MODELS if any(model in run.metrics for run in runs)]
+    models = [model for model in MODELS if model == "last" or any(model in run.metrics for run in runs)]
     assisted = any("assisted" in run.metrics for run in runs)
     header = ["run", *(MODELS[model] for model in models), *["assisted"] * assisted]
     rows = []

@@ -191,8 +191,13 @@ def _scale_loss(axes: Any, values: Sequence[float]) -> None:
 
 def _shade_spans(axes: Any, spans: Mapping[int, Sequence[Span]]) -> None:
     """Shade the panel where runs agree on the sites; else each gets a strip at the foot, underlined in its colour."""
+    if not spans:
+        return
     alike = len({tuple(stretches) for stretches in spans.values()}) == 1
-    height = 1.0 if alike else 0.05
+    foot = min(0.25, 0.05 * len(spans))
+    height = 1.0 if alike else foot / len(spans)
+    if not alike:
+        axes.margins(y=max(0.05, foot / (1 - 2 * foot)))  # lifts the curves above the strips
     for row, (index, stretches) in enumerate(list(spans.items())[: 1 if alike else None]):
         for site in dict.fromkeys(site for _, _, site in stretches):
             bars = [(before, last - before) for before, last, its_site in stretches if its_site == site]
@@ -200,5 +205,5 @@ def _shade_spans(axes: Any, spans: Mapping[int, Sequence[Span]]) -> None:
             # Thousands of bars, as a stochastic schedule may have, are smaller as pixels.
             axes.broken_barh(bars, (row * height, height), rasterized=len(bars) > 100, **place)
         if not alike:
-            foot = [row * height] * 2
-            axes.plot([0, stretches[-1][1]], foot, transform=axes.get_xaxis_transform(), **run_style(index), lw=2)
+            ends, line = (stretches[0][0], stretches[-1][1]), [row * height] * 2
+            axes.plot(ends, line, transform=axes.get_xaxis_transform(), **run_style(index), linewidth=1.5)

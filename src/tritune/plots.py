@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .schedule import SCHEDULES
 
@@ -80,7 +81,7 @@ def schedule_spans(schedule: str, steps: int, seed: int) -> list[Span]:
 def loss_curves(
     histories: Mapping[str, list[dict[str, Any]]], spans: Mapping[str, Sequence[Span]] | None = None
 ) -> dict[str, Figure]:
-    """Every training loss against the step, a panel a loss, runs overlaid, the steps with intervention shaded by site.
+    """Every training loss against the step, a panel a loss, runs overlaid, steps with intervention shaded by site.
 
     Panels have no legend: `run_style` and `SITE_COLOURS` say what is drawn how.
 
@@ -187,21 +188,40 @@ def _panel(
         _line(axes, history, key, name, colour, linestyle=line, marker="o" if is_score else ".", markersize=4)
     for score, line in zip((references or {}).values(), REFERENCE_LINES, strict=False):
         axes.axhline(score, color="grey", linestyle=line, linewidth=1.2)
-    values = [row[key] for history in histories.values() for row in history if key in row]
-    if not is_score and any(math.isfinite(value) and value > 0 for value in values):
-        axes.set_yscale("log")
+    label = key.removeprefix("eval_").replace("_", " ")
+    if is_score:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
+        label += " x 100"
+    else:
+        _scale_loss(axes, [row[key] for history in histories.values() for row in history if key in row])
     axes.set_xlabel("step")
-    axes.set_ylabel(key.removeprefix("eval_").replace("_", " "), parse_math=False)
+    axes.set_ylabel(label, parse_math=False)
     axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
     _shade_spans(axes, {index: spans[name] for index, name in enumerate(histories) if spans.get(name)})
     return figure
 
 
+def _scale_loss(axes: Any, values: Sequence[float]) -> None:
+    """A logarithmic axis where a loss falls tenfold or more; nothing at or below zero has a place on it."""
+    shown = [value for value in values if math.isfinite(value)]
+    if shown and min(shown) > 0 and max(shown) >= 10 * min(shown):
+        axes.set_yscale("log")
+        decades = math.log10(max(shown) / min(shown))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _shade_spans(axes: Any, spans: Mapping[int, Sequence[Span]]) -> None:
     """Shade the panel where runs agree on the sites; else each gets a strip at the foot, underlined in its colour."""
+    if not spans:
+        return
     alike = len({tuple(stretches) for stretches in spans.values()}) == 1
-    height = 1.0 if alike else 0.05
+    foot = min(0.25, 0.05 * len(spans))
+    height = 1.0 if alike else foot / len(spans)
+    if not alike:
+        axes.margins(y=max(0.05, foot / (1 - 2 * foot)))  # lifts the curves above the strips
     for row, (index, stretches) in enumerate(list(spans.items())[: 1 if alike else None]):
         for site in dict.fromkeys(site for _, _, site in stretches):
             bars = [(before, last - before) for before, last, its_site in stretches if its_site == site]
@@ -209,5 +229,5 @@ def _shade_spans(axes: Any, spans: Mapping[int, Sequence[Span]]) -> None:
             # Thousands of bars, as a stochastic schedule may have, are smaller as pixels.
             axes.broken_barh(bars, (row * height, height), rasterized=len(bars) > 100, **place)
         if not alike:
-            foot = [row * height] * 2
-            axes.plot([0, stretches[-1][1]], foot, transform=axes.get_xaxis_transform(), **run_style(index), lw=2)
+            ends, line = (stretches[0][0], stretches[-1][1]), [row * height] * 2
+            axes.plot(ends, line, transform=axes.get_xaxis_transform(), **run_style(index), linewidth=1.5)

@@ -101,7 +101,7 @@ def whose_spans(runs: Sequence[Run]) -> str:
             "The strips at the foot of each panel say which of the teacher's tensors was inside at which step, one "
             "strip a run, underlined in the run's colour."
         )
-    names = " and ".join(run.name for run in having) if len(having) < len(runs) else "every run"
+    names = " and ".join(run.name for run in having) if len(having) < len(runs) or len(runs) == 1 else "every run"
     return f"Shaded: the steps that {names} made with one of the teacher's tensors in place of the student's."
 
 

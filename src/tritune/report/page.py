@@ -114,8 +114,8 @@ def lead(run: Run) -> str:
     metrics, metric = run.metrics, run.metrics["metric"]
     if not run.finished:
         best = f"; best so far {tables.percent(metrics['best'][metric])}" if "best" in metrics else ""
-        return f"is not finished: at step {run.last_step} of {run.steps}{best}."
-    last = f"scores {tables.percent(metrics['last'][metric])} after {run.steps} steps"
+        return f"is not finished: at step {run.last_step:,} of {run.steps:,}{best}."
+    last = f"scores {tables.percent(metrics['last'][metric])} after {run.steps:,} steps"
     if not run.is_student:
         return f"{last} ({tables.percent(metrics['best'][metric])} at its best)."
     teacher = metrics["teacher"]

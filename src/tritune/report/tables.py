@@ -63,7 +63,7 @@ def percent(value: float) -> str:
 
 def summary(runs: Sequence[Run]) -> Table:
     """One row a run: the score that selects for every model of the run, steps, seconds and sizes."""
-    models = [model for model in MODELS if any(model in run.metrics for run in runs)]
+    models = [model for model in MODELS if model == "last" or any(model in run.metrics for run in runs)]
     assisted = any("assisted" in run.metrics for run in runs)
     header = ["run", *(MODELS[model] for model in models), *["assisted"] * assisted]
     rows = []
@@ -78,7 +78,7 @@ def summary(runs: Sequence[Run]) -> Table:
 def _score_cell(run: Run, model: str) -> Cell:
     if model not in run.metrics:
         waiting = model == "last" and not run.finished
-        return Cell(NOTHING, f"at step {run.last_step} of {run.steps}" if waiting else "")
+        return Cell(NOTHING, f"at step {run.last_step:,} of {run.steps:,}" if waiting else "")
     scores = run.metrics[model]
     return Cell(percent(scores[run.metrics["metric"]]), f"step {scores['step']}" if "step" in scores else "")
 
@@ -93,13 +93,13 @@ def _assisted_cell(run: Run) -> Cell:
 
 def _cost_cells(run: Run) -> list[Cell]:
     metrics, phases = run.metrics, run.metrics["steps"]
-    split = " + ".join(map(str, phases.values())) if len(phases) > 1 else ""
+    split = " + ".join(f"{count:,}" for count in phases.values()) if len(phases) > 1 else ""
     seconds, pace, bytes_ = (metrics.get(key) for key in ("seconds", "seconds_per_step", "size_bytes"))
     teacher_bytes = metrics.get("teacher", {}).get("size_bytes")
-    compared = f"teacher {size(teacher_bytes)}, {teacher_bytes / bytes_:.1f} x" if teacher_bytes and bytes_ else ""
+    compared = f"teacher {size(teacher_bytes)}, {teacher_bytes / bytes_:.1f} times" if teacher_bytes and bytes_ else ""
     return [
-        Cell(str(run.steps), split),
-        Cell(f"{seconds:.0f}" if seconds and run.finished else NOTHING),
+        Cell(f"{run.steps:,}", split),
+        Cell(f"{seconds:,.0f}" if seconds and run.finished else NOTHING),
         Cell(f"{pace:.2f}" if pace else NOTHING),
         Cell(size(bytes_), compared) if bytes_ else Cell(NOTHING),
     ]
@@ -173,7 +173,7 @@ def facts(runs: Sequence[Run]) -> Table:
     kinds: dict[str, Callable[[Run], str]] = {
         "recipe": lambda run: run.metrics["recipe"],
         "seed": lambda run: str(run.metrics["seed"]),
-        "steps": lambda run: ", ".join(f"{phase}: {count}" for phase, count in run.metrics["steps"].items()),
+        "steps": lambda run: ", ".join(f"{phase}: {count:,}" for phase, count in run.metrics["steps"].items()),
         "folder": lambda run: str(run.folder),
         "teacher": lambda run: str(run.metrics.get("teacher", {}).get("path", "")),
         "teacher's weights, sha256": lambda run: str(run.metrics.get("teacher", {}).get("sha256", ""))[:12],

@@ -9,6 +9,7 @@ from transformers.integrations import get_available_reporting_integrations
 from ..data import load_task_data
 from ..data.encode import EncodedData, encode_splits
 from ..devices import this_process
+from ..distill import check_temperature, distilled_layers
 from ..errors import TrituneError
 from ..instrument import instrument, instrument_of
 from ..load import is_quantized, load_model, load_tokenizer
@@ -97,7 +98,10 @@ def open_job(
     if is_quantized(model):
         raise TrituneError(f"{source}: quantized already; give a float model")
     if distils:
-        recipe = recipe.with_split(task, len(instrument_of(instrument(model)).anatomy.sites))
+        layers = len(instrument_of(instrument(model)).anatomy.sites)
+        distilled_layers(recipe.distil_layers, layers)
+        check_temperature(recipe.temperature, task.is_regression)
+        recipe = recipe.with_split(task, layers)
     data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
     return Job(model, tokenizer, task, data, recipe, output, str(source))
 

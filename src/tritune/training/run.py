@@ -13,7 +13,7 @@ import torch
 from transformers import EvalPrediction, PreTrainedModel, set_seed
 
 from ..devices import this_process
-from ..distill import trace_fields
+from ..distill import distilled_layers, trace_fields
 from ..errors import TrituneError
 from ..instrument import instrument
 from ..modes import evaluation_mode
@@ -118,13 +118,14 @@ def _check_cache(job: Job, phase: Phase) -> None:
 
 def _teacher_cache(job: Job) -> TeacherCache:
     recipe, rows = job.recipe, job.data.splits["train"]
-    fields = trace_fields(recipe.coefficients())
+    fields, teacher = trace_fields(recipe.coefficients()), instrument(job.model)
     batch = job.data.collate([rows[0]])
     batch.pop("labels")
     with evaluation_mode(job.model), torch.no_grad():
-        sample = instrument(job.model)(**batch.to(job.model.device), output_trace=fields)
+        sample = teacher(**batch.to(job.model.device), output_trace=fields)
     length = recipe.max_length if recipe.padding == "max_length" else max(map(len, rows["input_ids"]))
-    return TeacherCache(job.output / CHECKPOINTS / "teacher", len(rows), length, fields, sample)
+    layers = distilled_layers(recipe.distil_layers, len(sample.trace.layers))
+    return TeacherCache(job.output / CHECKPOINTS / "teacher", len(rows), length, fields, sample, layers)
 
 
 def _train(
@@ -142,6 +143,8 @@ def _train(
         coefficients=recipe.coefficients(),
         schedule=phase.schedule,
         loss_average=recipe.loss_average,
+        temperature=recipe.temperature,
+        distil_layers=recipe.distil_layers,
         optimizer=recipe.optimizer,
         warmup_ratio=recipe.warmup_ratio,
         teacher_cache=cache,

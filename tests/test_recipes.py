@@ -146,11 +146,11 @@ def test_unused_keys_are_errors(overrides, key):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a\n- b\n", "a recipe is a list of"),
+        ("- a\n- b\n", "must be a list of"),
         ("name: [\n", "line 2: not YAML"),
         ("nam: x\n", "unknown key 'nam'; did you mean name"),
         ("base: nowhere\n", "there is no recipe 'nowhere'"),
-        ("", "a recipe is a list of"),
+        ("", "must be a list of"),
     ],
 )
 def test_bad_files(tmp_path, text, message):

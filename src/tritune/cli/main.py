@@ -9,7 +9,7 @@ from rich.console import Console
 
 from .. import errors
 from ..devices import keep_freed_memory
-from . import demo, evaluate, finetune, predict, recipes, train
+from . import demo, evaluate, finetune, predict, recipes, sweep, train
 from .analyze.app import app as analyze
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(finetune.finetune)
 app.command()(train.train)
+app.command()(sweep.sweep)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
 app.add_typer(analyze)

@@ -154,8 +154,7 @@ class Sweep:
         Raises:
             TrituneError: the values do not go together, or one of them would change nothing.
         """
-        where = f"sweep {self.name}, {label(values)}" if values else f"sweep {self.name}"
-        return changed(self.base, {**self.set, **values, "seed": seed}, where)
+        return changed(self.base, {**self.set, **values, "seed": seed}, label(values))
 
     def corners(self) -> Iterator[dict[str, Any]]:
         """Points that stand for all: the whole grid, or every option of every key beside the others' first ones."""
@@ -263,20 +262,24 @@ def _sweep(values: dict[str, Any], folder: Path, where: str) -> Sweep:
     beside = folder / str(given.get("recipe", ""))
     if os.path.isfile(beside):  # found from anywhere
         given["recipe"] = str(beside)
-    space = {key: _options(options, f"{where}: space: {key}") for key, options in spaces.items()}
+    space = {key: _options(key, options, where) for key, options in spaces.items()}
+    fixed = {key: _value(key, value, f"{where}: set") for key, value in values["set"].items()}
     for key in ("seed", "name", "description"):
         if key in space or key in values["set"]:
             raise TrituneError(f"{where}: {key} cannot be {'swept' if key in space else 'set'} (seeds has the seeds)")
     try:
-        sweep = Sweep(**given, set=values["set"], space=space)
+        sweep = Sweep(**given, set=fixed, space=space)
     except TrituneError as error:
         raise TrituneError(f"{where}: {error}") from None
     for key, reason in _unused(sweep).items():
         if given.get(key) is not None:
             raise TrituneError(f"{where}: {key} would change nothing: {reason}")
-    for seed in sweep.seeds:
-        for values in sweep.corners():
-            sweep.point(values, seed)
+    try:
+        for seed in sweep.seeds:
+            for point in sweep.corners():
+                sweep.point(point, seed)
+    except TrituneError as error:
+        raise TrituneError(f"{where}: {error}") from None
     return sweep
 
 
@@ -297,12 +300,21 @@ def _mapping(values: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     return found
 
 
-def _options(options: Any, where: str) -> Options:
+def _value(key: str, value: Any, where: str) -> Any:
+    """A value of a recipe's key in the type that the recipe declares, as YAML and JSON hold it."""
+    (found,) = typed({key: value}, Recipe, where).values()
+    return list(found) if isinstance(found, tuple) else found
+
+
+def _options(key: str, options: Any, where: str) -> Options:
     """The values of one key of a space."""
+    where, within = f"{where}: space: {key}", f"{where}: space"
     if isinstance(options, dict):
+        _value(key, options.get("low"), within)
         return _range(options, where)
     if not isinstance(options, list) or not options:
         raise TrituneError(f"{where} must be a list of values, or low, high and step; got {shown(options)}")
+    options = [_value(key, value, within) for value in options]
     if any(value in options[:index] for index, value in enumerate(options)):
         raise TrituneError(f"{where} has a value twice: {shown(options)}")
     return tuple(options)

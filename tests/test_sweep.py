@@ -402,29 +402,29 @@ def stubbed(workspace, output, more: str, resume=False, **values):
 
 SAMPLERS = {
     "grid": "space: {clip: {low: 1.0, high: 3.0, step: 0.5}, ffn_in: [true, false]}\n",
-    "random": "sampler: random\ntrials: 10\nspace: {clip: {low: 1.0, high: 3.0}, ffn_in: [true, false]}\n",
-    "tpe": "sampler: tpe\ntrials: 10\nspace: {clip: {low: 1.0, high: 3.0}, ffn_in: [true, false]}\n",
+    "random": "sampler: random\ntrials: 6\nspace: {clip: {low: 1.0, high: 3.0}, ffn_in: [true, false]}\n",
+    "tpe": "sampler: tpe\ntrials: 6\nspace: {clip: {low: 1.0, high: 3.0}, ffn_in: [true, false]}\n",
 }
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_go_on_where_they_stopped(workspace, tmp_path, made_up, sampler):
-    assert run_sweep(stubbed(workspace, tmp_path / "whole", SAMPLERS[sampler])) == 10
-    assert len(made_up) == 20
+    assert run_sweep(stubbed(workspace, tmp_path / "whole", SAMPLERS[sampler])) == 6
+    assert len(made_up) == 12
     made_up.clear()
     parts = tmp_path / "parts"
-    assert run_sweep(stubbed(workspace, parts, SAMPLERS[sampler]), stop_after=3) == 3
+    assert run_sweep(stubbed(workspace, parts, SAMPLERS[sampler]), stop_after=2) == 2
     job = stubbed(workspace, parts, SAMPLERS[sampler], resume=True)
-    assert read_results(job).open() == 14
-    assert run_sweep(job) == 7
-    assert len(made_up) == 20
+    assert read_results(job).open() == 8
+    assert run_sweep(job) == 4
+    assert len(made_up) == 12
     whole, part = (
         [(run["values"], run["seed"], run["last"]) for run in read_results(found).runs]
         for found in (stubbed(workspace, tmp_path / "whole", SAMPLERS[sampler], resume=True), job)
     )
     assert part == whole
     points = [json.dumps(values) for values, seed, _ in whole if seed == 1]
-    assert len(set(points)) == 10, "no point twice"
+    assert len(set(points)) == 6, "no point twice"
     results = write_results(job)
     for point in results.points:
         scores = [1 - abs(point.values["clip"] - 2.0) - seed / 1000 for seed in (1, 2)]
@@ -434,10 +434,10 @@ def test_samplers_go_on_where_they_stopped(workspace, tmp_path, made_up, sampler
 
 
 def test_more_trials_go_on_with_the_same_points(workspace, tmp_path, made_up):
-    run_sweep(stubbed(workspace, tmp_path / "sweep", SAMPLERS["random"], trials=4))
+    run_sweep(stubbed(workspace, tmp_path / "sweep", SAMPLERS["random"], trials=2))
     first = list(made_up)
     run_sweep(stubbed(workspace, tmp_path / "sweep", SAMPLERS["random"], resume=True))
-    assert len(made_up) == 20 and made_up[:8] == first
+    assert len(made_up) == 12 and made_up[:4] == first
 
 
 def test_the_objective_may_be_the_best(workspace, tmp_path, made_up):
@@ -454,7 +454,7 @@ def test_pruning_gives_up_what_is_worse_than_the_median(workspace, tmp_path, mad
     assert [point.state for point in results.points] == ["complete", "complete", "pruned", "complete"]
     assert made_up == [(2.0, 1), (2.0, 2), (2.1, 1), (2.1, 2), (2.9, 1), (2.01, 1), (2.01, 2)]
     (pruned,) = (run for run in results.runs if run["state"] == "pruned")
-    assert pruned["steps"] == 3 and results.open() == 0 and results.best.values == {"clip": 2.0}
+    assert pruned["steps"] == 2 and results.open() == 0 and results.best.values == {"clip": 2.0}
 
 
 def test_another_sweep_in_the_study_is_refused(workspace, tmp_path, made_up):

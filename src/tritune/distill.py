@@ -134,7 +134,8 @@ def distilled_layers(choice: str | Sequence[int], count: int) -> tuple[int, ...]
     else:
         chosen = tuple(sorted(choice))
     if not chosen or chosen[-1] >= count:
-        raise TrituneError(f"distil_layers: {shown(choice)}, but the model has only {count} layers (counted from 0)")
+        named = choice if isinstance(choice, str) else list(choice)
+        raise TrituneError(f"distil_layers: {shown(named)}, but the model has only {count} layers (counted from 0)")
     return chosen
 
 

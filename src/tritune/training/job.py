@@ -113,15 +113,25 @@ def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path
     Raises:
         TrituneError: the recipe does not fit the model or the task.
     """
-    recipe = _fitted(_resolved(recipe, job.task, len(job.data.splits["train"])), job.task, job.model)
-    data = job.data
+    recipe, data = fit(job, recipe), job.data
     if (recipe.max_length, recipe.padding) != (job.recipe.max_length, job.recipe.padding):
-        load_tokenizer(job.source, job.model, recipe.max_length)
         splits = load_task_data(job.task, data_folder)
         data = encode_splits(splits, job.task, job.tokenizer, recipe.max_length, recipe.padding)
     # A trainer freezes its teacher; the student begins as a copy of it.
     job.model.requires_grad_(True)
     return replace(job, recipe=recipe, data=data, output=output)
+
+
+def fit(job: Job, recipe: Recipe) -> Recipe:
+    """Another recipe for a job's model and task, resolved and checked; nothing of the job changes.
+
+    Raises:
+        TrituneError: the recipe does not fit the model or the task.
+    """
+    recipe = _fitted(_resolved(recipe, job.task, len(job.data.splits["train"])), job.task, job.model)
+    if recipe.max_length != job.recipe.max_length:
+        load_tokenizer(job.source, job.model, recipe.max_length)
+    return recipe
 
 
 def _resolved(recipe: FinetuneRecipe, task: Task, train_rows: int) -> FinetuneRecipe:

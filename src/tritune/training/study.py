@@ -7,11 +7,12 @@ process was killed or interrupted. Where two processes begin the same point at t
 """
 
 import platform
+import re
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import TrituneError, shown
+from .run_folder import LOCK
 
 POINT, WORKER, REASON = "point", "worker", "reason"
-DATABASE, LOCK = "study.db", ".study.lock"
+DATABASE = "study.db"
 
 # How often a process tells the others that it is alive, and when they take it for dead.
 _HEARTBEAT_SECONDS, _GRACE_SECONDS = 60, 300
@@ -57,14 +59,24 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
             return JournalStorage(JournalRedisBackend(url))
         # SQLite lets one process write at a time; the others are to wait for it.
         patience = {"connect_args": {"timeout": 120}} if url.startswith("sqlite") else None
-        with FileLock(folder / LOCK), warnings.catch_warnings():
+        alone = FileLock(folder / LOCK) if patience else nullcontext()
+        with alone, warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return RDBStorage(
                 url, engine_kwargs=patience, heartbeat_interval=_HEARTBEAT_SECONDS, grace_period=_GRACE_SECONDS
             )
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise TrituneError(f"--storage {shown(url)}: cannot be opened ({lines[0]})") from None
+        raise TrituneError(f"--storage {shown(without_password(url))}: cannot be opened ({lines[0]})") from None
+
+
+def without_password(url: str) -> str:
+    """An address as it may be shown.
+
+    >>> without_password("postgresql://me:secret@host/db")
+    'postgresql://me:***@host/db'
+    """
+    return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 class Worker:
@@ -167,7 +179,8 @@ class Queue:
         """
         trial.set_user_attr(WORKER, self.worker.card())
         point = trial.user_attrs.get(POINT)
-        if point is None or point >= self.count or self.trials()[point].number != trial.number:
+        counting = self.trials().get(point)
+        if counting is None or counting.number != trial.number:
             raise Taken
         return point
 

@@ -7,13 +7,14 @@ sweep, point and seed: a point that was interrupted goes on from its newest chec
 import copy
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import optuna
+from sqlalchemy.exc import SQLAlchemyError
 from tqdm.auto import tqdm
 
 from ..devices import this_process
@@ -23,7 +24,7 @@ from ..prepare import prepare
 from ..quantization import Quantization
 from ..recipes import SWEEP_FILE, Range, Sweep, label, sweeps_to_yaml
 from ..tasks import Task
-from .job import Job, open_job, with_recipe
+from .job import Job, fit, open_job, with_recipe
 from .run import plan, run
 from .run_folder import CHECKPOINTS, check_free, remove, remove_students, write_text
 from .study import REASON, Queue, Taken, Worker, open_storage
@@ -104,9 +105,9 @@ def open_sweep(
     for sweep in sweeps:
         for values in sweep.corners():
             try:
-                trial = with_recipe(job, sweep.point(values, sweep.seeds[0]), data, output)
-                plan(trial)
-                section = trial.recipe.section(Quantization)
+                recipe = fit(job, sweep.point(values, sweep.seeds[0]))
+                plan(replace(job, recipe=recipe))
+                section = recipe.section(Quantization)
                 if section not in checked:
                     prepare(copy.deepcopy(job.model), section)
                     checked.append(section)
@@ -137,7 +138,7 @@ def run_sweep(job: SweepJob, stop_after: int | None = None, report: Callable[[],
     write_text(job.output / SWEEP_FILE, sweeps_to_yaml(job.title, job.sweeps))
     made: list[int] = []
     total = sum(sweep.count() * len(sweep.seeds) for sweep in job.sweeps)
-    with worker.at_work(), tqdm(total=total, unit="run", desc=job.title) as bar:
+    with _interruptible(), worker.at_work(), tqdm(total=total, unit="run", desc=job.title) as bar:
         for sweep, queue in zip(job.sweeps, queues, strict=True):
             objective = _Objective(job, sweep, queue, bar, made)
             while (stop_after is None or len(made) < stop_after) and queue.prepare():
@@ -148,6 +149,19 @@ def run_sweep(job: SweepJob, stop_after: int | None = None, report: Callable[[],
                 report()
         bar.n = sum(1 for _ in finished_runs(job.sweeps, queues))
     return len(made)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Between two trainings, too, Ctrl-C is a wish and no error; a storage that goes away is one line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("stopped between two trainings; --resume goes on from there") from None
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        raise TrituneError(
+            f"the storage of the study failed ({str(error).splitlines()[0]}); --resume goes on"
+        ) from error
 
 
 def open_queues(job: SweepJob, worker: Worker) -> list[Queue]:

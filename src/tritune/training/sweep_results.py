@@ -103,13 +103,15 @@ def write_results(job: SweepJob, final: bool = True) -> Results:
 
 
 def to_csv(results: Results) -> str:
-    """One row a run: sweep, point, the keys of the space, seed, state, scores, steps, seconds, reason of a failure."""
+    """One row a run: sweep, point, every key that any sweep tries, seed, state, scores, steps, seconds, and reason."""
+    sweeps = {point.sweep.name: point.sweep for point in results.points}
     keys = list(dict.fromkeys(key for run in results.runs for key in run[VALUES]))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["sweep", "point", *keys, *_AFTER])
     for run in results.runs:
-        values = ["" if key not in run[VALUES] else _cell(run[VALUES][key]) for key in keys]
+        recipe = sweeps[run["sweep"]].point(run[VALUES], run["seed"])
+        values = (_cell(getattr(recipe, key)) for key in keys)
         writer.writerow([run["sweep"], run["point"], *values, *(run[name] for name in _AFTER)])
     return file.getvalue()
 
@@ -145,4 +147,4 @@ def _log_keys(sweeps: list[Sweep]) -> set[str]:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict | bool) or value is None else value
+    return json.dumps(value) if isinstance(value, tuple | list | dict | bool) or value is None else value

@@ -402,7 +402,7 @@ def stubbed(workspace, output, more: str, resume=False, **values):
 
 
 SAMPLERS = {
-    "grid": "space: {clip: {low: 1.0, high: 3.0, step: 0.5}, ffn_in: [true, false]}\n",
+    "grid": "space: {clip: {low: 1.0, high: 3.0, step: 1.0}, ffn_in: [true, false]}\n",
     "random": "sampler: random\ntrials: 6\nspace: {clip: {low: 1.0, high: 3.0}, ffn_in: [true, false]}\n",
     "tpe": "sampler: tpe\ntrials: 6\nspace: {clip: {low: 1.0, high: 3.0}, ffn_in: [true, false]}\n",
 }

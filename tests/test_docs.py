@@ -17,7 +17,7 @@ import typer
 import yaml
 
 from tritune.cli import main
-from tritune.recipes import FinetuneRecipe, Recipe, load_recipe, shipped_recipes
+from tritune.recipes import FinetuneRecipe, Recipe, Sweep, load_recipe, load_sweeps, shipped_recipes, shipped_spaces
 from workspace import make_workspace, train_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +127,24 @@ def test_keys_tables():
     assert keys.keys() == documented.keys()
     for key, default in keys.items():
         assert documented[key] == json.dumps(default).strip('"'), key
+
+
+def test_sweep_page(tmp_path):
+    """The table of keys, the files that ship, and the example."""
+    page = DOCS / "sweep.md"
+    documented = {name.strip("`"): default.strip("`") for name, default, _ in table_rows(page, 3)}
+    keys = {field.name: field for field in fields(Sweep)}
+    assert documented.keys() - {*shipped_spaces(), "sweeps"} == keys.keys()
+    for name in ("recipe", "sampler", "sampler_seed", "objective", "pruner_startup_trials", "pruner_warmup_steps"):
+        assert documented[name] == str(keys[name].default), name
+    runs = {name.strip("`"): int(count) for name, _, count in table_rows(page, 3) if count.isdigit()}
+    assert runs == {
+        name: sum(sweep.count() * len(sweep.seeds) for sweep in load_sweeps(name)[1]) for name in shipped_spaces()
+    }
+    (example,) = blocks(page, "yaml")
+    (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
+    _, (sweep,) = load_sweeps(tmp_path / "mine.yaml")
+    assert sweep.count() == 20
 
 
 def test_what_the_keys_section_says_of_finetune():

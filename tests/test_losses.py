@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tritune import LayerTrace, ModelTrace
+from tritune import LayerTrace, ModelTrace, TrituneError
 from tritune.distill import (
     LOSSES,
     Pair,
     attention_map_kl,
     attention_score_mse,
     distillation_losses,
+    distilled_layers,
     kl_divergence,
     soft_cross_entropy,
     token_mse,
@@ -73,13 +74,13 @@ def map_kl_loop(student, teacher, lengths) -> float:
     return mean(per_head)
 
 
-def soft_cross_entropy_loop(student, teacher) -> float:
+def soft_cross_entropy_loop(student, teacher, temperature=1.0) -> float:
     def softmax(row):
-        exps = [math.exp(value) for value in row]
+        exps = [math.exp(value / temperature) for value in row]
         return [value / math.fsum(exps) for value in exps]
 
     rows = zip(student.tolist(), teacher.tolist(), strict=True)
-    return mean(
+    return temperature**2 * mean(
         -math.fsum(p * math.log(q) for p, q in zip(softmax(theirs), softmax(own), strict=True)) for own, theirs in rows
     )
 
@@ -143,6 +144,80 @@ def test_soft_cross_entropy_and_kl_divergence(batch, spread):
     entropy = torch.distributions.Categorical(logits=teacher).entropy().mean()
     assert cross_entropy.item() == pytest.approx(soft_cross_entropy_loop(student, teacher), rel=1e-9)
     torch.testing.assert_close(kl_divergence(student, teacher), cross_entropy - entropy, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
+def test_temperature(temperature):
+    student, teacher = 3 * randn(5, CLASSES), 3 * randn(5, CLASSES)
+    loss = soft_cross_entropy(student, teacher, temperature)
+    assert loss.item() == pytest.approx(soft_cross_entropy_loop(student, teacher, temperature), rel=1e-12)
+    assert torch.equal(soft_cross_entropy(student, teacher, 1.0), soft_cross_entropy(student, teacher))
+    through_the_table = distillation_losses(
+        Pair(SimpleNamespace(logits=student), SimpleNamespace(logits=teacher), temperature=temperature), {"logits": 1.0}
+    )
+    assert torch.equal(through_the_table["logits"], loss)
+
+
+def test_gradients_keep_their_size_whatever_the_temperature():
+    """Hinton et al., eq. 4: at high temperatures the gradient tends to (z_S - z_T) / classes, logits of mean zero."""
+    student, teacher = (logits - logits.mean(-1, keepdim=True) for logits in (randn(1, CLASSES), randn(1, CLASSES)))
+    student.requires_grad_()
+    (gradient,) = torch.autograd.grad(soft_cross_entropy(student, teacher, 1e4), student)
+    torch.testing.assert_close(gradient, (student.detach() - teacher) / CLASSES, rtol=1e-3, atol=1e-4)
+
+
+LAYER_CHOICES = [
+    ("all", 4, None),
+    ("last", 4, (3,)),
+    ("last", 1, (0,)),
+    ("every-2", 4, (1, 3)),
+    ("every-3", 4, (2,)),
+    ("every-12", 24, (11, 23)),
+    ((2, 0), 4, (0, 2)),
+]
+
+
+@pytest.mark.parametrize(("choice", "count", "chosen"), LAYER_CHOICES)
+def test_distilled_layers(choice, count, chosen):
+    assert distilled_layers(choice, count) == chosen
+
+
+@pytest.mark.parametrize(
+    "choice", ["every-5", "every-1", "every-0", "every-", "every-02", "first", "", (), (4,), (-1,), (1, 1)]
+)
+def test_layers_that_cannot_be_distilled(choice):
+    with pytest.raises(TrituneError, match="distil_layers"):
+        distilled_layers(choice, 4)
+
+
+@every_average
+@pytest.mark.parametrize("layers", [(0,), (1, 3), (3,), (0, 1, 2, 3)])
+def test_only_the_chosen_layers_are_distilled(average, layers):
+    """Every loss is that of models which have the chosen layers only, and of hidden states only their outputs."""
+    lengths, labels = [5, 2], torch.tensor([0, 1])
+    student, teacher, mask = output_of(lengths, 4), output_of(lengths, 4), mask_of(lengths)
+    found = distillation_losses(Pair(student, teacher, mask, labels, average, layers=layers), ALL)
+    expected_hidden = sum(
+        token_mse_loop(student.trace.hidden_states[i + 1], teacher.trace.hidden_states[i + 1], lengths, average)
+        for i in layers
+    )
+    assert found.pop("hidden_states").item() == pytest.approx(expected_hidden, rel=1e-12)
+    for output in (student, teacher):
+        output.trace.layers = [output.trace.layers[layer] for layer in layers]
+    expected = distillation_losses(Pair(student, teacher, mask, labels, average), ALL | {"hidden_states": 0})
+    assert found == expected
+    whole = distillation_losses(Pair(student, teacher, mask, labels, average, layers=None), ALL)
+    assert whole["attention_map"] == expected["attention_map"]
+
+
+def test_hidden_states_that_belong_to_no_layer_are_refused():
+    """As of Swin, which reports one a stage."""
+    student, teacher = output_of([3], 4), output_of([3], 4)
+    for output in (student, teacher):
+        output.trace.hidden_states = output.trace.hidden_states[:3]
+    assert distillation_losses(Pair(student, teacher), {"hidden_states": 1.0})
+    with pytest.raises(TrituneError, match="3 hidden states for 4 layers"):
+        distillation_losses(Pair(student, teacher, layers=(0,)), {"hidden_states": 1.0})
 
 
 def test_kl_divergence_is_finite_for_certain_teachers():

@@ -20,6 +20,14 @@ PUBLISHED = {
     "ti-g": {"block_output_coefficient": 1.0, "schedule": "gradual"},
     "ti-inverted": {"block_output_coefficient": 1.0, "schedule": "inverted"},
     "ti-stochastic": {"block_output_coefficient": 1.0, "schedule": "stochastic"},
+    "kd-map": {"attention_scores_coefficient": 0.0, "attention_map_coefficient": 1.0, "schedule": None},
+    "kd-block": {"attention_scores_coefficient": 0.0, "block_output_coefficient": 1.0, "schedule": None},
+    "kd-map-block": {
+        "attention_scores_coefficient": 0.0,
+        "attention_map_coefficient": 1.0,
+        "block_output_coefficient": 1.0,
+        "schedule": None,
+    },
 }
 
 
@@ -44,7 +52,7 @@ def test_recipes_differ_only_where_the_papers_do(name):
     recipe = asdict(load_recipe(name))
     base = asdict(load_recipe("ternarybert"))
     differs = {key for key in recipe if recipe[key] != base[key]}
-    assert differs <= {"name", "description", "block_output_coefficient", "schedule"}
+    assert differs - {"name", "description"} == {key for key, value in PUBLISHED[name].items() if value != base[key]}
     assert {key: recipe[key] for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
@@ -111,6 +119,14 @@ def test_own_file_with_a_base(tmp_path):
         ("schedule=" + 99 * "x", "got 'x{20,30}\\.{3}x{20,30}'$"),
         ("warmup_ratio=1", "warmup_ratio must be at least 0 and below 1"),
         ("logits_coefficient=-1", "logits_coefficient must not be negative"),
+        ("temperature=0", "temperature must be positive"),
+        ("temperature=hot", "temperature must be a number"),
+        ("distil_layers=first", "distil_layers must be all, last, every-2"),
+        ("distil_layers=every-1", "distil_layers must be all, last, every-2"),
+        ("distil_layers=[]", "distil_layers must name layers once each"),
+        ("distil_layers=[1, 1]", "distil_layers must name layers once each"),
+        ("distil_layers=[-1]", "distil_layers must name layers once each"),
+        ("distil_layers=2", "distil_layers must be text or a list of whole numbers"),
     ],
 )
 def test_bad_overrides(override, message):
@@ -127,6 +143,11 @@ def test_bad_overrides(override, message):
         (["weight_bits=4", "threshold_factor=0.5"], "threshold_factor"),
         (["activation_bits=null", "attention_products=false"], "attention_products"),
         (["embeddings=false", "embedding_granularity=tensor"], "embedding_granularity"),
+        (["logits_coefficient=0", "temperature=2"], "temperature"),
+        (
+            [*(f"{name}_coefficient=0" for name, loss in LOSSES.items() if loss.fields), "distil_layers=last"],
+            "distil_layers",
+        ),
     ],
 )
 def test_unused_keys_are_errors(overrides, key):
@@ -137,11 +158,11 @@ def test_unused_keys_are_errors(overrides, key):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a\n- b\n", "a recipe is a list of"),
+        ("- a\n- b\n", "must be a list of"),
         ("name: [\n", "line 2: not YAML"),
         ("nam: x\n", "unknown key 'nam'; did you mean name"),
         ("base: nowhere\n", "there is no recipe 'nowhere'"),
-        ("", "a recipe is a list of"),
+        ("", "must be a list of"),
     ],
 )
 def test_bad_files(tmp_path, text, message):

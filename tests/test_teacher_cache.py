@@ -41,11 +41,11 @@ def numbered(count: int) -> list[dict[str, torch.Tensor]]:
     return [row | {ROW: torch.tensor(number)} for number, row in enumerate(rows(count))]
 
 
-def make_cache(folder, teacher, count=12, fields=FIELDS) -> TeacherCache:
+def make_cache(folder, teacher, count=12, fields=FIELDS, layers=None) -> TeacherCache:
     batch = text_batch()
     with torch.no_grad():
         sample = teacher(**batch, output_trace=fields)
-    return TeacherCache(folder, count, batch["input_ids"].shape[1], fields, sample)
+    return TeacherCache(folder, count, batch["input_ids"].shape[1], fields, sample, layers)
 
 
 def losses(folder, teacher, cache, **values) -> list[dict[str, float]]:
@@ -63,6 +63,20 @@ def losses(folder, teacher, cache, **values) -> list[dict[str, float]]:
     return [
         {name: value for name, value in log.items() if "loss" in name} for log in run.state.log_history if "loss" in log
     ]
+
+
+def test_looking_up_chosen_layers_keeps_only_them(tmp_path, teacher):
+    whole = make_cache(tmp_path / "whole", teacher)
+    cache = make_cache(tmp_path / "cache", teacher, layers=(0, 2))
+    for name, file in cache.files.items():
+        count = {"logits": None, "hidden_states": 4}.get(name, 3)
+        assert file.shape[1] == (2 if count else whole.files[name].shape[1]), name
+        assert count is None or whole.files[name].shape[1] == count
+    asked = losses(tmp_path / "a", teacher, None, distil_layers=(0, 2))
+    looked_up = losses(tmp_path / "b", teacher, cache, distil_layers=(0, 2))
+    assert cache.filled.all()
+    for one, other in zip(asked, looked_up, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
 
 
 @pytest.mark.parametrize("average", ["padded", "valid"])

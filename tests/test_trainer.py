@@ -1,5 +1,7 @@
 """`DistillationTrainer` against loops written by hand, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, TrainingArguments
@@ -9,11 +11,14 @@ from families import FAMILIES, LABELS, text_batch
 from tritune import Intervention, Quantization, Site, TrituneError
 from tritune.distill import LOSSES, Pair, distillation_losses
 from tritune.schedule import SCHEDULES
+from tritune.trace import TRACE_FIELDS
+from tritune.training import trainer as training
 from tritune.training.optimizer import BertAdam
 from tritune.training.trainer import DistillationTrainer
 
 BERT = FAMILIES["bert"]
 STEPS, LR = 6, 1e-3
+SITE_FIELDS = [field for field in TRACE_FIELDS if field != "hidden_states"]
 
 
 def rows(count: int = 12) -> list[dict[str, torch.Tensor]]:
@@ -170,6 +175,104 @@ def test_losses_with_coefficient_zero_are_not_computed(tmp_path, monkeypatch):
     assert len(seen) == STEPS and not any({"trace", "hidden_states"} & keys for keys in seen)
 
 
+class OneStep(Exception):
+    """Enough has been seen."""
+
+
+def recorded(monkeypatch, run) -> dict[str, list]:
+    """Field to the layers that the first step's losses were handed, for student and teacher."""
+    found = {}
+
+    def look(pair, coefficients):
+        for who in ("student", "teacher"):
+            layers = getattr(pair, who).trace.layers
+            for field in SITE_FIELDS:
+                found[who, field] = [i for i, layer in enumerate(layers) if getattr(layer, field) is not None]
+        raise OneStep
+
+    monkeypatch.setattr(training, "distillation_losses", look)
+    with pytest.raises(OneStep):
+        run.train()
+    return found
+
+
+@pytest.mark.parametrize(("choice", "layers"), [("all", [0, 1, 2]), ("last", [2]), ((0, 2), [0, 2]), ("every-2", [1])])
+def test_only_what_the_losses_read_is_recorded(tmp_path, monkeypatch, choice, layers):
+    run = trainer(
+        tmp_path, coefficients={"attention_map": 1.0, "context": 1.0}, distil_layers=choice, schedule="projection"
+    )
+    found = recorded(monkeypatch, run)
+    expected = {"attention_probs": layers, "context": layers}
+    for field in SITE_FIELDS:
+        assert found["student", field] == expected.get(field, [])
+        # An intervention needs the teacher's tensor of every layer.
+        assert found["teacher", field] == ([0, 1, 2] if field == "attention_projection" else expected.get(field, []))
+
+
+@pytest.mark.parametrize("choice", ["last", (0,)])
+def test_chosen_layers_and_temperature_are_the_loop(tmp_path, choice):
+    coefficients = {"logits": 1.0, "hidden_states": 1.0, "attention_map": 0.5, "block_output": 2.0}
+    run = trainer(tmp_path, coefficients=coefficients, temperature=3.0, distil_layers=choice)
+    run.train()
+    student, teacher = tritune.prepare(BERT.build()).train(), tritune.instrument(BERT.build(seed=1))
+    batch = stack(rows()[:3])
+    batch.pop("labels")
+    with torch.no_grad():
+        theirs = teacher(**batch, output_trace=True)
+    layers = (2,) if choice == "last" else choice
+    pair = Pair(student(**batch, output_trace=True), theirs, batch["attention_mask"], temperature=3.0, layers=layers)
+    first = run.state.log_history[0]
+    for name, loss in distillation_losses(pair, coefficients).items():
+        assert first[f"{name}_loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def family(regression: bool):
+    """BERT with classes, or with a score."""
+    if not regression:
+        return BERT
+    config = BERT.config()
+    config.num_labels = 1
+    return replace(BERT, config=lambda: config)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("regression", [False, True])
+def test_labels_mixed_into_the_loss(tmp_path, regression, share):
+    """The mix a teacher's answer and the labels have by their coefficients, for classes and for scores."""
+    student, teacher = (family(regression).build(seed) for seed in (0, 1))
+    data = [row | {"labels": row["labels"].float() / 3 if regression else row["labels"]} for row in rows()]
+    coefficients = {"logits": 1 - share, "ground_truth": share, "attention_map": 1.0, "block_output": 0.5}
+    run = trainer(tmp_path, tritune.prepare(student), teacher, data=data, coefficients=coefficients)
+    first = stack(data[:3])
+    labels = first.pop("labels")
+    with torch.no_grad():
+        theirs = teacher(**first).logits
+        own = run.model.train()(**first).logits
+    run.train()
+    if regression:
+        expected = {"logits": (own - theirs).square().mean(), "ground_truth": (own[:, 0] - labels).square().mean()}
+    else:
+        logs = own.log_softmax(-1)
+        expected = {
+            "logits": -(theirs.softmax(-1) * logs).sum(-1).mean(),
+            "ground_truth": -logs[torch.arange(3), labels].mean(),
+        }
+    log = run.state.log_history[0]
+    for name, value in expected.items():
+        if coefficients[name]:
+            assert log[f"{name}_loss"] == pytest.approx(value.item(), rel=1e-4)
+    total = sum(weight * log[f"{name}_loss"] for name, weight in coefficients.items() if weight)
+    assert log["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_a_temperature_that_changes_nothing_is_refused(tmp_path):
+    student, teacher = (family(regression=True).build(seed) for seed in (0, 1))
+    with pytest.raises(TrituneError, match="temperature would change nothing"):
+        trainer(tmp_path, tritune.prepare(student), teacher, temperature=2.0)
+    with pytest.raises(TrituneError, match="temperature must be a positive number"):
+        trainer(tmp_path, temperature=float("nan"))
+
+
 def test_logs_hold_the_mean_of_every_loss_since_the_last(tmp_path):
     run = trainer(tmp_path, arguments_values={"logging_steps": 2}, schedule="gradual")
     single = trainer(tmp_path, schedule="gradual")
@@ -191,6 +294,8 @@ def test_logs_hold_the_mean_of_every_loss_since_the_last(tmp_path):
         ({"schedule": "sideways"}, "schedule.*sideways"),
         ({"loss_average": "median"}, "loss_average.*median"),
         ({"optimizer": "sgd"}, "optimizer.*sgd"),
+        ({"distil_layers": "first"}, "distil_layers must be all, last"),
+        ({"distil_layers": (3,)}, "distil_layers.*only 3 layers"),
     ],
     ids=str,
 )

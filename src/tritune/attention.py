@@ -5,10 +5,10 @@ modelling code is ours. An attention module that `instrument` has not seen gets 
 that of `attn_implementation="eager"`. What an instrumented module does beyond it is held by its `AttentionState`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -35,13 +35,13 @@ class ForwardPass:
     """What one forward pass of one model records and replaces; shared by the states of its attention modules.
 
     Attributes:
-        record: names of the `LayerTrace` fields to keep.
+        record: names of the `LayerTrace` fields to keep, each with the layers to keep it of; None for all.
         intervention: the teacher's tensors to plug in, or None.
         trace: where records go; None outside a forward pass (a recomputation under gradient checkpointing, say).
         layer: the layer that is being computed, counted by calls.
     """
 
-    record: frozenset[str] = frozenset()
+    record: Mapping[str, Collection[int] | None] = field(default_factory=dict)
     intervention: Intervention | None = None
     trace: ModelTrace | None = None
     layer: int = -1
@@ -49,8 +49,9 @@ class ForwardPass:
     def keep(self, **tensors: torch.Tensor | None) -> None:
         """Store those of `tensors` that were asked for in the current layer's trace."""
         if self.trace is not None:
-            for name in self.record & tensors.keys():
-                setattr(self.trace.layers[self.layer], name, tensors[name])
+            for name in self.record.keys() & tensors.keys():
+                if self.record[name] is None or self.layer in self.record[name]:
+                    setattr(self.trace.layers[self.layer], name, tensors[name])
 
     def replace(self, site: Site, own: torch.Tensor) -> torch.Tensor:
         """The teacher's tensor if `site` is in force, else `own`.

@@ -8,29 +8,36 @@ the batch, so that neither padding nor the way a batch is split over devices cha
 models computed in, losses are taken in float32 or wider.
 """
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
 
+from .errors import TrituneError, shown
 from .quant.granularity import wide_dtype
+from .trace import LayerTrace
 
 AVERAGES = ("padded", "valid")
+ALL_LAYERS = "all"
 
 # Keeps log-probabilities finite where a probability underflows; the value of the published code.
 _SMALLEST_PROBABILITY = 1e-8
 
 
-def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """-sum p_T log p_S, mean over the batch (TernaryBERT, eq. 9).
 
     Args:
         student, teacher: logits, (batch, classes).
+        temperature: t divides both models' logits; the result is then multiplied by t^2, so that gradients keep their
+            size whatever t is (Hinton et al., Distilling the Knowledge in a Neural Network, section 2).
     """
-    student, teacher = _wide(student, teacher)
-    return -(teacher.softmax(-1) * student.log_softmax(-1)).sum(-1).mean()
+    student, teacher = (logits / temperature for logits in _wide(student, teacher))
+    return temperature**2 * -(teacher.softmax(-1) * student.log_softmax(-1)).sum(-1).mean()
 
 
 def kl_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -106,6 +113,49 @@ def attention_map_kl(student: torch.Tensor, teacher: torch.Tensor, token_mask: t
     return (rows * _token_weight(token_mask, rows.dtype)[:, None]).sum(-1).mean()
 
 
+def distilled_layers(choice: str | Sequence[int], count: int) -> tuple[int, ...] | None:
+    """The layers, counted from 0, that a `distil_layers` chooses of `count`; None for `all`.
+
+    `last` and `every-n` (the n-th layer, the 2n-th and so on) are PKD-last and PKD-skip of *Patient Knowledge
+    Distillation* (EMNLP 2019).
+
+    >>> distilled_layers("last", 6), distilled_layers("every-2", 6), distilled_layers([4, 0], 6)
+    ((5,), (1, 3, 5), (0, 4))
+
+    Raises:
+        TrituneError: the choice is none of those, or names a layer that the model does not have.
+    """
+    check_distil_layers(choice)
+    if choice == ALL_LAYERS:
+        return None
+    if isinstance(choice, str):
+        step = count if choice == "last" else int(choice.removeprefix("every-"))
+        chosen = tuple(range(step - 1, count, step))
+    else:
+        chosen = tuple(sorted(choice))
+    if not chosen or chosen[-1] >= count:
+        named = choice if isinstance(choice, str) else list(choice)
+        raise TrituneError(f"distil_layers: {shown(named)}, but the model has only {count} layers (counted from 0)")
+    return chosen
+
+
+def check_distil_layers(choice: str | Sequence[int]) -> None:
+    """Raise TrituneError for a `distil_layers` that no model could follow."""
+    if isinstance(choice, str):
+        if choice not in (ALL_LAYERS, "last") and not re.fullmatch(r"every-([2-9]|[1-9][0-9]{1,3})", choice):
+            raise TrituneError(f"distil_layers must be all, last, every-2 (-3, -4, …) or a list; got {shown(choice)}")
+    elif not choice or min(choice) < 0 or len(set(choice)) < len(choice):
+        raise TrituneError(f"distil_layers must name layers once each, counted from 0; got {shown(list(choice))}")
+
+
+def check_temperature(temperature: float, regression: bool) -> None:
+    """Raise TrituneError for a temperature that is not a positive number, or that a regression would not notice."""
+    if not 0 < temperature < math.inf:
+        raise TrituneError(f"temperature must be a positive number; got {temperature}")
+    if regression and temperature != 1:
+        raise TrituneError("temperature would change nothing: regression compares scores, not probabilities")
+
+
 def _wide(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [tensor.to(wide_dtype(tensor)) for tensor in tensors]
 
@@ -126,6 +176,8 @@ class Pair:
         labels: class ids or scores, (batch,); only ground truth needs them.
         average: `padded` or `valid`.
         regression: whether the logits are scores rather than classes.
+        temperature: of the logits loss; regression has none.
+        layers: that the losses taken per layer read, see `distilled_layers`; None for all, and the embeddings too.
     """
 
     student: ModelOutput
@@ -134,6 +186,33 @@ class Pair:
     labels: torch.Tensor | None = None
     average: str = "padded"
     regression: bool = False
+    temperature: float = 1.0
+    layers: tuple[int, ...] | None = None
+
+    def traces(self) -> Iterator[tuple[LayerTrace, LayerTrace]]:
+        """Student's and teacher's trace of every chosen layer."""
+        pairs = list(zip(self.student.trace.layers, self.teacher.trace.layers, strict=True))
+        return iter(pairs) if self.layers is None else (pairs[layer] for layer in self.layers)
+
+    def hidden_states(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Student's and teacher's output of every chosen layer, each (batch, tokens, width).
+
+        Of `count` layers there are `count` + 1: the embeddings, which only the choice of all layers includes, and at
+        l + 1 the output of layer l.
+
+        Raises:
+            TrituneError: layers are chosen in a model that does not report the output of each.
+        """
+        states = list(zip(self.student.trace.hidden_states, self.teacher.trace.hidden_states, strict=True))
+        if self.layers is None:
+            return iter(states)
+        count = len(self.student.trace.layers)
+        if len(states) != count + 1:
+            raise TrituneError(
+                f"distil_layers: this model reports {len(states)} hidden states for {count} layers, so they cannot be "
+                "told apart; take all, or hidden_states_coefficient 0"
+            )
+        return (states[layer + 1] for layer in self.layers)
 
 
 @dataclass(frozen=True)
@@ -147,7 +226,7 @@ class Loss:
 def _logits(pair: Pair) -> torch.Tensor:
     if pair.regression:
         return F.mse_loss(*_wide(pair.student.logits, pair.teacher.logits))
-    return soft_cross_entropy(pair.student.logits, pair.teacher.logits)
+    return soft_cross_entropy(pair.student.logits, pair.teacher.logits, pair.temperature)
 
 
 def _ground_truth(pair: Pair) -> torch.Tensor:
@@ -158,8 +237,7 @@ def _ground_truth(pair: Pair) -> torch.Tensor:
 
 
 def _hidden_states(pair: Pair) -> torch.Tensor:
-    states = zip(pair.student.trace.hidden_states, pair.teacher.trace.hidden_states, strict=True)
-    return sum(token_mse(student, teacher, pair.token_mask, pair.average) for student, teacher in states)
+    return sum(token_mse(student, teacher, pair.token_mask, pair.average) for student, teacher in pair.hidden_states())
 
 
 def _attention_scores(pair: Pair) -> torch.Tensor:
@@ -167,14 +245,14 @@ def _attention_scores(pair: Pair) -> torch.Tensor:
         attention_score_mse(
             student.attention_scores, teacher.attention_scores, student.masked, pair.token_mask, pair.average
         )
-        for student, teacher in zip(pair.student.trace.layers, pair.teacher.trace.layers, strict=True)
+        for student, teacher in pair.traces()
     )
 
 
 def _attention_maps(pair: Pair) -> torch.Tensor:
     return sum(
         attention_map_kl(student.attention_probs, teacher.attention_probs, pair.token_mask)
-        for student, teacher in zip(pair.student.trace.layers, pair.teacher.trace.layers, strict=True)
+        for student, teacher in pair.traces()
     )
 
 
@@ -183,7 +261,7 @@ def _per_layer(field: str) -> Loss:
         """Mean squared difference of one trace field, summed over the layers."""
         return sum(
             token_mse(getattr(student, field), getattr(teacher, field), pair.token_mask, pair.average)
-            for student, teacher in zip(pair.student.trace.layers, pair.teacher.trace.layers, strict=True)
+            for student, teacher in pair.traces()
         )
 
     return Loss(compute, (field,))

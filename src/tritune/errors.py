@@ -31,5 +31,9 @@ class UnsupportedModelError(TrituneError):
     """The model's architecture cannot be served; the message names the model class and the reason."""
 
 
+class CannotWriteError(TrituneError):
+    """A folder cannot be written to, or belongs to another process just now; what was saved before is whole."""
+
+
 class Interrupted(TrituneError):
     """A person or a cluster asked the work to stop; the message says how to go on. Exit code 130."""

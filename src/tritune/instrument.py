@@ -4,13 +4,16 @@
     output = student(**batch, output_trace=True, intervention=Intervention(Site.MAP, teacher_output.trace))
     output.trace.layers[0].attention_scores
 
+`output_trace` takes True for everything, names of trace fields, or a mapping from names to the layers wanted (None for
+all of them); hidden states always come whole.
+
 Hooks stand only where a tensor has no other handle: the inputs of the Q, K and V Linears (stop-gradient), the output of
 the attention projection, the block output, and the model's own call. Nothing outlives the forward pass, except that
 under gradient checkpointing an intervention stays until the next call, because the backward pass computes the layers
 again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache, partial
 
@@ -49,7 +52,7 @@ class Instrument:
         this.intervention = kwargs.pop("intervention", None)
         if not isinstance(this.intervention, Intervention | None):
             raise TrituneError(f"intervention takes an Intervention(site, teacher's trace), got {this.intervention!r}")
-        this.record, this.trace, this.layer = frozenset(fields), ModelTrace() if fields else None, -1
+        this.record, this.trace, this.layer = fields, ModelTrace() if fields else None, -1
         for state in self.states:
             state.calls = 0
         if this.intervention is not None:
@@ -99,10 +102,14 @@ class Instrument:
             raise TrituneError(f"the teacher's trace lacks {intervention.site.field}, which {intervention.site} needs")
 
 
-def _requested_fields(wanted: bool | Iterable[str] | None) -> tuple[str, ...]:
+def _requested_fields(wanted: bool | Iterable[str] | None) -> dict[str, Collection[int] | None]:
+    """Field to the layers that it is wanted of, None for all."""
     if not wanted:
-        return ()
-    fields = TRACE_FIELDS if wanted is True else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+        return {}
+    if isinstance(wanted, Mapping):
+        fields = dict(wanted)
+    else:
+        fields = dict.fromkeys(TRACE_FIELDS if wanted is True else (wanted,) if isinstance(wanted, str) else wanted)
     if unknown := set(fields) - set(TRACE_FIELDS):
         raise TrituneError(f"unknown trace fields {sorted(unknown)}; known are {list(TRACE_FIELDS)}")
     return fields

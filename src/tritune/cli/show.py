@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..recipes import label as label_of
 from ..recipes import to_yaml
 from ..size import size_bytes
 from ..swap import bits_of_modules
@@ -223,6 +224,55 @@ def show_keys(kind: type, as_json: bool) -> None:
     for name, default in defaults.items():
         table.add_row(name, json.dumps(default).strip('"'))
     Console().print(table)
+
+
+def show_sweep_plan(job: Any, as_json: bool) -> None:
+    """The runs that a sweep would make, and how many steps they are in all."""
+    runs = [
+        {"sweep": sweep.name, "values": values, "seed": seed}
+        for sweep in job.sweeps
+        for values in (sweep.grid() if sweep.sampler == "grid" else [None] * sweep.count())
+        for seed in sweep.seeds
+    ]
+    steps = {sweep.name: job.steps(sweep) for sweep in job.sweeps}
+    if as_json:
+        _print_json({"runs": runs, "steps": steps})
+        return
+    table = Table()
+    for column in ("sweep", "point", "seeds"):
+        table.add_column(column, overflow="fold")
+    for sweep in job.sweeps:
+        seeds = ", ".join(map(str, sweep.seeds))
+        if sweep.sampler == "grid":
+            for values in sweep.grid():
+                table.add_row(sweep.name, escape(label_of(values)), seeds)
+        else:
+            table.add_row(sweep.name, f"{sweep.trials} points by {sweep.sampler} of {', '.join(sweep.space)}", seeds)
+    Console().print(table)
+    _say(f"{len(runs)} runs, {sum(steps.values()):,} steps in all")
+
+
+def show_sweep(results: Any, folder: Path, as_json: bool) -> None:
+    """Mean and deviation of every point of a sweep, the best one marked."""
+    best = results.best
+    if as_json:
+        points = [
+            {"sweep": point.sweep.name, "values": dict(point.values), "mean": point.mean, "deviation": point.deviation}
+            | {"scores": list(point.scores), "state": point.state, "reason": point.reason, "best": point is best}
+            for point in results.points
+        ]
+        _print_json({"metric": results.metric, "points": points, "runs_left": results.open()})
+        return
+    table = Table(title=escape(f"{results.title}, {results.metric.replace('_', ' ')}"))
+    for column in ("sweep", "point", "mean", "deviation", "seeds", ""):
+        table.add_column(column, justify="left" if column in ("sweep", "point", "") else "right", overflow="fold")
+    for point in results.points:
+        note = "best" if point is best else "" if point.state == "complete" else point.reason or point.state
+        scores = (_percent(point.mean), _percent(point.deviation), str(len(point.scores)))
+        table.add_row(point.sweep.name, escape(label_of(point.values)), *scores, escape(note))
+    Console().print(table)
+    left = f"; {results.open()} runs are not done (elsewhere, or --resume goes on)" if results.open() else ""
+    _say(f"{len(results.runs)} of {results.total} runs. Written to {folder}{left}")
 
 
 def show_table(header: Sequence[str], rows: Iterable[Sequence[str]], note: str) -> None:

@@ -1,15 +1,24 @@
 """Recipes: frozen dataclasses filled from YAML. The YAML files beside this one are what ships."""
 
-from .reader import RECIPE_FILE, load_recipe, recipe_beside, shipped_recipes, to_yaml
+from .reader import RECIPE_FILE, load_recipe, parse_overrides, recipe_beside, shipped_recipes, to_yaml
 from .recipe import OPTIMIZERS, FinetuneRecipe, Recipe
+from .space import SWEEP_FILE, Range, Sweep, label, load_sweeps, shipped_spaces, sweeps_to_yaml
 
 __all__ = [
     "OPTIMIZERS",
     "RECIPE_FILE",
+    "SWEEP_FILE",
     "FinetuneRecipe",
+    "Range",
     "Recipe",
+    "Sweep",
+    "label",
     "load_recipe",
+    "load_sweeps",
+    "parse_overrides",
     "recipe_beside",
     "shipped_recipes",
+    "shipped_spaces",
+    "sweeps_to_yaml",
     "to_yaml",
 ]

@@ -6,8 +6,8 @@ import math
 import os
 import types
 import typing
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,8 +48,8 @@ def load_recipe(name: str | Path | None, overrides: Sequence[str] = (), kind: ty
         TrituneError: an unknown recipe or key, an unused key, a value of a wrong type or out of range; the message
             names file and key.
     """
-    values = {} if name is None else _typed(_read(str(name), kind), kind, f"recipe {name}")
-    overridden = _typed(dict(_pair(override) for override in overrides), kind, "--set")
+    values = {} if name is None else typed(_read(str(name), kind), kind, f"recipe {name}")
+    overridden = typed(parse_overrides(overrides), kind, "--set")
     recipe = kind(**{**values, **overridden})
     for key, reason in recipe.unused_keys(set(overridden)).items():
         raise TrituneError(f"--set: {key} would change nothing: {reason}")
@@ -58,6 +58,36 @@ def load_recipe(name: str | Path | None, overrides: Sequence[str] = (), kind: ty
     for key, reason in recipe.unused_keys(changed - {"num_train_epochs"}).items():
         raise TrituneError(f"recipe {name}: {key} would change nothing: {reason}")
     return recipe
+
+
+def changed(recipe: Kind, values: Mapping[str, Any], where: str) -> Kind:
+    """The recipe with some keys changed.
+
+    Args:
+        recipe: to start from.
+        values: key to value, as YAML gives them.
+        where: what the messages begin with.
+
+    Raises:
+        TrituneError: an unknown key, a value of a wrong type or out of range, or one that would change nothing.
+    """
+    given = typed(values, type(recipe), where)
+    try:
+        result = replace(recipe, **given)
+    except TrituneError as error:
+        raise TrituneError(f"{where}: {error}") from None
+    for key, reason in result.unused_keys(set(given)).items():
+        raise TrituneError(f"{where}: {key} would change nothing: {reason}")
+    return result
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """`key=value` pairs, as a command line gives them, to keys and values; later ones win.
+
+    Raises:
+        TrituneError: one is not such a pair, or its value is not YAML.
+    """
+    return dict(_pair(override) for override in overrides)
 
 
 def recipe_beside(model: str | Path) -> Path | None:
@@ -69,7 +99,7 @@ def recipe_beside(model: str | Path) -> Path | None:
 def shipped_recipes() -> dict[str, dict[str, Any]]:
     """Name to the keys in which each shipped recipe differs from its base (`base` among them)."""
     names = sorted(path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml"))
-    return {name: _parse((_folder() / f"{name}.yaml").read_text(encoding="utf-8"), name) for name in names}
+    return {name: parse((_folder() / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}") for name in names}
 
 
 def to_yaml(recipe: FinetuneRecipe) -> str:
@@ -88,7 +118,7 @@ def _read(name: str, kind: type, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         raise TrituneError(f"recipe {name}: its base leads back to itself: {' -> '.join((*seen, name))}")
     if name == FINETUNE and kind is not FinetuneRecipe:
         raise TrituneError(f"recipe {name}: how a teacher is made, for `tritune finetune`; see `tritune recipes`")
-    values = _parse(_text(name), name)
+    values = parse(_text(name), f"recipe {name}")
     base = values.pop("base", None)
     if base is None:
         return values
@@ -119,21 +149,41 @@ def _text(name: str) -> str:
         raise TrituneError(f"recipe {name}: cannot be read ({reason})") from None
 
 
-def _parse(text: str, name: str) -> dict[str, Any]:
+def parse(text: str, where: str) -> dict[str, Any]:
+    """The keys of a YAML file.
+
+    Raises:
+        TrituneError: it is not YAML, not a list of keys, or a key is there twice; the message begins with `where`.
+    """
     try:
         root, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
     except Exception as error:  # of a date, a number or a depth that it cannot hold, PyYAML says so in types of its own
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise TrituneError(f"recipe {name}{where}: not YAML") from None
+        line = f", line {mark.line + 1}" if mark else ""
+        raise TrituneError(f"{where}{line}: not YAML") from None
     if not isinstance(values, dict):
-        raise TrituneError(f"recipe {name}: a recipe is a list of `key: value` lines")
-    seen = set()
-    for key, _ in root.value:
-        if key.value in seen:  # YAML would take the last one without a word
-            raise TrituneError(f"recipe {name}, line {key.start_mark.line + 1}: {shown(key.value)} is given twice")
-        seen.add(key.value)
+        raise TrituneError(f"{where}: must be a list of `key: value` lines")
+    _check_unique_keys(root, where)
     return values
+
+
+def _check_unique_keys(root: yaml.Node, where: str) -> None:
+    """YAML would take the last one of two equal keys without a word."""
+    nodes, visited = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in visited or isinstance(node, yaml.ScalarNode):
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+            continue
+        seen = set()
+        for key, value in node.value:
+            if isinstance(key.value, str) and key.value in seen:
+                raise TrituneError(f"{where}, line {key.start_mark.line + 1}: {shown(key.value)} is given twice")
+            seen.add(str(key.value))
+            nodes.append(value)
 
 
 def _pair(override: str) -> tuple[str, Any]:
@@ -148,18 +198,23 @@ def _pair(override: str) -> tuple[str, Any]:
         raise TrituneError(f"--set {shown(override)}: the value is not a YAML value") from None
 
 
-def _typed(values: dict[str, Any], kind: type, where: str) -> dict[str, Any]:
-    """`values` with numbers brought to the declared types; unknown keys and other types are errors."""
+def typed(
+    values: Mapping[str, Any], kind: type, where: str, hint: str = "`tritune recipes --keys` lists them"
+) -> dict[str, Any]:
+    """`values` with numbers brought to the types that the dataclass `kind` declares.
+
+    Raises:
+        TrituneError: an unknown key (where none is close the message ends with `hint`), or a value of another type.
+    """
     known = {field.name for field in fields(kind)}
     types_of = typing.get_type_hints(kind)
-    typed = {}
+    converted = {}
     for key, value in values.items():
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1) if isinstance(key, str) else []
-            hint = f"did you mean {close[0]}?" if close else "`tritune recipes --keys` lists them"
-            raise TrituneError(f"{where}: unknown key {shown(key)}; {hint}")
-        typed[key] = _convert(value, types_of[key], f"{where}: {key}")
-    return typed
+            raise TrituneError(f"{where}: unknown key {shown(key)}; {f'did you mean {close[0]}?' if close else hint}")
+        converted[key] = _convert(value, types_of[key], f"{where}: {key}")
+    return converted
 
 
 def _convert(value: Any, expected: Any, where: str) -> Any:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
-from ..distill import AVERAGES
+from ..distill import ALL_LAYERS, AVERAGES, check_distil_layers, trace_fields
 from ..errors import TrituneError, shown
 from ..quantization import Quantization
 from ..schedule import SCHEDULES, split_budget
@@ -136,6 +136,9 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
 
     Attributes:
         loss_average: `padded` (as published) or `valid` (independent of padding), see `distill`.
+        temperature: of the logits loss, see `distill.soft_cross_entropy`.
+        distil_layers: whose tensors the losses taken per layer compare: `all`, `last`, `every-n`, or a list counted
+            from 0; see `distill.distilled_layers`.
         schedule: `map`, `context`, `projection`, `gradual`, `inverted`, `stochastic`; null for no intervention.
         cache_teacher: keep the teacher's outputs on disk and read them back from the second epoch on.
         step_one_steps: length of step one; null is min(60, total // 4), or 120 for 60 with CoLA and 4-layer students.
@@ -144,6 +147,8 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
     optimizer: str = "bert_adam"
     padding: str = "max_length"
     loss_average: str = "padded"
+    temperature: float = 1.0
+    distil_layers: str | tuple[int, ...] = ALL_LAYERS
     schedule: str | None = None
     step_one_steps: int | None = None
     cache_teacher: bool = False
@@ -156,6 +161,8 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         _check(self, "layers", lambda value: value != (), "must name at least one layer, or be null for all")
         for field in fields(Coefficients):
             _check(self, field.name, lambda value: value >= 0, "must not be negative")
+        _check(self, "temperature", lambda value: value > 0, "must be positive")
+        check_distil_layers(self.distil_layers)
         if not any(self.coefficients().values()):
             raise TrituneError("every loss coefficient is 0: there is nothing to train on")
         if self.cache_teacher and self.padding == "longest" and self.loss_average == "padded":
@@ -194,6 +201,10 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         unused = super().unused_keys(given)
         if self.schedule is None:
             unused["step_one_steps"] = "there is no schedule, so there is no step one"
+        if not self.logits_coefficient:
+            unused["temperature"] = "only the logits loss has one, and logits_coefficient is 0"
+        if not trace_fields(self.coefficients()):
+            unused["distil_layers"] = "no loss that is taken per layer has a coefficient"
         if self.weight_bits is None:
             weight_keys = ("weight_quantizer", "weight_granularity", "embedding_granularity", "threshold_factor")
             unused |= dict.fromkeys(weight_keys, "weight_bits is null")

@@ -106,6 +106,23 @@ class History(TrainerCallback):
             file.write(json.dumps(line | logs) + "\n")
 
 
+class Watch(TrainerCallback):
+    """Tells somebody every dev score of the student alone.
+
+    Args:
+        tell: takes the step, counted since the run began, and the score. What it raises ends the training.
+        metric: of the evaluation's metrics, without `eval_`.
+        first_step: steps that earlier phases made.
+    """
+
+    def __init__(self, tell: Callable[[int, float], None], metric: str, first_step: int = 0):
+        self.tell, self.metric, self.first_step = tell, metric, first_step
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        """Tell it."""
+        self.tell(self.first_step + state.global_step, metrics[f"eval_{self.metric}"])
+
+
 class PhaseProgress(ProgressCallback):
     """Trainer's bar, named after the phase, with loss, site and score beside it instead of lines on stdout.
 

@@ -1,6 +1,6 @@
 """What a run works on, opened and checked whole before anything is computed or written."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -9,6 +9,7 @@ from transformers.integrations import get_available_reporting_integrations
 from ..data import load_task_data
 from ..data.encode import EncodedData, encode_splits
 from ..devices import this_process
+from ..distill import check_temperature, distilled_layers
 from ..errors import TrituneError
 from ..instrument import instrument, instrument_of
 from ..load import is_quantized, load_model, load_tokenizer
@@ -89,17 +90,64 @@ def open_job(
     set_seed(recipe.seed)
     splits = load_task_data(task, data_folder)
     distils = isinstance(recipe, Recipe)
-    recipe = recipe.resolve(task, len(splits["train"]), this_process().num_processes)
-    _check_reporting(recipe.report_to)
-    check_precision(recipe.fp16, this_process().device)
+    recipe = _resolved(recipe, task, len(splits["train"]))
     model = load_model(source, task, new_head=not distils)
     tokenizer = load_tokenizer(source, model, recipe.max_length)
     if is_quantized(model):
         raise TrituneError(f"{source}: quantized already; give a float model")
     if distils:
-        recipe = recipe.with_split(task, len(instrument_of(instrument(model)).anatomy.sites))
+        recipe = _fitted(recipe, task, model)
     data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
     return Job(model, tokenizer, task, data, recipe, output, str(source))
+
+
+def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path) -> Job:
+    """The same teacher and task under another recipe; the data is read again only if the recipe cuts it otherwise.
+
+    Args:
+        job: a distillation's; its model may have been a teacher already.
+        recipe: not resolved yet.
+        data_folder: that `job` was opened with.
+        output: the folder that the run will write.
+
+    Raises:
+        TrituneError: the recipe does not fit the model or the task.
+    """
+    recipe, data = fit(job, recipe), job.data
+    if (recipe.max_length, recipe.padding) != (job.recipe.max_length, job.recipe.padding):
+        splits = load_task_data(job.task, data_folder)
+        data = encode_splits(splits, job.task, job.tokenizer, recipe.max_length, recipe.padding)
+    # A trainer freezes its teacher; the student begins as a copy of it.
+    job.model.requires_grad_(True)
+    return replace(job, recipe=recipe, data=data, output=output)
+
+
+def fit(job: Job, recipe: Recipe) -> Recipe:
+    """Another recipe for a job's model and task, resolved and checked; nothing of the job changes.
+
+    Raises:
+        TrituneError: the recipe does not fit the model or the task.
+    """
+    recipe = _fitted(_resolved(recipe, job.task, len(job.data.splits["train"])), job.task, job.model)
+    if recipe.max_length != job.recipe.max_length:
+        load_tokenizer(job.source, job.model, recipe.max_length)
+    return recipe
+
+
+def _resolved(recipe: FinetuneRecipe, task: Task, train_rows: int) -> FinetuneRecipe:
+    """The recipe in force, and a check of what does not depend on the model."""
+    recipe = recipe.resolve(task, train_rows, this_process().num_processes)
+    _check_reporting(recipe.report_to)
+    check_precision(recipe.fp16, this_process().device)
+    return recipe
+
+
+def _fitted(recipe: Recipe, task: Task, model: PreTrainedModel) -> Recipe:
+    """A resolved recipe with the split of its budget, and a check of what depends on the model."""
+    layers = len(instrument_of(instrument(model)).anatomy.sites)
+    distilled_layers(recipe.distil_layers, layers)
+    check_temperature(recipe.temperature, task.is_regression)
+    return recipe.with_split(task, layers)
 
 
 def _check_reporting(tracker: str) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_model
 from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from ..errors import Interrupted, TrituneError
+from ..errors import CannotWriteError, Interrupted
 from .callbacks import EvaluateAtEnd, PhaseProgress
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -50,6 +50,7 @@ def train(
     name: str,
     callbacks: list[TrainerCallback],
     site: Callable[[], str | None] = lambda: None,
+    bar: bool = True,
 ) -> None:
     """Run a trainer to its last step, from its newest checkpoint if it has one.
 
@@ -58,10 +59,11 @@ def train(
         name: of the phase, for the bar and the messages.
         callbacks: beside the bar and the evaluation at the end.
         site: returns the site of intervention in force as text, or None.
+        bar: whether to draw a bar.
 
     Raises:
         Interrupted: a signal came; a checkpoint of the step at hand was written.
-        TrituneError: a checkpoint could not be written; earlier ones are whole.
+        CannotWriteError: a checkpoint could not be written; earlier ones are whole.
     """
     folder = Path(trainer.args.output_dir)
     checkpoint = newest_checkpoint(folder)
@@ -74,7 +76,8 @@ def train(
             callback.logging_dir = str(folder.parent.parent / "runs" / folder.name)
     stop = StopOnSignal()
     trainer.remove_callback(ProgressCallback)
-    for callback in (EvaluateAtEnd(), PhaseProgress(name, site), *callbacks, stop):
+    bars = [PhaseProgress(name, site)] if bar else []
+    for callback in (EvaluateAtEnd(), *bars, *callbacks, stop):
         trainer.add_callback(callback)
     with stop.listening(), _writable(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -98,7 +101,7 @@ def _writable(trainer: Trainer) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in _CANNOT_WRITE:
             raise
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise TrituneError(
+        raise CannotWriteError(
             f"{trainer.args.output_dir}: cannot be written to after step {trainer.state.global_step} ({reason}); "
             "what was saved before is whole: make room, then --resume"
         ) from error

@@ -13,7 +13,7 @@ import torch
 from transformers import EvalPrediction, PreTrainedModel, set_seed
 
 from ..devices import this_process
-from ..distill import trace_fields
+from ..distill import distilled_layers, trace_fields
 from ..errors import TrituneError
 from ..instrument import instrument
 from ..modes import evaluation_mode
@@ -21,7 +21,7 @@ from ..prepare import prepare
 from ..quantization import Quantization
 from ..tasks import Task
 from .arguments import training_arguments
-from .callbacks import BestModel, History, StepTimer
+from .callbacks import BestModel, History, StepTimer, Watch
 from .card import CARD, model_card
 from .job import Job, Phase
 from .recorder import Recorder
@@ -56,7 +56,12 @@ def plan(job: Job, only: str | None = None) -> list[Phase]:
 
 
 def run(
-    job: Job, phases: list[Phase], start: PreTrainedModel | None = None, start_source: str = "", resume: bool = False
+    job: Job,
+    phases: list[Phase],
+    start: PreTrainedModel | None = None,
+    start_source: str = "",
+    resume: bool = False,
+    watch: Callable[[int, float], None] | None = None,
 ) -> dict[str, Any]:
     """Train a student through `phases`, write the run folder, and return its metrics.
 
@@ -67,6 +72,7 @@ def run(
         start_source: where `start` came from, for the record.
         resume: go on with the run that lies in `job.output`, if one does; the final weights are those of a run that
             was never stopped.
+        watch: told the step and the student's score after every evaluation, in place of bars.
 
     Returns:
         What `metrics.json` holds.
@@ -88,7 +94,9 @@ def run(
         cache = _teacher_cache(job) if job.recipe.cache_teacher else None
         recorder.begin(untrained, start, start_source)
         set_seed(job.recipe.seed)
-        best = [_train(job, student, phase, recorder, cache, is_last=phase is phases[-1]) for phase in phases][-1]
+        best = None
+        for phase in phases:
+            best = _train(job, student, phase, recorder, cache, watch, is_last=phase is phases[-1])
         process.wait_for_everyone()
         if cache is not None:
             recorder.metrics["teacher_cache_bytes"] = cache.used_bytes()
@@ -118,17 +126,24 @@ def _check_cache(job: Job, phase: Phase) -> None:
 
 def _teacher_cache(job: Job) -> TeacherCache:
     recipe, rows = job.recipe, job.data.splits["train"]
-    fields = trace_fields(recipe.coefficients())
+    fields, teacher = trace_fields(recipe.coefficients()), instrument(job.model)
     batch = job.data.collate([rows[0]])
     batch.pop("labels")
     with evaluation_mode(job.model), torch.no_grad():
-        sample = instrument(job.model)(**batch.to(job.model.device), output_trace=fields)
+        sample = teacher(**batch.to(job.model.device), output_trace=fields)
     length = recipe.max_length if recipe.padding == "max_length" else max(map(len, rows["input_ids"]))
-    return TeacherCache(job.output / CHECKPOINTS / "teacher", len(rows), length, fields, sample)
+    layers = distilled_layers(recipe.distil_layers, len(sample.trace.layers))
+    return TeacherCache(job.output / CHECKPOINTS / "teacher", len(rows), length, fields, sample, layers)
 
 
 def _train(
-    job: Job, student: PreTrainedModel, phase: Phase, recorder: Recorder, cache: TeacherCache | None, is_last: bool
+    job: Job,
+    student: PreTrainedModel,
+    phase: Phase,
+    recorder: Recorder,
+    cache: TeacherCache | None,
+    watch: Callable[[int, float], None] | None,
+    is_last: bool,
 ) -> BestModel | None:
     """One phase; returns the keeper of the best student in the last one."""
     recipe = job.recipe
@@ -142,6 +157,8 @@ def _train(
         coefficients=recipe.coefficients(),
         schedule=phase.schedule,
         loss_average=recipe.loss_average,
+        temperature=recipe.temperature,
+        distil_layers=recipe.distil_layers,
         optimizer=recipe.optimizer,
         warmup_ratio=recipe.warmup_ratio,
         teacher_cache=cache,
@@ -153,8 +170,10 @@ def _train(
     best = BestModel(job.output / BEST, job.task.metric, job.tokenizer, recipe, phase.first_step) if is_last else None
     history = History(job.output / HISTORY, phase.name, phase.first_step, trainer.site_name)
     timer = StepTimer()
+    watching = [Watch(watch, job.task.metric, phase.first_step)] if watch else []
     started = time.perf_counter()
-    train(trainer, phase.name, [history, timer, *([best] if best else [])], trainer.site_name)
+    callbacks = [history, timer, *([best] if best else []), *watching]
+    train(trainer, phase.name, callbacks, trainer.site_name, bar=watch is None)
     recorder.phase(student, phase, timer, time.perf_counter() - started)
     return best
 

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..devices import this_process
-from ..errors import TrituneError
+from ..errors import CannotWriteError, TrituneError
 from ..recipes import RECIPE_FILE
 
 CHECKPOINTS = "checkpoints"
@@ -24,7 +24,9 @@ DEMO = "demo.json"
 HISTORY = "history.jsonl"
 
 
-def check_free(folder: Path, overwrite: bool, resume: bool = False, *, inputs: tuple[str, ...] = ()) -> None:
+def check_free(
+    folder: Path, overwrite: bool, resume: bool = False, *, inputs: tuple[str, ...] = (), mark: str = RECIPE_FILE
+) -> None:
     """Check that `folder` may become a run's output; nothing is written.
 
     Args:
@@ -32,6 +34,7 @@ def check_free(folder: Path, overwrite: bool, resume: bool = False, *, inputs: t
         overwrite: whether a run that lies there may be replaced.
         resume: whether a run that lies there is to go on.
         inputs: what the run reads, which must not lie in the folder.
+        mark: the file that a run which can go on has.
 
     Raises:
         TrituneError: it is a file, it holds something already, or it is one of the inputs.
@@ -44,7 +47,7 @@ def check_free(folder: Path, overwrite: bool, resume: bool = False, *, inputs: t
     if overwrite and resume:
         raise TrituneError("--resume and --overwrite exclude each other")
     taken = folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
-    if taken and resume and not (folder / RECIPE_FILE).is_file():
+    if taken and resume and not (folder / mark).is_file():
         raise TrituneError(f"{folder}: holds other files but no run to resume; choose another folder")
     if taken and overwrite and not any((folder / name).is_file() for name in (RECIPE_FILE, METRICS, DEMO)):
         raise TrituneError(f"{folder}: holds files but no run, so --overwrite leaves it alone; choose another folder")
@@ -62,7 +65,7 @@ def claimed(folder: Path, resume: bool = False) -> Iterator[None]:
     the first one claims and writes, the others wait for it.
 
     Raises:
-        TrituneError: another run is writing there, or the folder cannot be written to.
+        CannotWriteError: another run is writing there, or the folder cannot be written to.
     """
     process = this_process()
     if not process.is_main_process:
@@ -74,9 +77,11 @@ def claimed(folder: Path, resume: bool = False) -> Iterator[None]:
         lock = FileLock(folder / LOCK)
         lock.acquire(timeout=0)
     except Timeout:
-        raise TrituneError(f"{folder}: another run is writing into this folder; choose another one, or wait") from None
+        raise CannotWriteError(
+            f"{folder}: another run is writing into this folder; choose another one, or wait"
+        ) from None
     except OSError as error:
-        raise TrituneError(f"{folder}: cannot be written to ({error.strerror})") from None
+        raise CannotWriteError(f"{folder}: cannot be written to ({error.strerror})") from None
     try:
         if not resume:
             for name in (CHECKPOINTS, BEST, ANALYSIS):
@@ -88,6 +93,14 @@ def claimed(folder: Path, resume: bool = False) -> Iterator[None]:
     finally:
         (folder / LOCK).unlink(missing_ok=True)
         lock.release()
+
+
+def remove_students(output: Path) -> None:
+    """Delete the students of a finished run and leave what was measured, as a sweep of many runs wants it."""
+    remove(output / BEST)
+    for path in output.iterdir():
+        if path.is_file() and path.name not in (METRICS, RECIPE_FILE, HISTORY, LOCK):
+            path.unlink()
 
 
 def remove(folder: Path) -> None:

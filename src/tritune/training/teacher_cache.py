@@ -8,7 +8,7 @@ training with the cache is training without it, up to the last bits that a row o
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +38,24 @@ class TeacherCache:
         length: tokens of its longest batch. Shorter batches must be padded on the right.
         fields: of `LayerTrace`, or "hidden_states", that are kept beside the logits.
         sample: the model's output, with a trace of `fields`, for any batch; its shapes are taken.
+        layers: whose fields are kept, as `distill.distilled_layers` says; None for all, and the embeddings too.
 
     Raises:
         TrituneError: the disk has no room; the message says how much is needed and how much there is.
     """
 
-    def __init__(self, folder: Path, rows: int, length: int, fields: frozenset[str], sample: ModelOutput):
-        shapes = {name: (rows, *_row_shape(name, tensor, length)) for name, tensor in _packed(sample, fields).items()}
-        self.folder, self.fields = folder, fields
+    def __init__(
+        self,
+        folder: Path,
+        rows: int,
+        length: int,
+        fields: frozenset[str],
+        sample: ModelOutput,
+        layers: tuple[int, ...] | None = None,
+    ):
+        self.folder, self.fields, self.layers, self.count = folder, fields, layers, len(sample.trace.layers)
+        packed = self._packed(sample)
+        shapes = {name: (rows, *_row_shape(name, tensor, length)) for name, tensor in packed.items()}
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         needed, free = 4 * sum(map(math.prod, shapes.values())), shutil.disk_usage(folder).free
@@ -77,7 +87,7 @@ class TeacherCache:
         if self.filled[index].all():
             return self._read(index, tokens, batch["input_ids"].device)
         output = forward(batch)
-        for name, tensor in _packed(output, self.fields).items():
+        for name, tensor in self._packed(output).items():
             cut = _cut(name, tokens)
             for number, value in zip(index, tensor.float().cpu().numpy(), strict=True):
                 self.files[name][number][cut] = value
@@ -90,19 +100,28 @@ class TeacherCache:
             for name, file in self.files.items()
         }
         logits, hidden = read.pop(_LOGITS), read.pop(_HIDDEN, None)
-        count = next((tensor.shape[1] for tensor in read.values()), 0)
-        layers = [LayerTrace(**{name: tensor[:, layer] for name, tensor in read.items()}) for layer in range(count)]
-        trace = ModelTrace(layers, None if hidden is None else tuple(hidden.unbind(1)))
-        return ModelOutput(logits=logits, trace=trace)
+        layers = [LayerTrace() for _ in range(self.count)]
+        for name, tensor in read.items():
+            for place, layer in enumerate(self._kept(self.count)):
+                setattr(layers[layer], name, tensor[:, place])
+        if hidden is None:
+            return ModelOutput(logits=logits, trace=ModelTrace(layers))
+        states = dict(zip(self._kept(hidden.shape[1], after=1), hidden.unbind(1), strict=True))
+        length = self.count + 1 if self.layers is not None else hidden.shape[1]
+        return ModelOutput(logits=logits, trace=ModelTrace(layers, tuple(map(states.get, range(length)))))
 
+    def _kept(self, count: int, after: int = 0) -> Sequence[int]:
+        """Places that are kept of `count`; hidden state l + 1 comes `after` layer l."""
+        return range(count) if self.layers is None else [layer + after for layer in self.layers]
 
-def _packed(output: ModelOutput, fields: frozenset[str]) -> dict[str, torch.Tensor]:
-    """Field to one tensor, (batch, layers, ...); the logits are (batch, classes)."""
-    packed = {_LOGITS: output.logits}
-    for name in sorted(fields):
-        tensors = output.trace.hidden_states if name == _HIDDEN else [getattr(x, name) for x in output.trace.layers]
-        packed[name] = torch.stack(list(tensors), dim=1)
-    return packed
+    def _packed(self, output: ModelOutput) -> dict[str, torch.Tensor]:
+        """Field to one tensor, (batch, layers, ...); the logits are (batch, classes)."""
+        packed = {_LOGITS: output.logits}
+        for name in sorted(self.fields):
+            hidden, trace = name == _HIDDEN, output.trace
+            tensors = trace.hidden_states if hidden else [getattr(layer, name) for layer in trace.layers]
+            packed[name] = torch.stack([tensors[place] for place in self._kept(len(tensors), after=hidden)], dim=1)
+        return packed
 
 
 def _row_shape(name: str, tensor: torch.Tensor, length: int) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """`DistillationTrainer`: transformers' Trainer with a teacher, named losses and an intervention schedule."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,7 +10,16 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_utils import TrainOutput
 
-from ..distill import AVERAGES, LOSSES, Pair, distillation_losses, trace_fields
+from ..distill import (
+    ALL_LAYERS,
+    AVERAGES,
+    LOSSES,
+    Pair,
+    check_temperature,
+    distillation_losses,
+    distilled_layers,
+    trace_fields,
+)
 from ..errors import TrituneError
 from ..instrument import instrument, instrument_of, is_instrumented
 from ..products import forget_weights, weights_held
@@ -46,6 +56,9 @@ class DistillationTrainer(Trainer):
         coefficients: the weight of each loss of `distill.LOSSES`; TernaryBERT's three when None.
         schedule: a name of `schedule.SCHEDULES`, or None for no intervention.
         loss_average: `padded` or `valid`, see `distill`.
+        temperature: of the logits loss, see `distill.soft_cross_entropy`.
+        distil_layers: that the losses taken per layer read: `all`, `last`, `every-n` or a list, counted from 0; see
+            `distill.distilled_layers`.
         optimizer: `bert_adam`, the published algorithm with rate, betas, eps and decay from `args` (the recipes hold
             the published values), or `adamw`, Trainer's own. `optimizers` among the further arguments beats both.
         warmup_ratio: of `bert_adam`, the fraction of steps spent warming up.
@@ -68,16 +81,22 @@ class DistillationTrainer(Trainer):
         coefficients: dict[str, float] | None = None,
         schedule: str | None = None,
         loss_average: str = "padded",
+        temperature: float = 1.0,
+        distil_layers: str | Sequence[int] = ALL_LAYERS,
         optimizer: str = "bert_adam",
         warmup_ratio: float = 0.1,
         teacher_cache: TeacherCache | None = None,
         **kwargs: Any,
     ):
         self.coefficients = dict(TERNARYBERT if coefficients is None else coefficients)
-        self.schedule, self.loss_average = schedule, loss_average
+        self.schedule, self.loss_average, self.temperature = schedule, loss_average, temperature
         self.optimizer_name, self.warmup_ratio, self.teacher_cache = optimizer, warmup_ratio, teacher_cache
         _check_names(self.coefficients, schedule, loss_average, optimizer)
-        _check_models(model, teacher)
+        layers = _check_models(model, teacher)
+        self.layers = distilled_layers(distil_layers, layers)
+        check_temperature(temperature, teacher.config.num_labels == 1)
+        # What the losses read, of which layers; none of the rest is recorded.
+        self.trace_wanted = dict.fromkeys(trace_fields(self.coefficients), self.layers)
         self.site: Site | None = None
         self._loss_sums: dict[str, float | torch.Tensor] = defaultdict(float)
         self._loss_steps = 0
@@ -131,7 +150,7 @@ class DistillationTrainer(Trainer):
         teacher = self._teacher_output(batch, inputs.get(ROW))
         student = model(
             **batch,
-            output_trace=trace_fields(self.coefficients),
+            output_trace=self.trace_wanted,
             intervention=Intervention(self.site, teacher.trace) if self.site else None,
         )
         pair = Pair(
@@ -141,6 +160,8 @@ class DistillationTrainer(Trainer):
             labels=inputs.get("labels"),
             average=self.loss_average,
             regression=self.teacher.config.num_labels == 1,
+            temperature=self.temperature,
+            layers=self.layers,
         )
         losses = distillation_losses(pair, self.coefficients)
         self._check_and_sum(losses)
@@ -167,12 +188,12 @@ class DistillationTrainer(Trainer):
         return learning_rate(self.args.learning_rate, self.state.global_step, self.state.max_steps, self.warmup_ratio)
 
     def _teacher_output(self, batch: dict[str, torch.Tensor], rows: torch.Tensor | None) -> ModelOutput:
-        fields = trace_fields(self.coefficients) | ({self.site.field} if self.site else set())
+        wanted = self.trace_wanted | ({self.site.field: None} if self.site else {})
 
         def forward(batch: dict[str, torch.Tensor]) -> ModelOutput:
             """The teacher's output; Trainer's own autocast covers the student alone."""
             with torch.no_grad(), self.accelerator.autocast():
-                return self.teacher(**batch, output_trace=fields)
+                return self.teacher(**batch, output_trace=wanted)
 
         # Step one is short and needs tensors of its own, so the cache serves the steps without intervention.
         if self.teacher_cache is None or self.site is not None:
@@ -242,7 +263,8 @@ def _check_names(coefficients: dict[str, float], schedule: str | None, average: 
         raise TrituneError("every loss has the coefficient 0; there is nothing to train on")
 
 
-def _check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+def _check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> int:
+    """The number of layers that both have."""
     if not is_instrumented(student):
         raise TrituneError("the student is a plain model; make it with tritune.prepare(model)")
     if getattr(teacher.config, "quantization_config", None) is not None:
@@ -255,3 +277,4 @@ def _check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     labels = [model.config.num_labels for model in (student, teacher)]
     if labels[0] != labels[1]:
         raise TrituneError(f"the student has {labels[0]} labels and the teacher {labels[1]}")
+    return layers[0]

@@ -1,0 +1,348 @@
+"""Sweeps: the points of a space, each trained once per seed, on as many processes and machines as share the storage.
+
+A trial of the study is a point, its value the mean over the seeds of the task's metric. A run's folder is named after
+sweep, point and seed: a point that was interrupted goes on from its newest checkpoint, whichever process takes it up.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import optuna
+from sqlalchemy.exc import SQLAlchemyError
+from tqdm.auto import tqdm
+
+from ..devices import this_process
+from ..errors import CannotWriteError, Interrupted, TrituneError
+from ..load import weights_sha256
+from ..prepare import prepare
+from ..quantization import Quantization
+from ..recipes import SWEEP_FILE, Range, Sweep, label, sweeps_to_yaml
+from ..tasks import Task
+from .job import Job, fit, open_job, with_recipe
+from .run import plan, run
+from .run_folder import CHECKPOINTS, check_free, remove, remove_students, write_text
+from .study import REASON, Queue, Taken, Worker, open_storage
+
+TRIALS = "trials"
+VALUES = "values"
+_MADE_OF = "made_of"
+
+
+class _PointFailed(Exception):
+    """The point's trial says why."""
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """What a sweep works on.
+
+    Attributes:
+        title: of the file; the studies are named after it.
+        sweeps: of the file.
+        job: with the teacher and the data; its recipe is the first run's.
+        data: folder of the task's files, or None.
+        output: the sweep's folder.
+        storage: address of the studies, see `study.open_storage`.
+    """
+
+    title: str
+    sweeps: list[Sweep]
+    job: Job
+    data: Path | None
+    output: Path
+    storage: str | None
+
+    def folder(self, sweep: Sweep, point: int, seed: int) -> Path:
+        """Where one run lies."""
+        return self.output / TRIALS / sweep.name / f"{point:03d}" / f"seed-{seed}"
+
+    def steps(self, sweep: Sweep) -> int:
+        """Updates of all runs of one sweep. What a sampler will choose is not known: there the first option counts."""
+        rows = len(self.job.data.splits["train"])
+        points = list(sweep.grid()) if sweep.sampler == "grid" else [next(sweep.corners())] * sweep.count()
+        recipes = (sweep.point(values, sweep.seeds[0]).resolve(self.job.task, rows) for values in points)
+        return len(sweep.seeds) * sum(recipe.max_steps for recipe in recipes)
+
+
+def open_sweep(
+    source: str | Path,
+    task: Task,
+    data: Path | None,
+    title: str,
+    sweeps: list[Sweep],
+    output: Path,
+    storage: str | None = None,
+    resume: bool = False,
+) -> SweepJob:
+    """Read and check everything a sweep needs; nothing is written.
+
+    Args:
+        source: the teacher's folder or hub name.
+        task: of the table.
+        data: the task's original files; None reads the hub.
+        title, sweeps: from `load_sweeps`.
+        output: the folder to write.
+        storage: of the studies, see `study.open_storage`; None is a file in `output`.
+        resume: whether a sweep that lies there is to go on.
+
+    Raises:
+        TrituneError: anything that is missing, does not fit, or is in the way, the recipe of a point among it.
+    """
+    if this_process().num_processes > 1:
+        raise TrituneError("sweep: start one process per device, all with the same --storage, instead of torchrun")
+    inputs = (str(source), *([str(data)] if data else []))
+    check_free(output, overwrite=False, resume=resume, inputs=inputs, mark=SWEEP_FILE)
+    first = sweeps[0]
+    recipe = first.point(next(first.corners()), first.seeds[0])
+    job = open_job(source, task, data, recipe, output / TRIALS / "none")  # every run has a folder of its own
+    checked: list[Quantization] = []
+    for sweep in sweeps:
+        for values in sweep.corners():
+            try:
+                recipe = fit(job, sweep.point(values, sweep.seeds[0]))
+                plan(replace(job, recipe=recipe))
+                section = recipe.section(Quantization)
+                if section not in checked:
+                    prepare(copy.deepcopy(job.model), section)
+                    checked.append(section)
+            except TrituneError as error:
+                raise TrituneError(f"sweep {sweep.name}, {label(values)}: {error}") from None
+    return SweepJob(title, sweeps, job, data, output, storage)
+
+
+def run_sweep(job: SweepJob, stop_after: int | None = None, report: Callable[[], None] = lambda: None) -> int:
+    """Work off every point that is not done and that no other process works on.
+
+    Args:
+        job: from `open_sweep`.
+        stop_after: leave after so many points.
+        report: called after every point, to write down how things stand.
+
+    Returns:
+        How many points this process made.
+
+    Raises:
+        Interrupted: a signal came; the sweep can be resumed.
+        TrituneError: the studies belong to another sweep, or a folder cannot be written to.
+    """
+    job.output.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    worker = Worker(job.output)
+    queues = open_queues(job, worker)
+    write_text(job.output / SWEEP_FILE, sweeps_to_yaml(job.title, job.sweeps))
+    made: list[int] = []
+    total = sum(sweep.count() * len(sweep.seeds) for sweep in job.sweeps)
+    with _interruptible(), worker.at_work(), tqdm(total=total, unit="run", desc=job.title) as bar:
+        for sweep, queue in zip(job.sweeps, queues, strict=True):
+            objective = _Objective(job, sweep, queue, bar, made)
+            while (stop_after is None or len(made) < stop_after) and queue.prepare():
+                bar.n = sum(1 for _ in finished_runs(job.sweeps, queues))
+                bar.refresh()
+                queue.study.sampler = _sampler(sweep, len(queue.trials()))
+                queue.study.optimize(objective, n_trials=1, catch=(Taken, _PointFailed))
+                report()
+        bar.n = sum(1 for _ in finished_runs(job.sweeps, queues))
+    return len(made)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Between two trainings, too, Ctrl-C is a wish and no error; a storage that goes away is one line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("stopped between two trainings; --resume goes on from there") from None
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        raise TrituneError(
+            f"the storage of the study failed ({str(error).splitlines()[0]}); --resume goes on"
+        ) from error
+
+
+def open_queues(job: SweepJob, worker: Worker) -> list[Queue]:
+    """The studies of a sweep's parts; made if they are not there.
+
+    Raises:
+        TrituneError: the storage cannot be opened, or has a study of this name with another space, teacher or task.
+    """
+    storage = open_storage(job.storage, job.output)
+    queues = []
+    for sweep in job.sweeps:
+        name = f"{job.title}.{sweep.name}"
+        study = optuna.create_study(
+            storage=storage, study_name=name, direction="maximize", load_if_exists=True, pruner=_pruner(sweep)
+        )
+        made_of = json.loads(json.dumps(_made_of(job, sweep)))
+        earlier = study.user_attrs.get(_MADE_OF)
+        if earlier is None:
+            study.set_user_attr(_MADE_OF, made_of)
+        elif other := [key for key in made_of if made_of[key] != earlier.get(key)]:
+            raise TrituneError(
+                f"the study {name} there has another {other[0]}; take another --output or --storage, or give the sweep "
+                "file another name"
+            )
+        queues.append(Queue(study, sweep.count(), worker, _fixed(sweep)))
+    return queues
+
+
+def finished_runs(sweeps: list[Sweep], queues: list[Queue]) -> Iterator[dict[str, Any]]:
+    """Every run that was made: sweep, point, values, seed, state, scores, steps, seconds and reason."""
+    for sweep, queue in zip(sweeps, queues, strict=True):
+        for point, trial in queue.trials().items():
+            for seed in sweep.seeds:
+                if made := trial.user_attrs.get(_attribute(seed)):
+                    yield {"sweep": sweep.name, "point": point, VALUES: trial.user_attrs[VALUES], "seed": seed} | made
+
+
+class _Objective:
+    """What Optuna calls with a trial: trains its point with every seed and returns the mean score."""
+
+    def __init__(self, job: SweepJob, sweep: Sweep, queue: Queue, bar: tqdm, made: list[int]):
+        self.job, self.sweep, self.queue, self.bar, self.made = job, sweep, queue, bar, made
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        """The mean over the seeds.
+
+        Raises:
+            Taken: another process has this point.
+            optuna.TrialPruned: the point was given up.
+            _PointFailed: a run of it failed; the trial says why.
+        """
+        point = self.queue.claim(trial)
+        values = _suggested(trial, self.sweep)
+        trial.set_user_attr(VALUES, values)
+        scores = []
+        self.made.append(point)
+        for index, seed in enumerate(self.sweep.seeds):
+            made = trial.user_attrs.get(_attribute(seed)) or self._run(trial, point, values, index)
+            scores.append(made[self.sweep.objective])
+            self.bar.update()
+        return fmean(scores)
+
+    def _run(self, trial: optuna.Trial, point: int, values: dict[str, Any], index: int) -> dict[str, Any]:
+        """One run, or what is known of it if it was finished before; noted in the trial."""
+        seed = self.sweep.seeds[index]
+        folder = self.job.folder(self.sweep, point, seed)
+        self.bar.set_description(f"{self.sweep.name}: {label(values)}, seed {seed}")
+        job = with_recipe(self.job.job, self.sweep.point(values, seed), self.job.data, folder)
+        watch = _Watch(trial, self.bar, index * job.recipe.max_steps, self.sweep.pruner is not None)
+
+        def note(state: str, **more: Any) -> dict[str, Any]:
+            made = {
+                "state": state,
+                "last": None,
+                "best": None,
+                "steps": watch.step,
+                "seconds": None,
+                REASON: None,
+            } | more
+            trial.set_user_attr(_attribute(seed), made)
+            return made
+
+        try:
+            metrics = run(job, plan(job), resume=True, watch=watch)
+        except optuna.TrialPruned:
+            remove(folder / CHECKPOINTS)
+            note("pruned", last=watch.score)
+            raise
+        except (Interrupted, CannotWriteError):
+            raise
+        except TrituneError as error:
+            note("failed", reason=str(error))
+            trial.set_user_attr(REASON, str(error))
+            raise _PointFailed from None
+        if not self.sweep.keep_students:
+            with suppress(OSError):
+                remove_students(folder)
+        scores = {key: metrics[key][metrics["metric"]] for key in ("last", "best")}
+        return note("complete", **scores, steps=job.recipe.max_steps, seconds=metrics["seconds"])
+
+
+class _Watch:
+    """Follows a run: the bar shows its score, and the study may give it up."""
+
+    def __init__(self, trial: optuna.Trial, bar: tqdm, before: int, prunes: bool):
+        self.trial, self.bar, self.before, self.prunes = trial, bar, before, prunes
+        self.step, self.score = 0, None
+
+    def __call__(self, step: int, score: float) -> None:
+        """Raise `optuna.TrialPruned` if the point is worse than others were at this step."""
+        self.step, self.score = step, score
+        self.bar.set_postfix(step=step, score=f"{score:.4g}")
+        if self.prunes:
+            self.trial.report(score, self.before + step)
+            if self.trial.should_prune():
+                raise optuna.TrialPruned
+
+
+def _attribute(seed: int) -> str:
+    return f"seed {seed}"
+
+
+def _made_of(job: SweepJob, sweep: Sweep) -> dict[str, Any]:
+    """What two processes must have in common to share a study."""
+    space = {key: asdict(options) if isinstance(options, Range) else options for key, options in sweep.space.items()}
+    settings = ("seeds", "sampler", "sampler_seed", "objective", "pruner", "pruner_startup_trials")
+    return {
+        "task": job.job.task.name,
+        "teacher": weights_sha256(job.job.model),
+        "data": {name: len(split) for name, split in job.job.data.splits.items()},
+        "recipe": asdict(sweep.base),
+        "set": dict(sweep.set),
+        "space": space,
+        **{key: getattr(sweep, key) for key in (*settings, "pruner_warmup_steps")},
+    }
+
+
+def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
+    if sweep.pruner is None:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.MedianPruner(sweep.pruner_startup_trials, sweep.pruner_warmup_steps)
+
+
+def _sampler(sweep: Sweep, begun: int) -> optuna.samplers.BaseSampler:
+    """Seeded by how many points there are already, so that a sweep that goes on does not draw the same ones again."""
+    if sweep.sampler == "tpe":
+        return optuna.samplers.TPESampler(seed=sweep.sampler_seed + begun)
+    return optuna.samplers.RandomSampler(seed=sweep.sampler_seed)
+
+
+def _fixed(sweep: Sweep) -> Callable[[int], dict[str, Any]]:
+    """Point to Optuna's parameters; none where the sampler chooses as it goes."""
+    if sweep.sampler == "tpe":
+        return lambda point: {}
+    if sweep.sampler == "grid":
+        points = [{key: json.dumps(value) for key, value in values.items()} for values in sweep.grid()]
+        return points.__getitem__
+    # All points of a random search are known from the start, so every process knows the same ones.
+    study = optuna.create_study(sampler=_sampler(sweep, 0))
+    points = []
+    for _ in range(sweep.count()):
+        trial = study.ask()
+        _suggested(trial, sweep)
+        points.append(trial.params)
+    return points.__getitem__
+
+
+def _suggested(trial: optuna.Trial, sweep: Sweep) -> dict[str, Any]:
+    """The values of a trial's point. A list's entries may be anything YAML has; Optuna sees them as JSON."""
+    values = {}
+    for key, options in sweep.space.items():
+        if isinstance(options, Range) and sweep.sampler != "grid":
+            values[key] = _number(trial, key, options)
+        else:
+            choices = options.values() if isinstance(options, Range) else options
+            values[key] = json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in choices]))
+    return values
+
+
+def _number(trial: optuna.Trial, key: str, options: Range) -> float | int:
+    if options.is_whole:
+        return trial.suggest_int(key, options.low, options.high, step=options.step or 1, log=options.log)
+    value = trial.suggest_float(key, options.low, options.high, step=options.step, log=options.log)
+    return float(f"{value:.12g}")

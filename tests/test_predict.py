@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import os
 import io
 import json
 import shutil
@@ -309,7 +310,8 @@ def test_bad_output_is_refused_before_the_work(cli, tmp_path, name, message):
 def test_a_reader_that_leaves_early(run_folder, tmp_path):
     source = _write(tmp_path / "in.txt", ("the " * 1000 + "\n") * 100)
     command = [sys.executable, "-m", "tritune.cli.main", "predict", str(run_folder), "--input", str(source)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    quiet = {**os.environ, "TQDM_DISABLE": "1"}  # a slow machine shows a bar
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet) as process:
         assert process.stdout.readline() == "text,prediction\n"
         process.stdout.close()
         assert process.stderr.read() == ""

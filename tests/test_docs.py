@@ -313,6 +313,19 @@ def test_commands_and_python_blocks_of_pack_run(at_demo):
     assert small.read_bytes() == again.read_bytes() and (at_demo / "deploy_small" / "config.json").is_file()
 
 
+def test_table_of_deploy_is_the_measured_one():
+    page = (DOCS / "deploy.md").read_text(encoding="utf-8")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    table = {row[0]: row[1:] for row in cells if len(row) == 9}
+    with (ROOT / "benchmarks" / "results" / "bench.csv").open() as file:
+        for row in csv.DictReader(file):
+            size, memory, *timings = table[row["name"]]
+            column = table["contender"][2:].index(f"{row['batch']} x {row['length']}")
+            assert timings[column] == f"{float(row['latency_ms']):.1f} ({float(row['ratio']):.2f})"
+            assert size == f"{int(row['size_bytes']) / 1e6:.1f}"
+            assert memory == f"{int(row['peak_memory_bytes']) / 1e6:.0f}"
+
+
 def test_tables_of_pack_are_the_measured_ones():
     """Every row of a table on the page is a row of its CSV file, and the sizes are what was promised."""
     page = (DOCS / "pack.md").read_text(encoding="utf-8")

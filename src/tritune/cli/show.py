@@ -147,6 +147,7 @@ def show_bench(results: dict[str, Any], as_json: bool) -> None:
     heads = [f"{batch} x {length}" for batch, length in shapes]
     title = f"{results['model']}: ms (ratio to onnxruntime float) by batch x length"
     table = _table("", "file", "peak memory", *heads, title=title)
+    table.columns[0].no_wrap = True
     for row in results["contenders"]:
         cells = [times[row["name"], *shape] for shape in shapes]
         shown = [f"{cell['latency_ms']:.2f} ({cell['ratio']:.2f})" for cell in cells]

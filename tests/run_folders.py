@@ -1,11 +1,12 @@
 """Run folders made of numbers alone, as `tritune train` and `finetune` write them: for tests that only read them."""
 
+import io
 import json
+from functools import cache
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from tritune.plots import save
 from tritune.recipes import load_recipe, to_yaml
 from tritune.recipes.recipe import FinetuneRecipe
 
@@ -79,8 +80,15 @@ def add_analysis(run: Path, name: str, numbers: dict, figures: tuple[str, ...] =
     folder.mkdir(parents=True)
     (folder / f"{name}.json").write_text(json.dumps({"analysis": name, **numbers}))
     for index, title in enumerate(figures):
-        figure = Figure(figsize=(8, 3))
-        figure.subplots().plot([0, 1], [index, 2])
         for ending in ("png", "svg"):
-            save(figure, folder / f"{title}.{ending}")
+            (folder / f"{title}.{ending}").write_bytes(_picture(index, ending))
     return folder
+
+
+@cache
+def _picture(index: int, ending: str) -> bytes:
+    """A small plot as `plots.save` writes it; drawn once, since drawing is what takes the time."""
+    figure, buffer = Figure(figsize=(8, 3)), io.BytesIO()
+    figure.subplots().plot([0, 1], [index, 2])
+    figure.savefig(buffer, format=ending, dpi=150)
+    return buffer.getvalue()

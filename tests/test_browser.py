@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import pytest
+from matplotlib.figure import Figure
 
 from run_folders import add_analysis, make_run
 from tritune.report.page import write_report
@@ -31,6 +32,10 @@ addEventListener("load", () => {{
       images: page.images.length,
       broken: [...page.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.alt),
       dark: frame.contentWindow.matchMedia("(prefers-color-scheme: dark)").matches,
+      widths: [...page.images].map(image => image.clientWidth),
+      switches: [...page.querySelectorAll("input")].map(input => input.click()).length,
+      full_widths: [...page.images].map(image => image.clientWidth),
+      full_scroll_width: root.scrollWidth,
       paper: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
     }};
   }});
@@ -51,6 +56,8 @@ def report(tmp_path_factory):
     ]
     numbers = {"students": ["ti-g"], "kl": [[0.25] * 12], "rows": 32, "nested": {f"key_{i}": i for i in range(30)}}
     add_analysis(runs[0], "attention", numbers, ("attention", "heads"))
+    wide = add_analysis(runs[1], "norms", {"rows": 1}) / "figure.svg"
+    Figure(figsize=(30, 3)).savefig(wide)
     script = "<script>console.error('picture')</script>"
     figure = add_analysis(runs[1], "layers", {"tokens": 3}) / "figure.svg"
     figure.write_text(figure.read_text().replace("</svg>", f"{script}</svg>"))
@@ -74,12 +81,25 @@ def browse(report, *flags: str) -> tuple[list[dict], list[str]]:
     return json.loads(title), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
-def test_the_report_fits_every_width_and_all_of_it_is_shown(report):
-    seen, console = browse(report)
+@pytest.fixture(scope="module")
+def seen_and_console(report):
+    return browse(report)
+
+
+def test_the_report_fits_every_width_and_all_of_it_is_shown(seen_and_console):
+    seen, console = seen_and_console
     assert console == []
     for page, width in zip(seen, WIDTHS, strict=True):
         assert page["width"] == width and page["scroll_width"] <= width
-        assert page["images"] == 7 and page["broken"] == []
+        assert page["images"] == 8 and page["broken"] == []
+
+
+def test_a_very_wide_figure_has_a_switch_to_its_full_size(seen_and_console):
+    for page, width in zip(seen_and_console[0], WIDTHS, strict=True):
+        assert page["switches"] == 1 and page["full_scroll_width"] <= width
+        both = zip(page["widths"], page["full_widths"], strict=True)
+        ((before, after),) = [pair for pair in both if pair[0] != pair[1]]
+        assert before <= max(width, 720) and after == pytest.approx(30 * 96, abs=10)
 
 
 def test_the_report_is_dark_where_the_reader_wants_it(report):

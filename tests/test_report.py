@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgba
 
 from run_folders import add_analysis, history, make_run, make_teacher, write_history
 from tritune import plots
+from tritune.errors import TrituneError
 from tritune.recipes import load_recipe, to_yaml
 from tritune.report import page
 from tritune.report.analyses import CAPTIONS, table_of
@@ -361,6 +362,45 @@ def test_metrics_that_no_run_writes(cli, tmp_path, case):
     run = make_run(tmp_path / "run", metrics=changes)
     code, _, err = cli("report", run, "--output", tmp_path / "report.html")
     assert code == 2 and message in err and str(run / "metrics.json") in err and not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "model"), [(make_run, "teacher"), (make_run, "last"), (make_teacher, "best"), (make_teacher, "last")]
+)
+def test_a_finished_run_without_a_score_that_it_must_have(tmp_path, make, model):
+    path = make(tmp_path / "run") / "metrics.json"
+    metrics = json.loads(path.read_text())
+    del metrics[model]
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(TrituneError, match=f"metrics.json: not what a run writes: the scores of {model} are missing"):
+        read_run(path.parent, "run")
+
+
+@pytest.mark.parametrize(
+    "best", [{"value": 0.5}, {"value": 0.5, "metric": ["a"]}, {"value": "x", "metric": "accuracy"}]
+)
+def test_a_selection_of_another_run(tmp_path, best):
+    run = unfinished(tmp_path / "run")
+    (run / "best" / "selection.json").write_text(json.dumps(best))
+    (run / "checkpoints" / "metrics.json").write_text(json.dumps({"task": "demo"}))
+    with pytest.raises(TrituneError, match=r"selection\.json: not the selection of"):
+        read_run(run, "run")
+
+
+def test_an_unfinished_fine_tuning_of_no_known_task(tmp_path):
+    teacher = make_teacher(tmp_path / "teacher")
+    (teacher / "metrics.json").unlink()
+    (teacher / "checkpoints").mkdir()
+    (teacher / "checkpoints" / "metrics.json").write_text('{"task": "nope", "base_sha256": "b2"}')
+    with pytest.raises(TrituneError, match=r"checkpoints/metrics\.json: there is no task 'nope'"):
+        read_run(teacher, "teacher")
+
+
+@pytest.mark.parametrize("schedule", ["[1]", "{a: 1}", "unheard-of"])
+def test_a_schedule_that_is_none_shades_nothing(tmp_path, schedule):
+    run = make_run(tmp_path / "run")
+    (run / "recipe.yaml").write_text(f"schedule: {schedule}\n")
+    assert read_run(run, "run").spans == []
 
 
 def test_folders_that_cannot_be_reported(cli, tmp_path):

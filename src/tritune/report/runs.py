@@ -53,7 +53,7 @@ class Run:
     @property
     def is_student(self) -> bool:
         """Whether it was distilled; otherwise a teacher was fine-tuned."""
-        return "base_sha256" not in self.metrics and "base" not in self.metrics
+        return _is_student(self.metrics)
 
     @property
     def steps(self) -> int:
@@ -69,7 +69,7 @@ class Run:
     def spans(self) -> list[Span]:
         """The stretches of steps with the teacher's tensors inside."""
         schedule, steps = self.recipe.get("schedule"), self.metrics["steps"].get("step one", 0)
-        if schedule not in SCHEDULES:
+        if not isinstance(schedule, str) or schedule not in SCHEDULES:
             return []
         spans = schedule_spans(schedule, steps, self.metrics["seed"])
         return [(before, min(last, self.last_step), site) for before, last, site in spans if before < self.last_step]
@@ -121,6 +121,8 @@ def read_run(folder: Path, name: str) -> Run:
     if not finished:
         metrics = _unfinished(folder, metrics, recipe, path)
     _check_metrics(metrics, path)
+    if finished:
+        _check_outcome(metrics, path)
     history = _read_history(folder / HISTORY, finished)
     return Run(name, folder, metrics, history, recipe, recipe_text, read_analyses(folder), finished)
 
@@ -140,16 +142,24 @@ def _places(folder: Path) -> list[Path]:
 def _unfinished(folder: Path, metrics: dict[str, Any], recipe: dict[str, Any], path: Path) -> dict[str, Any]:
     """The metrics of a run that goes on or was stopped, with what the recipe and the best so far add to them."""
     if "base_sha256" in metrics:
-        task = get_task(str(metrics.get("task")))
+        try:
+            task = get_task(str(metrics.get("task")))
+        except TrituneError as error:
+            raise TrituneError(f"{path}: {error}") from None
         known = {"metric": task.metric, "recipe": recipe.get("name"), "seed": recipe.get("seed")}
         metrics = known | {"steps": {"fine-tuning": recipe.get("max_steps")}} | metrics
     selection = folder / BEST / _SELECTION
     if selection.is_file():
         best = read_object(selection)
-        if not is_number(best.get("value")) or best.get("metric") != metrics.get("metric"):
+        metric = best.get("metric")
+        if not isinstance(metric, str) or metric != metrics.get("metric") or not is_number(best.get("value")):
             raise TrituneError(f"{selection}: not the selection of {path}")
-        metrics = metrics | {"best": {best["metric"]: best["value"], "step": best.get("step")}}
+        metrics = metrics | {"best": {metric: best["value"], "step": best.get("step")}}
     return metrics
+
+
+def _is_student(metrics: dict[str, Any]) -> bool:
+    return "base_sha256" not in metrics and "base" not in metrics
 
 
 def _check_metrics(metrics: dict[str, Any], path: Path) -> None:
@@ -179,6 +189,13 @@ def _check_metrics(metrics: dict[str, Any], path: Path) -> None:
         check(value is None or is_number(value), f"{key} must be a number, got {shown(value)}")
     teacher_size = metrics.get("teacher", {}).get("size_bytes")
     check(teacher_size is None or is_number(teacher_size), f"teacher's size_bytes: {shown(teacher_size)}")
+
+
+def _check_outcome(metrics: dict[str, Any], path: Path) -> None:
+    """Check that a finished run has the scores that the page begins with."""
+    for model in ("teacher" if _is_student(metrics) else "best", "last"):
+        if model not in metrics:
+            raise TrituneError(f"{path}: not what a run writes: the scores of {model} are missing")
 
 
 def _read_history(path: Path, finished: bool) -> list[dict[str, Any]]:

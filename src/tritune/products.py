@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 
-from .quant import Quantizer, straight_through
+from .quant import OwnGraph, Quantizer, straight_through
 
 Quantized = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
@@ -145,6 +145,8 @@ def _operand(
     """What enters a product, and the scale that its result still needs."""
     if quantizer is None:
         return values, None
+    if isinstance(quantizer, OwnGraph):
+        return quantizer.operand(values, dtype)
     quantized, scale, peak = quantized_by(values, quantizer, dtype)
     return straight_through(values, quantized, quantizer.clip, peak, scale), scale
 

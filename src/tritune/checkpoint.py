@@ -9,7 +9,10 @@ the load fails with a line that names it.
 from dataclasses import asdict, fields
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -17,7 +20,7 @@ from .attention import IMPLEMENTATION
 from .errors import TrituneError
 from .instrument import instrument
 from .quantization import Quantization
-from .swap import swap
+from .swap import quantizer_tensors, swap
 
 METHOD = "tritune"
 
@@ -48,6 +51,10 @@ class TrituneConfig(QuantizationConfigMixin):
     def to_dict(self) -> dict[str, Any]:
         """Flat and ready for JSON."""
         values = asdict(self.quantization)
+        if self.quantization.modules is not None:
+            values["modules"] = [
+                list(row) for row in values["modules"].items()
+            ]  # config.json sorts the keys of mappings
         return {"quant_method": self.quant_method, "stage": self.stage, **values}
 
 
@@ -57,8 +64,17 @@ class TrituneQuantizer(HfQuantizer):
 
     requires_calibration = False
 
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        self._files = checkpoint_files or []
+        # The quantizers are not there yet, and their tensors must not look like somebody else's.
+        ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+        model._keys_to_ignore_on_load_unexpected = {*ignored, r"_quantizer\.[a-z_]+$"}
+
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         swap(instrument(model), self.quantization_config.quantization)
+        load_quantizers(model, self._files)
         mark(model, self.quantization_config.quantization)
         return model
 
@@ -75,6 +91,31 @@ class TrituneQuantizer(HfQuantizer):
     def is_qat_trainable(self) -> bool:
         """Yes, without adapters."""
         return True
+
+
+@torch.no_grad()
+def load_quantizers(model: PreTrainedModel, files: list[str]) -> None:
+    """Read what the quantizers of a swapped model have learned.
+
+    Args:
+        model: its quantizers take the values.
+        files: the safetensors files of its checkpoint.
+
+    Raises:
+        TrituneError: a value is missing or of another shape.
+    """
+    wanted = {name: tensor.detach() for name, tensor in quantizer_tensors(model).items()}
+    if not wanted:
+        return
+    found = {}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            found |= {name: tensors.get_tensor(name) for name in tensors.keys() if "_quantizer." in name}  # noqa: SIM118
+    for name, tensor in revert_weight_conversion(model, wanted).items():
+        value = found.get(name)
+        if value is None or value.shape != tensor.shape:
+            raise TrituneError(f"the checkpoint has no {name} of shape {tuple(tensor.shape)}; train or save it anew")
+        tensor.copy_(value)
 
 
 def mark(model: PreTrainedModel, quantization: Quantization) -> None:

@@ -41,8 +41,8 @@ class Quantization:
 
     Attributes:
         weight_bits: 1 (binary), 2 (ternary) to 8, or None for float weights.
-        weight_quantizer: a name of `quant.WEIGHT_QUANTIZERS` that serves `weight_bits`; None is bwn for 1 bit, twn for 2
-            and uniform for more.
+        weight_quantizer: a name of `quant.WEIGHT_QUANTIZERS` that serves `weight_bits`; None is bwn for 1 bit, twn for
+            2 and uniform for more.
         weight_granularity: `tensor` or `row`, of the Linears.
         embedding_bits: of the word embedding: 1 to 8, None for float, or "same" for `weight_bits`.
         embedding_quantizer: None is `weight_quantizer` where that serves `embedding_bits`, else as there.
@@ -138,10 +138,14 @@ class Quantization:
         pattern = self.pattern_of(name)
         return self if pattern is None else self._with(self.modules[pattern])
 
+    def variants(self) -> list["Quantization"]:
+        """Its own settings, and those of every pattern of `modules`."""
+        return [self, *(self._with(settings) for settings in (self.modules or {}).values())]
+
     def quantizer_names(self) -> set[str]:
         """The names in the table of all quantizers that may be at work."""
         names = set()
-        for one in (self, *(self._with(settings) for settings in (self.modules or {}).values())):
+        for one in self.variants():
             names |= {one._weight_name(), one._embedding_name() if self.embeddings else None, one._activation_name()}
         return names - {None}
 
@@ -198,37 +202,42 @@ class Quantization:
         name = getattr(self, key)
         if name is None:
             return
-        is_activation = key == "activation_quantizer"
-        served = QUANTIZERS[name].activation_bits if is_activation else QUANTIZERS[name].weight_bits
-        if bits not in served:
-            what = key.replace("quantizer", "bits")
+        kind = key.removesuffix("_quantizer")
+        if bits not in _served(name, kind):
             raise TrituneError(
-                f"{key} {name} does not serve {what} {'null' if bits is None else bits}; it serves "
-                f"{', '.join(map(str, served))}"
+                f"{key} {name} does not serve {kind}_bits {'null' if bits is None else bits}; it serves "
+                f"{', '.join(map(str, _served(name, kind)))}"
             )
-        if is_activation and issubclass(QUANTIZERS[name], Calibrated) and self.activation_granularity != "tensor":
+        if (
+            kind == "activation"
+            and issubclass(QUANTIZERS[name], Calibrated)
+            and self.activation_granularity != "tensor"
+        ):
             raise TrituneError(
                 f"activation_quantizer {name} has one range for all tokens: it needs activation_granularity tensor"
             )
 
     def _with(self, settings: Mapping[str, Any]) -> "Quantization":
         """With `settings` over one's own; a quantizer gives way where it does not serve the new bits."""
-        settings = dict(settings)
-        for kind, served in (("weight", "weight_bits"), ("activation", "activation_bits")):
-            bits, name = settings.get(f"{kind}_bits", SAME), getattr(self, f"{kind}_quantizer")
-            if bits != SAME and name is not None and bits not in getattr(QUANTIZERS[name], served):
+        # A pattern that matches an embedding means its weight.
+        own = {key.replace("weight", "embedding"): settings[key] for key in WEIGHT_KEYS if key in settings}
+        settings = {**settings, **own}
+        for kind in ("weight", "embedding", "activation"):
+            name, bits = getattr(self, f"{kind}_quantizer"), settings.get(f"{kind}_bits", SAME)
+            if name is not None and bits != SAME and bits not in _served(name, kind):
                 settings.setdefault(f"{kind}_quantizer", None)
-        if "weight_bits" in settings or "weight_quantizer" in settings or "weight_granularity" in settings:
-            # Of an embedding whose name the pattern matches, too.
-            settings |= {key.replace("weight", "embedding"): settings[key] for key in WEIGHT_KEYS if key in settings}
         return replace(self, **settings, modules=None)
 
     def _checked_modules(self) -> dict[str, dict[str, Any]]:
         modules = self.modules
-        if isinstance(modules, list | tuple) and all(isinstance(row, list | tuple) and len(row) == 2 for row in modules):
+        if isinstance(modules, list | tuple) and all(
+            isinstance(row, list | tuple) and len(row) == 2 for row in modules
+        ):
             modules = dict(modules)  # as config.json keeps their order
         if not isinstance(modules, Mapping):
-            raise TrituneError(f"modules must be a mapping from name patterns to settings, or null; got {shown(modules)}")
+            raise TrituneError(
+                f"modules must be a mapping from name patterns to settings, or null; got {shown(modules)}"
+            )
         checked = {}
         for pattern, settings in modules.items():
             if not isinstance(pattern, str) or not pattern:
@@ -244,6 +253,10 @@ class Quantization:
                 raise TrituneError(f"modules: {shown(pattern)}: {error}") from None
             checked[pattern] = dict(settings)
         return checked
+
+
+def _served(name: str, kind: str) -> tuple[int, ...]:
+    return QUANTIZERS[name].activation_bits if kind == "activation" else QUANTIZERS[name].weight_bits
 
 
 def _check_bits(key: str, bits: Any, smallest: int, or_else: str = ", or null for float") -> None:

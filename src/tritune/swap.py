@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from .anatomy import Anatomy
-from .errors import TrituneError
+from .errors import TrituneError, shown
 from .instrument import instrument_of
 from .layers import QuantEmbedding, QuantLinear
+from .quant import Calibrated, MovingMinMax, Quantizer
 from .quantization import Quantization
 
 
@@ -17,20 +20,36 @@ def swap(model: PreTrainedModel, quantization: Quantization) -> None:
     """Quantize the parts of `model` that `quantization` names, in place.
 
     Raises:
-        TrituneError: the model holds quantized modules already, or `quantization.layers` does not fit it.
+        TrituneError: the model holds quantized modules already, or `quantization.layers` or a pattern of
+            `quantization.modules` does not fit it.
     """
     if any(isinstance(module, QuantLinear | QuantEmbedding) for module in model.modules()):
         raise TrituneError(f"this {type(model).__name__} is prepared already; start from the float model")
     instrument = instrument_of(model)
     layers = _layers(instrument.anatomy, quantization)
-    for part, names in instrument.anatomy.parts(layers).items():
-        if getattr(quantization, part):
-            for name in names:
-                model.set_submodule(name, _twin(model.get_submodule(name), quantization))
-    for state in instrument.states:
-        if state.layers[0] in layers:
-            for operand, quantizer in quantization.products().items():
-                setattr(state, operand, quantizer)
+    parts = instrument.anatomy.parts(layers)
+    names = [name for part, names in parts.items() if getattr(quantization, part) for name in names]
+    states = {instrument.anatomy.sites[s.layers[0]].attention: s for s in instrument.states if s.layers[0] in layers}
+    _check_patterns(quantization, [*names, *(states if quantization.attention_products else ())])
+    for name in names:
+        model.set_submodule(name, _twin(model.get_submodule(name), quantization.of_module(name)))
+    for name, state in states.items():
+        attention = model.get_submodule(name)
+        for operand, quantizer in quantization.of_module(name).products().items():
+            setattr(state, operand, quantizer)
+            if isinstance(quantizer, Calibrated):  # the attention module saves, moves and trains it
+                attention.add_module(f"{operand}_quantizer", _beside(quantizer, model, attention.training))
+    instrument.ranges = [module for module in model.modules() if isinstance(module, MovingMinMax)]
+
+
+def quantizer_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What the quantizers of `model` learn or remember, by its names in the state dict."""
+    return {
+        f"{name}.{own}": tensor
+        for name, module in model.named_modules()
+        if isinstance(module, Calibrated)
+        for own, tensor in module.state_dict(keep_vars=True).items()
+    }
 
 
 @dataclass(frozen=True)
@@ -74,9 +93,35 @@ def _layers(anatomy: Anatomy, quantization: Quantization) -> Iterable[int]:
     return quantization.layers
 
 
+def _check_patterns(quantization: Quantization, names: list[str]) -> None:
+    winners = {quantization.pattern_of(name) for name in names}
+    for pattern in quantization.modules or {}:
+        if pattern not in winners:
+            reason = (
+                "only matches modules that an earlier pattern takes"
+                if any(fnmatchcase(name, pattern) for name in names)
+                else f"matches no quantized module; one of them is {names[0] if names else 'none at all'}"
+            )
+            raise TrituneError(f"modules: the pattern {shown(pattern)} {reason}")
+
+
 def _twin(module: nn.Module, quantization: Quantization) -> nn.Module:
+    rows = module.weight.shape[0]
     if isinstance(module, nn.Embedding):
-        return QuantEmbedding.from_float(module, quantization.weights(quantization.embedding_granularity))
-    return QuantLinear.from_float(
-        module, quantization.weights(quantization.weight_granularity), quantization.activations()
-    )
+        return QuantEmbedding.from_float(module, _started(quantization.embedding(rows), module))
+    activations = quantization.activations()
+    if isinstance(activations, Calibrated):
+        activations = _beside(activations, module.weight, module.training)
+    return QuantLinear.from_float(module, _started(quantization.weights(rows), module), activations)
+
+
+def _started(quantizer: Quantizer | None, module: nn.Module) -> Quantizer | None:
+    """The quantizer of a weight; what it learns starts from the weight."""
+    if isinstance(quantizer, Calibrated):
+        _beside(quantizer, module.weight, module.training).reset()
+        quantizer.calibrate(module.weight.detach())
+    return quantizer
+
+
+def _beside(quantizer: Calibrated, neighbour: nn.Module | nn.Parameter, training: bool) -> Calibrated:
+    return quantizer.to(neighbour.device).train(training)

@@ -1,7 +1,7 @@
 """BWN: binary weights with the mean as scale (Rastegari et al. 2016, "XNOR-Net", arXiv 1603.05279).
 
-Eq. 5 and 6: w_hat = scale * sign(w), scale = mean|w|, the least-squares optimum. The gradient is the straight-through one
-of `Ternary`; XNOR-Net's eq. 5 of section 3.1 multiplies it by 1/n + scale, a constant that Adam takes out again.
+With w_hat = scale * sign(w) the least-squares optimum is scale = mean|w| (section 3.1). The gradient is the
+straight-through one of `Ternary`; XNOR-Net multiplies it by 1/n + scale, which Adam takes out again.
 """
 
 from dataclasses import dataclass

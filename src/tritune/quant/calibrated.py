@@ -54,8 +54,7 @@ class Learned(Calibrated, CodesWithGradient):
     Args:
         bits: width of a code.
         granularity: the values that share a scale, `TENSOR` or `ROW`.
-        groups: shape of the learned number, broadcastable against the values: (rows, 1) for the rows of a matrix, () for
-            all of a tensor.
+        groups: shape of the learned number: (rows, 1) for the rows of a matrix, () for all of a tensor.
     """
 
     # The name of the parameter, "scale" or "clip".

@@ -1,9 +1,9 @@
 """The published "clipped uniform" quantizer of weights of 4 bits, whose clip comes from TWN's statistic.
 
-With threshold = mean|w| (TWN's with a factor of 1 for 0.7; Li et al. 2016, arXiv 1605.04711), c = the mean of the |w| above
-it and n = 2^(bits-1) - 1/2: w_hat = c/n * round(n clip(w/c, -1, 1)). At the clip n rounds up to n + 1/2 (7.5 to 8, ties
-to even), so 4 bits have 17 levels: it reproduces published numbers and cannot be packed. The gradient is straight-through
-inside ±2.5, beyond c too.
+With threshold = mean|w| (TWN's with a factor of 1 for 0.7; Li et al. 2016, arXiv 1605.04711), c = the mean of the |w|
+above it and n = 2^(bits-1) - 1/2: w_hat = c/n * round(n clip(w/c, -1, 1)). At the clip n rounds up to n + 1/2 (7.5 to
+8, ties to even), so 4 bits have 17 levels: it reproduces published numbers and cannot be packed. The gradient is
+straight-through inside ±2.5, beyond c too.
 """
 
 from dataclasses import dataclass

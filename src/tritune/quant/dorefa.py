@@ -1,9 +1,9 @@
 """DoReFa-Net's weights (Zhou et al. 2016, arXiv 1606.06160).
 
-Eq. 9 and 10: w_hat = 2 quantize_k(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1 with quantize_k(u) = round((2^k - 1) u) / (2^k - 1).
-The levels lie evenly in -1 ... 1 and 0 is none. They do not follow the size of the weights: a network is trained with it
-from the start, and a fine-tuned one is thrown far away. Gradient: rounding is the identity and the maximum a constant,
-so (1 - tanh(w)^2) / max|tanh(w)|. For one bit the paper uses BWN (`Binary`).
+w_hat = 2 quantize_k(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1 with quantize_k(u) = round((2^k - 1) u) / (2^k - 1) (section
+2.3). The levels lie evenly in -1 ... 1 and 0 is none. They do not follow the size of the weights: a network is trained
+with it from the start, and a fine-tuned one is thrown far away. Gradient: rounding is the identity and the maximum a
+constant, so (1 - tanh(w)^2) / max|tanh(w)|. For one bit the paper uses BWN (`Binary`).
 """
 
 from dataclasses import dataclass

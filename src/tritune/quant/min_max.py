@@ -1,9 +1,9 @@
 """Asymmetric uniform quantization between the smallest and the largest value, as TernaryBERT's code offers it.
 
-With x clipped to ±clip, low = min x, high = max x and n = 2^bits - 1: x_hat = round(n (x - low)/(high - low)) * (high -
-low)/n + low, in this order of operations (as published). 0 is no level, and a product of such values is not a product of
-their codes: in products they enter dequantized. `MovingMinMax` takes the range from an exponential moving average over the
-batches instead of the batch at hand (Jacob et al. 2018, arXiv 1712.05877, section 3.1).
+With x clipped to ±clip, low = min x, high = max x and n = 2^bits - 1: x_hat = round(n (x - low)/(high - low)) / n *
+(high - low) + low, in the published order of operations. 0 need not be a level, and a product of such values is not a
+product of their codes: in products they enter dequantized. `MovingMinMax` takes the range from an exponential moving
+average over the batches instead of the batch at hand (Jacob et al. 2018, arXiv 1712.05877, section 3.1).
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Quantizers that build their own autograd graph.
 
-The fast path of `Quantizer` knows one gradient: the identity inside the clip. A quantizer whose gradient is another one,
-or goes to more than the latent values, writes its forward pass in differentiable operations instead.
+The fast path of `Quantizer` knows one gradient: the identity inside the clip. A quantizer whose gradient is another
+one, or goes to more than the latent values, writes its forward pass in differentiable operations instead.
 """
 
 from abc import abstractmethod

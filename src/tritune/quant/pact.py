@@ -2,8 +2,8 @@
 
 The paper clips the outputs of a ReLU to 0 ... a (eq. 1) and learns a. The inputs of a Transformer's Linears have both
 signs, so here the range is -a ... a: y = clip(x, -a, a), x_hat = a/n * round(n y/a) with n = 2^(bits-1) - 1. Gradients
-(eq. 3): to x the identity where |x| < a; to a sign(x) where |x| >= a, else 0. Start: the largest magnitude of the sample,
-so that nothing is clipped at first. The paper decays a with the weights; here nothing that is learned of a scale decays.
+(eq. 3): to x the identity where |x| < a; to a sign(x) where |x| >= a, else 0. Start: the largest magnitude of the
+sample, so that nothing is clipped at first. The paper decays a with the weights; here nothing of a quantizer decays.
 """
 
 import torch

@@ -1,9 +1,9 @@
 """SEQ: stretched elastic quantization (Liu et al. 2025, "ParetoQ", arXiv 2502.02631, eq. 4 to 6).
 
-For few bits a level at 0 leaves the two sides unequal. SEQ has 2^(bits-1) levels on either side and none at 0: with k =
-2^bits and c the learned clip, w_hat = c * (round(clip(w/c, -1, 1) * k/2 - 1/2) + 1/2) * 2/k, so for 2 bits the levels are
--3/4, -1/4, 1/4 and 3/4 of c. Gradients: to w the identity where |w/c| < 1; to c w_hat/c - w/c there, else w_hat/c. Start:
-c = max|w|. The gradient scale is LSQ's.
+For few bits a level at 0 leaves the two sides unequal. SEQ has 2^(bits-1) levels on either side and none at 0: with
+k = 2^bits and c the learned clip, w_hat = c * (round(clip(w/c, -1, 1) * k/2 - 1/2) + 1/2) * 2/k, so for 2 bits the
+levels are -3/4, -1/4, 1/4 and 3/4 of c. Gradients: to w the identity where |w/c| < 1; to c w_hat/c - w/c there, else
+w_hat/c. Start: c = max|w|. The gradient scale is LSQ's.
 """
 
 import torch

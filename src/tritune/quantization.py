@@ -149,26 +149,26 @@ class Quantization:
             names |= {one._weight_name(), one._embedding_name() if self.embeddings else None, one._activation_name()}
         return names - {None}
 
-    def weights(self, rows: int) -> Quantizer | None:
-        """The quantizer of a Linear's weight of so many rows, or None."""
-        return self._make(self._weight_name(), self.weight_bits, self.weight_granularity, rows)
+    def weights(self, rows: int, columns: int) -> Quantizer | None:
+        """The quantizer of a Linear's weight, (rows, columns), or None."""
+        return self._make(self._weight_name(), self.weight_bits, self.weight_granularity, rows, columns)
 
-    def embedding(self, rows: int) -> Quantizer | None:
-        """The quantizer of a word embedding of so many rows, or None."""
-        return self._make(self._embedding_name(), self.bits_of_embedding, self.embedding_granularity, rows)
+    def embedding(self, rows: int, columns: int) -> Quantizer | None:
+        """The quantizer of a word embedding, (rows, columns), or None."""
+        return self._make(self._embedding_name(), self.bits_of_embedding, self.embedding_granularity, rows, columns)
 
-    def activations(self) -> Quantizer | None:
-        """The quantizer of a Linear's input, or None."""
-        return self._make(self._activation_name(), self.activation_bits, self.activation_granularity)
+    def activations(self, features: int = 1) -> Quantizer | None:
+        """The quantizer of a Linear's input of so many features, or None."""
+        return self._make(self._activation_name(), self.activation_bits, self.activation_granularity, 1, features)
 
-    def products(self) -> dict[str, Quantizer]:
-        """The quantizers of Q, K, probabilities and V.
+    def products(self, features: int = 1) -> dict[str, Quantizer]:
+        """The quantizers of Q, K, probabilities and V, for so many features over all heads.
 
         V lies on the summed axis of its product, so its finest scale is one per sequence and head.
         """
         if self.activation_bits is None or not self.attention_products:
             return {}
-        quantizers = {operand: self.activations() for operand in ("query", "key", "attention_probs", "value")}
+        quantizers = {operand: self.activations(features) for operand in ("query", "key", "attention_probs", "value")}
         if self.activation_granularity == Granularity.TOKEN:
             quantizers["value"] = replace(quantizers["value"], granularity=Granularity.HEAD)
         return quantizers
@@ -186,14 +186,16 @@ class Quantization:
     def _activation_name(self) -> str | None:
         return self.activation_bits and (self.activation_quantizer or "uniform")
 
-    def _make(self, name: str | None, bits: int | None, granularity: str, rows: int = 0) -> Quantizer | None:
+    def _make(self, name: str | None, bits: int | None, granularity: str, rows: int, columns: int) -> Quantizer | None:
         if name is None:
             return None
+        per_row = granularity == Granularity.ROW
         return make_quantizer(
             name,
             bits=bits,
             granularity=Granularity(granularity),
-            groups=(rows, 1) if granularity == Granularity.ROW else (),
+            groups=(rows, 1) if per_row else (),
+            sharing=columns if per_row else rows * columns,
             clip=self.clip,
             threshold_factor=self.threshold_factor,
         )

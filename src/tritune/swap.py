@@ -35,7 +35,8 @@ def swap(model: PreTrainedModel, quantization: Quantization) -> None:
         model.set_submodule(name, _twin(model.get_submodule(name), quantization.of_module(name)))
     for name, state in states.items():
         attention = model.get_submodule(name)
-        for operand, quantizer in quantization.of_module(name).products().items():
+        features = model.get_submodule(instrument.anatomy.sites[state.layers[0]].query).out_features
+        for operand, quantizer in quantization.of_module(name).products(features).items():
             setattr(state, operand, quantizer)
             if isinstance(quantizer, Calibrated):  # the attention module saves, moves and trains it
                 attention.add_module(f"{operand}_quantizer", _beside(quantizer, model, attention.training))
@@ -106,13 +107,12 @@ def _check_patterns(quantization: Quantization, names: list[str]) -> None:
 
 
 def _twin(module: nn.Module, quantization: Quantization) -> nn.Module:
-    rows = module.weight.shape[0]
     if isinstance(module, nn.Embedding):
-        return QuantEmbedding.from_float(module, _started(quantization.embedding(rows), module))
-    activations = quantization.activations()
+        return QuantEmbedding.from_float(module, _started(quantization.embedding(*module.weight.shape), module))
+    activations = quantization.activations(module.in_features)
     if isinstance(activations, Calibrated):
         activations = _beside(activations, module.weight, module.training)
-    return QuantLinear.from_float(module, _started(quantization.weights(rows), module), activations)
+    return QuantLinear.from_float(module, _started(quantization.weights(*module.weight.shape), module), activations)
 
 
 def _started(quantizer: Quantizer | None, module: nn.Module) -> Quantizer | None:

@@ -55,13 +55,22 @@ class Learned(Calibrated, CodesWithGradient):
         bits: width of a code.
         granularity: the values that share a scale, `TENSOR` or `ROW`.
         groups: shape of the learned number: (rows, 1) for the rows of a matrix, () for all of a tensor.
+        sharing: how many values share it, for the gradient scale: those of the weight or of its row; of an activation
+            the features of one token, so that the batch and its padding change nothing.
     """
 
     # The name of the parameter, "scale" or "clip".
     learns: str
 
-    def __init__(self, bits: int, granularity: Granularity = Granularity.TENSOR, groups: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        bits: int,
+        granularity: Granularity = Granularity.TENSOR,
+        groups: tuple[int, ...] = (),
+        sharing: int = 1,
+    ):
         super().__init__(bits, granularity)
+        self.sharing = sharing
         self.register_parameter(self.learns, nn.Parameter(torch.ones(groups)))
 
     @abstractmethod
@@ -99,9 +108,10 @@ class Learned(Calibrated, CodesWithGradient):
         """The codes alone."""
         return StoredCodes(self.bits, self.granularity, self.codes)
 
-    def _gradient_scale(self, sharing: int) -> float:
+    @property
+    def gradient_scale(self) -> float:
         """LSQ's: 1/sqrt(values that share the number * largest positive code of as many bits)."""
-        return 1 / math.sqrt(max(sharing, 1) * max(2 ** (self.bits - 1) - 1, 1))
+        return 1 / math.sqrt(self.sharing * max(2 ** (self.bits - 1) - 1, 1))
 
     def _broadcast(self, parameter: torch.Tensor, values: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         if parameter.ndim == 0:
@@ -110,9 +120,8 @@ class Learned(Calibrated, CodesWithGradient):
 
     def _positive(self, values: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         """The learned number, positive, against `values`."""
-        parameter = getattr(self, self.learns)
-        sharing = values.numel() if parameter.ndim == 0 else values.shape[-1]
-        return floored(self._broadcast(parameter, values, rows), _SMALLEST_LEARNED, self._gradient_scale(sharing))
+        parameter = self._broadcast(getattr(self, self.learns), values, rows)
+        return floored(parameter, _SMALLEST_LEARNED, self.gradient_scale)
 
 
 class StoredCodes(Quantizer):

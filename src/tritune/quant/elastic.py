@@ -21,15 +21,21 @@ class ElasticBinary(Learned):
     Args:
         bits: 1.
         granularity: `TENSOR` or `ROW`.
-        groups: shape of `scale` and `shift`, see `Learned`.
+        groups, sharing: see `Learned`; `shift` has the shape of `scale`.
     """
 
     weight_bits = (1,)
     learns = "scale"
     codes = range(-1, 2, 2)
 
-    def __init__(self, bits: int = 1, granularity: Granularity = Granularity.TENSOR, groups: tuple[int, ...] = ()):
-        super().__init__(bits, granularity, groups)
+    def __init__(
+        self,
+        bits: int = 1,
+        granularity: Granularity = Granularity.TENSOR,
+        groups: tuple[int, ...] = (),
+        sharing: int = 1,
+    ):
+        super().__init__(bits, granularity, groups, sharing)
         self.shift = nn.Parameter(torch.zeros(groups))
 
     def _start(self, values: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:

@@ -21,7 +21,7 @@ class LearnedStep(Learned):
     Args:
         bits: 2 to 8.
         granularity: `TENSOR`, or for weights `ROW`.
-        groups: shape of `scale`, see `Learned`.
+        groups, sharing: see `Learned`.
 
     >>> step = LearnedStep(bits=4)
     >>> step.reset()

@@ -20,17 +20,15 @@ class LearnedClip(Learned):
     Args:
         bits: 2 to 8.
         granularity: `TENSOR`.
-        groups: shape of `clip`, see `Learned`.
+        groups, sharing: see `Learned`; the gradient of `clip` is not scaled.
     """
 
     activation_bits = tuple(range(2, 9))
     learns = "clip"
+    gradient_scale = 1.0
 
     def _start(self, values: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
         return values.abs().amax(dims, keepdim=True)
-
-    def _gradient_scale(self, sharing: int) -> float:
-        return 1.0
 
     def _graph(self, values: torch.Tensor, rows: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         self._look(values)

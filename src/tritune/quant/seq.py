@@ -20,7 +20,7 @@ class StretchedElastic(Learned):
     Args:
         bits: 2 or 3.
         granularity: `TENSOR` or `ROW`.
-        groups: shape of `clip`, see `Learned`.
+        groups, sharing: see `Learned`.
     """
 
     weight_bits = (2, 3)

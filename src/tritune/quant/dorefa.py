@@ -30,6 +30,6 @@ class DoReFa(CodesWithGradient):
         steps = self.largest_code
         squeezed = values.to(wide_dtype(values)).tanh()
         largest = squeezed.detach().abs().amax(self.granularity.dims(values), keepdim=True)
-        units = squeezed / largest.clamp(min=_SMALLEST_MAGNITUDE) * steps
+        units = squeezed / largest.where(largest > _SMALLEST_MAGNITUDE, 1) * steps
         codes = 2 * ((units + steps) / 2).round() - steps
         return pass_through(units, codes), torch.full_like(largest, 1 / steps)

@@ -37,6 +37,11 @@ class Quantizer(ABC):
     granularity: Granularity
     clip: float
 
+    @property
+    def largest_code(self) -> int:
+        """Codes lie between minus this and this: 1 for ternary ones, 127 for 8 bits."""
+        return 2 ** (self.bits - 1) - 1
+
     @abstractmethod
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, Any, Peak]:
         """Integer-valued codes in a new tensor of float32 or wider, and what `_decode` needs.
@@ -87,7 +92,7 @@ class Quantizer(ABC):
 
         Symmetric around 0 unless a quantizer says otherwise; only odd ones where 0 is none.
         """
-        return range(1 - 2 ** (self.bits - 1), 2 ** (self.bits - 1))
+        return range(-self.largest_code, self.largest_code + 1)
 
     @property
     def code_bits(self) -> int:

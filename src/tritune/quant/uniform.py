@@ -33,11 +33,6 @@ class Uniform(Quantizer):
     weight_bits = tuple(range(3, 9))
     activation_bits = tuple(range(2, 9))
 
-    @property
-    def largest_code(self) -> int:
-        """127 for 8 bits."""
-        return 2 ** (self.bits - 1) - 1
-
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         peak = _peak(values, self.granularity).to(wide_dtype(values))
         codes_per_unit = self.largest_code / peak.clamp(_SMALLEST_MAGNITUDE, self.clip)

@@ -13,7 +13,7 @@ from torch import nn
 
 from .granularity import Granularity
 from .own_graph import CodesWithGradient, OwnGraph
-from .quantizer import Quantizer
+from .quantizer import Quantizer, largest_of_codes
 from .ste import floored
 
 # Far below the scale of any weight or activation; a scale that shrinks to it grows again.
@@ -137,7 +137,7 @@ class StoredCodes(Quantizer):
         self.bits, self.granularity, self.clip, self._codes = bits, granularity, math.inf, codes
 
     codes = property(lambda self: self._codes, doc="Every code there is.")
-    largest_code = CodesWithGradient.largest_code
+    largest_code = largest_of_codes
     _decode, _scale = CodesWithGradient._decode, CodesWithGradient._scale
     _stored_scale, _unit = CodesWithGradient._stored_scale, CodesWithGradient._unit
 

@@ -12,7 +12,7 @@ import torch
 
 from .granularity import Granularity, wide_dtype
 from .own_graph import CodesWithGradient
-from .quantizer import Quantizer
+from .quantizer import Quantizer, largest_of_codes
 
 _SMALLEST_MAGNITUDE = 1e-30
 
@@ -26,7 +26,7 @@ class ClippedUniform(Quantizer):
     clip: float = 2.5
     weight_bits = (4,)
     codes = property(lambda self: range(-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) + 1), doc="Every code there is.")
-    largest_code = CodesWithGradient.largest_code
+    largest_code = largest_of_codes
 
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wide = values.to(wide_dtype(values))

@@ -12,6 +12,7 @@ import torch
 
 from .granularity import Granularity, wide_dtype
 from .own_graph import CodesWithGradient
+from .quantizer import largest_of_codes
 from .ste import pass_through
 
 _SMALLEST_MAGNITUDE = 1e-30
@@ -25,6 +26,7 @@ class DoReFa(CodesWithGradient):
     granularity: Granularity = Granularity.TENSOR
     weight_bits = (2, 3, 4)
     codes = property(lambda self: range(1 - 2**self.bits, 2**self.bits, 2), doc="Every code there is.")
+    largest_code = largest_of_codes
 
     def _graph(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         steps = self.largest_code

@@ -27,6 +27,7 @@ class ElasticBinary(Learned):
     weight_bits = (1,)
     learns = "scale"
     codes = range(-1, 2, 2)
+    largest_code = 1
 
     def __init__(
         self,

@@ -13,7 +13,8 @@ import torch
 
 from .calibrated import Calibrated
 from .granularity import Granularity, wide_dtype
-from .own_graph import CodesWithGradient, OwnGraph
+from .own_graph import OwnGraph
+from .quantizer import largest_of_codes
 from .ste import pass_through, straight_through
 
 _SMALLEST_RANGE = 1e-30
@@ -32,7 +33,7 @@ class Asymmetric(OwnGraph):
 
     has_offset: ClassVar[bool] = True
     codes = property(lambda self: range(-(2 ** (self.bits - 1)), 2 ** (self.bits - 1)), doc="Every code there is.")
-    largest_code = CodesWithGradient.largest_code
+    largest_code = largest_of_codes
 
     def quantize(self, values: torch.Tensor) -> tuple[torch.Tensor, Range]:
         """Float values, any shape, to int8 codes of that shape and their `Range`."""

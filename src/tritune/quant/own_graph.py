@@ -67,8 +67,3 @@ class CodesWithGradient(OwnGraph):
 
     def _unit(self, stored_scale: torch.Tensor) -> torch.Tensor:
         return stored_scale
-
-    @property
-    def largest_code(self) -> int:
-        """The largest magnitude of a code."""
-        return max(abs(self.codes[0]), self.codes[-1])

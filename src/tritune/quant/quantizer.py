@@ -107,3 +107,7 @@ class Quantizer(ABC):
     def frozen(self) -> "Quantizer":
         """What still describes the codes once the weight is packed: nothing of it learns any more."""
         return self
+
+
+# For quantizers that say what their `codes` are.
+largest_of_codes = property(lambda self: max(-self.codes[0], self.codes[-1]), doc="The largest magnitude of a code.")

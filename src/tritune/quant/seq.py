@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .calibrated import Learned
 from .granularity import wide_dtype
+from .quantizer import largest_of_codes
 from .ste import pass_through
 
 
@@ -26,6 +27,7 @@ class StretchedElastic(Learned):
     weight_bits = (2, 3)
     learns = "clip"
     codes = property(lambda self: range(1 - 2**self.bits, 2**self.bits, 2), doc="Every code there is.")
+    largest_code = largest_of_codes
 
     def _start(self, values: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
         return values.abs().amax(dims, keepdim=True)

@@ -36,8 +36,7 @@ QUANTIZATIONS = {
         embedding_bits=8,
         modules={
             "*.0.*": {"weight_bits": 4, "weight_quantizer": "lsq", "activation_bits": None},
-            "*1*": {"weight_bits": 1, "activation_bits": 4},
-            "*": {"clip": 2.0, "activation_quantizer": "moving_min_max"},
+            "*": {"weight_bits": 1, "clip": 2.0, "activation_bits": 4, "activation_quantizer": "moving_min_max"},
         },
     ),
     "nothing": Quantization(weight_bits=None, activation_bits=None),

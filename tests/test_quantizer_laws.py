@@ -144,7 +144,7 @@ def asymmetric(x, bits, low, high):
 def clipped_uniform(x, bits, learned):
     x, n = clipped(x), 2 ** (bits - 1) - 0.5
     c = mean([abs(v) for v in x if abs(v) > mean([abs(u) for u in x])])
-    return [round(max(-1, min(1, v / c)) * n) * c / n for v in x]
+    return [round(max(-c, min(c, v)) / (c / n)) * (c / n) for v in x]
 
 
 def lsq(x, bits, learned):
@@ -287,7 +287,7 @@ def test_zeros_and_zero_rows_stay_finite(case):
     some_zero = sample() * torch.arange(6)[:, None].clamp(max=1)
     dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     for values, dtype in itertools.product((torch.zeros(6, 10), some_zero), dtypes):
-        values = values.to(dtype).requires_grad_()
+        values = values.detach().to(dtype, copy=True).requires_grad_()
         quantizer = started(case, values.detach().to(torch.promote_types(dtype, torch.float32)))
         result = quantizer(values)
         assert result.dtype is dtype and result.isfinite().all()
@@ -413,8 +413,10 @@ def test_clipped_uniform_is_not_idempotent():
 
 def test_clipped_uniform_has_17_levels():
     quantizer = started(("clipped_uniform", 4, Granularity.TENSOR), sample())
-    codes = quantizer.quantize(torch.linspace(-CLIP, CLIP, 1001, dtype=torch.float64))[0]
-    assert codes.unique().tolist() == list(range(-8, 9)) and quantizer.code_bits == 5
+    # What is above the mean are the 7.5s alone: 7.5 is the clip, and the step is 1 (here in sixteenths).
+    values = torch.cat([torch.arange(-7.0, 8.0), torch.full((400,), 7.5), torch.full((400,), -7.5)]) / 16
+    assert quantizer.quantize(values)[0].unique().tolist() == list(range(-8, 9))
+    assert quantizer.code_bits == 5 and not quantizer.packable
 
 
 def test_dorefa_is_not_idempotent():

@@ -1,9 +1,9 @@
 """The published "clipped uniform" quantizer of weights of 4 bits, whose clip comes from TWN's statistic.
 
 With threshold = mean|w| (TWN's with a factor of 1 for 0.7; Li et al. 2016, arXiv 1605.04711), c = the mean of the |w|
-above it and n = 2^(bits-1) - 1/2: w_hat = c/n * round(n clip(w/c, -1, 1)). At the clip n rounds up to n + 1/2 (7.5 to
-8, ties to even), so 4 bits have 17 levels: it reproduces published numbers and cannot be packed. The gradient is
-straight-through inside ±2.5, beyond c too.
+above it and s = c / (2^(bits-1) - 1/2): w_hat = s * round(clip(w, -c, c) / s). At the clip that is 7.5 for 4 bits, which
+rounds to 8, or to 7 where c/s falls short of 7.5 by a last bit: 17 levels or 15. It reproduces published numbers, in
+their order of operations, and cannot be packed. The gradient is straight-through inside ±2.5, beyond c too.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from .granularity import Granularity, wide_dtype
-from .own_graph import CodesWithGradient
 from .quantizer import Quantizer, largest_of_codes
+from .ternary import Ternary
 
 _SMALLEST_MAGNITUDE = 1e-30
 
@@ -38,11 +38,12 @@ class ClippedUniform(Quantizer):
         above = magnitude * magnitude.gt(magnitude.mean(dims, keepdim=True))
         inner_clip = above.sum(dims, keepdim=True) / above.sign().sum(dims, keepdim=True).clamp_(min=1)
         inner_clip = inner_clip.where(inner_clip > 0, peak.clamp(_SMALLEST_MAGNITUDE, self.clip))
-        levels = 2 ** (self.bits - 1) - 0.5
-        codes = (wide / inner_clip).clamp_(-1, 1).mul_(levels).round_()
-        return codes, inner_clip / levels, peak
+        scale = inner_clip / (2 ** (self.bits - 1) - 0.5)
+        return wide.clamp(-inner_clip, inner_clip).div_(scale).round_(), scale, peak
 
-    def _decode(self, codes: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-        return codes.mul_(unit)
+    _decode, _scale = Ternary._decode, Ternary._scale
 
-    _scale, _stored_scale, _unit = CodesWithGradient._scale, CodesWithGradient._stored_scale, CodesWithGradient._unit
+    def _stored_scale(self, unit: torch.Tensor) -> torch.Tensor:
+        raise TypeError("more levels than the bits hold: it is not packed")
+
+    _unit = _stored_scale

@@ -1,9 +1,9 @@
 """The published "clipped uniform" quantizer of weights of 4 bits, whose clip comes from TWN's statistic.
 
 With threshold = mean|w| (TWN's with a factor of 1 for 0.7; Li et al. 2016, arXiv 1605.04711), c = the mean of the |w|
-above it and s = c / (2^(bits-1) - 1/2): w_hat = s * round(clip(w, -c, c) / s). At the clip that is 7.5 for 4 bits, which
-rounds to 8, or to 7 where c/s falls short of 7.5 by a last bit: 17 levels or 15. It reproduces published numbers, in
-their order of operations, and cannot be packed. The gradient is straight-through inside ±2.5, beyond c too.
+above it and s = c / (2^(bits-1) - 1/2): w_hat = s * round(clip(w, -c, c) / s). At the clip that is 7.5 for 4 bits,
+which rounds to 8, or to 7 where c/s falls short of 7.5 by a last bit: 17 levels or 15. It reproduces published numbers,
+in their order of operations, and cannot be packed. The gradient is straight-through inside ±2.5, beyond c too.
 """
 
 from dataclasses import dataclass

@@ -9,6 +9,7 @@ from abc import abstractmethod
 import torch
 
 from .quantizer import Peak, Quantizer
+from .ste import pass_through
 
 
 class OwnGraph(Quantizer):
@@ -50,7 +51,9 @@ class CodesWithGradient(OwnGraph):
         if dtype is None:
             return self(values), None
         codes, scale = self._graph(values)
-        return codes.to(dtype), scale
+        # The scale's gradient, too, goes through the codes: beside them it would be the difference of two large sums.
+        in_units = (codes * scale) / scale.detach()
+        return pass_through(in_units, codes).to(dtype), scale.detach()
 
     @torch.no_grad()
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Peak]:

@@ -208,3 +208,12 @@ def test_sizes_of_every_width(values, code_bits, numbers, granularity):
         if name not in quantized and ".weight_quantizer." not in name:
             expected += 4 * parameter.numel()
     assert size_bytes(model) == expected
+
+
+def test_the_plan_names_the_layers_that_differ():
+    rows = {row.name: row for row in bits_of_modules(prepared(modules={"*.1.*": {"weight_bits": 8}}))}
+    assert rows[f"{LAYER}.1.attention.self.query"].weight_bits == 8
+    others = ",".join(str(i) for i in range(len(BERT.build().bert.encoder.layer)) if i != 1)
+    assert rows[f"{LAYER}.{others}.attention.self.query"].weight_bits == 2
+    assert f"{LAYER}.*.attention.self.query" not in rows
+    assert f"{LAYER}.*.attention.self.query" in {row.name for row in bits_of_modules(prepared())}

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-browser lint clean
 
 demo: $(STAMP)
 	$(BIN)/tritune demo --output demo --overwrite
@@ -14,6 +14,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+# The report as a browser shows it; needs chromium or chrome, as Debian's package `chromium`.
+test-browser: $(STAMP)
+	$(BIN)/python -m pytest -q -m browser -rs tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks docs

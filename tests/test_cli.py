@@ -179,7 +179,7 @@ def test_recipes(cli):
     assert cli("recipes", "ti-x")[0] == 2
 
 
-@pytest.mark.parametrize("command", ["", "finetune", "train", "evaluate", "recipes", "demo"])
+@pytest.mark.parametrize("command", ["", "finetune", "train", "evaluate", "report", "recipes", "demo"])
 def test_help(cli, command):
     code, out, _ = cli(*filter(None, [command]), "--help")
     assert code == 0 and "Usage" in out

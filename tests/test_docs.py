@@ -157,13 +157,14 @@ def test_metrics_and_files_are_documented(tmp_path):
     ],
 )
 def test_commands_parse(path, line):
-    given = arguments(line)
-    group = typer.main.get_command(main.app)
-    command = group.commands[given[0]]
-    parsed = command.make_context(given[0], list(given[1:])).params
+    name, *given = arguments(line)
+    command = typer.main.get_command(main.app).commands[name]
+    if isinstance(command, typer.core.TyperGroup):
+        command = command.commands[given.pop(0)]
+    parsed = command.make_context(name, given).params
     overrides = parsed.get("overrides")
     if overrides:
-        kind = FinetuneRecipe if given[0] == "finetune" else Recipe
+        kind = FinetuneRecipe if name == "finetune" else Recipe
         recipe = parsed.get("recipe")
         load_recipe(recipe if recipe in shipped_recipes() else None, overrides, kind)
 
@@ -229,10 +230,31 @@ def test_commands_of_use_run(at_demo):
 
 
 @pytest.mark.slow
+def test_commands_and_code_of_deploy_run(at_demo):
+    pytest.importorskip("onnxscript", reason="needs tritune[onnx]")
+    pytest.importorskip("onnxruntime", reason="needs tritune[onnx]")
+    run_commands(DOCS / "deploy.md")
+    assert {"model.onnx", "config.json", "tokenizer.json"} <= {path.name for path in (at_demo / "onnx").iterdir()}
+    assert (at_demo / "dense" / "model.safetensors").is_file() and (at_demo / "bench" / "bench.csv").is_file()
+    for block in blocks(DOCS / "deploy.md", "python"):
+        exec(compile(block, "deploy.md", "exec"), {})
+    assert (at_demo / "student.onnx").is_file()
+
+
+@pytest.mark.slow
 def test_commands_of_train_run(at_demo):
     run_commands(DOCS / "train.md")
     for folder in ("teacher", "run", "mine", "one", "two", "long", "accumulated", "checkpointed"):
         assert (at_demo / folder / "metrics.json").is_file(), folder
+
+
+@pytest.mark.slow
+def test_commands_of_analyse_run(at_demo):
+    run_commands(DOCS / "analyse.md")
+    for line in commands(DOCS / "analyse.md"):
+        _, name, *given = arguments(line)
+        folder = at_demo / ("demo/teacher" if "--model" in given else "demo/ti-g") / "analysis" / name
+        assert (folder / f"{name}.json").is_file(), line
 
 
 @pytest.mark.slow
@@ -265,7 +287,36 @@ def test_tables_of_speed_are_the_measured_ones():
         assert (row["shape"], row["tokens"], row["arm"], f"{float(row['ratio']):.2f}") in rows
 
 
-@pytest.mark.parametrize("name", ["index.md", "use.md"])
+def test_commands_and_python_blocks_of_pack_run(at_demo):
+    run_commands(DOCS / "pack.md")
+    for block in blocks(DOCS / "pack.md", "python"):
+        exec(compile(block, "pack.md", "exec"), {})
+    small, again = (at_demo / name / "model.safetensors" for name in ("small", "small_too"))
+    assert small.read_bytes() == again.read_bytes() and (at_demo / "deploy_small" / "config.json").is_file()
+
+
+def test_tables_of_pack_are_the_measured_ones():
+    """Every row of a table on the page is a row of its CSV file, and the sizes are what was promised."""
+    page = (DOCS / "pack.md").read_text(encoding="utf-8")
+    rows = {
+        tuple(cell.strip(" `") for cell in line.strip("|").split("|")) for line in page.splitlines() if line[:1] == "|"
+    }
+    tables = {}
+    for name in ("packed_size", "packed_padding"):
+        with (ROOT / "benchmarks" / "results" / f"{name}.csv").open() as file:
+            tables[name] = list(csv.DictReader(file))
+    for row in tables["packed_size"]:
+        if row["part"] == "all":
+            assert tuple(row[key] for key in ("model", "recipe", "rest", "float_mb", "packed_mb", "ratio")) in rows
+            assert float(row["packed_mb"]) <= {"bert-base": 30, "minilm-l6": 7, "vit-base": 30}[row["model"]]
+        elif (row["recipe"], row["rest"]) == ("ti-g", "float32"):
+            assert tuple(row[key] for key in ("model", "part", "float_mb", "packed_mb")) in rows
+    for row in tables["packed_padding"]:
+        keys = ("recipe", "tokens", "flipped_codes", "equal_logits", "largest_difference", "logit_spread")
+        assert tuple(row[key] for key in keys) in rows
+
+
+@pytest.mark.parametrize("name", ["index.md", "use.md", "analyse.md", "format.md"])
 def test_python_blocks_run(at_demo, name):
     for block in blocks(DOCS / name, "python"):
         exec(compile(block, name, "exec"), {})

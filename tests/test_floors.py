@@ -11,11 +11,11 @@ ROOT = Path(tritune.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
 
 FLOORS = [
-    ("quant", "trace", "errors", "devices"),
-    ("products", "layers", "modes", "quantization", "distill", "schedule", "packing", "kernels"),
+    ("quant", "trace", "errors", "devices", "versions"),
+    ("products", "layers", "modes", "quantization", "distill", "schedule", "packing", "packed", "integrity", "kernels"),
     ("anatomy", "attention", "instrument", "size"),
     ("swap", "prepare", "convert", "checkpoint"),
-    ("recipes", "tasks", "data", "load", "evaluate", "predict", "plots", "analysis", "export"),
+    ("recipes", "tasks", "data", "load", "evaluate", "predict", "plots", "analysis", "export", "bench"),
     ("training",),
     ("cli", "report"),
     ("tritune",),  # the package itself, which hands out names of every floor

@@ -1,4 +1,4 @@
-"""Products of quantized operands: the published order in float32, codes in bfloat16; what is quantized only once."""
+"""Products of quantized operands: the published order in float32, codes per token or in bfloat16; what is done once."""
 
 import copy
 
@@ -42,14 +42,77 @@ def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return values, weight, torch.randn(48)
 
 
+def exact(left: torch.Tensor, right: torch.Tensor, quantizers: tuple[Quantizer, Quantizer], *factors) -> torch.Tensor:
+    """Left @ right in whole numbers, then the scales, one after the other, and further factors."""
+    (codes, scale), (others, other_scale) = (q.quantize(t) for q, t in zip(quantizers, (left, right), strict=True))
+    if right.ndim == 2:
+        others, other_scale = others.mT, other_scale.mT
+    product = torch.matmul(codes.long(), others.long()).float()
+    for factor in (scale.clamp(min=1e-15), other_scale.clamp(min=1e-15), *factors):
+        product = product * factor
+    return product
+
+
 @every_weight
 @every_input
-def test_in_float32_the_operands_are_dequantized_first(weights, inputs):
+def test_in_float32_the_operands_are_dequantized_first_unless_every_token_has_a_scale(weights, inputs):
     values, weight, bias = example()
-    expected = F.linear(
-        values if inputs is None else inputs(values), weight if weights is None else weights(weight), bias
-    )
+    if weights is not None and inputs is not None and inputs.granularity is TOKEN:
+        expected = exact(values, weight, (inputs, weights)) + bias
+    else:
+        expected = F.linear(
+            values if inputs is None else inputs(values), weight if weights is None else weights(weight), bias
+        )
     assert torch.equal(products.linear(values, weight, bias, inputs, weights), expected)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("bits", [8, 3])
+def test_per_token_products_have_the_gradients_of_dequantized_operands(weights, bits):
+    """Against float64: each gradient is one product, rounded as float32 rounds sums."""
+    values, weight, bias = (tensor.requires_grad_() for tensor in example())
+    inputs = Uniform(bits, TOKEN)
+    output = products.linear(values, weight, bias, inputs, weights)
+    grad = torch.randn_like(output)
+    output.backward(grad)
+    left, right, wide = dequantized(inputs, values.detach()), dequantized(weights, weight.detach()), grad.double()
+    rows, grads = left.flatten(0, 1), wide.flatten(0, 1)
+    for latent, quantizer, expected, terms in (
+        (values, inputs, wide @ right, wide.abs() @ right.abs()),
+        (weight, weights, grads.T @ rows, grads.abs().T @ rows.abs()),
+    ):
+        expected = expected * inside(quantizer, latent.detach())
+        assert ((latent.grad.double() - expected).abs() <= 2**-20 * terms + 1e-6).all()
+    torch.testing.assert_close(bias.grad, grad.sum((0, 1)))
+
+
+def test_sums_too_large_for_float32_are_exact_all_the_same():
+    """127 * 127 * 3000 is beyond 2^24; the sum of the first row is odd, and so no float32 near it."""
+    values, weight = torch.ones(2, 3000), torch.ones(2, 3000)
+    values[0, 0] = 126 / 127
+    inputs, weights = Uniform(8, TOKEN), Uniform(8, ROW)
+    assert torch.equal(products.linear(values, weight, None, inputs, weights), exact(values, weight, (inputs, weights)))
+    codes = inputs.quantize(values)[0].double() @ weights.quantize(weight)[0].double().T
+    assert codes[0, 0] > 2**24 and codes[0, 0] % 2 == 1
+    probs, value = torch.rand(1, 1, 3, 2000), torch.randn(1, 1, 2000, 4)
+    assert torch.equal(
+        products.context(probs, value, inputs, Uniform(8, HEAD)), exact(probs, value, (inputs, Uniform(8, HEAD)))
+    )
+
+
+@torch.no_grad()
+def test_per_token_products_do_not_depend_on_the_size_of_the_batch():
+    values, weight, bias = torch.randn(64, 1, 384), torch.randn(96, 384), torch.randn(96)
+    for weights in (Ternary(ROW), Ternary(TENSOR), Uniform(8, ROW), Uniform(8, TENSOR)):
+        inputs = Uniform(8, TOKEN)
+        whole = products.linear(values, weight, bias, inputs, weights)
+        for size in (1, 2, 3, 7):
+            parts = [products.linear(part, weight, bias, inputs, weights) for part in values.split(size)]
+            assert torch.equal(torch.cat(parts), whole)
+    query, key = torch.randn(8, 2, 1, 32), torch.randn(8, 2, 1, 32)
+    whole = products.scores(query, key, inputs, inputs, 0.3)
+    parts = [products.scores(*pair, inputs, inputs, 0.3) for pair in zip(query.split(1), key.split(1), strict=True)]
+    assert torch.equal(torch.cat(parts), whole)
 
 
 @every_weight
@@ -86,13 +149,15 @@ def test_attention_products(quantizer):
     query, key, value = (torch.randn(2, 3, 5, 16) for _ in range(3))
     probs = torch.randn(2, 3, 5, 5).softmax(-1)
     of_value = Uniform(8, HEAD) if quantizer.granularity is TOKEN else quantizer
-    assert torch.equal(
-        products.scores(query, key, quantizer, quantizer, 0.25),
-        torch.matmul(quantizer(query), quantizer(key).mT) * 0.25,
-    )
-    assert torch.equal(
-        products.context(probs, value, quantizer, of_value), torch.matmul(quantizer(probs), of_value(value))
-    )
+    if quantizer.granularity is TOKEN:
+        (queries, query_scale), (keys, key_scale) = quantizer.quantize(query), quantizer.quantize(key)
+        scores = torch.matmul(queries.long(), keys.long().mT).float() * query_scale * key_scale.mT * 0.25
+        context = exact(probs, value, (quantizer, of_value))
+    else:
+        scores = torch.matmul(quantizer(query), quantizer(key).mT) * 0.25
+        context = torch.matmul(quantizer(probs), of_value(value))
+    assert torch.equal(products.scores(query, key, quantizer, quantizer, 0.25), scores)
+    assert torch.equal(products.context(probs, value, quantizer, of_value), context)
     with torch.autocast("cpu", BFLOAT16):
         scores = products.scores(query, key, quantizer, quantizer, 0.25)
         context = products.context(probs, value, quantizer, of_value)

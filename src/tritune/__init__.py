@@ -6,6 +6,7 @@
     trainer = tritune.DistillationTrainer(model=student, teacher=teacher, args=args, train_dataset=data)
     trainer.train()
     student.save_pretrained("run")
+    tritune.convert(student).save_pretrained("small")
 
 Importing it registers the attention implementation and the checkpoint plug-in with transformers, so that Auto classes
 load what tritune saved.
@@ -14,8 +15,10 @@ load what tritune saved.
 from typing import Any
 
 from .checkpoint import TrituneConfig
+from .convert import convert
 from .errors import TrituneError, UnsupportedModelError
 from .instrument import instrument
+from .load import load
 from .prepare import prepare
 from .quantization import Quantization
 from .trace import Intervention, LayerTrace, ModelTrace, Site
@@ -32,7 +35,9 @@ __all__ = [
     "TrituneConfig",
     "TrituneError",
     "UnsupportedModelError",
+    "convert",
     "instrument",
+    "load",
     "prepare",
 ]
 

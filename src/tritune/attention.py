@@ -78,6 +78,8 @@ class AttentionState:
         layers: the layers that this module computes, in order of its calls (one, unless layers share weights).
         query, key, attention_probs, value: quantizers of the operands of both products, None when off.
         calls: calls of this module in the current forward pass.
+        products: a class whose `scores` and `context` compute both products in the place of those of
+            `tritune.products`; None for these.
     """
 
     forward_pass: ForwardPass
@@ -87,6 +89,7 @@ class AttentionState:
     attention_probs: Quantizer | None = None
     value: Quantizer | None = None
     calls: int = 0
+    products: type | None = None
 
     def enter(self) -> None:
         """Point the forward pass to the layer of this call."""
@@ -122,9 +125,10 @@ def attention_forward(
     state = getattr(module, STATE_ATTRIBUTE, None) or AttentionState(ForwardPass(), (0,))
     state.enter()
     forward_pass = state.forward_pass
+    arithmetic = state.products or products
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 
-    scores = products.scores(query, key, state.query, state.key, scaling)
+    scores = arithmetic.scores(query, key, state.query, state.key, scaling)
     masked = None
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -135,7 +139,7 @@ def attention_forward(
     forward_pass.keep(attention_scores=scores, attention_probs=attention_probs)
 
     attention_probs = F.dropout(forward_pass.replace(Site.MAP, attention_probs), dropout, module.training)
-    context = products.context(
+    context = arithmetic.context(
         attention_probs, seen_value(value, masked, state.value), state.attention_probs, state.value
     )
     forward_pass.keep(context=context)

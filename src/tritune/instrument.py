@@ -148,6 +148,24 @@ def instrument(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | 
     return model
 
 
+def instrument_skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """`instrument` for a model on the meta device, whose weights are still to come: shapes alone show its anatomy.
+
+    Raises:
+        UnsupportedModelError: the family cannot be served, or cannot be run without weights.
+    """
+    with torch.device("cpu"):
+        inputs = make_sample_inputs(model)
+    inputs.pop("attention_mask", None)  # a mask is looked at: it must have values
+    model.set_attn_implementation(IMPLEMENTATION)
+    try:
+        anatomy = find_anatomy(model, inputs)
+    except (NotImplementedError, RuntimeError) as error:
+        raise unsupported(model, f"it cannot be run without weights ({str(error).splitlines()[0]})") from None
+    _attach(model, anatomy)
+    return model
+
+
 def _analyse(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | None = None) -> Anatomy:
     """Switch a float `model` to our attention function and return its anatomy.
 

@@ -1,4 +1,4 @@
-"""`QuantLinear` and `QuantEmbedding`: thin twins of their float classes.
+"""`QuantLinear`, `QuantEmbedding` and `RowLinear`: thin twins of their float classes.
 
 They hold the same parameters under the same names and quantize on the fly, so a state dict fits both ways and an
 optimizer updates the latent weights. A quantizer that is None is off.
@@ -20,6 +20,11 @@ def _twin(cls: type[nn.Module], module: nn.Module) -> nn.Module:
     return twin
 
 
+def _quantized(module: nn.Module) -> torch.Tensor:
+    weight = module.weight.detach()
+    return weight if module.weight_quantizer is None else module.weight_quantizer.fake(weight)[0]
+
+
 class QuantLinear(nn.Linear):
     """`nn.Linear` with a quantized weight and a quantized input."""
 
@@ -39,9 +44,35 @@ class QuantLinear(nn.Linear):
         """(..., in_features) to (..., out_features)."""
         return products.linear(input, self.weight, self.bias, self.input_quantizer, self.weight_quantizer)
 
+    @property
+    def quantized_weight(self) -> torch.Tensor:
+        """What the input is multiplied by, (out_features, in_features), without a gradient."""
+        return _quantized(self)
+
     def extra_repr(self) -> str:
         """As `nn.Linear`, with the quantizers."""
         return f"{super().extra_repr()}, weight={self.weight_quantizer}, input={self.input_quantizer}"
+
+
+class RowLinear(nn.Linear):
+    """`nn.Linear` that in evaluation takes one row of the batch after the other.
+
+    The last bits of a float matrix product depend on how many rows it has; those of a product with one row do not, so
+    this is what a float classifier needs for answers that do not depend on the size of their batch.
+    """
+
+    @classmethod
+    def from_float(cls, linear: nn.Linear) -> "RowLinear":
+        """A twin that shares the parameters, hooks and mode of `linear`."""
+        return _twin(cls, linear)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(batch, ..., in_features) to (batch, ..., out_features)."""
+        # Exported, the batch is of no fixed size, and the order of sums is another runtime's affair.
+        if self.training or input.ndim < 2 or torch.compiler.is_compiling():
+            return super().forward(input)
+        # A copy of each row: where a row lies in memory may decide how it is added up, too.
+        return torch.cat([F.linear(row.clone(), self.weight, self.bias) for row in input.split(1)])
 
 
 class QuantEmbedding(nn.Embedding):
@@ -69,6 +100,11 @@ class QuantEmbedding(nn.Embedding):
             is_learned = isinstance(self.weight_quantizer, Learned)
             return self.weight_quantizer.gathered(rows, input) if is_learned else self.weight_quantizer(rows)
         return F.embedding(input, self.weight_quantizer(self.weight), self.padding_idx)
+
+    @property
+    def quantized_weight(self) -> torch.Tensor:
+        """The table that ids are looked up in, (rows, embedding_dim), without a gradient."""
+        return _quantized(self)
 
     def extra_repr(self) -> str:
         """As `nn.Embedding`, with the quantizer."""

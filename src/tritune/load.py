@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,8 +23,8 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
-from .checkpoint import TrituneConfig
-from .errors import TrituneError
+from .checkpoint import METHOD, TrituneConfig, is_packed
+from .errors import TrituneError, shown
 from .instrument import instrument_of
 from .quantization import Quantization
 from .swap import quantizer_tensors
@@ -64,24 +65,56 @@ def load_classifier(source: str | Path, **head: Any) -> PreTrainedModel:
     config = load_config(source)
     if not head:
         _check_label_names(config, source)
+    # A config may ask for more outputs than we reckon with.
+    plain = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
+    options = {"dtype": torch.float32, "ignore_mismatched_sizes": bool(head), **plain, **head}
+    model, report = _from_pretrained(AutoModelForSequenceClassification, source, config, options)
+    if getattr(config, "quantization_config", None) is not None and getattr(model, "hf_quantizer", None) is None:
+        raise TrituneError(f"{source}: the quantization_config in its config.json is of an unknown method")
+    _check_weights(model, report, source, new_head=bool(head))
+    return model
+
+
+def load(source: str | Path, **options: Any) -> PreTrainedModel:
+    """A model that tritune wrote, QAT or packed, as an instance of the class it was saved from.
+
+    Stricter than `from_pretrained`: a weight that is missing or that the model has no place for is an error.
+
+    Args:
+        source: a local folder or a hub name.
+        **options: of `from_pretrained`, such as `dtype` or `device_map`.
+
+    Returns:
+        The model in evaluation mode; the tokenizer comes from `AutoTokenizer.from_pretrained(source)`.
+
+    Raises:
+        TrituneError: the source is not a model of tritune's, or its files are damaged or incomplete.
+    """
+    config = load_config(source)
+    section = getattr(config, "quantization_config", None)
+    if not isinstance(section, dict) or section.get("quant_method") != METHOD:
+        raise TrituneError(f"{source}: not a model that tritune wrote; transformers' Auto classes load it")
+    names = config.architectures or ["no class"]
+    kind = getattr(transformers, str(names[0]), None)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise TrituneError(f"{source}: of {shown(names[0])}, which transformers does not have; use its own class")
+    model, report = _from_pretrained(kind, source, config, options)
+    _check_complete(report, source)
+    return model
+
+
+def _from_pretrained(
+    kind: Any, source: str | Path, config: PreTrainedConfig, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model of the class `kind` and what transformers reports of the loading; no other files than safetensors."""
     path = Path(source)
     if path.is_dir() and not any(path.glob("*.safetensors")):
         raise TrituneError(f"{source}: no model.safetensors; weights of other kinds must be saved anew as safetensors")
     try:
         _check_no_pickle(source, config)
         with _quiet():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                # A config may ask for more outputs than we reckon with.
-                output_hidden_states=False,
-                output_attentions=False,
-                return_dict=True,
-                ignore_mismatched_sizes=bool(head),
-                **head,
+            return kind.from_pretrained(
+                source, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
             )
     except TrituneError as error:
         raise _named(error, source) from None
@@ -90,10 +123,17 @@ def load_classifier(source: str | Path, **head: Any) -> PreTrainedModel:
         if "ignore_mismatched_sizes" in reason:
             reason = "the weights have other shapes than its config.json says"
         raise TrituneError(f"{source}: not a model that can be loaded ({reason}); save or fetch it anew") from None
-    if getattr(config, "quantization_config", None) is not None and getattr(model, "hf_quantizer", None) is None:
-        raise TrituneError(f"{source}: the quantization_config in its config.json is of an unknown method")
-    _check_weights(model, report, source, new_head=bool(head))
-    return model
+
+
+def _check_complete(report: dict[str, Any], source: str | Path) -> None:
+    faults = {
+        "missing": report["missing_keys"],
+        "unexpected": report["unexpected_keys"],
+        "of another shape": {name for name, *_ in report["mismatched_keys"]},
+    }
+    for fault, names in faults.items():
+        if names:
+            raise TrituneError(f"{source}: {', '.join(sorted(names)[:3])}: {fault}; fetch or convert it anew")
 
 
 def _check_no_pickle(source: str | Path, config: PreTrainedConfig) -> None:
@@ -118,6 +158,8 @@ def _check_label_names(config: PreTrainedConfig, source: str | Path) -> None:
 
 
 def _check_weights(model: PreTrainedModel, report: dict, source: str | Path, new_head: bool) -> None:
+    if is_packed(model) and not new_head:
+        _check_complete(report, source)
     missing = sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]})
     encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key]
     if encoder or (missing and not new_head):
@@ -138,7 +180,7 @@ def _unknown_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
 
 
 def is_quantized(model: PreTrainedModel) -> bool:
-    """Whether `model` is a QAT model."""
+    """Whether `model` is a QAT or a packed model."""
     return isinstance(getattr(model.config, "quantization_config", None), TrituneConfig)
 
 
@@ -152,6 +194,8 @@ def load_student(
             teacher.
     """
     model = load_model(source, task)
+    if is_packed(model):
+        raise TrituneError(f"{source}: packed, and so without latent weights to train; give the run it was made from")
     if not is_quantized(model):
         raise TrituneError(f"{source}: a float model; --from takes a student that `tritune train` wrote")
     if model.config.quantization_config.quantization != quantization:

@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from .checkpoint import mark
+from .checkpoint import TrituneConfig, mark
 from .instrument import instrument, make_sample_inputs
 from .modes import evaluation_mode
 from .quant import Calibrated
@@ -38,7 +38,7 @@ def prepare(
     quantization = quantization or Quantization()
     swap(instrument(model, sample_inputs), quantization)
     _calibrate(model, sample_inputs)
-    mark(model, quantization)
+    mark(model, TrituneConfig(quantization=quantization))
     return model
 
 

@@ -1,9 +1,14 @@
 """One product of two quantized operands, in the precision in force.
 
-In float32 the operands are dequantized first: that is what the published implementation computes, bit for bit. In
-bfloat16 the operands are the codes themselves, which bfloat16 holds exactly, and the scales are applied to the result;
-dequantized values would be rounded to the 8 bits of a bfloat16 a second time. float16 cannot hold sums of codes
-(127 * 127 * 5 is too large for it), so there too the operands are dequantized.
+In float32 with a scale per tensor the operands are dequantized first: that is what the published implementation
+computes, bit for bit. In two cases the operands are the codes themselves, and the scales are applied to the result:
+
+- with a scale per token, in float32: sums of codes are exact while they stay below 2^24 (beyond it they are taken in
+  float64), whatever order a matrix product adds them in. So no answer depends on the size of its batch, as float
+  products do.
+- in bfloat16, which holds codes exactly; dequantized values would be rounded to its 8 bits a second time.
+
+float16 cannot hold sums of codes (127 * 127 * 5 is too large for it), so there the operands are dequantized.
 """
 
 import weakref
@@ -13,7 +18,10 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 
-from .quant import OwnGraph, Quantizer, straight_through
+from .quant import Granularity, OwnGraph, Quantizer, straight_through
+
+# Float32 holds every whole number up to this one.
+_LARGEST_EXACT_SUM = 2**24
 
 Quantized = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
@@ -65,7 +73,7 @@ def linear(
     Returns:
         (..., out features).
     """
-    dtype = _integer_dtype(input)
+    dtype = _code_dtype(input, input_quantizer, weight_quantizer)
     values, value_scale = _operand(input, input_quantizer, dtype, _quantized_input)
     weights, weight_scale = _operand(weight, weight_quantizer, dtype, _quantized_weight)
     if value_scale is None and weight_scale is None:
@@ -91,7 +99,7 @@ def scores(
     Returns:
         (batch, heads, query, key).
     """
-    dtype = _integer_dtype(query)
+    dtype = _code_dtype(query, query_quantizer, key_quantizer)
     queries, query_scale = _operand(query, query_quantizer, dtype)
     keys, key_scale = _operand(key, key_quantizer, dtype)
     product = torch.matmul(queries, keys.mT)
@@ -116,19 +124,29 @@ def context(
     Returns:
         (batch, heads, query, head width).
     """
-    dtype = _integer_dtype(value)
+    dtype = _code_dtype(attention_probs, probs_quantizer, value_quantizer)
     probs, probs_scale = _operand(attention_probs, probs_quantizer, dtype)
     values, value_scale = _operand(value, value_quantizer, dtype)
     return _scaled(torch.matmul(probs, values), probs_scale, value_scale)
 
 
-def _integer_dtype(tensor: torch.Tensor) -> torch.dtype | None:
-    """bfloat16 where products of `tensor` are computed in it, else None."""
-    device, dtype = tensor.device.type, tensor.dtype
+def _code_dtype(
+    left: torch.Tensor, left_quantizer: Quantizer | None, right_quantizer: Quantizer | None
+) -> torch.dtype | None:
+    """The dtype that holds the codes of a product over the last axis of `left`, or None to dequantize first."""
+    device, dtype = left.device.type, left.dtype
     # Autocast leaves float64 alone.
     if dtype is not torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    return dtype if dtype is torch.bfloat16 else None
+    if dtype is torch.bfloat16:
+        return dtype
+    if dtype is not torch.float32 or left_quantizer is None or right_quantizer is None:
+        return None
+    # Values with an offset are no multiples of their codes.
+    if left_quantizer.granularity is not Granularity.TOKEN or left_quantizer.has_offset or right_quantizer.has_offset:
+        return None
+    largest_sum = left_quantizer.largest_code * right_quantizer.largest_code * left.shape[-1]
+    return torch.float32 if largest_sum <= _LARGEST_EXACT_SUM else torch.float64
 
 
 def _quantized(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
@@ -184,7 +202,15 @@ def _key(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) 
 
 
 def _scaled(product: torch.Tensor, *factors: torch.Tensor | float | None) -> torch.Tensor:
-    """`product` times the factors, in its own dtype."""
+    """`product` times the factors, in its own dtype; sums taken in float64 become float32."""
+    if all(factor is None for factor in factors):
+        return product
+    if product.dtype is not torch.bfloat16:
+        product = product.float()
+        for factor in factors:  # in one order, however many values share a scale: else bits would depend on the batch
+            if factor is not None:
+                product = product.mul_(factor)
+        return product
     single, rest = None, []
     for factor in factors:
         if isinstance(factor, torch.Tensor) and factor.numel() > 1:

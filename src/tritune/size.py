@@ -1,10 +1,14 @@
-"""Sizes computed from bit widths: what a model takes once its codes are packed, before anything is packed."""
+"""Sizes: what a model takes once its codes are packed, before they are; and where a packed model's bytes are."""
 
 import math
+from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 
+from .instrument import instrument_of
 from .layers import QuantEmbedding, QuantLinear
+from .packed import PackedEmbedding, PackedLinear
 from .quant import Calibrated, Granularity, Quantizer
 
 _SCALE_BYTES = 4
@@ -13,8 +17,8 @@ _SCALE_BYTES = 4
 def size_bytes(model: nn.Module) -> int:
     """Bytes of all parameters: codes at their bit width and one float32 scale per group, the rest as it is stored.
 
-    Parameters that modules share count once, and the learned scale of a weight as its scale. Buffers and file headers
-    do not count.
+    Parameters that modules share count once, and the learned scale of a weight as its scale. File headers and buffers
+    do not count, but for the scales of a packed model: its size is that of its tensors.
 
     >>> size_bytes(nn.Linear(8, 4))
     144
@@ -27,7 +31,45 @@ def size_bytes(model: nn.Module) -> int:
     learned = {
         id(p) for quantizer in quantizers.values() if isinstance(quantizer, Calibrated) for p in quantizer.parameters()
     }
-    return sum(_parameter_bytes(p, quantizers.get(id(p))) for p in model.parameters() if id(p) not in learned)
+    scales = [module.weight_scale for module in model.modules() if isinstance(module, PackedLinear | PackedEmbedding)]
+    parameters = [parameter for parameter in model.parameters() if id(parameter) not in learned]
+    return sum(_parameter_bytes(p, quantizers.get(id(p))) for p in parameters) + sum(s.nbytes for s in scales)
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """The size of a part of a packed model.
+
+    Attributes:
+        part: "embeddings", "encoder", "pooler", "classifier": the packed weights with their scales; "float rest":
+            biases, norms, position embeddings and whatever else was not quantized.
+        parameters: weights of it, packed or not.
+        float_bytes: what these take in float32.
+        size_bytes: what they take as they are.
+    """
+
+    part: str
+    parameters: int
+    float_bytes: int
+    size_bytes: int
+
+
+def sizes_by_part(model: PreTrainedModel) -> list[PartSize]:
+    """Where the bytes of a packed model are, part by part; parts without a packed weight are in the float rest."""
+    parameters, sizes = {"float rest": 0}, {"float rest": 0}
+    for part, names in instrument_of(model).anatomy.parts().items():
+        part = part if part in ("embeddings", "pooler", "classifier") else "encoder"
+        for module in map(model.get_submodule, names):
+            if isinstance(module, PackedLinear | PackedEmbedding):
+                count = module.weight.shape[0] * module.columns
+                parameters[part] = parameters.get(part, 0) + count
+                sizes[part] = sizes.get(part, 0) + module.weight.nbytes + module.weight_scale.nbytes
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameters["float rest"] += parameter.numel()
+            sizes["float rest"] += parameter.nbytes
+    order = [part for part in ("embeddings", "encoder", "pooler", "classifier", "float rest") if part in sizes]
+    return [PartSize(part, parameters[part], 4 * parameters[part], sizes[part]) for part in order]
 
 
 def _parameter_bytes(parameter: nn.Parameter, quantizer: Quantizer | None) -> int:

@@ -1,4 +1,4 @@
-"""Module swap: the float modules of an instrumented model give way to their quantized twins."""
+"""Module swap: float modules give way to quantized twins, and quantized ones to packed twins."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,9 +11,12 @@ from transformers import PreTrainedModel
 from .anatomy import Anatomy
 from .errors import TrituneError, shown
 from .instrument import instrument_of
-from .layers import QuantEmbedding, QuantLinear
-from .quant import Calibrated, MovingMinMax, Quantizer
+from .layers import QuantEmbedding, QuantLinear, RowLinear
+from .packed import PackedEmbedding, PackedLinear
+from .quant import QUANTIZERS, Calibrated, Granularity, MovingMinMax, Quantizer
 from .quantization import Quantization
+
+_PACKED = {QuantLinear: PackedLinear, QuantEmbedding: PackedEmbedding}
 
 
 def swap(model: PreTrainedModel, quantization: Quantization) -> None:
@@ -23,7 +26,7 @@ def swap(model: PreTrainedModel, quantization: Quantization) -> None:
         TrituneError: the model holds quantized modules already, or `quantization.layers` or a pattern of
             `quantization.modules` does not fit it.
     """
-    if any(isinstance(module, QuantLinear | QuantEmbedding) for module in model.modules()):
+    if any(isinstance(module, (*_PACKED, *_PACKED.values())) for module in model.modules()):
         raise TrituneError(f"this {type(model).__name__} is prepared already; start from the float model")
     instrument = instrument_of(model)
     layers = _layers(instrument.anatomy, quantization)
@@ -33,6 +36,10 @@ def swap(model: PreTrainedModel, quantization: Quantization) -> None:
     _check_patterns(quantization, [*names, *(states if quantization.attention_products else ())])
     for name in names:
         model.set_submodule(name, _twin(model.get_submodule(name), quantization.of_module(name)))
+    for name in instrument.anatomy.classifier:
+        activations = quantization.of_module(name).activations()
+        if not quantization.classifier and activations and activations.granularity is Granularity.TOKEN:
+            model.set_submodule(name, RowLinear.from_float(model.get_submodule(name)))
     for name, state in states.items():
         attention = model.get_submodule(name)
         features = model.get_submodule(instrument.anatomy.sites[state.layers[0]].query).out_features
@@ -51,6 +58,41 @@ def quantizer_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         if isinstance(module, Calibrated)
         for own, tensor in module.state_dict(keep_vars=True).items()
     }
+
+
+def pack_modules(model: nn.Module) -> None:
+    """Pack every weight of `model` that has a quantizer, in place; on the meta device, leave room for packed weights.
+
+    Raises:
+        TrituneError: a weight's quantizer has more codes than its bits hold or an offset, or a weight is shared with a
+            module that would stay float; nothing is changed then.
+    """
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in _PACKED and module.weight_quantizer is not None
+    }
+    for name, module in modules.items():
+        if not module.weight_quantizer.packable:
+            kind = type(module.weight_quantizer)
+            named = next((own for own, listed in QUANTIZERS.items() if listed is kind), kind.__name__)
+            raise TrituneError(f"{name}: weights of the quantizer {named} cannot be packed; train with another one")
+    packed = {id(module) for module in modules.values()}
+    weights = {id(module.weight): name for name, module in modules.items()}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in weights and id(module) not in packed:
+                raise TrituneError(
+                    f"{weights[id(parameter)]} shares its weight with {name}, which stays float: it cannot be packed"
+                )
+    for name, module in modules.items():
+        model.set_submodule(name, _PACKED[type(module)].from_quantized(module))
+
+
+def packed_modules(model: nn.Module) -> dict[str, PackedLinear | PackedEmbedding]:
+    """The packed modules of `model` by name."""
+    kinds = tuple(_PACKED.values())
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 @dataclass(frozen=True)
@@ -80,7 +122,8 @@ def bits_of_modules(model: nn.Module) -> list[ModuleBits]:
             quantizers = (getattr(module, "weight_quantizer", None), getattr(module, "input_quantizer", None))
             pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
             key = (pattern, *(quantizer and quantizer.bits for quantizer in quantizers))
-            groups.setdefault(key, []).append(module.weight.numel())
+            columns = module.in_features if isinstance(module, nn.Linear) else module.embedding_dim
+            groups.setdefault(key, []).append(module.weight.shape[0] * columns)
             members.setdefault(key, []).append(name)
     patterns = [key[0] for key in groups]
     names = {key: key[0] if patterns.count(key[0]) == 1 else _numbered(members[key]) for key in groups}

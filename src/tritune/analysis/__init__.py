@@ -5,10 +5,12 @@ and `write_result` writes.
 """
 
 from .attention import attention
+from .curvature import curvature
 from .heads import heads
+from .landscape import landscape
 from .layers import layers
 from .norms import norms
 from .ranges import ranges
 from .sensitivity import sensitivity
 
-__all__ = ["attention", "heads", "layers", "norms", "ranges", "sensitivity"]
+__all__ = ["attention", "curvature", "heads", "landscape", "layers", "norms", "ranges", "sensitivity"]

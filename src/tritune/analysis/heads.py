@@ -81,7 +81,8 @@ def plot_heads(result: Heads) -> Figure:
     """A row a head: every model's map, and the first student's difference from the teacher's."""
     first, *others = result.models
     titles = [*result.models, *(f"{name} - {first}" for name in others)]
-    side = max(2.2, 0.19 * len(result.tokens))
+    side = min(max(2.2, 0.19 * len(result.tokens)), 5.0)
+    small = min(7.0, 54 * side / len(result.tokens))  # points; three quarters of a token's own room
     figure = Figure(figsize=(side * len(titles) + 1.5, side * len(result.heads) + 1), layout="constrained")
     grid = figure.subplots(len(result.heads), len(titles), squeeze=False)
     for index, (row, (layer, head)) in enumerate(zip(grid, result.heads, strict=True)):
@@ -92,8 +93,8 @@ def plot_heads(result: Heads) -> Figure:
         for column, (axes, (panel, colours)) in enumerate(zip(row, panels, strict=True)):
             image = axes.imshow(panel, **colours)
             ticks = range(len(result.tokens))
-            axes.set_xticks(ticks, result.tokens, rotation=90, fontsize=7)
-            axes.set_yticks(ticks, result.tokens if column == 0 else [""] * len(result.tokens), fontsize=7)
+            axes.set_xticks(ticks, result.tokens, rotation=90, fontsize=small)
+            axes.set_yticks(ticks, result.tokens if column == 0 else [""] * len(result.tokens), fontsize=small)
             if index == 0:
                 axes.set_title(titles[column], fontsize="small")
             if column in (len(result.models) - 1, len(titles) - 1):

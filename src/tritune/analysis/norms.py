@@ -89,9 +89,7 @@ def layer_norms(model: PreTrainedModel, batch: Batch) -> list[LayerNorms]:
 def _weight(model: PreTrainedModel, name: str) -> torch.Tensor:
     """What a Linear multiplies by, (out features, in features): quantized where it is."""
     module = model.get_submodule(name)
-    quantizer = getattr(module, "weight_quantizer", None)
-    weight = module.weight.detach()
-    return (weight if quantizer is None else quantizer(weight)).double()
+    return (module.quantized_weight if hasattr(module, "quantized_weight") else module.weight.detach()).double()
 
 
 def _layer_norms(alpha: torch.Tensor, value: torch.Tensor, weight: torch.Tensor) -> LayerNorms:

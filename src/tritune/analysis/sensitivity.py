@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..checkpoint import is_packed
 from ..errors import TrituneError
 from ..instrument import instrument_of
 from ..size import size_bytes
@@ -78,8 +79,10 @@ def sensitivity(student: PreTrainedModel, score: Score) -> Sensitivity:
         score: higher is better; called once per part.
 
     Raises:
-        TrituneError: nothing in the model is quantized.
+        TrituneError: nothing in the model is quantized, or it is packed.
     """
+    if is_packed(student):
+        raise TrituneError("a packed model has no latent weights to compute with; take the run that it was made from")
     parts = _parts(student)
     if not parts:
         raise TrituneError("nothing in this model is quantized, so no part of it can be sensitive")

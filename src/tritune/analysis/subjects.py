@@ -124,9 +124,9 @@ def open_subjects(
         TrituneError: a model or the data cannot be used, or the models differ in layers or heads.
     """
     sources = {"teacher": teacher} if teacher else {}
-    sources |= dict(zip(_names(students), students, strict=True))
+    sources |= dict(zip(short_names(students), students, strict=True))
     models = {name: load_model(source, task) for name, source in sources.items()}
-    first = _names(students)[0] if students else "teacher"
+    first = short_names(students)[0] if students else "teacher"
     recipe = recipe_in_force(sources[first], models[first], overrides, task)
     tokenizer = load_tokenizer(sources[first], models[first], recipe.max_length)
     if untrained and is_quantized(models[first]):
@@ -144,12 +144,14 @@ def open_subjects(
     return Subjects(task, models, tokenizer, data, rows_to_see, recipe.per_device_eval_batch_size)
 
 
-def _names(sources: Sequence[str]) -> list[str]:
-    """A short name for every source: its last folder's, or the whole path where two are alike."""
-    short = [Path(source).resolve().name if Path(source).exists() else source for source in sources]
+def short_names(sources: Sequence[str]) -> list[str]:
+    """A name for every source: a folder's own, or with the one above it where two are alike or it is "teacher"."""
+    parts = [Path(source).resolve().parts if Path(source).exists() else (source,) for source in sources]
+    choices = [[names[-1] for names in parts], ["/".join(names[-2:]) for names in parts], list(sources)]
+    free = [{name for name in names if names.count(name) == 1 and name != "teacher"} for names in choices[:2]]
     return [
-        name if short.count(name) == 1 and name != "teacher" else source
-        for name, source in zip(short, sources, strict=True)
+        next((name for name, free_names in zip(row, free, strict=False) if name in free_names), row[-1])
+        for row in zip(*choices, strict=True)
     ]
 
 

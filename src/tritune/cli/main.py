@@ -9,23 +9,28 @@ from rich.console import Console
 
 from .. import errors
 from ..devices import keep_freed_memory
-from . import demo, evaluate, finetune, predict, recipes, train
+from . import bench, convert, demo, evaluate, export, finetune, predict, recipes, report, train
 from .analyze.app import app as analyze
 
 app = typer.Typer(
     name="tritune",
     help="Fine-tuned Transformers with ternary weights and 8-bit activations.\n\n"
-    "A teacher first (finetune, or any fine-tuned checkpoint), then a student (train), then its score (evaluate) and "
-    "its answers (predict). `tritune demo` shows it on data of its own, offline, in a few minutes.",
+    "A teacher first (finetune, or any fine-tuned checkpoint), then a student (train), its score (evaluate) and its "
+    "answers (predict); what happened inside (analyze, report); the file that ships (convert, export) and its speed "
+    "(bench). `tritune demo` shows it on data of its own, offline, in minutes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
 app.command()(finetune.finetune)
 app.command()(train.train)
+app.command()(convert.convert)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
+app.command()(export.export)
+app.command()(bench.bench)
 app.add_typer(analyze)
+app.command()(report.report)
 app.command()(recipes.recipes)
 app.command()(demo.demo)
 

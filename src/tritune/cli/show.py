@@ -99,6 +99,63 @@ def show_scores(scores: dict[str, Any], as_json: bool) -> None:
     Console().print(table)
 
 
+def show_packed(sizes: dict[str, Any], as_json: bool) -> None:
+    """A packed folder, part by part; MB are 10^6 bytes."""
+    if as_json:
+        _print_json(sizes)
+        return
+    table = _table(
+        "part", "parameters", "float MB", "packed MB", "ratio", title=f"{sizes['model']} in {sizes['output']}"
+    )
+    for row in sizes["parts"]:
+        table.add_row(row["part"], f"{row['parameters']:,}", *_megabytes(row["float_bytes"], row["size_bytes"]))
+    table.add_row("headers, config, recipe", "", "", f"{sizes['other_bytes'] / 1e6:.3f}", "")
+    table.add_section()
+    table.add_row("all but the tokenizer", "", *_megabytes(sizes["float_bytes"], sizes["size_bytes"]))
+    table.add_row("tokenizer", "", "", f"{sizes['tokenizer_bytes'] / 1e6:.3f}", "")
+    Console().print(table)
+
+
+def _megabytes(float_bytes: int, size_bytes: int) -> tuple[str, str, str]:
+    return f"{float_bytes / 1e6:.3f}", f"{size_bytes / 1e6:.3f}", f"{float_bytes / size_bytes:.1f}"
+
+
+def show_export(report: dict[str, Any], as_json: bool) -> None:
+    """What `export` wrote, and how its answers compare where a dev set was given."""
+    if as_json:
+        _print_json(report)
+        return
+    _say(f"{report['output']}: {report['format']}, {size(report['size_bytes'])}")
+    if found := report.get("verify"):
+        table = _table("", "model", "exported", title=f"{found['task']}, {found['rows']} rows of dev")
+        table.add_row(found["metric"], _percent(found["model"]), _percent(found["exported"]))
+        Console().print(table)
+        _say(
+            f"agreement {100 * found['agreement']:.2f} % ({found['differing_rows']} rows differ), logits differ by "
+            f"{found['largest_logit_difference']:.2g} at most, by {found['median_logit_difference']:.2g} in the median"
+        )
+
+
+def show_bench(results: dict[str, Any], as_json: bool) -> None:
+    """Contenders with size and memory; latencies by shape, each with its ratio; where our time goes."""
+    if as_json:
+        _print_json(results)
+        return
+    shapes = list(dict.fromkeys((row["batch"], row["length"]) for row in results["timings"]))
+    times = {(row["name"], row["batch"], row["length"]): row for row in results["timings"]}
+    heads = [f"{batch} x {length}" for batch, length in shapes]
+    title = f"{results['model']}: ms (ratio to onnxruntime float) by batch x length"
+    table = _table("", "file", "peak memory", *heads, title=title)
+    for row in results["contenders"]:
+        cells = [times[row["name"], *shape] for shape in shapes]
+        shown = [f"{cell['latency_ms']:.2f} ({cell['ratio']:.2f})" for cell in cells]
+        table.add_row(row["name"], size(row["size_bytes"]), size(row["peak_memory_bytes"]), *shown)
+    Console().print(table)
+    shares = [f"{name} {100 * share:.0f} %" for name, share in list(results["time_by_operator"].items())[:8]]
+    _say(f"Medians of {results['repeats']} interleaved runs, {results['threads']} thread(s) each.")
+    _say(f"Where tritune's time goes at the largest shape: {', '.join(shares)}")
+
+
 def show_demo(results: dict[str, Any], as_json: bool) -> None:
     """The demo's models side by side."""
     if as_json:

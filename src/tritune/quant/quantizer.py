@@ -57,6 +57,14 @@ class Quantizer(ABC):
     def _scale(self, unit: Any) -> torch.Tensor:
         """The scale, broadcastable against the codes."""
 
+    @abstractmethod
+    def _stored_scale(self, unit: Any) -> torch.Tensor:
+        """The scale, broadcastable against the codes, in a precision from which `_unit` finds the way back."""
+
+    @abstractmethod
+    def _unit(self, stored_scale: torch.Tensor) -> Any:
+        """The inverse of `_stored_scale`, to the last bit."""
+
     def quantize(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Float values, any shape, to int8 codes of that shape and their broadcastable scale."""
         codes, unit, _ = self._encode(values.detach())
@@ -70,6 +78,22 @@ class Quantizer(ABC):
         """`fake_quantize` without a gradient: the quantized values, and the largest magnitudes of the given ones."""
         codes, unit, peak = self._encode(values.detach())
         return self._decode(codes, unit).to(values.dtype), peak
+
+    def store(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float values, any shape, to int8 codes of that shape and the scale as a packed checkpoint keeps it."""
+        codes, unit, _ = self._encode(values.detach())
+        return codes.to(torch.int8), self._stored_scale(unit)
+
+    def restore(self, codes: torch.Tensor, stored_scale: torch.Tensor) -> torch.Tensor:
+        """What `fake` makes of the values that `store` was given, from the codes it returned; equal bit for bit."""
+        unit = self._unit(stored_scale)
+        return self._decode(codes.to(unit.dtype), unit)
+
+    def restore_integers(
+        self, codes: torch.Tensor, stored_scale: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `integers` makes of the values that `store` was given: codes in `dtype` and their positive scale."""
+        return codes.to(dtype), self._scale(self._unit(stored_scale)).clamp(min=_SMALLEST_SCALE)
 
     def integers(self, values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, Peak]:
         """Codes as numbers of a float `dtype`, their scale, and the largest magnitudes of the given values.

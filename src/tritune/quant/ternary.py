@@ -107,6 +107,12 @@ class Ternary(Quantizer):
     def _scale(self, unit: torch.Tensor) -> torch.Tensor:
         return unit
 
+    def _stored_scale(self, unit: torch.Tensor) -> torch.Tensor:
+        return unit.float()
+
+    def _unit(self, stored_scale: torch.Tensor) -> torch.Tensor:
+        return stored_scale
+
 
 @dataclass(frozen=True)
 class LeastSquaresTernary(Ternary):

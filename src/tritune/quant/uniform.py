@@ -14,7 +14,7 @@ from .quantizer import Quantizer
 from .ste import surely_inside
 
 # Small enough never to change a real scale, large enough that levels / it stays finite in float32.
-_SMALLEST_MAGNITUDE = 1e-30
+SMALLEST_MAGNITUDE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Uniform(Quantizer):
 
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         peak = _peak(values, self.granularity).to(wide_dtype(values))
-        codes_per_unit = self.largest_code / peak.clamp(_SMALLEST_MAGNITUDE, self.clip)
+        codes_per_unit = self.largest_code / peak.clamp(SMALLEST_MAGNITUDE, self.clip)
         wide = values.to(codes_per_unit.dtype)
         codes = (wide * codes_per_unit if wide is values else wide.mul_(codes_per_unit)).round_()
         if not surely_inside(peak, self.clip):
@@ -48,6 +48,13 @@ class Uniform(Quantizer):
 
     def _scale(self, unit: torch.Tensor) -> torch.Tensor:
         return 1 / unit
+
+    def _stored_scale(self, unit: torch.Tensor) -> torch.Tensor:
+        # In float32 one over one over a number is not always that number; from float64 the float32 comes back exactly.
+        return 1 / unit.double()
+
+    def _unit(self, stored_scale: torch.Tensor) -> torch.Tensor:
+        return (1 / stored_scale.double()).float()
 
 
 def _peak(values: torch.Tensor, granularity: Granularity) -> torch.Tensor:

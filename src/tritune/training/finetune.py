@@ -13,6 +13,7 @@ from ..evaluate import dev_logits, dev_scores
 from ..load import weights_sha256
 from ..recipes import RECIPE_FILE, to_yaml
 from ..size import size_bytes
+from ..versions import library_versions
 from .arguments import bert_adam, training_arguments, without_clip_and_schedule
 from .callbacks import BestModel, History, StepTimer
 from .job import Job
@@ -62,6 +63,7 @@ def finetune(job: Job, resume: bool = False) -> dict[str, Any]:
             "last": _scores(job, job.model) | {"step": recipe.max_steps},
             "sha256": weights_sha256(best),
             "size_bytes": size_bytes(best),
+            "versions": library_versions(),
         }
         if process.is_main_process:
             best.save_pretrained(output)

@@ -13,6 +13,7 @@ from ..recipes import RECIPE_FILE, to_yaml
 from ..schedule import SCHEDULES
 from ..size import size_bytes
 from ..trace import Site
+from ..versions import library_versions
 from .callbacks import BestModel, StepTimer
 from .job import Job, Phase
 from .run_folder import BEST, CHECKPOINTS, METRICS, read_json, write_json, write_text
@@ -63,6 +64,7 @@ class Recorder:
             "recipe": job.recipe.name,
             "seed": job.recipe.seed,
             "steps": {phase.name: phase.steps for phase in phases},
+            "versions": library_versions(),
         }
         self.finished = read_json(job.output / METRICS)
         self._check(self.finished or read_json(self.path))

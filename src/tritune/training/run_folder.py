@@ -17,6 +17,7 @@ from ..recipes import RECIPE_FILE
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
+ANALYSIS = "analysis"
 LOCK = ".lock"
 METRICS = "metrics.json"
 DEMO = "demo.json"
@@ -49,7 +50,7 @@ def check_free(folder: Path, overwrite: bool, resume: bool = False, *, inputs: t
         raise TrituneError(f"{folder}: holds files but no run, so --overwrite leaves it alone; choose another folder")
     if taken and not (overwrite or resume):
         raise TrituneError(
-            f"{folder}: holds a run or other files already; give --resume, --overwrite or another folder"
+            f"{folder}: holds a run or other files already; give --overwrite, another folder, or --resume to train on"
         )
 
 
@@ -78,7 +79,7 @@ def claimed(folder: Path, resume: bool = False) -> Iterator[None]:
         raise TrituneError(f"{folder}: cannot be written to ({error.strerror})") from None
     try:
         if not resume:
-            for name in (CHECKPOINTS, BEST):
+            for name in (CHECKPOINTS, BEST, ANALYSIS):
                 remove(folder / name)
             for name in (METRICS, RECIPE_FILE, HISTORY, "config.json", "model.safetensors"):
                 (folder / name).unlink(missing_ok=True)

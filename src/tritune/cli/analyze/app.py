@@ -2,7 +2,7 @@
 
 import typer
 
-from . import attention, heads, layers, norms, ranges, sensitivity
+from . import attention, curvature, heads, landscape, layers, norms, ranges, sensitivity
 
 app = typer.Typer(
     name="analyze",
@@ -18,3 +18,5 @@ app.command()(ranges.ranges)
 app.command()(layers.layers)
 app.command()(heads.heads)
 app.command()(sensitivity.sensitivity)
+app.command()(curvature.curvature)
+app.command()(landscape.landscape)

@@ -32,9 +32,11 @@ def output_folder(output: Path | None, first_model: str, name: str) -> Path:
     Raises:
         TrituneError: the first model is no local folder and no output was asked for, or that is a file.
     """
+    from ...training.run_folder import ANALYSIS
+
     if output is None and not Path(first_model).is_dir():
         raise TrituneError(f"{first_model}: not a local folder to write into; give --output")
-    folder = output or Path(first_model) / "analysis" / name
+    folder = output or Path(first_model) / ANALYSIS / name
     if folder.exists() and not folder.is_dir():
         raise TrituneError(f"{folder}: this is a file; --output takes a folder")
     return folder

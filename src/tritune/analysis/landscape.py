@@ -1,0 +1,296 @@
+"""The loss on a plane through the weights: along random directions, or through given checkpoints.
+
+Random directions are filter-normalised (Li et al. 2018, arXiv 1712.09913): a scaled network is the same network, so
+each row of a direction gets the length of the weight row that it moves; biases and norms stay where they are. For QAT
+students the latent weights move, and the loss is that of the quantized model at each point: EACL 2023, Fig. 2a.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..errors import TrituneError
+from ..instrument import instrument
+from ..modes import evaluation_mode
+from ..products import weights_held
+from .objective import TASK_LOSS, check_loss, objective
+from .parameters import Parameters, restored, select_parameters
+from .subjects import Batch
+
+# How far a plane reaches beyond the checkpoints that it goes through, as a share of their spread.
+_MARGIN = 0.25
+_SAME_LINE = 1e-6
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a checkpoint stands.
+
+    Attributes:
+        name: of the checkpoint.
+        x, y: of its projection onto the plane.
+        distance: from the plane, in the same unit; 0 for those that span it.
+        loss: at the checkpoint itself.
+    """
+
+    name: str
+    x: float
+    y: float
+    distance: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """The losses of one or more models on a grid.
+
+    Attributes:
+        loss: a name of `distill.LOSSES`.
+        average: `padded` or `valid`, what that loss averages over.
+        patterns: of the parameters that move; empty for all.
+        rows: of data the loss is the mean over.
+        directions: "random" or "checkpoints".
+        seed: of random directions.
+        x, y: (columns,) and (lines,), the coordinates; (0, 0) is the model itself. Along random directions 1 is as far
+            as the weights are from zero; through checkpoints it is the distance from the model to the first of them.
+        losses: model name to (lines, columns), the loss at y, x; NaN or infinite where it is.
+        centre: model name to its loss as it is.
+        checkpoints: those given, the model itself first; empty along random directions.
+    """
+
+    loss: str
+    average: str
+    patterns: list[str]
+    rows: int
+    directions: str
+    seed: int
+    x: np.ndarray
+    y: np.ndarray
+    losses: dict[str, np.ndarray]
+    centre: dict[str, float]
+    checkpoints: list[Checkpoint]
+
+
+def landscape(
+    models: Mapping[str, PreTrainedModel],
+    batches: Sequence[Batch],
+    *,
+    loss: str = TASK_LOSS,
+    teacher: PreTrainedModel | None = None,
+    average: str = "padded",
+    parameters: Sequence[str] = (),
+    points: int = 21,
+    extent: float = 1.0,
+    seed: int = 0,
+    checkpoints: Mapping[str, Parameters] | None = None,
+) -> Landscape:
+    """The loss on a grid around each model, the model in evaluation mode; its weights come back bit for bit.
+
+    Args:
+        models: by name. Parameters of the same name and shape get the same random numbers in all of them.
+        batches: each with model inputs and, for the task loss, `labels`.
+        loss: a name of `distill.LOSSES`; `ground_truth` is the task loss.
+        teacher: what distillation losses compare with.
+        average: `padded` or `valid`, see `distill`.
+        parameters: patterns of the names of those that move; all without any.
+        points: of the grid along each axis; odd, so that the model stands on one.
+        extent: random directions are followed from -extent to +extent.
+        seed: of the random directions.
+        checkpoints: name to parameters by name (`dict(model.named_parameters())`), at least two. The plane goes through
+            the one model of `models` and the first two of them, and each further one is projected onto it. Lines of the
+            grid are added so that the three stand on points of it.
+
+    Raises:
+        TrituneError: a name, a pattern or a number cannot be used, a checkpoint does not fit the model, three lie on
+            one line, or the loss of a model is not finite.
+    """
+    check_loss(loss, teacher, average)
+    _check_grid(models, batches, points, extent)
+    if checkpoints and len(models) > 1:
+        raise TrituneError(f"the plane goes through one model and its checkpoints, and there are {len(models)} models")
+    for model in models.values():
+        select_parameters(model, parameters)
+    rows = sum(_rows(batch) for batch in batches)
+    x = y = np.linspace(-extent, extent, points)
+    targets = [objective(loss, batch, teacher, average) for batch in batches]
+    grids, centre, marks = {}, {}, []
+    for name, model in models.items():
+        moved = select_parameters(instrument(model), parameters)
+        evaluate = _evaluation(model, targets, [_rows(batch) / rows for batch in batches])
+        with evaluation_mode(model), weights_held(), torch.no_grad():
+            centre[name] = evaluate()
+            if not np.isfinite(centre[name]):
+                raise TrituneError(f"{name}: the loss is {centre[name]}; there is no landscape around it")
+            if checkpoints:
+                states = _states(name, moved, checkpoints)
+                directions, places = plane(states)
+                losses = checkpoint_losses(moved, states, evaluate)
+                marks = [Checkpoint(key, *places[key], losses[key]) for key in states]
+                x, y = (_axis([mark[axis] for mark in places.values()], points) for axis in (0, 1))
+            else:
+                directions = (random_direction(moved, (seed, 0)), random_direction(moved, (seed, 1)))
+            grids[name] = loss_grid(moved, directions, x, y, evaluate, name)
+    kind = "checkpoints" if checkpoints else "random"
+    return Landscape(loss, average, list(parameters), rows, kind, seed, x, y, grids, centre, marks)
+
+
+def random_direction(parameters: Parameters, seed: Sequence[int]) -> dict[str, torch.Tensor]:
+    """A filter-normalised random direction (Li et al. 2018, section 4): d_i * ||w_i|| / ||d_i|| for every row i.
+
+    A row is what lies behind one index of the first dimension: the weights of one output channel, or one embedding.
+
+    Args:
+        parameters: by name; those of fewer than two dimensions get a direction of zeros.
+        seed: with a parameter's name it decides its random numbers, whatever other parameters there are.
+
+    Returns:
+        Tensors shaped like the parameters.
+    """
+    directions = {}
+    for name, parameter in parameters.items():
+        weight = parameter.detach()
+        if weight.ndim < 2:
+            directions[name] = torch.zeros_like(weight)
+            continue
+        generator = np.random.default_rng((*seed, zlib.crc32(name.encode())))
+        noise = torch.from_numpy(generator.standard_normal(weight.shape)).flatten(1)
+        lengths = weight.double().flatten(1).norm(dim=1, keepdim=True).cpu() / noise.norm(dim=1, keepdim=True)
+        directions[name] = (noise * lengths).view(weight.shape).to(weight)
+    return directions
+
+
+def plane(
+    states: Mapping[str, Parameters],
+) -> tuple[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]], dict[str, tuple[float, float, float]]]:
+    """The plane through the first three of some points in weight space.
+
+    The first point is the origin and the second lies at (1, 0); y stands at right angles to x, in the same unit.
+
+    Args:
+        states: name to parameters by name.
+
+    Returns:
+        Both directions, by parameter; and name to (x, y, distance from the plane).
+
+    Raises:
+        TrituneError: the first three lie on one line.
+    """
+    names = list(states)
+    origin = states[names[0]]
+    differences = {key: _flat(states[key]) - _flat(origin) for key in names}
+    first, second = differences[names[1]], differences[names[2]]
+    unit = first.norm()
+    across = second - first * (second @ first / unit**2)
+    if not unit > 0 or not across.norm() > _SAME_LINE * second.norm():
+        raise TrituneError(f"{names[0]}, {names[1]} and {names[2]} lie on one line: they span no plane; give others")
+    across *= unit / across.norm()
+    places = {}
+    for key, difference in differences.items():
+        x, y = (float(difference @ axis / unit**2) for axis in (first, across))
+        # Those that span the plane lie in it, whatever rounding says.
+        beside = 0.0 if key in names[:3] else float((difference - x * first - y * across).norm() / unit)
+        places[key] = (x, y, beside)
+    sizes = [tensor.numel() for tensor in origin.values()]
+    directions = tuple(
+        {name: part.view_as(w).to(w) for (name, w), part in zip(origin.items(), axis.split(sizes), strict=True)}
+        for axis in (first, across)
+    )
+    return directions, places
+
+
+def loss_grid(
+    parameters: Parameters,
+    directions: tuple[Parameters, Parameters],
+    x: np.ndarray,
+    y: np.ndarray,
+    evaluate: Callable[[], float],
+    name: str = "",
+) -> np.ndarray:
+    """The loss at parameters + x * directions[0] + y * directions[1], for all x and y.
+
+    Args:
+        parameters: moved in place, and given back their bits even on an error.
+        directions: tensors shaped like the parameters, by name.
+        x, y: (columns,) and (lines,).
+        evaluate: the loss with the parameters as they are.
+        name: what the progress bar shows.
+
+    Returns:
+        (lines, columns)
+    """
+    losses = np.empty((len(y), len(x)))
+    bar = tqdm(total=losses.size, desc=f"landscape of {name}".strip(), unit="point", leave=False, delay=3)
+    with bar, restored(parameters) as origin, torch.no_grad():
+        for line, column in np.ndindex(losses.shape):
+            for key, parameter in parameters.items():
+                step = directions[0][key] * float(x[column]) + directions[1][key] * float(y[line])
+                parameter.copy_(origin[key] + step)
+            losses[line, column] = evaluate()
+            bar.update()
+    return losses
+
+
+def checkpoint_losses(
+    parameters: Parameters, states: Mapping[str, Parameters], evaluate: Callable[[], float]
+) -> dict[str, float]:
+    """The loss with each of `states` in the place of the parameters, which come back afterwards."""
+    losses = {}
+    with restored(parameters), torch.no_grad():
+        for name, state in states.items():
+            for key, parameter in parameters.items():
+                parameter.copy_(state[key])
+            losses[name] = evaluate()
+    return losses
+
+
+def _evaluation(model: PreTrainedModel, targets: list[Callable], shares: list[float]) -> Callable[[], float]:
+    """The model's mean loss over all rows."""
+    return lambda: sum(share * target(model).item() for target, share in zip(targets, shares, strict=True))
+
+
+def _check_grid(models: Mapping[str, PreTrainedModel], batches: Sequence[Batch], points: int, extent: float) -> None:
+    if not models or not batches:
+        raise TrituneError("a landscape needs a model and a batch")
+    if points < 3 or points % 2 == 0:
+        raise TrituneError(f"{points} points: take an odd number from 3 on, so that the model stands on one of them")
+    if not 0 < extent < float("inf"):
+        raise TrituneError(f"a range of {extent}: it must be more than 0")
+
+
+def _states(name: str, moved: Parameters, checkpoints: Mapping[str, Parameters]) -> dict[str, Parameters]:
+    """The model's own parameters and each checkpoint's, those that move, once they are known to fit."""
+    if len(checkpoints) < 2:
+        raise TrituneError(f"{next(iter(checkpoints))}: one checkpoint and the model span no plane; give two or more")
+    states = {name: {key: parameter.detach().clone() for key, parameter in moved.items()}}
+    for title, state in checkpoints.items():
+        if title in states:
+            raise TrituneError(f"{title}: the model itself is no checkpoint to go to")
+        for key, parameter in moved.items():
+            if key not in state or state[key].shape != parameter.shape:
+                raise TrituneError(f"{title}: has no {key} of shape {tuple(parameter.shape)}, which {name} has")
+        states[title] = {key: state[key].detach().to(parameter) for key, parameter in moved.items()}
+    return states
+
+
+def _axis(marks: list[float], points: int) -> np.ndarray:
+    """An even axis over the marks and some way beyond, to which the first three marks are added."""
+    low, high = min(marks), max(marks)
+    margin = _MARGIN * (high - low)
+    even = np.linspace(low - margin, high + margin, points)
+    spacing = even[1] - even[0]
+    # A line of the even grid that all but coincides with an added one would only cost time.
+    kept = [value for value in even if min(abs(value - mark) for mark in marks[:3]) > 1e-3 * spacing]
+    return np.unique([*kept, *marks[:3]])
+
+
+def _rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _flat(state: Parameters) -> torch.Tensor:
+    return torch.cat([tensor.detach().double().flatten() for tensor in state.values()])

@@ -1,0 +1,70 @@
+"""A named loss as a function of a model's parameters alone: the batch and the teacher's answer to it stand still."""
+
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel
+
+from ..distill import AVERAGES, LOSSES, Pair
+from ..errors import TrituneError, shown
+from ..instrument import instrument
+from ..modes import evaluation_mode
+from .subjects import Batch
+
+TASK_LOSS = "ground_truth"
+
+
+def check_loss(name: str, teacher: object | None, average: str = "padded") -> None:
+    """Check that a loss can be computed; of the teacher it only matters whether there is one.
+
+    Raises:
+        TrituneError: loss or average are unknown, or a distillation loss has no teacher.
+    """
+    if name not in LOSSES:
+        raise TrituneError(f"unknown loss {shown(name)}; known are {', '.join(LOSSES)}")
+    if average not in AVERAGES:
+        raise TrituneError(f"unknown average {shown(average)}; known are {', '.join(AVERAGES)}")
+    if name != TASK_LOSS and teacher is None:
+        raise TrituneError(f"the loss {name} compares with a teacher: give one, or take {TASK_LOSS}")
+
+
+def objective(
+    name: str, batch: Batch, teacher: PreTrainedModel | None = None, average: str = "padded"
+) -> Callable[[PreTrainedModel], torch.Tensor]:
+    """The loss `name` on one batch, and nothing beside it: no weight decay, no other loss.
+
+    The teacher answers once, without a gradient; the function returned may be called many times. Models stay in the
+    mode they are in.
+
+    Args:
+        name: a row of `distill.LOSSES`; `ground_truth` is the task's own loss (mean cross-entropy on the labels, mean
+            squared error for regression).
+        batch: model inputs by name and, for `ground_truth`, `labels`, (batch,).
+        teacher: a float model of the same shape; `ground_truth` needs none.
+        average: `padded` or `valid`, see `distill`.
+
+    Returns:
+        An instrumented model to its loss, a scalar that autograd can differentiate twice.
+
+    Raises:
+        TrituneError: as `check_loss`, or the batch lacks labels that the loss needs.
+    """
+    check_loss(name, teacher, average)
+    loss = LOSSES[name]
+    inputs = {key: tensor for key, tensor in batch.items() if key != "labels"}
+    if name == TASK_LOSS and "labels" not in batch:
+        raise TrituneError("the loss ground_truth needs labels, and the batch has none")
+    answer = None
+    if name != TASK_LOSS:
+        instrument(teacher)
+        with evaluation_mode(teacher), torch.no_grad():
+            answer = teacher(**inputs, output_trace=loss.fields)
+
+    def evaluate(model: PreTrainedModel) -> torch.Tensor:
+        """The loss of `model`, a scalar."""
+        output = model(**inputs, output_trace=loss.fields)
+        regression = model.config.num_labels == 1
+        pair = Pair(output, answer, inputs.get("attention_mask"), batch.get("labels"), average, regression)
+        return loss.compute(pair)
+
+    return evaluate

@@ -1,0 +1,84 @@
+"""`tritune analyze curvature`: the Hessian's eigenvalues, trace and spectrum."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .. import options
+from . import common, loss_options
+
+if TYPE_CHECKING:
+    from ...analysis.curvature import Curvature
+
+_LANCZOS_STEPS = 60
+
+
+def curvature(
+    models: loss_options.Models,
+    task: options.Task,
+    data: options.Data = None,
+    teacher: loss_options.LossTeacher = None,
+    loss: loss_options.LossName = "ground_truth",
+    loss_average: loss_options.LossAverage = "padded",
+    parameters: loss_options.Patterns = None,
+    top: Annotated[int, typer.Option(help="Eigenvalues per batch, those of largest magnitude.", min=1)] = 10,
+    batches: Annotated[int, typer.Option(help="Batches, from the beginning of the dev set.", min=1)] = 10,
+    batch_size: Annotated[int, typer.Option(help="Rows of each batch.", min=1)] = 16,
+    trace_samples: Annotated[
+        int, typer.Option(help="Hutchinson estimates of the trace per batch, 2 or more; 0 for no trace.", min=0)
+    ] = 10,
+    density: Annotated[
+        bool, typer.Option("--density", help=f"The whole spectrum too: {_LANCZOS_STEPS} Lanczos steps a batch.")
+    ] = False,
+    double: Annotated[bool, typer.Option("--double", help="Compute in float64.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the random vectors.", min=0)] = 0,
+    overrides: options.Overrides = None,
+    output: common.Output = None,
+) -> None:
+    """How curved the loss is around one or several models: eigenvalues of the Hessian, its trace, its spectrum.
+
+    Of a quantized model it is the Hessian of the straight-through surrogate, the function whose gradient training
+    follows. The table shows means over the batches. It takes memory for 2 * top + 1 vectors
+    of 8 bytes a parameter: for large models choose some parameters.
+
+    Examples: `tritune analyze curvature --model teacher/ --model run/ --task sst2 --data SST-2/`,
+    `… --parameters "*.query.*" --parameters "*.key.*" --loss logits --teacher teacher/`
+    """
+    options.quiet_libraries()
+    folder = common.output_folder(output, models[0], "curvature")
+    from ...analysis.curvature import curvature as analyse
+    from ...analysis.curvature_plots import plot_curvature
+    from ...analysis.objective import check_loss
+    from ...analysis.subjects import open_subjects
+    from ...tasks import get_task
+
+    check_loss(loss, teacher, loss_average)
+    size = f"per_device_eval_batch_size={batch_size}"
+    subjects = open_subjects(get_task(task), data, teacher, models, batches * batch_size, [*(overrides or []), size])
+    if double:
+        for model in subjects.models.values():
+            model.double()
+    result = analyse(
+        subjects.students,
+        list(subjects.batches("read", labels=True)),
+        loss=loss,
+        teacher=subjects.models["teacher"] if teacher else None,
+        average=loss_average,
+        parameters=parameters or [],
+        top=top,
+        trace_samples=trace_samples,
+        density_steps=_LANCZOS_STEPS if density else 0,
+        seed=seed,
+    )
+    common.finish("curvature", result, {"curvature": plot_curvature(result)}, folder, _summary)
+
+
+def _summary(result: "Curvature") -> list[list[str]]:
+    """One line a model: means over the batches."""
+    table = [["model", "loss", "Hessian of", "largest", "smallest", "trace"]]
+    for name, model in result.models.items():
+        of = "surrogate" if model.surrogate else "loss"
+        trace = "" if model.trace is None else f"{model.trace:.4g} ± {model.trace_standard_error:.3g}"
+        ends = (f"{end.mean():.4g}" for end in (model.largest, model.smallest))
+        table.append([name, f"{model.losses.mean():.4f}", of, *ends, trace])
+    return table

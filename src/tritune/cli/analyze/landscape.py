@@ -1,0 +1,90 @@
+"""`tritune analyze landscape`: the loss on a plane through the weights."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+
+from ...errors import TrituneError
+from .. import options
+from . import common, loss_options
+
+if TYPE_CHECKING:
+    from ...analysis.landscape import Landscape
+
+
+def landscape(
+    models: loss_options.Models,
+    task: options.Task,
+    data: options.Data = None,
+    teacher: loss_options.LossTeacher = None,
+    loss: loss_options.LossName = "ground_truth",
+    loss_average: loss_options.LossAverage = "padded",
+    parameters: loss_options.Patterns = None,
+    rows: common.Rows = 64,
+    points: Annotated[int, typer.Option(help="Of the grid along each axis; an odd number.", min=3)] = 21,
+    extent: Annotated[
+        float, typer.Option("--range", help="Random directions go from -RANGE to +RANGE; at 1 a step is a weight long.")
+    ] = 1.0,
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--checkpoint",
+            help="Instead of random directions, the plane through the one model and two or more of these.",
+            metavar="MODEL",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random directions.", min=0)] = 0,
+    overrides: options.Overrides = None,
+    output: common.Output = None,
+) -> None:
+    """The loss around one or several models, along filter-normalised random directions or through checkpoints.
+
+    Examples: `tritune analyze landscape --model teacher/ --model run/ --task sst2 --data SST-2/`,
+    `… --model run/ --checkpoint run/best --checkpoint other-run/`
+    """
+    options.quiet_libraries()
+    folder = common.output_folder(output, models[0], "landscape")
+    from ...analysis.landscape import landscape as analyse
+    from ...analysis.landscape_plots import plot_contours, plot_surfaces
+    from ...analysis.objective import check_loss
+    from ...analysis.subjects import open_subjects, short_names
+    from ...load import load_model
+    from ...tasks import get_task
+
+    sources = checkpoints or []
+    check_loss(loss, teacher, loss_average)
+    if sources and len(models) > 1:
+        raise TrituneError("--checkpoint: the plane goes through one --model; the others are checkpoints too")
+    subjects = open_subjects(get_task(task), data, teacher, models, rows, overrides or [])
+    result = analyse(
+        subjects.students,
+        list(subjects.batches("read", labels=True)),
+        loss=loss,
+        teacher=subjects.models["teacher"] if teacher else None,
+        average=loss_average,
+        parameters=parameters or [],
+        points=points,
+        extent=extent,
+        seed=seed,
+        checkpoints={
+            name: dict(load_model(source, subjects.task).named_parameters())
+            for name, source in zip(short_names([*models, *sources])[len(models) :], sources, strict=True)
+        },
+    )
+    figures = {"landscape": plot_contours(result), "landscape_surface": plot_surfaces(result)}
+    common.finish("landscape", result, figures, folder, _summary)
+
+
+def _summary(result: "Landscape") -> list[list[str]]:
+    """One line a model, or a checkpoint."""
+    if result.checkpoints:
+        table = [["checkpoint", "loss", "x", "y", "off the plane"]]
+        for mark in result.checkpoints:
+            table.append([mark.name, *(f"{value:z.4f}" for value in (mark.loss, mark.x, mark.y, mark.distance))])
+        return table
+    table = [["model", "loss", "lowest", "highest"]]
+    for name, losses in result.losses.items():
+        finite = losses[np.isfinite(losses)]
+        table.append([name, *(f"{value:.4f}" for value in (result.centre[name], finite.min(), finite.max()))])
+    return table

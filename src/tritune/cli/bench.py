@@ -1,0 +1,71 @@
+"""`tritune bench`: size, memory and speed beside other runtimes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import TrituneError
+from . import options
+
+
+def bench(
+    model: Annotated[str, typer.Argument(help="A run that `tritune train` wrote.", metavar="MODEL")],
+    against: Annotated[str, typer.Option(help="Peers: onnxruntime, openvino, torch, with commas.")] = "onnxruntime",
+    batches: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,8",
+    lengths: Annotated[str, typer.Option(help="Lengths in tokens, with commas.")] = "32,128",
+    repeats: Annotated[int, typer.Option(help="Timed runs of every contender and shape.")] = 15,
+    threads: Annotated[int, typer.Option(help="Threads of every contender.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for bench.csv, bench.png and bench.svg; new or empty.", metavar="FOLDER")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Compare MODEL, exported to ONNX, with the same model in other runtimes.
+
+    All contenders take turns in this process, with as many threads each; a latency is a median, and its ratio is to
+    ONNX Runtime's float32 in the same run. 8-bit peers are made by their own one-line calls. Peak memory is that of a
+    process of its own for each contender.
+
+    Example: `tritune bench run/ --against onnxruntime,openvino,torch --output bench/`
+    """
+    options.quiet_libraries()
+    from ..bench.contenders import check_peers
+    from ..bench.measure import bench as measure
+    from ..load import load_classifier, positions
+    from .show import show_bench
+
+    peers = [peer.strip() for peer in against.split(",") if peer.strip()]
+    shapes = {"batches": _numbers("batches", batches), "lengths": _numbers("lengths", lengths)}
+    check_peers(peers)
+    if output is not None:
+        from ..training.run_folder import check_free
+
+        check_free(output, overwrite=False, inputs=(model,))
+    loaded = load_classifier(model)
+    if (room := positions(loaded)) is not None and max(shapes["lengths"]) > room:
+        raise TrituneError(f"--lengths: {max(shapes['lengths'])} is more than the {room} positions of {model}")
+    results = {"model": model, **measure(loaded, peers, **shapes, repeats=repeats, threads=threads)}
+    if output is not None:
+        _write(results, output)
+    show_bench(results, as_json=json)
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise TrituneError(f"--{name}: must be whole numbers with commas between, got {text!r}") from None
+
+
+def _write(results: dict, output: Path) -> None:
+    from ..bench.measure import table_rows
+    from ..data.table import write_table
+    from ..plots import runtime_bars, save
+    from ..training.run_folder import replace_folder
+
+    figure = runtime_bars(results["timings"])
+    with replace_folder(output) as partial:
+        write_table(partial / "bench.csv", table_rows(results))
+        for ending in ("png", "svg"):
+            save(figure, partial / f"bench.{ending}")

@@ -1,0 +1,97 @@
+"""`tritune convert`: a trained student becomes a folder that is really small."""
+
+import shutil
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class Float(StrEnum):
+    """The precisions of what stays float."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+def convert(
+    run: Annotated[str, typer.Argument(help="A run of `tritune train`, or any QAT model.", metavar="RUN")],
+    output: options.Output,
+    best: Annotated[bool, typer.Option("--best", help="Take the run's best student instead of its last.")] = False,
+    dtype: Annotated[Float, typer.Option(help="Precision of what stays float: norms, biases, positions.")] = "float32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what `convert` wrote there before.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Pack the student of RUN: ternary weights in 2 bits each, with their scales, instead of latent float weights.
+
+    The output folder answers as the student does, bit for bit, and loads like any other model after `import tritune`;
+    evaluate and predict take it too. It cannot be trained on. The table says where the bytes are.
+
+    Example: `tritune convert run/ --output small/`, then `tritune predict small/ --input texts.txt`
+    """
+    options.quiet_libraries()
+    import torch
+
+    from ..errors import TrituneError
+    from ..training.run_folder import BEST, check_free
+    from .show import show_packed
+
+    source = Path(run) / BEST if best else run
+    if best and not source.is_dir():
+        raise TrituneError(f"--best: there is no {source}; without it the last student is taken")
+    check_free(output, overwrite, inputs=[run])
+    show_packed(_write(source, output, getattr(torch, dtype)), as_json=json)
+
+
+def _write(source: str | Path, output: Path, dtype: "torch.dtype") -> dict[str, Any]:
+    """Convert, and write the output whole or not at all; returns its sizes."""
+    from ..convert import convert
+    from ..load import load, load_tokenizer
+    from ..recipes import recipe_beside
+    from ..training.run_folder import replace_folder
+
+    model = convert(load(source), dtype)
+    has_text = model.main_input_name == "input_ids"
+    tokenizer = load_tokenizer(source, model, max_length=1) if has_text else None
+    with replace_folder(output) as folder:
+        model.save_pretrained(folder)
+        beside = [recipe_beside(source), None if has_text else Path(source) / "preprocessor_config.json"]
+        for path in filter(None, beside):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+        model_bytes = _folder_bytes(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        all_bytes = _folder_bytes(folder)
+    return _sizes(model, source, output, model_bytes, all_bytes - model_bytes)
+
+
+def _sizes(
+    model: "PreTrainedModel", source: str | Path, output: Path, size_bytes: int, tokenizer_bytes: int
+) -> dict[str, Any]:
+    from ..size import sizes_by_part
+
+    parts = sizes_by_part(model)
+    float_bytes = sum(part.float_bytes for part in parts)
+    return {
+        "model": str(source),
+        "output": str(output),
+        "parts": [asdict(part) for part in parts],
+        "other_bytes": size_bytes - sum(part.size_bytes for part in parts),
+        "size_bytes": size_bytes,
+        "float_bytes": float_bytes,
+        "ratio": round(float_bytes / size_bytes, 2),
+        "tokenizer_bytes": tokenizer_bytes,
+    }
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())

@@ -1,0 +1,96 @@
+"""`tritune export`: a model for other runtimes."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import TrituneError
+from . import options
+
+
+class Format(StrEnum):
+    """What is written."""
+
+    ONNX = "onnx"
+    DENSE = "dense"
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A run, a teacher or any fine-tuned model.", metavar="MODEL")],
+    output: Annotated[Path, typer.Option(help="Folder to write, new or empty; or a new .onnx file.", metavar="PATH")],
+    format: Annotated[Format, typer.Option(help="onnx: 2-bit weights, integer products. dense: float weights.")] = (
+        Format.ONNX
+    ),
+    opset: Annotated[int, typer.Option(help="Of ONNX, 18 to 25; below 25 codes are stored as bytes.")] = 25,
+    verify: Annotated[
+        Path | None, typer.Option(help="Folder of a task's files: run its dev set through both.", metavar="DIR")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="The task of --verify.", metavar="NAME")] = None,
+    overrides: options.Overrides = None,
+    json: options.Json = False,
+) -> None:
+    """Write MODEL as ONNX, or as a float checkpoint that transformers loads without tritune.
+
+    An ONNX folder holds `model.onnx`, `config.json` and the tokenizer. The graph quantizes activations as the model
+    does and multiplies integers. A dense checkpoint keeps the ternary weights as floats; its activations are float.
+    `--verify` says on how many rows of a dev set both answer alike; `--set` then takes what `tritune evaluate` takes.
+
+    Example: `tritune export run/ --output onnx/ --verify glue/SST-2 --task sst2`
+    """
+    options.quiet_libraries()
+    if (verify is None) != (task is None):
+        raise TrituneError("--verify needs --task, and --task needs --verify")
+    if verify is None and overrides:
+        raise TrituneError("--set changes how --verify reads its data; without --verify it would change nothing")
+    from ..evaluate import recipe_in_force
+    from ..load import load_classifier, load_model, load_tokenizer
+    from ..tasks import get_task
+    from .show import show_export
+
+    _check_output(output, model, format)
+    known = get_task(task) if task else None
+    loaded = load_model(model, known) if known else load_classifier(model)
+    recipe = recipe_in_force(model, loaded, overrides or [], known)
+    tokenizer = load_tokenizer(model, loaded, recipe.max_length)
+    written = _write(loaded, tokenizer, output, format, opset)
+    report: dict[str, Any] = {"output": str(output), "format": format.value, "size_bytes": written.stat().st_size}
+    if known:
+        from ..export.runtime import OnnxClassifier
+        from ..export.verify import compare_on_dev
+
+        exported = OnnxClassifier(written) if format is Format.ONNX else load_model(output, known)
+        report["verify"] = compare_on_dev(loaded, exported, known, verify, tokenizer, recipe)
+    show_export(report, as_json=json)
+
+
+def _check_output(output: Path, model: str, format: Format) -> None:
+    if output.suffix == ".onnx" and format is Format.ONNX:
+        if output.exists():
+            raise TrituneError(f"{output}: is there already; remove it or choose another name")
+        if not output.absolute().parent.is_dir():
+            raise TrituneError(f"{output}: there is no folder {output.parent} to write it to")
+        return
+    from ..training.run_folder import check_free
+
+    check_free(output, overwrite=False, inputs=(model,))
+
+
+def _write(model: Any, tokenizer: Any, output: Path, format: Format, opset: int) -> Path:
+    """The export whole or not at all; returns the file of the weights."""
+    from ..export.dense import export_dense, plain_config
+    from ..export.onnx import export_onnx
+    from ..training.run_folder import replace_folder
+
+    if format is Format.ONNX and output.suffix == ".onnx":
+        export_onnx(model, output, opset, tokenizer.model_input_names)
+        return output
+    with replace_folder(output) as partial:
+        if format is Format.ONNX:
+            export_onnx(model, partial / "model.onnx", opset, tokenizer.model_input_names)
+            plain_config(model).save_pretrained(partial)
+        else:
+            export_dense(model, partial)
+        tokenizer.save_pretrained(partial)
+    return output / ("model.onnx" if format is Format.ONNX else "model.safetensors")

@@ -1,0 +1,36 @@
+"""`tritune report`: everything about some runs on one page."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders of one task, finished or not; or a demo's.", metavar="RUN ...")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="HTML file to write; a report there is replaced.", metavar="FILE")
+    ] = Path("report.html"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file even if it is not a report.")
+    ] = False,
+) -> None:
+    """Put runs side by side in one HTML file: scores, curves of every loss, analyses, recipes, versions.
+
+    The file needs nothing else: it opens offline and can be mailed. The analyses in it are those that
+    `tritune analyze` left in the folders.
+
+    Example: `tritune report demo/ternarybert-block demo/ti-g --output report.html`
+    """
+    options.quiet_libraries()
+    from ..report.page import write_report
+    from .show import size
+
+    read = write_report(runs, output, overwrite)
+    analyses = sum(len(run.analyses) for run in read)
+    counts = f"{len(read)} run{'s' * (len(read) > 1)}, {analyses} {'analysis' if analyses == 1 else 'analyses'}"
+    typer.echo(f"Written to {output}: {counts}, {size(output.stat().st_size)}")

@@ -1,0 +1,115 @@
+"""The training curves of the page: panels as pictures, and the legend that all of them share as text beside them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from ..plots import REFERENCE_LINES, SITE_COLOURS, loss_curves, run_style, score_curves
+from .figures import drawn
+from .runs import MODELS, Run
+from .tables import percent, span_of, words
+
+_DASHES = {"-": "", "--": "6 3", ":": "1.5 3", "-.": "6 3 1.5 3"}
+_LOSS_TITLES = {"loss": "sum of losses"}
+_REFERENCE_COLOUR = "grey"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One quantity of all runs against the step.
+
+    Attributes:
+        title: of the quantity.
+        source: the picture, as a `data:` address.
+        description: what it shows, for those who cannot see it.
+    """
+
+    title: str
+    source: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the legend; `dashes` is an SVG dash pattern, None stands for an area."""
+
+    label: str
+    colour: str
+    dashes: str | None
+
+
+def loss_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Every training loss."""
+    figures = loss_curves({run.name: run.history for run in runs}, {run.name: run.spans for run in runs})
+    return _panels(runs, figures, "")
+
+
+def score_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Every dev score, the one that selects first."""
+    lines: dict[str, dict[str, float]] = {}
+    for label, run, model in references(runs):
+        for metric, value in run.metrics[model].items():
+            lines.setdefault(metric, {})[label] = value
+    figures = score_curves({run.name: run.history for run in runs}, {run.name: run.spans for run in runs}, lines)
+    chosen = runs[0].metrics["metric"]
+    return _panels(runs, dict(sorted(figures.items(), key=lambda item: item[0] != chosen)), "eval_")
+
+
+def references(runs: Sequence[Run]) -> list[tuple[str, Run, str]]:
+    """The models whose scores stay as they are: label, run and key of `metrics.json`; as many as there are lines."""
+    found: dict[tuple[str, float], tuple[list[str], Run]] = {}
+    for model in ("teacher", "untrained"):
+        for run in runs:
+            if model in run.metrics:
+                score = run.metrics[model][run.metrics["metric"]]
+                found.setdefault((model, score), ([], run))[0].append(run.name)
+    return [
+        (MODELS[model] + ("" if len(names) == len(runs) else f" of {', '.join(names)}"), run, model)
+        for (model, _), (names, run) in list(found.items())[: len(REFERENCE_LINES)]
+    ]
+
+
+def legend(runs: Sequence[Run]) -> list[Entry]:
+    """Runs and shaded sites."""
+    styles = [run_style(index) for index in range(len(runs))]
+    entries = [
+        Entry(run.name, style["color"], _DASHES[style["linestyle"]]) for run, style in zip(runs, styles, strict=True)
+    ]
+    inside = {site for run in runs for _, _, site in run.spans}
+    return entries + [
+        Entry(f"teacher's {site} inside", colour, None) for site, colour in SITE_COLOURS.items() if site in inside
+    ]
+
+
+def reference_legend(runs: Sequence[Run]) -> list[Entry]:
+    """The grey lines of the dev scores."""
+    metric = runs[0].metrics["metric"]
+    return [
+        Entry(f"{label} ({percent(run.metrics[model][metric])})", _REFERENCE_COLOUR, _DASHES[line])
+        for (label, run, model), line in zip(references(runs), REFERENCE_LINES, strict=False)
+    ]
+
+
+def whose_spans(runs: Sequence[Run]) -> str:
+    """Whose sites are shaded and how, in a sentence; empty without intervention."""
+    having = [run for run in runs if run.spans]
+    if not having:
+        return ""
+    if len({tuple(run.spans) for run in having}) > 1:
+        return (
+            "The strips at the foot of each panel say which of the teacher's tensors was inside at which step, one "
+            "strip a run, underlined in the run's colour."
+        )
+    names = " and ".join(run.name for run in having) if len(having) < len(runs) or len(runs) == 1 else "every run"
+    return f"Shaded: the steps that {names} made with one of the teacher's tensors in place of the student's."
+
+
+def _panels(runs: Sequence[Run], figures: Mapping[str, Figure], prefix: str) -> list[Panel]:
+    panels = []
+    for key, figure in figures.items():
+        spans = {run.name: span_of(run.history, prefix + key) for run in runs}
+        described = "; ".join(f"{name} from {span}" for name, span in spans.items() if span)
+        title = _LOSS_TITLES.get(key, words(key))
+        panels.append(Panel(title, drawn(figure), f"{title} against the step: {described}"))
+    return panels

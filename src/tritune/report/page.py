@@ -1,0 +1,169 @@
+"""Run folders in, one HTML file out."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from ..cli.show import size
+from ..errors import TrituneError
+from ..tasks import TASKS
+from ..training.run_folder import BEST, write_text
+from . import curves, tables
+from .runs import Run, not_finite, read_runs
+
+GENERATOR = '<meta name="generator" content="tritune report">'
+_TEMPLATE = "page.html.jinja"
+
+
+def write_report(folders: Sequence[Path], output: Path, overwrite: bool = False) -> list[Run]:
+    """Write the report of some run folders.
+
+    Args:
+        folders: of runs of one task: students', or teachers' fine-tunings. A demo's folder stands for its students.
+        output: the file to write; a report that lies there is replaced.
+        overwrite: whether any other file that lies there may be replaced too.
+
+    Returns:
+        The runs in the report.
+
+    Raises:
+        TrituneError: a folder cannot be reported, or the file cannot be written; nothing is written then.
+    """
+    check_output(output, overwrite)
+    runs = read_runs(folders)
+    html = render(runs)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, html)
+    except OSError as error:
+        raise TrituneError(f"{output}: cannot be written ({error.strerror})") from None
+    return runs
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Check that a report may be written to `output`.
+
+    Raises:
+        TrituneError: it is a folder, or a file that is no report and may not be replaced.
+    """
+    if output.is_dir():
+        raise TrituneError(f"{output}: this is a folder; --output takes the name of a file, such as report.html")
+    if not output.exists() or overwrite:
+        return
+    try:
+        with output.open("rb") as file:
+            start = file.read(1000)
+    except OSError as error:
+        raise TrituneError(f"{output}: cannot be read ({error.strerror})") from None
+    if GENERATOR.encode() not in start:
+        raise TrituneError(f"{output}: exists and is not a report; give --overwrite or another name")
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page as text that UTF-8 can hold; whatever comes from a file is shown as text and never run."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template(_TEMPLATE).render(_contents(runs))
+    return html.encode("utf-8", "replace").decode()
+
+
+def _contents(runs: Sequence[Run]) -> dict[str, Any]:
+    return {
+        "generator": Markup(GENERATOR),
+        "title": _title(runs),
+        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "runs": runs,
+        "are_students": runs[0].is_student,
+        "metric": tables.words(runs[0].metrics["metric"]),
+        "leads": [lead(run) for run in runs],
+        "warnings": [warning for run in runs for warning in _warnings(run)],
+        "summary": tables.summary(runs),
+        "scores": tables.scores(runs),
+        "facts": tables.facts(runs),
+        "loss_panels": curves.loss_panels(runs),
+        "score_panels": curves.score_panels(runs),
+        "legend": curves.legend(runs),
+        "reference_legend": curves.reference_legend(runs),
+        "whose_spans": curves.whose_spans(runs),
+        "analyses": _analyses(runs),
+        "differences": tables.recipe_differences(runs),
+        "versions": tables.versions(runs),
+        "loading": [_loading(run) for run in runs],
+    }
+
+
+def _title(runs: Sequence[Run]) -> str:
+    task = runs[0].metrics["task"]
+    names = " and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs"
+    return f"{names} on {TASKS[task].title if task in TASKS else task}"
+
+
+def lead(run: Run) -> str:
+    """The outcome of a run in a sentence, which follows the run's name."""
+    metrics, metric = run.metrics, run.metrics["metric"]
+    if not run.finished:
+        best = f"; best so far {tables.percent(metrics['best'][metric])}" if "best" in metrics else ""
+        return f"is not finished: at step {run.last_step:,} of {run.steps:,}{best}."
+    last = f"scores {tables.percent(metrics['last'][metric])} after {run.steps:,} steps"
+    if not run.is_student:
+        return f"{last} ({tables.percent(metrics['best'][metric])} at its best)."
+    teacher = metrics["teacher"]
+    text = f"{last}, its teacher {tables.percent(teacher[metric])}"
+    if metrics.get("size_bytes") and teacher.get("size_bytes"):
+        text += f"; it takes {size(metrics['size_bytes'])}, its teacher {size(teacher['size_bytes'])}"
+    return f"{text}."
+
+
+def _warnings(run: Run) -> list[str]:
+    if steps := not_finite(run.history):
+        return [
+            f"{run.name}: {len(steps)} of {len(run.history)} logs hold a number that is not finite, the first at step "
+            f"{steps[0]}; the curves have gaps there."
+        ]
+    return []
+
+
+def _analyses(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What each analysis left, of every run that has it."""
+    names = dict.fromkeys(name for run in runs for name in run.analyses)
+    return [
+        {
+            "name": name,
+            "caption": next(run.analyses[name].caption for run in runs if name in run.analyses),
+            "parts": [(run.name, run.analyses[name].figures) for run in runs if name in run.analyses],
+            "numbers": tables.analysis_numbers(runs, name),
+        }
+        for name in names
+    ]
+
+
+def _loading(run: Run) -> dict[str, str]:
+    """The lines that load a run's model; of an unfinished run its best so far, if there is one."""
+    folder = run.folder if run.finished else run.folder / BEST
+    if not (folder / "config.json").is_file():
+        return {"name": run.name, "python": "", "shell": ""}
+    source = json.dumps(str(folder), ensure_ascii=False)
+    lines = [
+        *["import tritune  # without it, loading fails"] * run.is_student,
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        "",
+        f"model = AutoModelForSequenceClassification.from_pretrained({source})",
+        f"tokenizer = AutoTokenizer.from_pretrained({source})",
+    ]
+    quoted = shlex.quote(str(folder))
+    shell = [
+        f"tritune evaluate {quoted} --task {shlex.quote(run.metrics['task'])}",
+        f"tritune predict {quoted} --input sentences.txt",
+    ]
+    return {"name": run.name, "python": "\n".join(lines), "shell": "\n".join(shell)}

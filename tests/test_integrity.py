@@ -1,0 +1,253 @@
+"""A damaged file is refused before any weight is used: every byte of a tiny one, and what hypothesis thinks of."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+
+import tritune
+from tritune import Quantization, TrituneError
+from tritune.checkpoint import verify
+from tritune.integrity import LARGEST_HEADER_BYTES, config_checksum, tensor_checksum, verify_config, verify_tensors
+from tritune.load import load_classifier
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def tiny_model() -> BertForSequenceClassification:
+    config = BertConfig(
+        vocab_size=12,
+        hidden_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=4,
+        max_position_embeddings=4,
+        num_labels=2,
+    )
+    torch.manual_seed(0)
+    return tritune.prepare(BertForSequenceClassification(config), Quantization())
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tritune.convert(tiny_model()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(tiny, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "copy"))
+
+
+def refused(check, *arguments) -> bool:
+    """Whether `check` raises; `verify` is what `from_pretrained` calls first, and is made of the others."""
+    try:
+        check(*arguments)
+    except TrituneError as error:
+        assert "\n" not in str(error)
+        return True
+    return False
+
+
+def test_the_written_files_pass(tiny):
+    verify([tiny / WEIGHTS])
+    section = json.loads((tiny / CONFIG).read_text())["quantization_config"]
+    tensors = load_file(tiny / WEIGHTS)
+    assert section["format_version"] == 1 and section["stage"] == "packed"
+    assert section["checksums"] == {name: tensor_checksum(tensor) for name, tensor in tensors.items()}
+
+
+def test_every_flipped_byte_of_the_weights_is_refused(copy):
+    path, checksums = copy / WEIGHTS, verify_config(copy / CONFIG)
+    original = bytearray(path.read_bytes())
+    header = json.loads(original[8 : 8 + struct.unpack("<Q", original[:8])[0]])
+    accepted = []
+    for position in range(len(original)):
+        damaged = bytearray(original)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(damaged)
+        if not refused(verify_tensors, [path], checksums):
+            accepted.append(position)
+    # Nothing but a blank of the header may become another blank.
+    for position in accepted:
+        changed = bytearray(original)
+        changed[position] ^= 1 << (position % 8)
+        assert json.loads(changed[8 : 8 + struct.unpack("<Q", changed[:8])[0]]) == header
+
+
+def test_every_flipped_byte_of_the_config_is_refused(copy):
+    path = copy / CONFIG
+    original = bytearray(path.read_bytes())
+    for position in range(len(original)):
+        damaged = bytearray(original)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(damaged)
+        if not refused(verify_config, path):
+            assert json.loads(damaged) == json.loads(original), position
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_what_was_cut_swapped_or_overwritten_is_refused(tiny, tmp_path, data):
+    shutil.copytree(tiny, tmp_path / "copy", dirs_exist_ok=True)
+    path = tmp_path / "copy" / data.draw(st.sampled_from([WEIGHTS, CONFIG]))
+    original = (tiny / path.name).read_bytes()
+    start = data.draw(st.integers(0, len(original) - 1))
+    end = data.draw(st.integers(start, len(original)))
+    damaged = original[:start] + data.draw(st.binary(max_size=40)) + original[end:]
+    path.write_bytes(damaged)
+    if not refused(verify, [tmp_path / "copy" / WEIGHTS]):
+        assert damaged == original or (path.name == CONFIG and json.loads(damaged) == json.loads(original))
+
+
+LOADERS = {
+    "auto class": AutoModelForSequenceClassification.from_pretrained,
+    "base class": AutoModel.from_pretrained,
+    "load": tritune.load,
+    "load_classifier": load_classifier,
+}
+
+
+def overwrite(change):
+    """Damage the weights' bytes."""
+
+    def damage(folder: Path) -> None:
+        path = folder / WEIGHTS
+        path.write_bytes(change(path.read_bytes()))
+
+    return damage
+
+
+def resave(change):
+    """Write other tensors into a well-formed file."""
+
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+    return damage
+
+
+def rewrite(change, checksum: bool = True):
+    """Change the config, with a right checksum or without."""
+
+    def damage(folder: Path) -> None:
+        config = json.loads((folder / CONFIG).read_text())
+        change(config)
+        if checksum:
+            config["quantization_config"]["config_checksum"] = config_checksum(config)
+        (folder / CONFIG).write_text(json.dumps(config))
+
+    return damage
+
+
+def forbidden_code(folder: Path) -> None:
+    """A ternary 0b11, in files whose checksums are right."""
+    tensors = load_file(folder / WEIGHTS)
+    tensors["bert.pooler.dense.weight"][0, 0] |= 0b11
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    sums = {name: tensor_checksum(tensor) for name, tensor in tensors.items()}
+    rewrite(lambda config: config["quantization_config"].update(checksums=sums))(folder)
+
+
+def bad_scale(value: float):
+    """A scale that is none, in files whose checksums are right."""
+
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        tensors["bert.pooler.dense.weight_scale"].fill_(value)
+        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+        sums = {name: tensor_checksum(tensor) for name, tensor in tensors.items()}
+        rewrite(lambda config: config["quantization_config"].update(checksums=sums))(folder)
+
+    return damage
+
+
+def to_pickle(folder: Path) -> None:
+    """The same weights, but in a pickle."""
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+SCALE = "bert.encoder.layer.0.output.dense.weight_scale"
+DAMAGES = {
+    "truncated": (overwrite(lambda data: data[:-1]), "damaged|truncated"),
+    "empty": (overwrite(lambda data: b""), "truncated"),
+    "half": (overwrite(lambda data: data[: len(data) // 2]), "damaged|truncated"),
+    "longer": (overwrite(lambda data: data + b"\0"), "damaged"),
+    "header beyond the file": (overwrite(lambda data: struct.pack("<Q", 2**63) + data[8:]), "truncated"),
+    "oversized header": (
+        overwrite(lambda data: struct.pack("<Q", LARGEST_HEADER_BYTES + 8) + b" " * (LARGEST_HEADER_BYTES + 99)),
+        "too large",
+    ),
+    "not JSON": (overwrite(lambda data: data[:8] + b"\xff" + data[9:]), "damaged"),
+    "last bit": (overwrite(lambda data: data[:-1] + bytes([data[-1] ^ 1])), "damaged"),
+    "doubled scale": (resave(lambda tensors: tensors[SCALE].mul_(2)), "checksum differs"),
+    "missing tensor": (resave(lambda tensors: tensors.pop(SCALE)), "missing"),
+    "further tensor": (resave(lambda tensors: tensors.update(extra=torch.ones(1))), "does not know"),
+    "0b11": (forbidden_code, "codes outside -1 to 1"),
+    "scale of NaN": (bad_scale(float("nan")), "scale"),
+    "negative scale": (bad_scale(-1.0), "scale"),
+    "pickle": (to_pickle, "safetensors|model.safetensors"),
+    "newer version": (
+        rewrite(lambda config: config["quantization_config"].update(format_version=2)),
+        "format_version 2",
+    ),
+    "no version": (rewrite(lambda config: config["quantization_config"].pop("format_version")), "format_version None"),
+    "other bits": (rewrite(lambda config: config["quantization_config"].update(weight_bits=4)), "weight|shape|size"),
+    "as QAT": (
+        rewrite(lambda config: config["quantization_config"].update(stage="qat", format_version=None)),
+        "shape|size",
+    ),
+    "edited config": (rewrite(lambda config: config.update(layer_norm_eps=1e-3), checksum=False), "checksum differs"),
+    "edited labels": (
+        rewrite(lambda config: config.update(id2label={"0": "yes", "1": "no"}), checksum=False),
+        "checksum differs",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("loader", LOADERS)
+def test_damage_is_refused_on_every_path(name, loader, copy):
+    damage, message = DAMAGES[name]
+    damage(copy)
+    # What is wrong in spite of right checksums, transformers may refuse before we do, in words of its own.
+    forged = name in ("as QAT", "other bits", "pickle")
+    kind = Exception if forged and not loader.startswith("load") else TrituneError
+    with pytest.raises(kind, match=message):
+        LOADERS[loader](copy)
+
+
+def test_files_of_two_checkpoints_are_not_mixed(copy, tmp_path):
+    other = tiny_model()
+    with torch.no_grad():
+        other.classifier.bias += 1
+    tritune.convert(other).save_pretrained(tmp_path / "other")
+    shutil.copyfile(tmp_path / "other" / WEIGHTS, copy / WEIGHTS)
+    with pytest.raises(TrituneError, match="checksum differs"):
+        tritune.load(copy)
+
+
+def test_shards_are_verified_too(tmp_path):
+    model = tritune.convert(tiny_model())
+    model.save_pretrained(tmp_path, max_shard_size=150)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    loaded = tritune.load(tmp_path)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    shards[1].write_bytes(shards[1].read_bytes()[:-1] + b"\x01")
+    with pytest.raises(TrituneError, match=shards[1].name):
+        tritune.load(tmp_path)
+    shards[1].unlink()
+    with pytest.raises(TrituneError):
+        tritune.load(tmp_path)

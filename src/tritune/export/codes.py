@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..errors import TrituneError
 from ..layers import QuantEmbedding, QuantLinear
 from ..packed import PackedEmbedding, PackedLinear
 
@@ -39,8 +40,14 @@ def signed(bits: int) -> range:
 
 
 def codes_of(module: nn.Module) -> Codes | None:
-    """The quantized weight of `module`, or None where its weight is float."""
+    """The quantized weight of `module`, or None where its weight is float.
+
+    Raises:
+        TrituneError: its weight is not scale * codes.
+    """
     if isinstance(module, QuantLinear | QuantEmbedding) and module.weight_quantizer is not None:
+        if module.weight_quantizer.has_offset:
+            raise TrituneError(f"weights quantized by {type(module.weight_quantizer).__name__} cannot be exported")
         return Codes(*module.weight_quantizer.quantize(module.weight), module.weight_quantizer.codes)
     if isinstance(module, PackedLinear | PackedEmbedding):
         quantizer = module.weight_quantizer

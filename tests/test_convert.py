@@ -301,23 +301,27 @@ def test_what_activation_quantizers_learned_ships_too(tmp_path):
             loader(tmp_path)
 
 
+@pytest.mark.parametrize(("name", "tolerance"), [("default", 0.05), ("learned", 0.3)])
 @torch.no_grad()
-def test_convert_in_half_precision(tmp_path):
-    """The rest is rounded to 11 bits and computed in; scales and codes are not touched."""
+def test_convert_in_half_precision(name, tolerance, tmp_path):
+    """The rest is rounded to 11 bits and computed in; scales and codes are not touched.
+
+    Learned steps are coarse in a model that was not trained, so that a rounding that flips a code shows more.
+    """
     family = FAMILIES["bert"]
-    model, batch = student(family), family.batch()
+    model, batch = student(family, QUANTIZATIONS[name]), family.batch()
     expected, whole = model(**batch).logits, tritune.convert(copy.deepcopy(model))
     half = tritune.convert(model, torch.float16)
     half.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    assert loaded.dtype is torch.float16 and loaded.classifier.weight.dtype is torch.float16
+    assert loaded.dtype is torch.float16 and loaded.classifier.bias.dtype is torch.float16
     for name, module in packed_modules(whole).items():
         for twin in (half.get_submodule(name), loaded.get_submodule(name)):
             assert torch.equal(twin.weight, module.weight) and torch.equal(twin.weight_scale, module.weight_scale)
     assert torch.equal(loaded(**batch).logits, half(**batch).logits)
     wide = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
     assert wide.dtype is torch.float32
-    torch.testing.assert_close(wide(**batch).logits, expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(wide(**batch).logits, expected, rtol=tolerance, atol=tolerance)
     assert size_bytes(half) < size_bytes(whole)
 
 

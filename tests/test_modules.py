@@ -9,7 +9,7 @@ import tritune
 from families import FAMILIES
 from tritune import Quantization, TrituneError
 from tritune.instrument import instrument_of
-from tritune.layers import QuantEmbedding, QuantLinear
+from tritune.layers import QuantEmbedding, QuantLinear, RowLinear
 from tritune.quant import Binary, LearnedStep, Ternary, Uniform
 from tritune.recipes import load_recipe, to_yaml
 from tritune.size import size_bytes
@@ -42,6 +42,13 @@ def test_the_first_pattern_that_matches_wins():
     assert bits(model, f"{LAYER}.1.attention.self.query") == (2, 8)
     assert bits(model, "bert.pooler.dense") == (None, None)
     assert [state.query.bits for state in instrument_of(model).states][:2] == [4, 8]
+
+
+def test_a_pattern_decides_over_the_float_classifier():
+    """Scales per token make answers independent of batch mates; there the float classifier goes row by row."""
+    for pattern, kind in (("*", RowLinear), ("*.layer.*", torch.nn.Linear)):
+        quantization = Quantization(modules={pattern: {"activation_granularity": "token"}})
+        assert type(tritune.prepare(FAMILIES["bert"].build(), quantization).classifier) is kind
 
 
 def test_a_pattern_keeps_what_it_does_not_set():

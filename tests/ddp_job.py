@@ -11,6 +11,12 @@ from transformers import BertConfig, BertForSequenceClassification, TrainingArgu
 from tritune import DistillationTrainer, Quantization, prepare
 
 GLOBAL_BATCH, STEPS = 8, 10
+PER_TOKEN = Quantization(weight_granularity="row", activation_granularity="token")
+QUANTIZATIONS = {
+    "learned": Quantization(
+        weight_bits=4, weight_quantizer="lsq", weight_granularity="row", embedding_bits=None, activation_quantizer="lsq"
+    )
+}
 
 
 def rows() -> Dataset:
@@ -41,7 +47,7 @@ def main(folder: str, schedule: str, processes: int, *flags: str) -> None:
     teacher = BertForSequenceClassification(config).double()
     for parameter in teacher.parameters():
         parameter.data.mul_(4)
-    student = prepare(copy.deepcopy(teacher), Quantization(weight_granularity="row", activation_granularity="token"))
+    student = prepare(copy.deepcopy(teacher), QUANTIZATIONS.get(schedule, PER_TOKEN))
     accumulation = 4 if "accumulate" in flags else 1
     args = TrainingArguments(
         folder,
@@ -72,7 +78,7 @@ def main(folder: str, schedule: str, processes: int, *flags: str) -> None:
         teacher=teacher,
         args=args,
         coefficients=coefficients,
-        schedule=None if schedule == "none" else schedule,
+        schedule=None if schedule in ("none", *QUANTIZATIONS) else schedule,
         loss_average="valid",
         train_dataset=rows(),
     )

@@ -327,6 +327,19 @@ def test_sensitivity_of_one_part_alone():
     assert result.outside_alone["embeddings"] == score(tritune.prepare(build(), alone).eval())
 
 
+def test_sensitivity_leaves_quantizers_that_learn_as_they_were():
+    quantization = tritune.Quantization(weight_bits=4, weight_quantizer="lsq", activation_quantizer="lsq")
+    student, batch = tritune.prepare(FAMILIES["bert"].build(), quantization).eval(), text_batch()
+    modules, before = list(student.named_modules()), {n: t.clone() for n, t in student.state_dict().items()}
+    score = distance_from(tritune.instrument(FAMILIES["bert"].build()), batch)
+    with torch.no_grad():
+        result = analysis.sensitivity(student, score)
+        assert result.quantized_score == score(student) < result.float_score
+    assert list(student.named_modules()) == modules
+    assert list(student.state_dict()) == list(before)
+    assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
+
+
 def test_sensitivity_of_nothing():
     model = tritune.prepare(FAMILIES["bert"].build(), tritune.Quantization(weight_bits=None, activation_bits=None))
     with pytest.raises(TrituneError, match="nothing in this model is quantized"):

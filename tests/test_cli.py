@@ -201,7 +201,7 @@ BAD_TRAINING = {
     "unknown task": (["--task", "sst3"], "there is no task 'sst3'"),
     "unknown recipe": (["--recipe", "ti-x"], "there is no recipe 'ti-x'"),
     "unknown key": (["--set", "max_stps=3"], "did you mean max_steps"),
-    "bits out of range": (["--set", "weight_bits=9"], "weight_bits must be a whole number from 2 to 8"),
+    "bits out of range": (["--set", "weight_bits=9"], "weight_bits must be a whole number from 1 to 8"),
     "too long": (["--set", "max_length=33"], "max_length 33 is more than the 32 positions"),
     "missing data": (["--data", "nowhere"], "nowhere"),
     "layer out of range": (["--set", "layers=[7]"], "layers"),

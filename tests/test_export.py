@@ -16,7 +16,7 @@ from transformers import AutoConfig
 import tritune
 from families import FAMILIES, Family, text_batch
 from tritune import Quantization, TrituneError
-from tritune.export.codes import codes_of
+from tritune.export.codes import codes_of, signed
 from tritune.export.dense import dense, export_dense
 from tritune.export.integer import IntegerLinear, count_integer_products, integer_arithmetic
 from tritune.export.onnx import export_onnx, to_onnx
@@ -118,8 +118,8 @@ def test_matmul_integer_is_exact(zero_points):
 @given(st.sampled_from([2, 4, 8]), st.integers(1, 3), st.integers(1, 19), st.integers(0, 2**31))
 def test_unpack_takes_back_pack(bits, rows, width, seed):
     limit = 2 ** (bits - 1)
-    codes = torch.randint(1 - limit, limit, (rows, width), generator=torch.Generator().manual_seed(seed))
-    packed = pack(codes.to(torch.int8), bits)
+    codes = torch.randint(-limit, limit, (rows, width), generator=torch.Generator().manual_seed(seed))
+    packed = pack(codes.to(torch.int8), bits, signed(bits))
     assert packed.shape == (rows, -(-width * bits // 8))
     assert torch.equal(unpack(packed, bits, width).long(), codes)
 
@@ -139,6 +139,10 @@ def test_unpack_takes_back_pack(bits, rows, width, seed):
         {"activation_bits": 4, "activations": "token"},
         {"activation_bits": None},
         {"classifier": True, "weight_quantizer": "least_squares"},
+        {"bits": 1, "weight_quantizer": "elastic_binary", "embedding_bits": 3},
+        {"weight_quantizer": "seq", "weights": "row", "activations": "token"},
+        {"bits": 4, "weight_quantizer": "lsq"},
+        {"bits": 4, "weight_quantizer": "dorefa", "embedding_quantizer": "clipped_uniform"},
     ],
     ids=str,
 )
@@ -177,11 +181,49 @@ def test_a_quantizer_without_an_operator_is_refused():
         logits(model, text_batch())
 
 
+WIDTHS = {
+    ("twn", 2): 2,
+    ("bwn", 1): 2,
+    ("lsq", 2): 2,
+    ("seq", 2): 4,
+    ("uniform", 3): 4,
+    ("lsq", 4): 4,
+    ("seq", 3): 4,
+    ("dorefa", 4): 8,
+    ("lsq", 8): 8,
+}
+
+
+@pytest.mark.parametrize("name, bits", WIDTHS)
+def test_codes_take_the_narrowest_integers_that_hold_them(name, bits):
+    linear = student("distilbert", bits=bits, weight_quantizer=name).pre_classifier
+    weight = codes_of(linear)
+    assert weight.bits == WIDTHS[name, bits] and weight.codes.amin() >= signed(weight.bits)[0]
+    assert torch.allclose((weight.codes * weight.scale), linear.quantized_weight, rtol=1e-6, atol=0)
+    stored = unpack(pack(weight.codes, weight.bits, signed(weight.bits)), weight.bits, weight.codes.shape[1])
+    assert torch.equal(stored, weight.codes.float())
+
+
+@pytest.mark.parametrize(
+    "settings, name",
+    [
+        ({"activation_quantizer": "lsq"}, "activations quantized by LearnedStep"),
+        ({"activation_quantizer": "moving_min_max"}, "activations quantized by MovingMinMax"),
+        ({"bits": 8, "weight_quantizer": "min_max"}, "weights quantized by MinMax"),
+    ],
+)
+def test_quantizers_that_onnx_has_no_operator_for_are_refused_in_one_line(settings, name):
+    pytest.importorskip("onnxscript", reason=NEEDS_ONNX)
+    with pytest.raises(TrituneError, match=rf"^[^\n]*{name} cannot be exported$"):
+        to_onnx(student("bert", **settings))
+
+
 # Files
 
 CASES = [
     ("bert", "tensor", "tensor", 2, 25),
     ("bert", "token", "row", 2, 18),
+    pytest.param("bert", "tensor", "row", 1, 21, marks=pytest.mark.slow),
     *(
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
@@ -332,9 +374,13 @@ def test_dense_holds_the_quantized_weights_and_nothing_of_tritune(name):
     assert "tritune" not in str(plain.config.to_dict())
 
 
-@pytest.mark.parametrize("bits", [2, 4])
-def test_dense_of_a_packed_model_is_that_of_its_qat_model(bits):
-    model = student("bert", bits=bits)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"bits": 4}, {"bits": 3, "weight_quantizer": "lsq", "activation_quantizer": "lsq"}, {"bits": 1}],
+    ids=str,
+)
+def test_dense_of_a_packed_model_is_that_of_its_qat_model(settings):
+    model = student("bert", **settings)
     plain, packed = dense(model), dense(tritune.convert(copy.deepcopy(model)))
     assert plain.state_dict().keys() == packed.state_dict().keys()
     assert all(torch.equal(tensor, packed.state_dict()[name]) for name, tensor in plain.state_dict().items())

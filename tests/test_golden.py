@@ -16,7 +16,7 @@ import tritune
 from golden import SITES, read, subset
 from tritune import Intervention, Site
 from tritune.distill import Pair, distillation_losses
-from tritune.quant import Granularity, Ternary, Uniform, straight_through
+from tritune.quant import ClippedUniform, Granularity, MinMax, Quantizer, Ternary, Uniform, straight_through
 from tritune.training.optimizer import BertAdam
 from tritune.training.trainer import DistillationTrainer
 
@@ -36,14 +36,16 @@ TOTAL = ("logits", "hidden_states", "attention_scores", "block_output")
 MODES = [mode for mode in golden.cases("tiny_bert", r"(.+)\.logits") if mode != "teacher_forward"]
 
 
-def quantizer_of(case: str) -> Ternary | Uniform:
+def quantizer_of(case: str) -> Quantizer:
     kind, granularity = case.split("_per_")
     if kind == "ternary":
         return Ternary(Granularity(granularity))
-    return Uniform(int(re.search(r"(\d+)bit", kind)[1]), Granularity(granularity))
+    family, bits = re.fullmatch(r"([a-z_]+)_(\d+)bit(?:_weight)?", kind).groups()
+    classes = {"symmetric": Uniform, "asymmetric": MinMax, "clipped_uniform": ClippedUniform}
+    return classes[family](int(bits), Granularity(granularity))
 
 
-@pytest.mark.parametrize("case", golden.cases("quantizers", r"((?:ternary|symmetric)_.*)\.input"))
+@pytest.mark.parametrize("case", golden.cases("quantizers", r"(.*)\.input"))
 def test_quantizers(case):
     values = subset(read("quantizers"), f"{case}.")
     latent = values["input"].clone().requires_grad_()

@@ -14,7 +14,7 @@ import ddp_job
 from tritune import DistillationTrainer, TrituneError
 from workspace import make_workspace, train_arguments
 
-MODES = ("none", "map", "context", "projection", "stochastic")
+MODES = ("none", "map", "context", "projection", "stochastic", "learned")
 JOB = str(Path(ddp_job.__file__))
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tritune import products
 from tritune.layers import QuantLinear
-from tritune.quant import Granularity, LeastSquaresTernary, Quantizer, Ternary, Uniform
+from tritune.quant import Granularity, LeastSquaresTernary, MinMax, Quantizer, Ternary, Uniform
 
 TENSOR, ROW, TOKEN, HEAD = Granularity.TENSOR, Granularity.ROW, Granularity.TOKEN, Granularity.HEAD
 BFLOAT16 = torch.bfloat16
@@ -101,6 +101,17 @@ def test_sums_too_large_for_float32_are_exact_all_the_same():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "pair", [(MinMax(8, TOKEN), MinMax(8)), (Uniform(8, TOKEN), MinMax(8)), (MinMax(8, TOKEN), Uniform(8))]
+)
+def test_per_token_operands_with_an_offset_are_dequantized(pair):
+    """They are no multiples of their codes, however many of these would have been added up."""
+    values, weight, bias = torch.randn(3, 2048), 0.1 * torch.randn(8, 2048), torch.randn(8)
+    found = products.linear(values, weight, bias, *pair)
+    assert found.dtype is torch.float32
+    assert torch.equal(found, F.linear(pair[0](values), pair[1](weight), bias))
+
+
 def test_per_token_products_do_not_depend_on_the_size_of_the_batch():
     values, weight, bias = torch.randn(64, 1, 384), torch.randn(96, 384), torch.randn(96)
     for weights in (Ternary(ROW), Ternary(TENSOR), Uniform(8, ROW), Uniform(8, TENSOR)):

@@ -302,7 +302,7 @@ def test_quant_embedding_is_rows_of_the_quantized_table(quantizer):
 @pytest.mark.parametrize(
     ("values", "key"),
     [
-        ({"weight_bits": 1}, "weight_bits"),
+        ({"weight_bits": 0}, "weight_bits"),
         ({"weight_bits": 9}, "weight_bits"),
         ({"weight_bits": True}, "weight_bits"),
         ({"activation_bits": 8.0}, "activation_bits"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
@@ -26,7 +27,7 @@ from .errors import TrituneError, shown
 from .instrument import instrument, instrument_skeleton
 from .integrity import OWN_CHECKSUM, config_checksum, tensor_checksum, verify_config, verify_tensors
 from .quantization import Quantization
-from .swap import pack_modules, packed_modules, swap
+from .swap import pack_modules, packed_modules, quantizer_tensors, swap
 
 METHOD = "tritune"
 QAT, PACKED = "qat", "packed"
@@ -86,6 +87,8 @@ class TrituneConfig(QuantizationConfigMixin):
     def to_dict(self) -> dict[str, Any]:
         """Flat and ready for JSON."""
         values = {"quant_method": self.quant_method, "stage": self.stage, **asdict(self.quantization)}
+        if self.quantization.modules is not None:
+            values["modules"] = [list(row) for row in values["modules"].items()]  # config.json sorts keys of mappings
         if self.is_packed:
             values |= {
                 "format_version": self.format_version,
@@ -104,7 +107,11 @@ class TrituneQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
+        self._files = checkpoint_files or []
         if not self.quantization_config.is_packed:
+            # The quantizers are not there yet, and their tensors must not look like somebody else's.
+            ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+            model._keys_to_ignore_on_load_unexpected = {*ignored, r"_quantizer\.[a-z_]+$"}
             return
         if checkpoint_files:
             verify([Path(file) for file in checkpoint_files], self.quantization_config)
@@ -115,13 +122,10 @@ class TrituneQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.quantization_config.is_packed:
-            for name, module in packed_modules(model).items():
-                # Set by transformers on what came out of a file; without it the weight is whatever lay in memory.
-                if not all(getattr(p, "_is_hf_initialized", False) for p in (module.weight, module.weight_scale)):
-                    raise TrituneError(f"{name} has no packed weight of its shape; load with the class that was saved")
-                module.check(name)
+            _check_loaded(model)
         else:
             swap(instrument(model), self.quantization_config.quantization)
+            load_quantizers(model, self._files)
         mark(model, self.quantization_config)
         return model
 
@@ -152,6 +156,49 @@ class TrituneQuantizer(HfQuantizer):
     def is_qat_trainable(self) -> bool:
         """A QAT model, without adapters."""
         return not self.quantization_config.is_packed
+
+
+@torch.no_grad()
+def load_quantizers(model: PreTrainedModel, files: list[str]) -> None:
+    """Read what the quantizers of a swapped QAT model have learned.
+
+    Args:
+        model: its quantizers take the values.
+        files: the safetensors files of its checkpoint.
+
+    Raises:
+        TrituneError: a value is missing or of another shape.
+    """
+    wanted = {name: tensor.detach() for name, tensor in quantizer_tensors(model).items()}
+    if not wanted:
+        return
+    found = {}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            found |= {name: tensors.get_tensor(name) for name in tensors.keys() if "_quantizer." in name}  # noqa: SIM118
+    for name, tensor in revert_weight_conversion(model, wanted).items():
+        value = found.get(name)
+        if value is None or value.shape != tensor.shape:
+            raise TrituneError(f"the checkpoint has no {name} of shape {tuple(tensor.shape)}; train or save it anew")
+        tensor.copy_(value)
+
+
+def _check_loaded(model: PreTrainedModel) -> None:
+    """Check that everything of a packed model came out of its files, and is what can have been packed."""
+    for name, module in packed_modules(model).items():
+        # Set by transformers on what came out of a file; without it the weight is whatever lay in memory.
+        if not _came(module.weight) or not _came(module.weight_scale):
+            raise TrituneError(f"{name} has no packed weight of its shape; load with the class that was saved")
+        module.check(name)
+    for name, tensor in quantizer_tensors(model).items():
+        if not _came(tensor):
+            raise TrituneError(f"{name} is not in the checkpoint; load with the class that was saved")
+        if not tensor.isfinite().all():
+            raise TrituneError(f"{name}: holds NaN or infinite values; the file is damaged")
+
+
+def _came(tensor: torch.Tensor) -> bool:
+    return getattr(tensor, "_is_hf_initialized", False)
 
 
 def verify(paths: list[Path], section: TrituneConfig | None = None) -> None:

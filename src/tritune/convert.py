@@ -21,13 +21,14 @@ def convert(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTr
         model: from `prepare`, or a loaded QAT checkpoint. Changed in place, as `prepare` does; convert a
             `copy.deepcopy` to keep the QAT model.
         dtype: of the parameters that stay float: `torch.float32`, or `torch.float16` for a smaller file and answers
-            that differ in the third digit or so. Scales keep their own precision.
+            that differ in the third digit or so. Scales of weights keep their own precision.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        TrituneError: the model is a float model or packed already, or a quantized weight is shared with a float module.
+        TrituneError: the model is a float model or packed already, a weight has a quantizer that cannot be packed, or a
+            quantized weight is shared with a float module.
     """
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, TrituneConfig):

@@ -26,6 +26,7 @@ from .anatomy import Anatomy, find_anatomy, unsupported
 from .attention import IMPLEMENTATION, STATE_ATTRIBUTE, AttentionState, ForwardPass
 from .errors import TrituneError, UnsupportedModelError
 from .modes import evaluation_mode
+from .quant import MovingMinMax
 from .trace import TRACE_FIELDS, Intervention, ModelTrace, Site
 
 INSTRUMENT_ATTRIBUTE = "tritune_instrument"
@@ -39,11 +40,13 @@ class Instrument:
         anatomy: where the hooks are.
         forward_pass: what the current call records and replaces.
         states: one `AttentionState` per attention module.
+        ranges: quantizers whose range moves on with every training pass.
     """
 
     anatomy: Anatomy
     forward_pass: ForwardPass
     states: list[AttentionState] = field(default_factory=list)
+    ranges: list[MovingMinMax] = field(default_factory=list)
 
     def begin(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Forward pre-hook of the model: take our two arguments out and start a pass."""
@@ -55,6 +58,9 @@ class Instrument:
         this.record, this.trace, this.layer = fields, ModelTrace() if fields else None, -1
         for state in self.states:
             state.calls = 0
+        if model.training:
+            for quantizer in self.ranges:
+                quantizer.advance()
         if this.intervention is not None:
             self._check(this.intervention)
         if fields:

@@ -9,12 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import products
-from .quant import Granularity, Quantizer
+from .quant import Granularity, Learned, Quantizer
 
 
 def _twin(cls: type[nn.Module], module: nn.Module) -> nn.Module:
     twin = cls.__new__(cls)
     twin.__dict__.update(module.__dict__)
+    # Quantizers that learn are modules: they become the twin's children and not the float module's.
+    twin._modules = dict(module._modules)
     return twin
 
 
@@ -26,8 +28,8 @@ def _quantized(module: nn.Module) -> torch.Tensor:
 class QuantLinear(nn.Linear):
     """`nn.Linear` with a quantized weight and a quantized input."""
 
-    weight_quantizer: Quantizer | None = None
-    input_quantizer: Quantizer | None = None
+    weight_quantizer: Quantizer | None
+    input_quantizer: Quantizer | None
 
     @classmethod
     def from_float(
@@ -80,7 +82,7 @@ class QuantEmbedding(nn.Embedding):
     proportional to the batch instead of the vocabulary.
     """
 
-    weight_quantizer: Quantizer | None = None
+    weight_quantizer: Quantizer | None
 
     @classmethod
     def from_float(cls, embedding: nn.Embedding, weight_quantizer: Quantizer | None) -> "QuantEmbedding":
@@ -94,7 +96,9 @@ class QuantEmbedding(nn.Embedding):
         if self.weight_quantizer is None:
             return super().forward(input)
         if self.weight_quantizer.granularity is Granularity.ROW:
-            return self.weight_quantizer(super().forward(input))
+            rows = super().forward(input)
+            is_learned = isinstance(self.weight_quantizer, Learned)
+            return self.weight_quantizer.gathered(rows, input) if is_learned else self.weight_quantizer(rows)
         return F.embedding(input, self.weight_quantizer(self.weight), self.padding_idx)
 
     @property

@@ -27,6 +27,7 @@ from .checkpoint import METHOD, TrituneConfig, is_packed
 from .errors import TrituneError, shown
 from .instrument import instrument_of
 from .quantization import Quantization
+from .swap import quantizer_tensors
 from .tasks import Task
 
 
@@ -199,7 +200,8 @@ def load_student(
         raise TrituneError(f"{source}: a float model; --from takes a student that `tritune train` wrote")
     if model.config.quantization_config.quantization != quantization:
         raise TrituneError(f"{source}: quantized in another way than the recipe says; give the recipe it was made with")
-    shapes = [{name: tensor.shape for name, tensor in m.state_dict().items()} for m in (model, teacher)]
+    own = quantizer_tensors(model)
+    shapes = [{n: tensor.shape for n, tensor in m.state_dict().items() if n not in own} for m in (model, teacher)]
     if shapes[0] != shapes[1] or len(instrument_of(model).anatomy.sites) != len(instrument_of(teacher).anatomy.sites):
         raise TrituneError(f"{source}: of another shape than the teacher")
     return model

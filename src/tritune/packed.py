@@ -5,8 +5,10 @@ weight; the scale lies beside them as `weight_scale`. They compute what their QA
 and cannot be trained.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -34,10 +36,8 @@ class Unpacker:
     columns: int
     dtype: torch.dtype
 
-    @property
-    def clip(self) -> float:
-        """Of the quantizer."""
-        return self.quantizer.clip
+    has_offset: ClassVar[bool] = False
+    clip: ClassVar[float] = math.inf  # bytes have no gradient that a clip could stop
 
     @property
     def granularity(self) -> Granularity:
@@ -58,7 +58,7 @@ class Unpacker:
         return *self.quantizer.restore_integers(self._codes(packed), self.scale, dtype), None
 
     def _codes(self, packed: torch.Tensor) -> torch.Tensor:
-        return unpack(packed, self.quantizer.bits, self.columns)
+        return unpack(packed, self.quantizer.bits, self.columns, self.quantizer.codes)
 
     def __post_init__(self):
         # What `products.weights_held` holds is found again by the scale's state at that time, not by its values.
@@ -81,11 +81,15 @@ class _Packed:
     @classmethod
     def _of(cls, module: nn.Module) -> nn.Module:
         """A twin with the hooks, mode and bias of a quantized `module`, whose own weight is packed."""
-        codes, scale = module.weight_quantizer.store(module.weight)
+        quantizer = module.weight_quantizer
+        codes, scale = quantizer.store(module.weight)
         twin = cls.__new__(cls)
         twin.__dict__.update(module.__dict__)
         twin._parameters = dict(module._parameters)
-        twin.weight = nn.Parameter(pack(codes, module.weight_quantizer.bits), requires_grad=False)
+        # A quantizer that learns is a child of the QAT twin; what it learned is now in codes and scale.
+        twin._modules = {name: child for name, child in module._modules.items() if child is not quantizer}
+        twin.weight_quantizer = quantizer.frozen()
+        twin.weight = nn.Parameter(pack(codes, quantizer.bits, quantizer.codes), requires_grad=False)
         # A buffer, and the bytes no float: transformers takes a model's dtype from its float parameters.
         twin._buffers = {**module._buffers, "weight_scale": scale}
         # Empty; its dtype is that of the float rest, and follows it.
@@ -101,7 +105,7 @@ class _Packed:
     @property
     def codes(self) -> torch.Tensor:
         """The codes, int8, (rows, columns)."""
-        return unpack(self.weight, self.weight_quantizer.bits, self.columns)
+        return unpack(self.weight, self.weight_quantizer.bits, self.columns, self.weight_quantizer.codes)
 
     @property
     def quantized_weight(self) -> torch.Tensor:
@@ -114,7 +118,7 @@ class _Packed:
         Raises:
             TrituneError: they are not; the message names the weight.
         """
-        check_packed(self.weight, self.weight_quantizer.bits, self.columns, name)
+        check_packed(self.weight, self.weight_quantizer.bits, self.columns, name, self.weight_quantizer.codes)
         if not (self.weight_scale.isfinite() & (self.weight_scale >= 0)).all():
             raise TrituneError(f"{name}: its scale must be finite and not negative; the file is damaged")
 

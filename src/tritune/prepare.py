@@ -4,7 +4,9 @@ import torch
 from transformers import PreTrainedModel
 
 from .checkpoint import TrituneConfig, mark
-from .instrument import instrument
+from .instrument import instrument, make_sample_inputs
+from .modes import evaluation_mode
+from .quant import Calibrated
 from .quantization import Quantization
 from .swap import swap
 
@@ -23,16 +25,38 @@ def prepare(
     Args:
         model: a transformers encoder. Changed in place.
         quantization: what to quantize; None is W2A8 as in the papers.
-        sample_inputs: a small batch to find the attention sites with; made up from the config when None.
+        sample_inputs: a small batch to find the attention sites with, and to start learned ranges of activations from;
+            made up from the config when None.
 
     Returns:
         The model.
 
     Raises:
         UnsupportedModelError: the family cannot be served.
-        TrituneError: the model is prepared already, or `quantization.layers` does not fit it.
+        TrituneError: the model is prepared already, or `quantization.layers` or `quantization.modules` does not fit it.
     """
     quantization = quantization or Quantization()
     swap(instrument(model, sample_inputs), quantization)
+    _calibrate(model, sample_inputs)
     mark(model, TrituneConfig(quantization=quantization))
     return model
+
+
+def _calibrate(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | None) -> None:
+    """Start what activation quantizers learn or remember from one pass over a sample, without a gradient."""
+    quantizers = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, Calibrated) and not name.endswith("weight_quantizer")
+    ]
+    if not quantizers:
+        return
+    for quantizer in quantizers:
+        quantizer.reset()
+        quantizer.calibrating = True
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            model(**(make_sample_inputs(model) if sample_inputs is None else sample_inputs))
+    finally:
+        for quantizer in quantizers:
+            quantizer.calibrating = False

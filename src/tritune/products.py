@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 
-from .quant import Granularity, Quantizer, straight_through
+from .quant import Granularity, OwnGraph, Quantizer, straight_through
 
 # Float32 holds every whole number up to this one.
 _LARGEST_EXACT_SUM = 2**24
@@ -142,7 +142,8 @@ def _code_dtype(
         return dtype
     if dtype is not torch.float32 or left_quantizer is None or right_quantizer is None:
         return None
-    if left_quantizer.granularity is not Granularity.TOKEN:
+    # Values with an offset are no multiples of their codes.
+    if left_quantizer.granularity is not Granularity.TOKEN or left_quantizer.has_offset or right_quantizer.has_offset:
         return None
     largest_sum = left_quantizer.largest_code * right_quantizer.largest_code * left.shape[-1]
     return torch.float32 if largest_sum <= _LARGEST_EXACT_SUM else torch.float64
@@ -162,6 +163,8 @@ def _operand(
     """What enters a product, and the scale that its result still needs."""
     if quantizer is None:
         return values, None
+    if isinstance(quantizer, OwnGraph):
+        return quantizer.operand(values, dtype)
     quantized, scale, peak = quantized_by(values, quantizer, dtype)
     return straight_through(values, quantized, quantizer.clip, peak, scale), scale
 

@@ -1,10 +1,22 @@
 """`Quantization`: what of a model is quantized, and how; the value behind every recipe and every QAT checkpoint."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
 
 from .errors import TrituneError, shown
-from .quant import Granularity, LeastSquaresTernary, Quantizer, Ternary, Uniform
+from .quant import (
+    ACTIVATION_QUANTIZERS,
+    QUANTIZERS,
+    WEIGHT_QUANTIZERS,
+    Calibrated,
+    Granularity,
+    Quantizer,
+    default_weight_quantizer,
+    make_quantizer,
+)
 
 SWITCHES = (
     "query_key_value",
@@ -16,7 +28,11 @@ SWITCHES = (
     "classifier",
     "attention_products",
 )
-BITS_OF_WEIGHT_QUANTIZER = {"twn": (2,), "least_squares": (2,), "uniform": range(3, 9)}
+SAME = "same"
+# What a pattern of `modules` may set.
+WEIGHT_KEYS = ("weight_bits", "weight_quantizer", "weight_granularity")
+ACTIVATION_KEYS = ("activation_bits", "activation_quantizer", "activation_granularity")
+MODULE_KEYS = (*WEIGHT_KEYS, *ACTIVATION_KEYS, "clip", "threshold_factor")
 
 
 @dataclass(frozen=True)
@@ -24,11 +40,15 @@ class Quantization:
     """What is quantized and how; the defaults are the papers' W2A8.
 
     Attributes:
-        weight_bits: 2 (ternary) to 8, or None for float weights.
-        weight_quantizer: `twn` or `least_squares` for 2 bits, `uniform` for more; None chooses twn or uniform.
+        weight_bits: 1 (binary), 2 (ternary) to 8, or None for float weights.
+        weight_quantizer: a name of `quant.WEIGHT_QUANTIZERS` that serves `weight_bits`; None is bwn for 1 bit, twn for
+            2 and uniform for more.
         weight_granularity: `tensor` or `row`, of the Linears.
+        embedding_bits: of the word embedding: 1 to 8, None for float, or "same" for `weight_bits`.
+        embedding_quantizer: None is `weight_quantizer` where that serves `embedding_bits`, else as there.
         embedding_granularity: `tensor` or `row`, of the word embedding.
         activation_bits: 2 to 8, or None for float activations.
+        activation_quantizer: a name of `quant.ACTIVATION_QUANTIZERS`; None is uniform.
         activation_granularity: `tensor`, or `token`, with which no answer depends on its batch mates.
         clip: weights and activations are clipped to plus or minus this.
         threshold_factor: TWN's 0.7.
@@ -36,6 +56,10 @@ class Quantization:
             that are quantized.
         attention_products: whether Q, K, probabilities and V are quantized inside attention.
         layers: the layers that are quantized, counted from 0; None for all.
+        modules: settings of some of the quantized modules: a mapping from patterns over module names (`*`, `?` and
+            `[...]` as in file names) to mappings from keys of `MODULE_KEYS` to values. The first pattern that matches a
+            module's name wins; what it does not set stays as it is for the others. Of an attention module, the keys for
+            activations mean the products inside.
 
     Raises:
         TrituneError: a value is out of range; the message names the key.
@@ -44,8 +68,11 @@ class Quantization:
     weight_bits: int | None = 2
     weight_quantizer: str | None = None
     weight_granularity: str = "tensor"
+    embedding_bits: int | str | None = SAME
+    embedding_quantizer: str | None = None
     embedding_granularity: str = "row"
     activation_bits: int | None = 8
+    activation_quantizer: str | None = None
     activation_granularity: str = "tensor"
     clip: float = 2.5
     threshold_factor: float = 0.7
@@ -58,26 +85,31 @@ class Quantization:
     classifier: bool = False
     attention_products: bool = True
     layers: tuple[int, ...] | None = None
+    modules: dict[str, dict[str, Any]] | None = field(default=None, hash=False)
 
     def __post_init__(self):
-        for key in ("weight_bits", "activation_bits"):
-            bits = getattr(self, key)
-            if bits is not None and not (type(bits) is int and 2 <= bits <= 8):
-                raise TrituneError(f"{key} must be a whole number from 2 to 8, or null for float; got {shown(bits)}")
+        _check_bits("weight_bits", self.weight_bits, smallest=1)
+        _check_bits("activation_bits", self.activation_bits, smallest=2)
+        if self.embedding_bits != SAME:
+            _check_bits("embedding_bits", self.embedding_bits, smallest=1, or_else=", null for float, or same")
         for key, allowed in (
             ("weight_granularity", ("tensor", "row")),
             ("embedding_granularity", ("tensor", "row")),
             ("activation_granularity", ("tensor", "token")),
-            ("weight_quantizer", (None, *BITS_OF_WEIGHT_QUANTIZER)),
+            ("weight_quantizer", (None, *WEIGHT_QUANTIZERS)),
+            ("embedding_quantizer", (None, *WEIGHT_QUANTIZERS)),
+            ("activation_quantizer", (None, *ACTIVATION_QUANTIZERS)),
         ):
             if getattr(self, key) not in allowed:
                 raise TrituneError(
                     f"{key} must be one of {', '.join(map(str, allowed))}; got {shown(getattr(self, key))}"
                 )
-        if self.weight_bits not in BITS_OF_WEIGHT_QUANTIZER.get(self.weight_quantizer, (self.weight_bits,)):
-            raise TrituneError(
-                f"weight_quantizer {self.weight_quantizer} does not serve weight_bits {self.weight_bits}"
-            )
+        for key, bits in (
+            ("weight_quantizer", self.weight_bits),
+            ("embedding_quantizer", self.bits_of_embedding),
+            ("activation_quantizer", self.activation_bits),
+        ):
+            self._check_served(key, bits)
         for key in ("clip", "threshold_factor"):
             value = getattr(self, key)
             if type(value) not in (int, float) or not 0 < value < math.inf:
@@ -89,31 +121,146 @@ class Quantization:
             if not isinstance(self.layers, list | tuple) or any(type(layer) is not int for layer in self.layers):
                 raise TrituneError(f"layers must be a list of whole numbers, or null for all; got {shown(self.layers)}")
             object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+        if self.modules is not None:
+            object.__setattr__(self, "modules", self._checked_modules())
 
-    def weights(self, granularity: str) -> Quantizer | None:
-        """The quantizer of a weight, or None."""
-        if self.weight_bits is None:
-            return None
-        name = self.weight_quantizer or ("twn" if self.weight_bits == 2 else "uniform")
-        if name == "uniform":
-            return Uniform(self.weight_bits, Granularity(granularity), self.clip)
-        kind = Ternary if name == "twn" else LeastSquaresTernary
-        return kind(Granularity(granularity), self.clip, self.threshold_factor)
+    @property
+    def bits_of_embedding(self) -> int | None:
+        """Of the word embedding, whether they are its own or those of the weights."""
+        return self.weight_bits if self.embedding_bits == SAME else self.embedding_bits
 
-    def activations(self) -> Quantizer | None:
-        """The quantizer of a Linear's input, or None."""
-        if self.activation_bits is None:
-            return None
-        return Uniform(self.activation_bits, Granularity(self.activation_granularity), self.clip)
+    def pattern_of(self, name: str) -> str | None:
+        """The pattern of `modules` whose settings a module of this name has, or None."""
+        return next((pattern for pattern in self.modules or {} if fnmatchcase(name, pattern)), None)
 
-    def products(self) -> dict[str, Quantizer]:
-        """The quantizers of Q, K, probabilities and V.
+    def of_module(self, name: str) -> "Quantization":
+        """What holds for the module of this name: its own settings over the others, and no `modules`."""
+        pattern = self.pattern_of(name)
+        return self if pattern is None else self._with(self.modules[pattern])
+
+    def variants(self) -> list["Quantization"]:
+        """Its own settings, and those of every pattern of `modules`."""
+        return [self, *(self._with(settings) for settings in (self.modules or {}).values())]
+
+    def quantizer_names(self) -> set[str]:
+        """The names in the table of all quantizers that may be at work."""
+        names = set()
+        for one in self.variants():
+            names |= {one._weight_name(), one._embedding_name() if self.embeddings else None, one._activation_name()}
+        return names - {None}
+
+    def weights(self, rows: int, columns: int) -> Quantizer | None:
+        """The quantizer of a Linear's weight, (rows, columns), or None."""
+        return self._make(self._weight_name(), self.weight_bits, self.weight_granularity, rows, columns)
+
+    def embedding(self, rows: int, columns: int) -> Quantizer | None:
+        """The quantizer of a word embedding, (rows, columns), or None."""
+        return self._make(self._embedding_name(), self.bits_of_embedding, self.embedding_granularity, rows, columns)
+
+    def activations(self, features: int = 1) -> Quantizer | None:
+        """The quantizer of a Linear's input of so many features, or None."""
+        return self._make(self._activation_name(), self.activation_bits, self.activation_granularity, 1, features)
+
+    def products(self, features: int = 1) -> dict[str, Quantizer]:
+        """The quantizers of Q, K, probabilities and V, for so many features over all heads.
 
         V lies on the summed axis of its product, so its finest scale is one per sequence and head.
         """
-        quantizer = self.activations()
-        if quantizer is None or not self.attention_products:
+        if self.activation_bits is None or not self.attention_products:
             return {}
-        per_token = quantizer.granularity is Granularity.TOKEN
-        value = replace(quantizer, granularity=Granularity.HEAD) if per_token else quantizer
-        return {"query": quantizer, "key": quantizer, "attention_probs": quantizer, "value": value}
+        quantizers = {operand: self.activations(features) for operand in ("query", "key", "attention_probs", "value")}
+        if self.activation_granularity == Granularity.TOKEN:
+            quantizers["value"] = replace(quantizers["value"], granularity=Granularity.HEAD)
+        return quantizers
+
+    def _weight_name(self) -> str | None:
+        return self.weight_bits and (self.weight_quantizer or default_weight_quantizer(self.weight_bits))
+
+    def _embedding_name(self) -> str | None:
+        bits = self.bits_of_embedding
+        if bits is None or self.embedding_quantizer:
+            return bits and self.embedding_quantizer
+        inherits = self.weight_quantizer and bits in QUANTIZERS[self.weight_quantizer].weight_bits
+        return self.weight_quantizer if inherits else default_weight_quantizer(bits)
+
+    def _activation_name(self) -> str | None:
+        return self.activation_bits and (self.activation_quantizer or "uniform")
+
+    def _make(self, name: str | None, bits: int | None, granularity: str, rows: int, columns: int) -> Quantizer | None:
+        if name is None:
+            return None
+        per_row = granularity == Granularity.ROW
+        return make_quantizer(
+            name,
+            bits=bits,
+            granularity=Granularity(granularity),
+            groups=(rows, 1) if per_row else (),
+            sharing=columns if per_row else rows * columns,
+            clip=self.clip,
+            threshold_factor=self.threshold_factor,
+        )
+
+    def _check_served(self, key: str, bits: int | None) -> None:
+        name = getattr(self, key)
+        if name is None:
+            return
+        kind = key.removesuffix("_quantizer")
+        if bits not in _served(name, kind):
+            raise TrituneError(
+                f"{key} {name} does not serve {kind}_bits {'null' if bits is None else bits}; it serves "
+                f"{', '.join(map(str, _served(name, kind)))}"
+            )
+        if (
+            kind == "activation"
+            and issubclass(QUANTIZERS[name], Calibrated)
+            and self.activation_granularity != "tensor"
+        ):
+            raise TrituneError(
+                f"activation_quantizer {name} has one range for all tokens: it needs activation_granularity tensor"
+            )
+
+    def _with(self, settings: Mapping[str, Any]) -> "Quantization":
+        """With `settings` over one's own; a quantizer gives way where it does not serve the new bits."""
+        # A pattern that matches an embedding means its weight.
+        own = {key.replace("weight", "embedding"): settings[key] for key in WEIGHT_KEYS if key in settings}
+        settings = {**settings, **own}
+        for kind in ("weight", "embedding", "activation"):
+            name, bits = getattr(self, f"{kind}_quantizer"), settings.get(f"{kind}_bits", SAME)
+            if name is not None and bits != SAME and bits not in _served(name, kind):
+                settings.setdefault(f"{kind}_quantizer", None)
+        return replace(self, **settings, modules=None)
+
+    def _checked_modules(self) -> dict[str, dict[str, Any]]:
+        modules = self.modules
+        if isinstance(modules, list | tuple) and all(
+            isinstance(row, list | tuple) and len(row) == 2 for row in modules
+        ):
+            modules = dict(modules)  # as config.json keeps their order
+        if not isinstance(modules, Mapping):
+            raise TrituneError(
+                f"modules must be a mapping from name patterns to settings, or null; got {shown(modules)}"
+            )
+        checked = {}
+        for pattern, settings in modules.items():
+            if not isinstance(pattern, str) or not pattern:
+                raise TrituneError(f"modules: a pattern must be text such as '*.layer.0.*'; got {shown(pattern)}")
+            if not isinstance(settings, Mapping) or not settings or set(settings) - set(MODULE_KEYS):
+                raise TrituneError(
+                    f"modules: {shown(pattern)} must be a mapping with some of the keys {', '.join(MODULE_KEYS)}; "
+                    f"got {shown(settings)}"
+                )
+            try:
+                self._with(settings)
+            except TrituneError as error:
+                raise TrituneError(f"modules: {shown(pattern)}: {error}") from None
+            checked[pattern] = dict(settings)
+        return checked
+
+
+def _served(name: str, kind: str) -> tuple[int, ...]:
+    return QUANTIZERS[name].activation_bits if kind == "activation" else QUANTIZERS[name].weight_bits
+
+
+def _check_bits(key: str, bits: Any, smallest: int, or_else: str = ", or null for float") -> None:
+    if bits is not None and not (type(bits) is int and smallest <= bits <= 8):
+        raise TrituneError(f"{key} must be a whole number from {smallest} to 8{or_else}; got {shown(bits)}")

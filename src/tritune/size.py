@@ -7,9 +7,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .instrument import instrument_of
-from .layers import QuantEmbedding, Quantizer, QuantLinear
+from .layers import QuantEmbedding, QuantLinear
 from .packed import PackedEmbedding, PackedLinear
-from .quant import Granularity
+from .quant import Calibrated, Granularity, Quantizer
 
 _SCALE_BYTES = 4
 
@@ -17,8 +17,8 @@ _SCALE_BYTES = 4
 def size_bytes(model: nn.Module) -> int:
     """Bytes of all parameters: codes at their bit width and one float32 scale per group, the rest as it is stored.
 
-    Parameters that modules share count once. File headers and buffers do not count, but for the scales of a packed
-    model: its size is that of its tensors.
+    Parameters that modules share count once, and the learned scale of a weight as its scale. File headers and buffers
+    do not count, but for the scales of a packed model: its size is that of its tensors.
 
     >>> size_bytes(nn.Linear(8, 4))
     144
@@ -28,8 +28,12 @@ def size_bytes(model: nn.Module) -> int:
         for module in model.modules()
         if isinstance(module, QuantLinear | QuantEmbedding)
     }
+    learned = {
+        id(p) for quantizer in quantizers.values() if isinstance(quantizer, Calibrated) for p in quantizer.parameters()
+    }
     scales = [module.weight_scale for module in model.modules() if isinstance(module, PackedLinear | PackedEmbedding)]
-    return sum(_parameter_bytes(p, quantizers.get(id(p))) for p in model.parameters()) + sum(s.nbytes for s in scales)
+    parameters = [parameter for parameter in model.parameters() if id(parameter) not in learned]
+    return sum(_parameter_bytes(p, quantizers.get(id(p))) for p in parameters) + sum(s.nbytes for s in scales)
 
 
 @dataclass(frozen=True)
@@ -72,4 +76,5 @@ def _parameter_bytes(parameter: nn.Parameter, quantizer: Quantizer | None) -> in
     if quantizer is None:
         return parameter.numel() * parameter.element_size()
     scales = 1 if quantizer.granularity is Granularity.TENSOR else parameter.shape[0]
-    return math.ceil(parameter.numel() * quantizer.bits / 8) + scales * _SCALE_BYTES
+    numbers = 2 if quantizer.has_offset else 1
+    return math.ceil(parameter.numel() * quantizer.code_bits / 8) + scales * numbers * _SCALE_BYTES

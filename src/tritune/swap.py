@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from .anatomy import Anatomy
-from .errors import TrituneError
+from .errors import TrituneError, shown
 from .instrument import instrument_of
 from .layers import QuantEmbedding, QuantLinear, RowLinear
 from .packed import PackedEmbedding, PackedLinear
-from .quant import Granularity
+from .quant import QUANTIZERS, Calibrated, Granularity, MovingMinMax, Quantizer
 from .quantization import Quantization
 
 _PACKED = {QuantLinear: PackedLinear, QuantEmbedding: PackedEmbedding}
@@ -21,37 +23,60 @@ def swap(model: PreTrainedModel, quantization: Quantization) -> None:
     """Quantize the parts of `model` that `quantization` names, in place.
 
     Raises:
-        TrituneError: the model holds quantized modules already, or `quantization.layers` does not fit it.
+        TrituneError: the model holds quantized modules already, or `quantization.layers` or a pattern of
+            `quantization.modules` does not fit it.
     """
     if any(isinstance(module, (*_PACKED, *_PACKED.values())) for module in model.modules()):
         raise TrituneError(f"this {type(model).__name__} is prepared already; start from the float model")
     instrument = instrument_of(model)
     layers = _layers(instrument.anatomy, quantization)
-    for part, names in instrument.anatomy.parts(layers).items():
-        if getattr(quantization, part):
-            for name in names:
-                model.set_submodule(name, _twin(model.get_submodule(name), quantization))
-    activations = quantization.activations()
-    if activations is not None and activations.granularity is Granularity.TOKEN and not quantization.classifier:
-        for name in instrument.anatomy.classifier:
+    parts = instrument.anatomy.parts(layers)
+    names = [name for part, names in parts.items() if getattr(quantization, part) for name in names]
+    states = {instrument.anatomy.sites[s.layers[0]].attention: s for s in instrument.states if s.layers[0] in layers}
+    _check_patterns(quantization, [*names, *(states if quantization.attention_products else ())])
+    for name in names:
+        model.set_submodule(name, _twin(model.get_submodule(name), quantization.of_module(name)))
+    for name in instrument.anatomy.classifier:
+        activations = quantization.of_module(name).activations()
+        if not quantization.classifier and activations and activations.granularity is Granularity.TOKEN:
             model.set_submodule(name, RowLinear.from_float(model.get_submodule(name)))
-    for state in instrument.states:
-        if state.layers[0] in layers:
-            for operand, quantizer in quantization.products().items():
-                setattr(state, operand, quantizer)
+    for name, state in states.items():
+        attention = model.get_submodule(name)
+        features = model.get_submodule(instrument.anatomy.sites[state.layers[0]].query).out_features
+        for operand, quantizer in quantization.of_module(name).products(features).items():
+            setattr(state, operand, quantizer)
+            if isinstance(quantizer, Calibrated):  # the attention module saves, moves and trains it
+                attention.add_module(f"{operand}_quantizer", _beside(quantizer, model, attention.training))
+    instrument.ranges = [module for module in model.modules() if isinstance(module, MovingMinMax)]
+
+
+def quantizer_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What the quantizers of `model` learn or remember, by its names in the state dict."""
+    return {
+        f"{name}.{own}": tensor
+        for name, module in model.named_modules()
+        if isinstance(module, Calibrated)
+        for own, tensor in module.state_dict(keep_vars=True).items()
+    }
 
 
 def pack_modules(model: nn.Module) -> None:
     """Pack every weight of `model` that has a quantizer, in place; on the meta device, leave room for packed weights.
 
     Raises:
-        TrituneError: a weight is shared with a module that would stay float; nothing is changed then.
+        TrituneError: a weight's quantizer has more codes than its bits hold or an offset, or a weight is shared with a
+            module that would stay float; nothing is changed then.
     """
     modules = {
         name: module
         for name, module in model.named_modules()
         if type(module) in _PACKED and module.weight_quantizer is not None
     }
+    for name, module in modules.items():
+        if not module.weight_quantizer.packable:
+            kind = type(module.weight_quantizer)
+            named = next((own for own, listed in QUANTIZERS.items() if listed is kind), kind.__name__)
+            raise TrituneError(f"{name}: weights of the quantizer {named} cannot be packed; train with another one")
     packed = {id(module) for module in modules.values()}
     weights = {id(module.weight): name for name, module in modules.items()}
     for name, module in model.named_modules():
@@ -75,7 +100,7 @@ class ModuleBits:
     """How a module computes: `None` bits are float.
 
     Attributes:
-        name: of the module; layers that look alike are told apart by a `*`.
+        name: of the module; a `*` stands for the layers where all have the same bits, else their numbers do.
         count: modules of that name.
         parameters: of their weights together.
         weight_bits, activation_bits: of weights and inputs.
@@ -91,6 +116,7 @@ class ModuleBits:
 def bits_of_modules(model: nn.Module) -> list[ModuleBits]:
     """Every Linear and Embedding of `model` with its bits, those of alike layers in one row."""
     groups: dict[tuple, list[int]] = {}
+    members: dict[tuple, list[str]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             quantizers = (getattr(module, "weight_quantizer", None), getattr(module, "input_quantizer", None))
@@ -98,7 +124,19 @@ def bits_of_modules(model: nn.Module) -> list[ModuleBits]:
             key = (pattern, *(quantizer and quantizer.bits for quantizer in quantizers))
             columns = module.in_features if isinstance(module, nn.Linear) else module.embedding_dim
             groups.setdefault(key, []).append(module.weight.shape[0] * columns)
-    return [ModuleBits(key[0], len(sizes), sum(sizes), *key[1:]) for key, sizes in groups.items()]
+            members.setdefault(key, []).append(name)
+    patterns = [key[0] for key in groups]
+    names = {key: key[0] if patterns.count(key[0]) == 1 else _numbered(members[key]) for key in groups}
+    return [ModuleBits(names[key], len(sizes), sum(sizes), *key[1:]) for key, sizes in groups.items()]
+
+
+def _numbered(names: list[str]) -> str:
+    """Names that differ in their numbers as one name with all of these.
+
+    >>> _numbered(["layer.1.query", "layer.2.query"])
+    'layer.1,2.query'
+    """
+    return ".".join(",".join(dict.fromkeys(parts)) for parts in zip(*(name.split(".") for name in names), strict=True))
 
 
 def _layers(anatomy: Anatomy, quantization: Quantization) -> Iterable[int]:
@@ -112,9 +150,34 @@ def _layers(anatomy: Anatomy, quantization: Quantization) -> Iterable[int]:
     return quantization.layers
 
 
+def _check_patterns(quantization: Quantization, names: list[str]) -> None:
+    winners = {quantization.pattern_of(name) for name in names}
+    for pattern in quantization.modules or {}:
+        if pattern not in winners:
+            reason = (
+                "only matches modules that an earlier pattern takes"
+                if any(fnmatchcase(name, pattern) for name in names)
+                else f"matches no quantized module; one of them is {names[0] if names else 'none at all'}"
+            )
+            raise TrituneError(f"modules: the pattern {shown(pattern)} {reason}")
+
+
 def _twin(module: nn.Module, quantization: Quantization) -> nn.Module:
     if isinstance(module, nn.Embedding):
-        return QuantEmbedding.from_float(module, quantization.weights(quantization.embedding_granularity))
-    return QuantLinear.from_float(
-        module, quantization.weights(quantization.weight_granularity), quantization.activations()
-    )
+        return QuantEmbedding.from_float(module, _started(quantization.embedding(*module.weight.shape), module))
+    activations = quantization.activations(module.in_features)
+    if isinstance(activations, Calibrated):
+        activations = _beside(activations, module.weight, module.training)
+    return QuantLinear.from_float(module, _started(quantization.weights(*module.weight.shape), module), activations)
+
+
+def _started(quantizer: Quantizer | None, module: nn.Module) -> Quantizer | None:
+    """The quantizer of a weight; what it learns starts from the weight."""
+    if isinstance(quantizer, Calibrated):
+        _beside(quantizer, module.weight, module.training).reset()
+        quantizer.calibrate(module.weight.detach())
+    return quantizer
+
+
+def _beside(quantizer: Calibrated, neighbour: nn.Module | nn.Parameter, training: bool) -> Calibrated:
+    return quantizer.to(neighbour.device).train(training)

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..swap import quantizer_tensors
+
 _OF_TRITUNE = ("quantization_config", "attn_implementation")
 
 
@@ -18,7 +20,8 @@ def dense(model: PreTrainedModel) -> PreTrainedModel:
     Its config knows nothing of tritune, and its attention is transformers' own.
     """
     plain = type(model)(plain_config(model))
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    learned = quantizer_tensors(model)
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in learned}
     for name, module in model.named_modules():
         if hasattr(module, "quantized_weight"):
             state[f"{name}.weight"] = module.quantized_weight

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from .. import products
 from ..errors import TrituneError
 from ..instrument import instrument_of
-from ..packing import pack, stored_bits
+from ..packing import pack
 from ..quant import Granularity, Quantizer, Uniform
-from .codes import Codes, codes_of
+from .codes import Codes, codes_of, signed
 from .operators import ZERO_POINT, matmul_integer, quantize, unpack
 
 # Twice the largest code of a signed right operand times 255 must fit in 16 bits.
@@ -68,11 +68,11 @@ class IntegerLinear(nn.Module):
     def __init__(self, weight: Codes, bias: torch.Tensor | None, input_quantizer: Quantizer | None):
         super().__init__()
         self.input_quantizer = input_quantizer
-        self.zero_point = 0 if 2 ** (weight.bits - 1) - 1 <= _LARGEST_SIGNED else ZERO_POINT
+        self.zero_point = 0 if max(-weight.every[0], weight.every[-1]) <= _LARGEST_SIGNED else ZERO_POINT
         codes = weight.codes.mT.contiguous()
         if self.zero_point:
             codes = (codes.to(torch.int16) + self.zero_point).to(torch.uint8)
-        self.codes_name = f"codes_{stored_bits(weight.bits)}"
+        self.codes_name = f"codes_{weight.bits}"
         self.register_buffer(self.codes_name, codes)
         self.register_buffer("scale", weight.scale.flatten() if weight.scale.numel() > 1 else weight.scale.view(()))
         self.register_buffer("bias", bias)
@@ -93,8 +93,8 @@ class IntegerEmbedding(nn.Module):
 
     def __init__(self, weight: Codes):
         super().__init__()
-        self.width, self.bits = weight.codes.shape[-1], stored_bits(weight.bits)
-        self.register_buffer("packed", pack(weight.codes, self.bits))
+        self.width, self.bits = weight.codes.shape[-1], weight.bits
+        self.register_buffer("packed", pack(weight.codes, self.bits, signed(self.bits)))
         self.register_buffer("scale", weight.scale)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

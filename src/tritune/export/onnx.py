@@ -27,6 +27,7 @@ from ..errors import TrituneError
 from ..instrument import is_instrumented, make_sample_inputs
 from ..modes import evaluation_mode
 from ..packing import pack
+from .codes import signed
 from .integer import integer_arithmetic
 from .operators import onnx_unpack, translations
 
@@ -154,7 +155,7 @@ def _store_packed(model: Any, opset: int) -> None:
             stored = ir.tensor(codes.astype(kind.numpy()), name=f"{name}.packed")
             wide = call("Cast", _initializer(model, stored), to=_INT8)
         else:
-            stored = ir.tensor(pack(torch.from_numpy(codes), bits).numpy(), name=f"{name}.packed")
+            stored = ir.tensor(pack(torch.from_numpy(codes), bits, signed(bits)).numpy(), name=f"{name}.packed")
             wide = onnx_unpack(call, _initializer(model, stored), bits, codes.shape[-1], _INT8)
         ir.convenience.replace_all_uses_with(value, wide)
         del model.graph.initializers[name]

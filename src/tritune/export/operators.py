@@ -5,7 +5,7 @@ what the file holds. torch.onnx traces a call of one as a single node, and `tran
 
     quantize         scale = largest magnitude (at most clip) / 127; codes = round(x / scale), clipped to -127 ... 127
     matmul_integer   (codes of x) @ (codes of w) in int32, * scale of x * scale of w
-    unpack           bytes to the codes that lie in them
+    unpack           bytes to the signed integers that lie in them, as `packing` draws them
 
 MatMulInteger takes 8-bit operands of either sign, but on x86 ONNX Runtime has kernels for an unsigned left operand
 only: two signed ones run in a scalar loop, tens of times slower. So codes of activations are stored plus 128, with a
@@ -21,6 +21,7 @@ import torch
 
 from .. import packing
 from ..quant.uniform import SMALLEST_MAGNITUDE
+from .codes import signed
 
 ZERO_POINT = 128
 # Of onnx.TensorProto.
@@ -91,14 +92,14 @@ def _(left, left_scale, right, right_scale, left_zero_point, right_zero_point):
 
 @torch.library.custom_op("tritune::unpack", mutates_args=())
 def unpack(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
-    """`packing.unpack` with the codes as floats: bytes (..., ceil(width * bits / 8)) to (..., width).
+    """`packing.unpack` of signed integers, as floats: bytes (..., ceil(width * bits / 8)) to (..., width).
 
     Args:
         packed: uint8.
         bits: 2, 4 or 8.
         width: codes of a row.
     """
-    return packing.unpack(packed, bits, width).float()
+    return packing.unpack(packed, bits, width, signed(bits)).float()
 
 
 @unpack.register_fake
@@ -159,7 +160,7 @@ def onnx_unpack(call: Callable, packed: Any, bits: int, width: int, dtype: int) 
     starts = call("Cast", call("Constant", value_ints=list(range(0, 8, bits))), to=_UINT8)
     mask = call("Cast", call("Constant", value_int=2**bits - 1), to=_UINT8)
     fields = call("BitwiseAnd", call("BitShift", fields, starts, direction="RIGHT"), mask)
-    codes = call("Sub", call("Cast", fields, to=_FLOAT), call("Constant", value_float=float(packing.offset(bits))))
+    codes = call("Sub", call("Cast", fields, to=_FLOAT), call("Constant", value_float=float(-signed(bits).start)))
     # 0 keeps a dimension; the last two, bytes and their codes, become one.
     rows = [0] * (len(packed.shape) - 1)
     codes = call("Reshape", codes, call("Constant", value_ints=[*rows, -1]))

@@ -1,17 +1,54 @@
-"""Quantizers, one per file: floor 0, torch only."""
+"""Quantizers, one per file: floor 0, torch only. `registry` is the table of their names."""
 
+from .binary import Binary
+from .calibrated import Calibrated, Learned, StoredCodes
+from .clipped_uniform import ClippedUniform
+from .dorefa import DoReFa
+from .elastic import ElasticBinary
 from .granularity import Granularity
+from .lsq import LearnedStep
+from .min_max import MinMax, MovingMinMax
+from .own_graph import OwnGraph
+from .pact import LearnedClip
 from .quantizer import Quantizer
+from .registry import (
+    ACTIVATION_QUANTIZERS,
+    QUANTIZERS,
+    WEIGHT_QUANTIZERS,
+    arguments_of,
+    default_weight_quantizer,
+    make_quantizer,
+)
+from .seq import StretchedElastic
 from .ste import straight_through
 from .ternary import LeastSquaresTernary, Ternary, ternarize, ternarize_least_squares
 from .uniform import Uniform
 
 __all__ = [
+    "ACTIVATION_QUANTIZERS",
+    "QUANTIZERS",
+    "WEIGHT_QUANTIZERS",
+    "Binary",
+    "Calibrated",
+    "ClippedUniform",
+    "DoReFa",
+    "ElasticBinary",
     "Granularity",
+    "Learned",
+    "LearnedClip",
+    "LearnedStep",
     "LeastSquaresTernary",
+    "MinMax",
+    "MovingMinMax",
+    "OwnGraph",
     "Quantizer",
+    "StoredCodes",
+    "StretchedElastic",
     "Ternary",
     "Uniform",
+    "arguments_of",
+    "default_weight_quantizer",
+    "make_quantizer",
     "straight_through",
     "ternarize",
     "ternarize_least_squares",

@@ -5,7 +5,7 @@ follows. Nothing here makes a boolean tensor: on CPUs comparisons and masks are 
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -25,7 +25,13 @@ class Quantizer(ABC):
         bits: width of a code.
         granularity: the values that share a scale.
         clip: values are clipped to plus or minus this; the gradient passes inside.
+        weight_bits, activation_bits: widths for which it serves weights and activations.
+        has_offset: whether values are scale * codes + offset instead of scale * codes.
     """
+
+    weight_bits: ClassVar[tuple[int, ...]] = ()
+    activation_bits: ClassVar[tuple[int, ...]] = ()
+    has_offset: ClassVar[bool] = False
 
     bits: int
     granularity: Granularity
@@ -103,3 +109,29 @@ class Quantizer(ABC):
         """`fake_quantize`: float of any shape to float, with the straight-through gradient."""
         quantized, peak = self.fake(values)
         return straight_through(values, quantized, self.clip, peak)
+
+    @property
+    def codes(self) -> range:
+        """Every code there is.
+
+        Symmetric around 0 unless a quantizer says otherwise; only odd ones where 0 is none.
+        """
+        return range(-self.largest_code, self.largest_code + 1)
+
+    @property
+    def code_bits(self) -> int:
+        """Bits that tell the codes apart: `bits`, but for a quantizer with more levels than its name says."""
+        return (len(self.codes) - 1).bit_length()
+
+    @property
+    def packable(self) -> bool:
+        """Whether a weight is scale * codes with codes of `bits` bits; others are there for comparison only."""
+        return bool(self.weight_bits) and not self.has_offset and self.code_bits <= self.bits
+
+    def frozen(self) -> "Quantizer":
+        """What still describes the codes once the weight is packed: nothing of it learns any more."""
+        return self
+
+
+# For quantizers that say what their `codes` are.
+largest_of_codes = property(lambda self: max(-self.codes[0], self.codes[-1]), doc="The largest magnitude of a code.")

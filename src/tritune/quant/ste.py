@@ -61,6 +61,50 @@ def straight_through(
     return _StraightThrough.apply(latent, quantized.detach(), None if inside else clip, scale)
 
 
+def pass_through(latent: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+    """Return `quantized`, with the gradient of `latent`: rounding taken for the identity.
+
+    Args:
+        latent: float values, any shape.
+        quantized: same shape; it receives no gradient.
+
+    >>> value = torch.tensor(0.7, requires_grad=True)
+    >>> pass_through(3 * value, torch.tensor(2.0)).backward()
+    >>> value.grad
+    tensor(3.)
+    """
+    return _StraightThrough.apply(latent, quantized.detach(), None, None)
+
+
+class _FlooredParameter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, parameter: torch.Tensor, floor: float, factor: float) -> torch.Tensor:
+        """`parameter`, but never below `floor`."""
+        ctx.factor = factor
+        return parameter.clamp(min=floor)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """`factor` times `grad`, below the floor too, so that a parameter finds its way back."""
+        return grad * ctx.factor, None, None
+
+
+def floored(parameter: torch.Tensor, floor: float, gradient_scale: float = 1.0) -> torch.Tensor:
+    """A learned scale, kept positive.
+
+    Args:
+        parameter: any shape.
+        floor: the smallest value returned.
+        gradient_scale: the gradient is multiplied by it, as LSQ does.
+
+    >>> step = torch.tensor(-1.0, requires_grad=True)
+    >>> floored(step, 0.5, gradient_scale=0.25).backward()
+    >>> step.grad
+    tensor(0.2500)
+    """
+    return _FlooredParameter.apply(parameter, floor, gradient_scale)
+
+
 def surely_inside(peak: torch.Tensor | None, clip: float) -> bool:
     """Whether it is known that nothing needs to be clipped.
 

@@ -91,6 +91,7 @@ class Ternary(Quantizer):
     clip: float = 2.5
     threshold_factor: float = 0.7
     bits: ClassVar[int] = 2
+    weight_bits = (2,)
 
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         magnitude = values.abs().to(wide_dtype(values))
@@ -116,6 +117,9 @@ class Ternary(Quantizer):
 @dataclass(frozen=True)
 class LeastSquaresTernary(Ternary):
     """`Ternary` with the exact least-squares threshold and scale instead of TWN's estimate."""
+
+    def __init__(self, granularity: Granularity = Granularity.TENSOR, clip: float = 2.5):
+        super().__init__(granularity, clip)  # no threshold factor: the threshold is found
 
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         clipped = values.to(wide_dtype(values)).clamp(-self.clip, self.clip)

@@ -30,6 +30,8 @@ class Uniform(Quantizer):
     bits: int = 8
     granularity: Granularity = Granularity.TENSOR
     clip: float = 2.5
+    weight_bits = tuple(range(3, 9))
+    activation_bits = tuple(range(2, 9))
 
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         peak = _peak(values, self.granularity).to(wide_dtype(values))

@@ -30,6 +30,7 @@ _TYPE_NAMES = {
     bool: "true or false",
     str: "text",
     tuple: "a list of whole numbers",
+    dict: "a mapping",
     type(None): "null",
 }
 
@@ -238,5 +239,7 @@ def _is_usable(value: Any) -> bool:
         return math.isfinite(value)
     if isinstance(value, str):
         return not any("\ud800" <= character <= "\udfff" for character in value)
-    numbers = value if isinstance(value, tuple) else (value,)
+    if isinstance(value, dict):
+        return all(_is_usable(part) for row in value.items() for part in row)
+    numbers = value if isinstance(value, list | tuple) else (value,)
     return all(abs(number) < _LARGEST for number in numbers if isinstance(number, int))

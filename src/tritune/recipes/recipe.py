@@ -6,7 +6,8 @@ from typing import TypeVar
 
 from ..distill import ALL_LAYERS, AVERAGES, check_distil_layers, trace_fields
 from ..errors import TrituneError, shown
-from ..quantization import Quantization
+from ..quant import QUANTIZERS, Learned, arguments_of
+from ..quantization import SAME, Quantization
 from ..schedule import SCHEDULES, split_budget
 from ..tasks import Task
 
@@ -141,6 +142,8 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             from 0; see `distill.distilled_layers`.
         schedule: `map`, `context`, `projection`, `gradual`, `inverted`, `stochastic`; null for no intervention.
         cache_teacher: keep the teacher's outputs on disk and read them back from the second epoch on.
+        learned_scale_learning_rate: of the scales and clips that quantizers learn, at the peak of its schedule. They
+            are not decayed.
         step_one_steps: length of step one; null is min(60, total // 4), or 120 for 60 with CoLA and 4-layer students.
     """
 
@@ -152,6 +155,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
     schedule: str | None = None
     step_one_steps: int | None = None
     cache_teacher: bool = False
+    learned_scale_learning_rate: float = 1e-4
 
     def __post_init__(self):
         FinetuneRecipe.__post_init__(self)
@@ -171,6 +175,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
                 "counts it; take padding max_length or loss_average valid"
             )
         _check(self, "step_one_steps", lambda value: value is None or value >= 1, "must be at least 1")
+        _check(self, "learned_scale_learning_rate", lambda value: value > 0, "must be positive")
 
     def section(self, kind: type[Section]) -> Section:
         """The values of one of the dataclasses that this one is made of."""
@@ -205,16 +210,27 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             unused["temperature"] = "only the logits loss has one, and logits_coefficient is 0"
         if not trace_fields(self.coefficients()):
             unused["distil_layers"] = "no loss that is taken per layer has a coefficient"
-        if self.weight_bits is None:
-            weight_keys = ("weight_quantizer", "weight_granularity", "embedding_granularity", "threshold_factor")
-            unused |= dict.fromkeys(weight_keys, "weight_bits is null")
-        elif self.weight_bits != 2 or self.weight_quantizer == "least_squares":
-            unused["threshold_factor"] = "only twn has a threshold factor"
-        if not self.embeddings:
-            unused["embedding_granularity"] = "embeddings is false"
-        if self.activation_bits is None:
-            unused |= dict.fromkeys(("activation_granularity", "attention_products"), "activation_bits is null")
+        unused |= self._unused_quantization()
         return {key: reason for key, reason in unused.items() if key in given}
+
+    def _unused_quantization(self) -> dict[str, str]:
+        unused, names = {}, self.quantizer_names()
+        if all(one.weight_bits is None for one in self.variants()):
+            unused["weight_granularity"] = "weight_bits is null"
+        if all(one.bits_of_embedding is None for one in self.variants()):
+            unused["embedding_granularity"] = f"{'weight' if self.embedding_bits == SAME else 'embedding'}_bits is null"
+        if not self.embeddings:
+            embedding_keys = ("embedding_bits", "embedding_quantizer", "embedding_granularity")
+            unused |= dict.fromkeys(embedding_keys, "embeddings is false")
+        if all(one.activation_bits is None for one in self.variants()):
+            unused |= dict.fromkeys(("activation_granularity", "attention_products"), "activation_bits is null")
+        if "twn" not in names:
+            unused["threshold_factor"] = "only twn has a threshold factor"
+        if not any("clip" in arguments_of(name) for name in names):
+            unused["clip"] = f"no quantizer in force has a fixed clip ({', '.join(sorted(names)) or 'none'})"
+        if not any(issubclass(QUANTIZERS[name], Learned) for name in names):
+            unused["learned_scale_learning_rate"] = "no quantizer in force learns anything"
+        return unused
 
 
 def _check(recipe: object, key: str, holds, message: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from transformers import SchedulerType, TrainingArguments
 
 from ..errors import TrituneError
+from ..quant import Learned
 from ..recipes import FinetuneRecipe
 from .optimizer import BertAdam
 
@@ -68,6 +69,23 @@ def bert_adam(args: TrainingArguments, steps: int, warmup_ratio: float) -> tuple
         "eps": args.adam_epsilon,
         "max_grad_norm": args.max_grad_norm,
     }
+
+
+def separate_learned_scales(optimizer: torch.optim.Optimizer, model: torch.nn.Module, rate: float) -> None:
+    """Give what the quantizers of `model` learn a group of its own in a new optimizer, without weight decay.
+
+    Args:
+        optimizer: made for `model`; it has made no step yet.
+        model: wrapped or not.
+        rate: the group's peak learning rate.
+    """
+    learned = [p for module in model.modules() if isinstance(module, Learned) for p in module.parameters()]
+    if not learned:
+        return
+    own = {id(parameter) for parameter in learned}
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+    optimizer.add_param_group({"params": learned, "lr": rate, "weight_decay": 0.0})
 
 
 def without_clip_and_schedule(args: TrainingArguments) -> TrainingArguments:

@@ -84,7 +84,7 @@ def run(
     """
     process = this_process()
     job.model.to(process.device)
-    untrained = prepare(copy.deepcopy(job.model), job.recipe.section(Quantization))
+    untrained = prepare(copy.deepcopy(job.model), job.recipe.section(Quantization), _sample(job))
     student = untrained if start is None else start.to(process.device)
     with claimed(job.output, resume):
         recorder = Recorder(job, phases)
@@ -108,6 +108,14 @@ def run(
             write_json(job.output / METRICS, metrics)
             remove(job.output / CHECKPOINTS)
     return metrics
+
+
+def _sample(job: Job) -> dict[str, torch.Tensor]:
+    """The first rows of the training data: learned ranges of activations start from them, on every device alike."""
+    rows = job.data.splits["train"]
+    batch = job.data.collate([rows[i] for i in range(min(len(rows), job.recipe.per_device_train_batch_size))])
+    batch.pop("labels")
+    return batch.to(job.model.device)
 
 
 def _check_cache(job: Job, phase: Phase) -> None:
@@ -161,6 +169,7 @@ def _train(
         distil_layers=recipe.distil_layers,
         optimizer=recipe.optimizer,
         warmup_ratio=recipe.warmup_ratio,
+        learned_scale_learning_rate=recipe.learned_scale_learning_rate,
         teacher_cache=cache,
         train_dataset=rows if cache is None else rows.add_column(ROW, range(len(rows))),
         eval_dataset=job.data.dev,

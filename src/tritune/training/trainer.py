@@ -26,7 +26,7 @@ from ..products import forget_weights, weights_held
 from ..recipes import OPTIMIZERS
 from ..schedule import SCHEDULES
 from ..trace import Intervention, Site
-from .arguments import bert_adam, check_precision, without_clip_and_schedule
+from .arguments import bert_adam, check_precision, separate_learned_scales, without_clip_and_schedule
 from .optimizer import learning_rate
 from .teacher_cache import ROW, TeacherCache
 
@@ -62,6 +62,7 @@ class DistillationTrainer(Trainer):
         optimizer: `bert_adam`, the published algorithm with rate, betas, eps and decay from `args` (the recipes hold
             the published values), or `adamw`, Trainer's own. `optimizers` among the further arguments beats both.
         warmup_ratio: of `bert_adam`, the fraction of steps spent warming up.
+        learned_scale_learning_rate: of what quantizers learn, in a group of its own that is not decayed.
         teacher_cache: where the teacher's outputs are kept between epochs; the rows of `train_dataset` then carry
             their numbers in a column "row". None computes them every time.
         **kwargs: as Trainer takes them.
@@ -85,12 +86,14 @@ class DistillationTrainer(Trainer):
         distil_layers: str | Sequence[int] = ALL_LAYERS,
         optimizer: str = "bert_adam",
         warmup_ratio: float = 0.1,
+        learned_scale_learning_rate: float = 1e-4,
         teacher_cache: TeacherCache | None = None,
         **kwargs: Any,
     ):
         self.coefficients = dict(TERNARYBERT if coefficients is None else coefficients)
         self.schedule, self.loss_average, self.temperature = schedule, loss_average, temperature
         self.optimizer_name, self.warmup_ratio, self.teacher_cache = optimizer, warmup_ratio, teacher_cache
+        self.learned_scale_learning_rate = learned_scale_learning_rate
         _check_names(self.coefficients, schedule, loss_average, optimizer)
         layers = _check_models(model, teacher)
         self.layers = distilled_layers(distil_layers, layers)
@@ -112,10 +115,14 @@ class DistillationTrainer(Trainer):
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The published optimizer unless `adamw` was asked for; decay spares biases and norms either way."""
+        """The published optimizer unless `adamw` was asked for; biases, norms and learned scales are not decayed."""
         if self.optimizer_name == "bert_adam":
             self.optimizer_cls_and_kwargs = bert_adam(self.optimizer_args, self.state.max_steps, self.warmup_ratio)
-        return super().create_optimizer(model)
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new:
+            separate_learned_scales(optimizer, self.model if model is None else model, self.learned_scale_learning_rate)
+        return optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As Trainer's; a weight is quantized once per update, however many batches that takes.

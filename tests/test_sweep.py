@@ -284,6 +284,7 @@ def test_stopped_and_resumed(cli, workspace, undisturbed, tmp_path, how):
     assert not list(output.rglob("*.safetensors")), "students are not kept unless asked for"
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_study(workspace, undisturbed, tmp_path):
     output = tmp_path / "sweep"
     given = arguments(workspace, output, file(tmp_path, GRID), "--resume")

@@ -53,7 +53,8 @@ def check_free(
         raise TrituneError(f"{folder}: holds files but no run, so --overwrite leaves it alone; choose another folder")
     if taken and not (overwrite or resume):
         raise TrituneError(
-            f"{folder}: holds a run or other files already; give --overwrite, another folder, or --resume to train on"
+            f"{folder}: holds a run or other files already; give --resume to go on with a run, --overwrite, or another "
+            "folder"
         )
 
 

@@ -269,8 +269,11 @@ def test_commands_of_train_run(at_demo):
 @pytest.mark.slow
 def test_commands_of_analyse_run(at_demo):
     run_commands(DOCS / "analyse.md")
+    assert (at_demo / "report.html").is_file()
     for line in commands(DOCS / "analyse.md"):
-        _, name, *given = arguments(line)
+        command, name, *given = arguments(line)
+        if command != "analyze":
+            continue
         folder = at_demo / ("demo/teacher" if "--model" in given else "demo/ti-g") / "analysis" / name
         assert (folder / f"{name}.json").is_file(), line
 

@@ -25,7 +25,7 @@ AVERAGES = ("padded", "valid")
 ALL_LAYERS = "all"
 
 # Keeps log-probabilities finite where a probability underflows; the value of the published code.
-_SMALLEST_PROBABILITY = 1e-8
+SMALLEST_PROBABILITY = 1e-8
 
 
 def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -105,7 +105,7 @@ def attention_map_kl(student: torch.Tensor, teacher: torch.Tensor, token_mask: t
         student, teacher: attention probabilities, (batch, heads, query, key).
         token_mask: (batch, tokens), 1 for real tokens; None when there is no padding.
     """
-    student, teacher = (probs.clamp(min=_SMALLEST_PROBABILITY) for probs in _wide(student, teacher))
+    student, teacher = (probs.clamp(min=SMALLEST_PROBABILITY) for probs in _wide(student, teacher))
     divergence = teacher * (teacher.log() - student.log())
     if token_mask is None:
         return divergence.sum(-1).mean()

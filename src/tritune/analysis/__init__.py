@@ -1,7 +1,7 @@
 """The analyses of both papers: each a plain function of models and batches that returns numbers.
 
-Every analysis is one file and one function; what it returns is a small dataclass, which `plots` of the same file draws
-and `write_result` writes.
+Every analysis is one file and one function; what it returns is a small dataclass, which a function beside it draws and
+`result.write_result` writes.
 """
 
 from .attention import attention

@@ -7,7 +7,7 @@ return one number per head, `(heads,)`.
 import torch
 from torch.nn import functional as F
 
-_SMALLEST_PROBABILITY = 1e-8
+from ..distill import SMALLEST_PROBABILITY
 
 
 def map_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -15,7 +15,7 @@ def map_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
     Probabilities are clamped at 1e-8, as in `distill.attention_map_kl`.
     """
-    student, teacher = (probs.clamp(min=_SMALLEST_PROBABILITY) for probs in (student, teacher))
+    student, teacher = (probs.clamp(min=SMALLEST_PROBABILITY) for probs in (student, teacher))
     return (teacher * (teacher.log() - student.log())).sum(-1).mean(-1)
 
 

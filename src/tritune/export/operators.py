@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import library
 
 from .. import packing
 from ..quant.uniform import SMALLEST_MAGNITUDE
@@ -28,7 +29,7 @@ ZERO_POINT = 128
 _FLOAT, _UINT8, _INT8 = 1, 2, 3
 
 
-@torch.library.custom_op("tritune::quantize", mutates_args=())
+@library.custom_op("tritune::quantize", mutates_args=())
 def quantize(
     values: torch.Tensor, dims: Sequence[int], largest_code: int, clip: float, zero_point: int, signed: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,7 +60,7 @@ def _(values, dims, largest_code, clip, zero_point, signed):
     return torch.empty_like(values, dtype=torch.int8 if signed else torch.uint8), values.new_empty(shape)
 
 
-@torch.library.custom_op("tritune::matmul_integer", mutates_args=())
+@library.custom_op("tritune::matmul_integer", mutates_args=())
 def matmul_integer(
     left: torch.Tensor,
     left_scale: torch.Tensor,
@@ -90,7 +91,7 @@ def _(left, left_scale, right, right_scale, left_zero_point, right_zero_point):
     return left_scale.new_empty((*left.shape[:-1], right.shape[-1]))
 
 
-@torch.library.custom_op("tritune::unpack", mutates_args=())
+@library.custom_op("tritune::unpack", mutates_args=())
 def unpack(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
     """`packing.unpack` of signed integers, as floats: bytes (..., ceil(width * bits / 8)) to (..., width).
 

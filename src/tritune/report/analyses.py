@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..training.run_folder import ANALYSIS
 from .figures import FORMATS, read_figure
 from .files import is_number, read_object
 
-FOLDER = "analysis"
 # The picture that scales is taken, unless it is so large that it would make the page slow.
 _LARGEST_SVG_BYTES = 2_000_000
 
@@ -69,11 +69,11 @@ def read_analyses(folder: Path) -> dict[str, Analysis]:
     Raises:
         TrituneError: a JSON file or a figure is damaged; the message names it.
     """
-    if not (folder / FOLDER).is_dir():
+    if not (folder / ANALYSIS).is_dir():
         return {}
-    names = sorted(path.name for path in (folder / FOLDER).iterdir() if path.is_dir())
+    names = sorted(path.name for path in (folder / ANALYSIS).iterdir() if path.is_dir())
     known = [name for name in CAPTIONS if name in names]
-    read = (_read_analysis(folder / FOLDER / name) for name in dict.fromkeys([*known, *names]))
+    read = (_read_analysis(folder / ANALYSIS / name) for name in dict.fromkeys([*known, *names]))
     return {analysis.name: analysis for analysis in read if analysis.numbers or analysis.figures}
 
 

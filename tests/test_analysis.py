@@ -177,7 +177,7 @@ def test_norms_are_those_of_the_explicit_tensor(family, quantized):
     model = pair(family)[quantized]
     batch = FAMILIES[family].batch()
     values = []
-    with observe_attention(lambda module, qkv, context: values.append(qkv[2])):
+    with observe_attention(lambda call: values.append(call.operands[2])):
         trace = trace_of(model, batch, "attention_probs")
     found = layer_norms(model, batch)
     for layer, site in enumerate(instrument_of(model).anatomy.sites):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .attention import observe_attention
+from .attention import ObservedAttention, observe_attention
 from .errors import UnsupportedModelError
 from .modes import evaluation_mode
 
@@ -29,11 +29,14 @@ class AttentionSite:
 
     Attributes:
         attention: the attention module.
-        query, key, value: the Linears that feed it.
+        query, key, value: the Linears that feed it; one and the same where they are fused.
         projection: the Linear W_O that consumes the context.
         norm: the norm after the residual that follows.
         post_norm: whether the block output is that norm's output (post-norm) or its input (pre-norm).
-        ffn_in, ffn_out: the Linears of the feed-forward network that follows.
+        ffn_in, ffn_out: the Linears of the feed-forward network that follows; a bottleneck before the attention is
+            among the former.
+        fused_rows: of a fused Linear the rows that yield Q, K and V, which lie in this order; empty without one.
+        causal: whether a token attends to itself and those before it only.
     """
 
     attention: str
@@ -45,6 +48,8 @@ class AttentionSite:
     post_norm: bool
     ffn_in: tuple[str, ...] = ()
     ffn_out: tuple[str, ...] = ()
+    fused_rows: tuple[int, ...] = ()
+    causal: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,16 @@ class Anatomy:
         """Whether two layers call the same attention module, as in ALBERT."""
         return len({site.attention for site in self.sites}) < len(self.sites)
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token must not depend on later ones."""
+        return any(site.causal for site in self.sites)
+
+    @property
+    def fused_rows(self) -> dict[str, tuple[int, ...]]:
+        """The rows that yield Q, K and V of every fused Linear, by its name."""
+        return {site.query: site.fused_rows for site in self.sites if site.fused_rows}
+
     def parts(self, layers: Iterable[int] | None = None) -> dict[str, tuple[str, ...]]:
         """Module names by part (`PARTS`), those of the encoder restricted to `layers` (None: all)."""
         sites = self.sites if layers is None else [self.sites[layer] for layer in layers]
@@ -85,12 +100,19 @@ class Anatomy:
 
 @dataclass
 class _Call:
-    """One event of the recorded pass; nodes are those of the autograd graph."""
+    """One event of the recorded pass; nodes are those of the autograd graph.
+
+    Attributes:
+        tensors: Q, K and V of an attention call, else the output.
+        causal: of an attention call.
+    """
 
     kind: str
     name: str
     inputs: tuple[Node, ...]
     output: Node
+    tensors: tuple[torch.Tensor, ...]
+    causal: bool = False
 
 
 @dataclass
@@ -102,7 +124,15 @@ class _Recording:
         """Note a call of a module, with the tensors it took and gave."""
         if kind == "linear":
             self.linear_outputs[output.grad_fn] = len(self.calls)
-        self.calls.append(_Call(kind, name, tuple(tensor.grad_fn for tensor in inputs), output.grad_fn))
+        nodes = tuple(tensor.grad_fn for tensor in inputs)
+        self.calls.append(_Call(kind, name, nodes, output.grad_fn, (output,)))
+
+    def add_attention(self, model: nn.Module, name: str, call: ObservedAttention) -> None:
+        """Note a call of our attention function."""
+        if not call.causal and _hides_later_tokens(call.masked):
+            raise unsupported(model, f"{name} hides later tokens by its mask without saying that it is causal")
+        nodes = tuple(tensor.grad_fn for tensor in call.operands)
+        self.calls.append(_Call("attention", name, nodes, call.context.grad_fn, call.operands, call.causal))
 
     def upstream(self, node: Node | None, *more_stops: Node) -> set[Node]:
         """The nearest Linear outputs, parameters and `more_stops` from which `node` was computed."""
@@ -140,10 +170,10 @@ def find_anatomy(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor])
         raise unsupported(model, "its attention does not go through transformers' AttentionInterface")
     tail = _tail(recording, head)
     tail_names = {recording.calls[i].name for i in tail}
-    starts = [min(min(recording.linears(node), default=i) for node in recording.calls[i].inputs) for i in attentions]
+    starts = _starts(model, recording, attentions)
     sites = [
-        _site(model, recording, call, range(call + 1, end), tail_names)
-        for call, end in zip(attentions, [*starts[1:], len(recording.calls)], strict=True)
+        _site(model, recording, call, range(start, end), tail_names)
+        for call, start, end in zip(attentions, starts, [*starts[1:], len(recording.calls)], strict=True)
     ]
     word_embedding = model.get_input_embeddings()
     names = {module: name for name, module in model.named_modules()}
@@ -166,6 +196,14 @@ def _is_norm(module: nn.Module) -> bool:
     """A leaf that owns vectors only: LayerNorm, RMSNorm, and whatever a family calls its own."""
     parameters = list(module.parameters(recurse=False))
     return not list(module.children()) and bool(parameters) and all(p.ndim == 1 for p in parameters)
+
+
+def _hides_later_tokens(masked: torch.Tensor | None) -> bool:
+    """Whether no query sees a later key, and not because of padding, which is the same for all queries."""
+    if masked is None or masked.is_meta or masked.shape[-2] != masked.shape[-1]:
+        return False
+    later = torch.ones_like(masked, dtype=torch.bool).triu(1)
+    return bool(masked[later].all() and (masked != masked[..., :1, :]).any())
 
 
 def _first_tensor(value: object) -> torch.Tensor:
@@ -205,7 +243,7 @@ def _record(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[_Recordi
         with (
             evaluation_mode(model),
             _trainable(model),
-            observe_attention(lambda module, qkv, context: recording.add("attention", names[module], qkv, context)),
+            observe_attention(lambda call: recording.add_attention(model, names[call.module], call)),
         ):
             output = model(**inputs, return_dict=True)
     finally:
@@ -227,25 +265,51 @@ def _tail(recording: _Recording, head: tuple[str, Node] | None) -> list[int]:
     return tail
 
 
-def _site(model: nn.Module, recording: _Recording, attention: int, after: range, tail_names: set[str]) -> AttentionSite:
-    """The modules around the attention call number `attention`; `after` are the calls up to the next block."""
+def _starts(model: nn.Module, recording: _Recording, attentions: list[int]) -> list[int]:
+    """The first call of every layer.
+
+    It is the first Linear that feeds Q, K or V, or one before it in the same block: MobileBERT narrows its states first.
+    """
+    starts, previous = [], -1
+    for attention in attentions:
+        call = recording.calls[attention]
+        fed = min(min(recording.linears(node), default=attention) for node in call.inputs)
+        block = _block(model, call.name)
+        if block and not (previous >= 0 and recording.calls[previous].name.startswith(block)):
+            inside = (i for i in range(previous + 1, fed) if recording.calls[i].name.startswith(block))
+            fed = next((i for i in inside if recording.calls[i].kind == "linear"), fed)
+        starts.append(fed)
+        previous = attention
+    return starts
+
+
+def _block(model: nn.Module, name: str) -> str:
+    """What the names of all modules of the block of the module `name` begin with; empty where blocks are not listed."""
+    while name:
+        parent = name.rpartition(".")[0]
+        if isinstance(model.get_submodule(parent), nn.ModuleList):
+            return f"{name}."
+        name = parent
+    return ""
+
+
+def _site(model: nn.Module, recording: _Recording, attention: int, layer: range, tail_names: set[str]) -> AttentionSite:
+    """The modules around the attention call number `attention`; `layer` are the calls up to the next one's."""
     call = recording.calls[attention]
-    if getattr(dict(model.named_modules())[call.name], "is_causal", False):
-        raise unsupported(model, f"{call.name} is causal, and only encoders are supported")
     feeds = [recording.linears(node) for node in call.inputs]
     if any(len(feed) != 1 for feed in feeds):
         raise unsupported(model, f"query, key and value of {call.name} do not come from one Linear each")
     query, key, value = (recording.calls[i] for (i,) in feeds)
-    if len({query.name, key.name, value.name}) < 3:
-        raise unsupported(model, f"query, key and value of {call.name} come from one fused Linear")
-    linears = [recording.calls[i] for i in after if recording.calls[i].kind == "linear"]
+    linears = [recording.calls[i] for i in range(attention + 1, layer.stop) if recording.calls[i].kind == "linear"]
     projection = next((c for c in linears if call.output in recording.upstream(c.inputs[0], call.output)), None)
     if projection is None:
         raise unsupported(model, f"no Linear consumes the context of {call.name}")
-    norm, post_norm = _block_output(model, recording, projection, range(after.start, len(recording.calls)))
+    norm, post_norm = _block_output(model, recording, projection, range(attention + 1, len(recording.calls)))
     ffn = [c for c in linears if c is not projection and c.name not in tail_names]
     ffn_nodes = {c.output for c in ffn}
     is_out = {c.name: recording.upstream(c.inputs[0]) <= ffn_nodes for c in ffn}
+    before = [recording.calls[i] for i in range(layer.start, attention) if recording.calls[i].kind == "linear"]
+    bottleneck = [c.name for c in before if c.name not in (query.name, key.name, value.name)]
     return AttentionSite(
         attention=call.name,
         query=query.name,
@@ -254,9 +318,32 @@ def _site(model: nn.Module, recording: _Recording, attention: int, after: range,
         projection=projection.name,
         norm=norm,
         post_norm=post_norm,
-        ffn_in=tuple(name for name, out in is_out.items() if not out),
+        ffn_in=(*bottleneck, *(name for name, out in is_out.items() if not out)),
         ffn_out=tuple(name for name, out in is_out.items() if out),
+        fused_rows=_fused_rows(model, call, [query, key, value]),
+        causal=call.causal,
     )
+
+
+def _fused_rows(model: nn.Module, call: _Call, feeds: list[_Call]) -> tuple[int, ...]:
+    """The rows of Q, K and V in the one Linear that yields them all; nothing where there are three."""
+    names = {feed.name for feed in feeds}
+    if len(names) == 3:
+        return ()
+    (output,) = feeds[0].tensors
+    rows = tuple(operand.shape[1] * operand.shape[-1] for operand in call.tensors)
+    if len(names) == 2 or sum(rows) != output.shape[-1]:
+        raise unsupported(model, f"query, key and value of {call.name} come from fused Linears of an unknown order")
+    end = 0
+    for operand, count in zip(call.tensors, rows, strict=True):
+        start, end = end, end + count
+        if output.is_meta:  # a packed model: the float one was looked at when it was prepared
+            continue
+        weights = torch.linspace(1, 2, operand.numel(), dtype=operand.dtype, device=operand.device)
+        (gradient,) = torch.autograd.grad(operand, output, weights.view(operand.shape), retain_graph=True)
+        if gradient[..., :start].any() or gradient[..., end:].any():
+            raise unsupported(model, f"the rows of query, key and value are mixed in {feeds[0].name}")
+    return rows
 
 
 def _block_output(model: nn.Module, recording: _Recording, projection: _Call, after: range) -> tuple[str, bool]:

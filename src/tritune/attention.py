@@ -27,7 +27,28 @@ STATE_ATTRIBUTE = "tritune_attention"
 # An additive mask hides a key with the dtype's minimum, Swin's shifted windows with -100; learned biases stay above.
 _MASKED_BELOW = -50.0
 
-_observer: ContextVar[Callable[[nn.Module, tuple, torch.Tensor], None] | None] = ContextVar("observer", default=None)
+
+
+@dataclass(frozen=True)
+class ObservedAttention:
+    """One call of our attention function, as `observe_attention` shows it.
+
+    Attributes:
+        module: the attention module that calls.
+        operands: Q, K and V as they came, each (batch, heads, tokens, head width).
+        context: what it gets back, (batch, query, heads, head width).
+        masked: bool, broadcastable to (batch, heads, query, key), True where the mask hides a key; None without mask.
+        causal: whether the model says that later tokens are hidden.
+    """
+
+    module: nn.Module
+    operands: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    context: torch.Tensor
+    masked: torch.Tensor | None
+    causal: bool
+
+
+_observer: ContextVar[Callable[[ObservedAttention], None] | None] = ContextVar("observer", default=None)
 
 
 @dataclass
@@ -114,15 +135,19 @@ def attention_forward(
 
     Args:
         module: the attention module that calls.
-        query, key, value: (batch, heads, tokens, head width).
+        query, key, value: (batch, heads, tokens, head width); K and V may have fewer heads, each of which then serves
+            as many heads of Q in a row (grouped queries, Ainslie et al. 2023, arXiv 2305.13245).
         attention_mask: additive, broadcastable to (batch, heads, query, key), or None.
         scaling: of QK^T; 1/sqrt(head width) when None.
         dropout: rate on the probabilities, 0 in evaluation.
-        **kwargs: what other attention functions take; unused.
+        **kwargs: what other attention functions take; `is_causal` alone is looked at.
 
     Returns:
         The context, (batch, query, heads, head width), and the probabilities that were used.
     """
+    operands = query, key, value
+    if key.shape[1] != query.shape[1]:
+        key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
     state = getattr(module, STATE_ATTRIBUTE, None) or AttentionState(ForwardPass(), (0,))
     state.enter()
     forward_pass = state.forward_pass
@@ -148,7 +173,9 @@ def attention_forward(
 
     observe = _observer.get()
     if observe is not None:
-        observe(module, (query, key, value), context)
+        said = kwargs.get("is_causal")
+        causal = bool(getattr(module, "is_causal", False) if said is None else said)  # as transformers decides it
+        observe(ObservedAttention(module, operands, context, masked, causal))
     return context, attention_probs
 
 
@@ -160,8 +187,8 @@ def seen_value(value: torch.Tensor, masked: torch.Tensor | None, quantizer: Quan
 
 
 @contextmanager
-def observe_attention(callback: Callable[[nn.Module, tuple, torch.Tensor], None]) -> Iterator[None]:
-    """Within the context, call `callback(module, (query, key, value), context)` at every attention call."""
+def observe_attention(callback: Callable[[ObservedAttention], None]) -> Iterator[None]:
+    """Within the context, call `callback` at every attention call."""
     token = _observer.set(callback)
     try:
         yield

@@ -85,6 +85,20 @@ class Instrument:
         intervention = self.forward_pass.intervention
         return (args[0].detach(), *args[1:]) if intervention is not None and intervention.site in sites else None
 
+    def stop_query_and_key(
+        self, rows: tuple[int, ...], module: nn.Module, args: tuple, output: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Forward hook of a fused Linear: under `Site.MAP` its input is detached for the rows of Q and K only.
+
+        The Linear is computed twice then: a product of some of its rows alone could differ in the last bit.
+        """
+        intervention = self.forward_pass.intervention
+        if intervention is None or intervention.site is not Site.MAP or not torch.is_grad_enabled():
+            return None
+        query_and_key = rows[0] + rows[1]
+        cut = module.forward(args[0].detach())
+        return torch.cat([cut[..., :query_and_key], output[..., query_and_key:]], -1)
+
     def projection(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         """Forward hook of W_O: record its output, (batch, tokens, width), and replace it under `Site.PROJECTION`."""
         self.forward_pass.keep(attention_projection=output)
@@ -209,11 +223,13 @@ def _attach(model: PreTrainedModel, anatomy: Anatomy) -> None:
         state = AttentionState(instrument.forward_pass, tuple(layers))
         instrument.states.append(state)
         setattr(modules[site.attention], STATE_ATTRIBUTE, state)
-        for name in (site.query, site.key):
-            modules[name].register_forward_pre_hook(partial(instrument.stop_gradient, frozenset(Site)))
-        modules[site.value].register_forward_pre_hook(
-            partial(instrument.stop_gradient, frozenset({Site.CONTEXT, Site.PROJECTION}))
-        )
+        without_map = partial(instrument.stop_gradient, frozenset({Site.CONTEXT, Site.PROJECTION}))
+        if site.fused_rows:
+            modules[site.query].register_forward_hook(partial(instrument.stop_query_and_key, site.fused_rows))
+        else:
+            for name in (site.query, site.key):
+                modules[name].register_forward_pre_hook(partial(instrument.stop_gradient, frozenset(Site)))
+        modules[site.value].register_forward_pre_hook(without_map)
         modules[site.projection].register_forward_hook(instrument.projection)
         if site.post_norm:
             modules[site.norm].register_forward_hook(instrument.norm_output)

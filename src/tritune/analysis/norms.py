@@ -74,12 +74,13 @@ def layer_norms(model: PreTrainedModel, batch: Batch) -> list[LayerNorms]:
         batch: keyword arguments of the model.
     """
     values: list[torch.Tensor] = []
-    with observe_attention(lambda module, qkv, context: values.append(qkv[2])):
+    with observe_attention(lambda call: values.append(call.operands[2])):
         trace = trace_of(model, batch, "attention_probs")
     instrument = instrument_of(model)
     quantizers = {layer: state.value for state in instrument.states for layer in state.layers}
     norms = []
     for index, (layer, value, site) in enumerate(zip(trace.layers, values, instrument.anatomy.sites, strict=True)):
+        value = value.repeat_interleave(layer.attention_probs.shape[1] // value.shape[1], dim=1)  # grouped queries
         if quantizers[index] is not None:
             value = quantizers[index](seen_value(value, layer.masked, quantizers[index]))
         norms.append(_layer_norms(layer.attention_probs.double(), value.double(), _weight(model, site.projection)))

@@ -15,6 +15,8 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     ViTConfig,
@@ -126,7 +128,7 @@ class Family:
     Attributes:
         model: the class, as it would be loaded.
         config: its tiny configuration; dropout is 0 so that training mode is repeatable.
-        sites: (prefix, query, key, value, projection) names of every attention call.
+        sites: (query, key, value, projection) names of every attention call; one name thrice where they are fused.
         block_output: (module, "input" or "output") of every layer that holds the attention block's output.
         batch: makes a small batch.
         norms_before: in pre-norm families, the norms between the residual stream and Q, K and V.
@@ -187,6 +189,24 @@ def _albert() -> AlbertConfig:
     )
 
 
+def _modernbert() -> ModernBertConfig:
+    return ModernBertConfig(
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        intermediate_size=24,
+        attention_dropout=0.0,
+        embedding_dropout=0.0,
+        mlp_dropout=0.0,
+        classifier_dropout=0.0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+        **_TEXT,
+    )
+
+
 def _vit() -> ViTConfig:
     return ViTConfig(
         hidden_size=WIDTH,
@@ -243,6 +263,14 @@ FAMILIES = {
             _albert,
             _names(_ALBERT_LAYER, 3, "attention.query", "attention.key", "attention.value", "attention.dense"),
             ((f"{_ALBERT_LAYER}attention.LayerNorm", "output"),) * 3,
+        ),
+        Family(
+            "modernbert",
+            ModernBertForSequenceClassification,
+            _modernbert,
+            _names("model.layers.{}.", 2, "attn.Wqkv", "attn.Wqkv", "attn.Wqkv", "attn.Wo"),
+            tuple((f"model.layers.{i}.mlp_norm", "input") for i in range(2)),
+            norms_before=("model.layers.1.attn_norm",),
         ),
         Family(
             "vit",

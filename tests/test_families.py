@@ -218,11 +218,13 @@ def test_gradients_are_missing_exactly_where_the_teacher_stands(family, site, tr
     pair = Pair(output, teacher_output, batch.get("attention_mask"))
     sum(distillation_losses(pair, TERNARYBERT).values()).backward()
     cut = {None: (), Site.MAP: (), Site.CONTEXT: (2,), Site.PROJECTION: (2, 3)}[site]
-    silent = [names[i] for names in family.sites for i in cut]
+    # A fused Linear is one parameter: while Q and K hear of the scores, the rows of V have a gradient of zeros.
+    silent = [names[i] for names in family.sites for i in cut if i == 3 or names[2] != names[0]]
     if cut:  # a norm that feeds Q, K and V alone is cut off together with them
         silent += family.norms_before
-    expected = {f"{name}.{kind}" for name in silent for kind in ("weight", "bias")}
-    assert {name for name, parameter in student.named_parameters() if parameter.grad is None} == expected
+    parameters = dict(student.named_parameters())
+    expected = {f"{name}.{kind}" for name in silent for kind in ("weight", "bias")} & set(parameters)
+    assert {name for name, parameter in parameters.items() if parameter.grad is None} == expected
 
 
 @every_family
@@ -234,9 +236,15 @@ def test_no_gradient_reaches_back_through_the_cut(family, site, traced):
     student(**batch, intervention=Intervention(site, teacher_output.trace)).logits.square().sum().backward()
     parameters = dict(student.named_parameters())
     for query, key, value, projection in family.sites:
+        assert (parameters[f"{projection}.weight"].grad is not None) == (site is not Site.PROJECTION)
+        if query == value:
+            gradient = parameters[f"{query}.weight"].grad
+            assert (gradient is not None) == (site is Site.MAP)
+            if site is Site.MAP:
+                assert not gradient[: 2 * WIDTH].any() and gradient[2 * WIDTH :].any()
+            continue
         assert parameters[f"{query}.weight"].grad is None and parameters[f"{key}.weight"].grad is None
         assert (parameters[f"{value}.weight"].grad is not None) == (site is Site.MAP)
-        assert (parameters[f"{projection}.weight"].grad is not None) == (site is not Site.PROJECTION)
 
 
 BERT_PARTS = {
@@ -355,11 +363,6 @@ REFUSED = {
     "T5ForSequenceClassification": ("T5Config", _T5),
     "BartForSequenceClassification": ("BartConfig", _BART),
     "GPT2ForSequenceClassification": ("GPT2Config", _GPT2),
-    "LlamaForSequenceClassification": ("LlamaConfig", {**_TINY, "pad_token_id": 0}),
-    "ModernBertForSequenceClassification": (
-        "ModernBertConfig",
-        {**_TINY, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "cls_token_id": 2, "sep_token_id": 1},
-    ),
 }
 
 

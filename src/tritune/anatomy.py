@@ -268,7 +268,7 @@ def _tail(recording: _Recording, head: tuple[str, Node] | None) -> list[int]:
 def _starts(model: nn.Module, recording: _Recording, attentions: list[int]) -> list[int]:
     """The first call of every layer.
 
-    It is the first Linear that feeds Q, K or V, or one before it in the same block: MobileBERT narrows its states first.
+    It is the first Linear that feeds Q, K or V, or one before it in the same block, as MobileBERT's bottlenecks are.
     """
     starts, previous = [], -1
     for attention in attentions:

@@ -28,7 +28,6 @@ STATE_ATTRIBUTE = "tritune_attention"
 _MASKED_BELOW = -50.0
 
 
-
 @dataclass(frozen=True)
 class ObservedAttention:
     """One call of our attention function, as `observe_attention` shows it.

@@ -111,7 +111,7 @@ class TrituneQuantizer(HfQuantizer):
         if not self.quantization_config.is_packed:
             # The quantizers are not there yet, and their tensors must not look like somebody else's.
             ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-            model._keys_to_ignore_on_load_unexpected = {*ignored, r"_quantizer\.[a-z_]+$"}
+            model._keys_to_ignore_on_load_unexpected = {*ignored, r"_quantizer\.[a-z_0-9.]+$"}
             return
         if checkpoint_files:
             verify([Path(file) for file in checkpoint_files], self.quantization_config)

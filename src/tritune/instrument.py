@@ -67,6 +67,8 @@ class Instrument:
             kwargs["return_dict"] = True
         if "hidden_states" in fields:
             kwargs["output_hidden_states"] = True
+        if self.anatomy.is_causal and getattr(model.config, "use_cache", False) and (fields or model.training):
+            kwargs.setdefault("use_cache", False)  # the keys and values of a whole sequence, for nothing
         return args, kwargs
 
     def end(self, model: PreTrainedModel, args: tuple, kwargs: dict, output: ModelOutput) -> ModelOutput:

@@ -47,7 +47,7 @@ def _calibrate(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | 
     quantizers = [
         module
         for name, module in model.named_modules()
-        if isinstance(module, Calibrated) and not name.endswith("weight_quantizer")
+        if isinstance(module, Calibrated) and "weight_quantizer" not in name.split(".")
     ]
     if not quantizers:
         return

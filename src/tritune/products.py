@@ -114,7 +114,10 @@ def context(
     probs_quantizer: Quantizer | None,
     value_quantizer: Quantizer | None,
 ) -> torch.Tensor:
-    """attention_probs @ value, both operands quantized; the value's scale serves whole sequences or more.
+    """attention_probs @ value, both operands quantized.
+
+    The value's scale can be applied to the result where it serves whole sequences or more. One per token lies on the
+    summed axis: the probabilities take it in before they are quantized themselves.
 
     Args:
         attention_probs: (batch, heads, query, key).
@@ -125,6 +128,12 @@ def context(
         (batch, heads, query, head width).
     """
     dtype = _code_dtype(attention_probs, probs_quantizer, value_quantizer)
+    if value_quantizer is not None and value_quantizer.granularity is Granularity.TOKEN:
+        values, value_scale = _operand(value, value_quantizer, dtype or value.dtype)
+        if value_scale is not None:
+            attention_probs = (attention_probs * value_scale.mT).to(attention_probs.dtype)
+        probs, probs_scale = _operand(attention_probs, probs_quantizer, dtype)
+        return _scaled(torch.matmul(probs, values), probs_scale)
     probs, probs_scale = _operand(attention_probs, probs_quantizer, dtype)
     values, value_scale = _operand(value, value_quantizer, dtype)
     return _scaled(torch.matmul(probs, values), probs_scale, value_scale)

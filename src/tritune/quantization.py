@@ -15,6 +15,7 @@ from .quant import (
     Granularity,
     Quantizer,
     default_weight_quantizer,
+    in_parts,
     make_quantizer,
 )
 
@@ -149,9 +150,19 @@ class Quantization:
             names |= {one._weight_name(), one._embedding_name() if self.embeddings else None, one._activation_name()}
         return names - {None}
 
-    def weights(self, rows: int, columns: int) -> Quantizer | None:
-        """The quantizer of a Linear's weight, (rows, columns), or None."""
-        return self._make(self._weight_name(), self.weight_bits, self.weight_granularity, rows, columns)
+    def weights(self, rows: int, columns: int, parts: tuple[int, ...] = ()) -> Quantizer | None:
+        """The quantizer of a Linear's weight, (rows, columns), or None.
+
+        Args:
+            parts: rows of every part of a fused weight; a scale per tensor is then one for each.
+
+        Raises:
+            TrituneError: `min_max` of a fused weight with a scale per tensor.
+        """
+        name, settings = self._weight_name(), (self.weight_bits, self.weight_granularity)
+        if not parts or name is None or self.weight_granularity == Granularity.ROW:
+            return self._make(name, *settings, rows, columns)
+        return in_parts([self._make(name, *settings, count, columns) for count in parts], parts)
 
     def embedding(self, rows: int, columns: int) -> Quantizer | None:
         """The quantizer of a word embedding, (rows, columns), or None."""
@@ -161,15 +172,17 @@ class Quantization:
         """The quantizer of a Linear's input of so many features, or None."""
         return self._make(self._activation_name(), self.activation_bits, self.activation_granularity, 1, features)
 
-    def products(self, features: int = 1) -> dict[str, Quantizer]:
+    def products(self, features: int = 1, causal: bool = False) -> dict[str, Quantizer]:
         """The quantizers of Q, K, probabilities and V, for so many features over all heads.
 
-        V lies on the summed axis of its product, so its finest scale is one per sequence and head.
+        V lies on the summed axis of its product, so its finest scale is one per sequence and head; but in a causal
+        model that would tell earlier tokens of later ones. There it is one per token, which `products.context` folds
+        into the probabilities.
         """
         if self.activation_bits is None or not self.attention_products:
             return {}
         quantizers = {operand: self.activations(features) for operand in ("query", "key", "attention_probs", "value")}
-        if self.activation_granularity == Granularity.TOKEN:
+        if self.activation_granularity == Granularity.TOKEN and not causal:
             quantizers["value"] = replace(quantizers["value"], granularity=Granularity.HEAD)
         return quantizers
 

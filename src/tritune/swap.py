@@ -33,17 +33,25 @@ def swap(model: PreTrainedModel, quantization: Quantization) -> None:
     parts = instrument.anatomy.parts(layers)
     names = [name for part, names in parts.items() if getattr(quantization, part) for name in names]
     states = {instrument.anatomy.sites[s.layers[0]].attention: s for s in instrument.states if s.layers[0] in layers}
-    _check_patterns(quantization, [*names, *(states if quantization.attention_products else ())])
-    for name in names:
-        model.set_submodule(name, _twin(model.get_submodule(name), quantization.of_module(name)))
+    own_names = [*names, *(states if quantization.attention_products else ())]
+    _check_patterns(quantization, own_names)
+    if instrument.anatomy.is_causal:
+        _check_causal(quantization, own_names)
+    fused = instrument.anatomy.fused_rows
+    twins = {
+        name: _twin(model.get_submodule(name), quantization.of_module(name), fused.get(name, ())) for name in names
+    }
+    for name, twin in twins.items():
+        model.set_submodule(name, twin)
     for name in instrument.anatomy.classifier:
         activations = quantization.of_module(name).activations()
         if not quantization.classifier and activations and activations.granularity is Granularity.TOKEN:
             model.set_submodule(name, RowLinear.from_float(model.get_submodule(name)))
     for name, state in states.items():
         attention = model.get_submodule(name)
-        features = model.get_submodule(instrument.anatomy.sites[state.layers[0]].query).out_features
-        for operand, quantizer in quantization.of_module(name).products(features).items():
+        site = instrument.anatomy.sites[state.layers[0]]
+        features = site.fused_rows[0] if site.fused_rows else model.get_submodule(site.query).out_features
+        for operand, quantizer in quantization.of_module(name).products(features, site.causal).items():
             setattr(state, operand, quantizer)
             if isinstance(quantizer, Calibrated):  # the attention module saves, moves and trains it
                 attention.add_module(f"{operand}_quantizer", _beside(quantizer, model, attention.training))
@@ -162,13 +170,24 @@ def _check_patterns(quantization: Quantization, names: list[str]) -> None:
             raise TrituneError(f"modules: the pattern {shown(pattern)} {reason}")
 
 
-def _twin(module: nn.Module, quantization: Quantization) -> nn.Module:
+def _check_causal(quantization: Quantization, names: list[str]) -> None:
+    for name in names:
+        own = quantization.of_module(name)
+        if own.activation_bits is not None and own.activation_granularity != Granularity.TOKEN:
+            raise TrituneError(
+                f"activation_granularity: {own.activation_granularity} would show {name} of this causal model its "
+                "later tokens through the scale they share; set it to token"
+            )
+
+
+def _twin(module: nn.Module, quantization: Quantization, parts: tuple[int, ...]) -> nn.Module:
     if isinstance(module, nn.Embedding):
         return QuantEmbedding.from_float(module, _started(quantization.embedding(*module.weight.shape), module))
     activations = quantization.activations(module.in_features)
     if isinstance(activations, Calibrated):
         activations = _beside(activations, module.weight, module.training)
-    return QuantLinear.from_float(module, _started(quantization.weights(*module.weight.shape), module), activations)
+    weights = quantization.weights(*module.weight.shape, parts)
+    return QuantLinear.from_float(module, _started(weights, module), activations)
 
 
 def _started(quantizer: Quantizer | None, module: nn.Module) -> Quantizer | None:

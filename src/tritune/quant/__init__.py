@@ -10,6 +10,7 @@ from .lsq import LearnedStep
 from .min_max import MinMax, MovingMinMax
 from .own_graph import OwnGraph
 from .pact import LearnedClip
+from .parts import GraphRowParts, RowParts, in_parts
 from .quantizer import Quantizer
 from .registry import (
     ACTIVATION_QUANTIZERS,
@@ -34,6 +35,7 @@ __all__ = [
     "DoReFa",
     "ElasticBinary",
     "Granularity",
+    "GraphRowParts",
     "Learned",
     "LearnedClip",
     "LearnedStep",
@@ -42,12 +44,14 @@ __all__ = [
     "MovingMinMax",
     "OwnGraph",
     "Quantizer",
+    "RowParts",
     "StoredCodes",
     "StretchedElastic",
     "Ternary",
     "Uniform",
     "arguments_of",
     "default_weight_quantizer",
+    "in_parts",
     "make_quantizer",
     "straight_through",
     "ternarize",

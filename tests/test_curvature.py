@@ -152,7 +152,9 @@ def test_every_family_has_a_symmetric_hessian(name, kind):
         v, w = generator.standard_normal((2, hessian.shape[0]))
         first, second = hessian @ v, hessian @ w
         assert np.abs(first).max() > 0
-        assert w @ first == pytest.approx(v @ second, rel=1e-8, abs=1e-10 * np.linalg.norm(first) * np.linalg.norm(w))
+        exact = 1e-4 if name == "modernbert" else 1e-8  # rotary embeddings are added in float32
+        sizes = np.linalg.norm(first) * np.linalg.norm(w)
+        assert w @ first == pytest.approx(v @ second, rel=exact, abs=exact / 100 * sizes)
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     result = curvature({"m": model}, [batch], top=2, trace_samples=2).models["m"]
     assert result.surrogate == (kind == "student") and np.isfinite(result.eigenvalues).all()

@@ -36,6 +36,8 @@ def one_layer(name: str) -> Family:
     for key in ("num_hidden_layers", "n_layers", "grumbles"):
         if hasattr(config, key):
             setattr(config, key, 1)
+    if name == "modernbert":
+        config.layer_types = config.layer_types[:1]
     return replace(FAMILIES[name], config=lambda: config)
 
 

@@ -1,0 +1,120 @@
+"""The whole job on a tiny model of every family that is served: two steps of training, packed, saved, loaded."""
+
+import copy
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+import tritune
+from tritune import DistillationTrainer, Intervention, Quantization, Site
+from tritune.anatomy import PARTS
+from tritune.instrument import instrument_of
+from tritune.layers import QuantEmbedding, QuantLinear, RowLinear
+from zoo import SERVED, Served
+
+every_family = pytest.mark.parametrize("family", SERVED.values(), ids=SERVED)
+STEPS = 6
+
+
+def answer(output) -> torch.Tensor:
+    """The logits, or of a model without a head its last states."""
+    return output["logits"] if "logits" in output else output["last_hidden_state"]
+
+
+def rows(family: Served) -> list[dict[str, torch.Tensor]]:
+    batch = family.batch()
+    return [{name: values[row] for name, values in batch.items()} for row in range(3)]
+
+
+def train(student, teacher, family: Served, folder, schedule: str | None) -> list[dict]:
+    arguments = TrainingArguments(
+        str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=3,
+        learning_rate=1e-3,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = DistillationTrainer(
+        student, teacher, arguments, coefficients=family.coefficients, schedule=schedule, train_dataset=rows(family)
+    )
+    trainer.train()
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+@every_family
+def test_two_steps_then_packed(family, tmp_path):
+    teacher = family.build()
+    student = tritune.prepare(copy.deepcopy(teacher), family.quantization)
+    before = {name: parameter.clone() for name, parameter in student.named_parameters()}
+    entries = train(student, teacher, family, tmp_path / "one", "gradual")
+    entries += train(student, teacher, family, tmp_path / "two", None)
+    assert len(entries) == 2 * STEPS
+    for name, weight in family.coefficients.items():
+        assert not weight or all(0 < entry[f"{name}_loss"] < float("inf") for entry in entries), name
+    quantized = [name for name, m in student.named_modules() if isinstance(m, QuantLinear | QuantEmbedding)]
+    moved = dict(student.named_parameters())
+    assert all(not torch.equal(moved[f"{name}.weight"], before[f"{name}.weight"]) for name in quantized)
+
+    student.eval()
+    batch = family.batch()
+    with torch.no_grad():
+        expected = answer(student(**batch))
+        assert expected.isfinite().all() and not torch.equal(expected, answer(teacher(**batch)))
+        packed = tritune.convert(student)
+        assert torch.equal(answer(packed(**batch)), expected)
+        packed.save_pretrained(tmp_path / "packed")
+        loaded = type(teacher).from_pretrained(tmp_path / "packed")
+        assert torch.equal(answer(loaded(**batch)), expected)
+
+
+@every_family
+@torch.no_grad()
+def test_with_the_teachers_projections_a_student_with_quantized_attention_is_its_teacher(family):
+    teacher, batch = family.build(), family.batch()
+    off = dict.fromkeys(PARTS, False) | {"query_key_value": True, "attention_projection": True}
+    settings = {"activation_granularity": family.quantization.activation_granularity}
+    student = tritune.prepare(copy.deepcopy(teacher), Quantization(**off, **settings))
+    for name in instrument_of(student).anatomy.classifier:
+        if isinstance(student.get_submodule(name), RowLinear):  # row by row, the last bit may be another
+            teacher.set_submodule(name, RowLinear.from_float(teacher.get_submodule(name)))
+    expected = answer(teacher(**batch))
+    trace = tritune.instrument(teacher)(**batch, output_trace=True).trace
+    assert not torch.equal(answer(student(**batch)), expected)
+    assert torch.equal(answer(student(**batch, intervention=Intervention(Site.PROJECTION, trace))), expected)
+    own = student(**batch, output_trace=True)
+    for site in Site:
+        output = student(**batch, intervention=Intervention(site, own.trace))
+        assert torch.equal(answer(output), answer(own))
+        assert not torch.equal(answer(student(**batch, intervention=Intervention(site, trace))), answer(own))
+
+
+CLASSES = [(family, index) for family in SERVED.values() for index in range(len(family.classes))]
+
+
+@pytest.mark.parametrize(("family", "index"), CLASSES, ids=[family.classes[index] for family, index in CLASSES])
+def test_every_linear_has_its_part(family, index):
+    model = tritune.instrument(family.build(index=index))
+    anatomy = instrument_of(model).anatomy
+    assert len(anatomy.sites) == family.layers
+    assert {site.post_norm for site in anatomy.sites} == {family.post_norm}
+    parts = anatomy.parts()
+    named = [name for names in parts.values() for name in names]
+    assert len(named) == len(set(named))
+    linears = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    words = (
+        {name for name, m in model.named_modules() if m is model.get_input_embeddings()} if not family.image else set()
+    )
+    assert set(named) == linears | words
+    assert len(parts["classifier"]) <= 1 and (len(parts["classifier"]) == 1) == ("For" in family.classes[index])
+    if not anatomy.shares_weights:
+        for layer, site in enumerate(anatomy.sites):
+            block = site.attention.split(".")
+            of_layer = [name for part in PARTS[:4] for name in anatomy.parts([layer])[part]]
+            depth = next(i for i, word in enumerate(block) if word.isdigit() and i >= 1)
+            own = ".".join(block[: depth + 1])
+            assert all(name.startswith(own) for name in of_layer), of_layer

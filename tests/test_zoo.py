@@ -1,6 +1,7 @@
 """The whole job on a tiny model of every family that is served: two steps of training, packed, saved, loaded."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -15,6 +16,15 @@ from zoo import SERVED, Served
 
 every_family = pytest.mark.parametrize("family", SERVED.values(), ids=SERVED)
 STEPS = 6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_objects_to_collect():
+    """Trainer collects garbage before every training; what is imported by then need not be looked at."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def answer(output) -> torch.Tensor:
@@ -110,7 +120,8 @@ def test_every_linear_has_its_part(family, index):
         {name for name, m in model.named_modules() if m is model.get_input_embeddings()} if not family.image else set()
     )
     assert set(named) == linears | words
-    assert len(parts["classifier"]) <= 1 and (len(parts["classifier"]) == 1) == ("For" in family.classes[index])
+    headless = family.classes[index].endswith("Model")
+    assert len(parts["classifier"]) == (0 if headless else 2 if "WithTeacher" in family.classes[index] else 1)
     if not anatomy.shares_weights:
         for layer, site in enumerate(anatomy.sites):
             block = site.attention.split(".")

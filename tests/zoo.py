@@ -1,4 +1,4 @@
-"""The families that are served, one tiny model each, and those that are not, with the reason; the docs' table is made here.
+"""The families that are served, one tiny model each, and those that are not; the table of the docs is made here.
 
 `families.py` holds few models and every law runs over them; these are many, and the whole job runs over each.
 """
@@ -63,6 +63,8 @@ class Served:
         """A float model of one of the classes, weights wide enough that quantizing them shows."""
         config = getattr(transformers, self.config)(**self.values)
         torch.manual_seed(seed)  # some parameters are left as they were in memory otherwise
+        if "QuestionAnswering" in self.classes[index]:
+            config.num_labels = 2
         model = getattr(transformers, self.classes[index])._from_config(config, attn_implementation="eager")
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -186,6 +188,18 @@ SERVED = {
             post_norm=False,
             image=True,
             coefficients={name: weight for name, weight in BLOCK_LOSSES.items() if name != "logits"},
+        ),
+        Served(
+            "CLIP images",
+            ("CLIPForImageClassification",),
+            "CLIPConfig",
+            {
+                "vision_config": _CLIP | {"image_size": 16, "patch_size": 8},
+                "text_config": _CLIP | {"vocab_size": VOCABULARY, "num_hidden_layers": 1},
+                "num_labels": LABELS,
+            },
+            post_norm=False,
+            image=True,
         ),
         Served(
             "Llama",

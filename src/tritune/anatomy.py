@@ -20,6 +20,9 @@ from .errors import UnsupportedModelError
 from .modes import evaluation_mode
 
 Node = torch.autograd.graph.Node
+# What a model may answer, the most particular first; the pooled state comes from no classifier.
+_POOLED = "pooler_output"
+_HEADS = ("logits", "start_logits", "text_embeds", "image_embeds", _POOLED)
 PARTS = ("query_key_value", "attention_projection", "ffn_in", "ffn_out", "embeddings", "pooler", "classifier")
 
 
@@ -60,7 +63,7 @@ class Anatomy:
         sites: one per layer; layers that share weights name the same modules.
         embeddings: the word embedding and the Linears between it and the first layer.
         pooler: the Linears between the encoder and the classifier.
-        classifier: the Linear that yields the logits, if there is one.
+        classifier: the Linears that yield the answer: none, one, or more where answers are averaged, as in DeiT.
     """
 
     sites: tuple[AttentionSite, ...]
@@ -168,23 +171,29 @@ def find_anatomy(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor])
     attentions = [i for i, call in enumerate(recording.calls) if call.kind == "attention"]
     if not attentions:
         raise unsupported(model, "its attention does not go through transformers' AttentionInterface")
-    tail = _tail(recording, head)
-    tail_names = {recording.calls[i].name for i in tail}
+    classifiers, pooler = _tail(model, recording, head, recording.calls[attentions[-1]])
+    tail_names = {*classifiers, *pooler}
     starts = _starts(model, recording, attentions)
     sites = [
         _site(model, recording, call, range(start, end), tail_names)
         for call, start, end in zip(attentions, starts, [*starts[1:], len(recording.calls)], strict=True)
     ]
-    word_embedding = model.get_input_embeddings()
+    word_embedding = _word_embedding(model)
     names = {module: name for name, module in model.named_modules()}
     before = [call.name for call in recording.calls[: starts[0]] if call.kind == "linear"]
-    has_logits = bool(tail) and head[0] == "logits"
     return Anatomy(
         sites=tuple(sites),
         embeddings=((names[word_embedding],) if isinstance(word_embedding, nn.Embedding) else ()) + tuple(before),
-        pooler=tuple(recording.calls[i].name for i in (tail[1:] if has_logits else tail)),
-        classifier=(recording.calls[tail[0]].name,) if has_logits else (),
+        pooler=pooler,
+        classifier=classifiers,
     )
+
+
+def _word_embedding(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:  # a model of images whose class does not say
+        return None
 
 
 def unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
@@ -249,20 +258,26 @@ def _record(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[_Recordi
     finally:
         for handle in handles:
             handle.remove()
-    head = next(
-        ((key, output[key].grad_fn) for key in ("logits", "pooler_output") if output.get(key) is not None), None
-    )
+    head = next(((key, output[key].grad_fn) for key in _HEADS if output.get(key) is not None), None)
     return recording, head
 
 
-def _tail(recording: _Recording, head: tuple[str, Node] | None) -> list[int]:
-    """Calls of the Linears between head and encoder, last first: the chain up to the first residual sum."""
-    tail = []
-    node = head[1] if head else None
-    while len(calls := recording.linears(node)) == 1:
-        tail.extend(calls)
-        node = recording.calls[tail[-1]].inputs[0]
-    return tail
+def _tail(
+    model: nn.Module, recording: _Recording, head: tuple[str, Node] | None, last: _Call
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The classifier and the pooler: the Linears between head and encoder, last first, up to the first residual sum.
+
+    Several Linears make up the classifier only where none of them lies in the block of the `last` attention.
+    """
+    tail, node, block = [], head[1] if head else None, _block(model, last.name)
+    while calls := recording.linears(node):
+        names = tuple(recording.calls[i].name for i in sorted(calls))
+        if len(calls) > 1 and (tail or not block or any(name.startswith(block) for name in names)):
+            break
+        tail.append(names)
+        node = recording.calls[min(calls)].inputs[0]
+    has_classifier = bool(tail) and head[0] != _POOLED
+    return tail[0] if has_classifier else (), sum(tail[has_classifier:], ())
 
 
 def _starts(model: nn.Module, recording: _Recording, attentions: list[int]) -> list[int]:

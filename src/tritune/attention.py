@@ -22,6 +22,7 @@ from .quant import Granularity, Quantizer
 from .trace import Intervention, LayerTrace, ModelTrace, Site
 
 IMPLEMENTATION = "tritune"
+WITHOUT_MASKS = "tritune_without_masks"
 STATE_ATTRIBUTE = "tritune_attention"
 
 # An additive mask hides a key with the dtype's minimum, Swin's shifted windows with -100; learned biases stay above.
@@ -196,4 +197,6 @@ def observe_attention(callback: Callable[[ObservedAttention], None]) -> Iterator
 
 
 AttentionInterface.register(IMPLEMENTATION, attention_forward)
+# Under this name transformers makes no masks: on the meta device it could not look at their values.
+AttentionInterface.register(WITHOUT_MASKS, attention_forward)
 AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)

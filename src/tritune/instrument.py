@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from .anatomy import Anatomy, find_anatomy, unsupported
-from .attention import IMPLEMENTATION, STATE_ATTRIBUTE, AttentionState, ForwardPass
+from .attention import IMPLEMENTATION, STATE_ATTRIBUTE, WITHOUT_MASKS, AttentionState, ForwardPass
 from .errors import TrituneError, UnsupportedModelError
 from .modes import evaluation_mode
 from .quant import MovingMinMax
@@ -180,11 +180,13 @@ def instrument_skeleton(model: PreTrainedModel) -> PreTrainedModel:
     with torch.device("cpu"):
         inputs = make_sample_inputs(model)
     inputs.pop("attention_mask", None)  # a mask is looked at: it must have values
-    model.set_attn_implementation(IMPLEMENTATION)
+    model.set_attn_implementation(WITHOUT_MASKS)
     try:
         anatomy = find_anatomy(model, inputs)
     except (NotImplementedError, RuntimeError) as error:
         raise unsupported(model, f"it cannot be run without weights ({str(error).splitlines()[0]})") from None
+    finally:
+        model.set_attn_implementation(IMPLEMENTATION)
     _attach(model, anatomy)
     return model
 
@@ -247,6 +249,7 @@ def make_sample_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     device, config = model.device, model.config
     generator = torch.Generator().manual_seed(0)
     if model.main_input_name == "pixel_values":
+        config = getattr(config, "vision_config", config)
         size = config.image_size if isinstance(config.image_size, Iterable) else (config.image_size, config.image_size)
         shape = (2, getattr(config, "num_channels", 3), *size)
         return {"pixel_values": torch.randn(shape, generator=generator).to(device, model.dtype)}

@@ -12,7 +12,19 @@ SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorte
 
 FLOORS = [
     ("quant", "trace", "errors", "devices", "versions"),
-    ("products", "layers", "modes", "quantization", "distill", "schedule", "packing", "packed", "integrity", "kernels"),
+    (
+        "products",
+        "layers",
+        "modes",
+        "quantization",
+        "distill",
+        "next_token",
+        "schedule",
+        "packing",
+        "packed",
+        "integrity",
+        "kernels",
+    ),
     ("anatomy", "attention", "instrument", "size"),
     ("swap", "prepare", "convert", "checkpoint"),
     ("recipes", "tasks", "data", "load", "evaluate", "predict", "plots", "analysis", "export", "bench"),

@@ -41,7 +41,8 @@ def step(student, teacher, batch, site, average="valid"):
     output = student(**batch, output_trace=True, intervention=site and Intervention(site, theirs.trace))
     labels = torch.arange(len(batch["input_ids"])) % LABELS
     losses = distillation_losses(
-        Pair(output, theirs, batch["attention_mask"], labels, average), dict.fromkeys(LOSSES, 1.0)
+        Pair(output, theirs, batch["attention_mask"], labels, average),
+        dict.fromkeys(set(LOSSES) - {"token_scaled_logits"}, 1.0),
     )
     sum(losses.values()).backward()
     gradients = {name: parameter.grad for name, parameter in student.named_parameters()}

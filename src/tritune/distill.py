@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
 
 from .errors import TrituneError, shown
+from .next_token import next_token_cross_entropy, token_scaled_soft_cross_entropy
 from .quant.granularity import wide_dtype
 from .trace import LayerTrace
 
@@ -178,6 +179,7 @@ class Pair:
         regression: whether the logits are scores rather than classes.
         temperature: of the logits loss; regression has none.
         layers: that the losses taken per layer read, see `distilled_layers`; None for all, and the embeddings too.
+        causal: whether the logits, (batch, tokens, vocabulary), are about the next token, and the labels token ids.
     """
 
     student: ModelOutput
@@ -188,6 +190,7 @@ class Pair:
     regression: bool = False
     temperature: float = 1.0
     layers: tuple[int, ...] | None = None
+    causal: bool = False
 
     def traces(self) -> Iterator[tuple[LayerTrace, LayerTrace]]:
         """Student's and teacher's trace of every chosen layer."""
@@ -229,7 +232,15 @@ def _logits(pair: Pair) -> torch.Tensor:
     return soft_cross_entropy(pair.student.logits, pair.teacher.logits, pair.temperature)
 
 
+def _token_scaled_logits(pair: Pair) -> torch.Tensor:
+    if not pair.causal or pair.labels is None:
+        raise TrituneError("token_scaled_logits: only for a causal language model whose batches have labels")
+    return token_scaled_soft_cross_entropy(pair.student.logits, pair.teacher.logits, pair.labels, pair.token_mask)
+
+
 def _ground_truth(pair: Pair) -> torch.Tensor:
+    if pair.causal:
+        return next_token_cross_entropy(pair.student.logits, pair.labels, pair.token_mask)
     (logits,) = _wide(pair.student.logits)
     if pair.regression:
         return F.mse_loss(logits.squeeze(-1), pair.labels.to(logits.dtype))
@@ -269,6 +280,7 @@ def _per_layer(field: str) -> Loss:
 
 LOSSES: dict[str, Loss] = {
     "logits": Loss(_logits),
+    "token_scaled_logits": Loss(_token_scaled_logits),
     "hidden_states": Loss(_hidden_states, ("hidden_states",)),
     "attention_scores": Loss(_attention_scores, ("attention_scores",)),
     "attention_map": Loss(_attention_maps, ("attention_probs",)),

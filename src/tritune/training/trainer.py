@@ -169,6 +169,7 @@ class DistillationTrainer(Trainer):
             regression=self.teacher.config.num_labels == 1,
             temperature=self.temperature,
             layers=self.layers,
+            causal=_is_language_model(self.teacher, teacher),
         )
         losses = distillation_losses(pair, self.coefficients)
         self._check_and_sum(losses)
@@ -268,6 +269,12 @@ def _check_names(coefficients: dict[str, float], schedule: str | None, average: 
             raise TrituneError(f"unknown {what} {value!r}; known are {', '.join(str(name) for name in known)}")
     if not any(coefficients.values()):
         raise TrituneError("every loss has the coefficient 0; there is nothing to train on")
+
+
+def _is_language_model(model: PreTrainedModel, output: ModelOutput) -> bool:
+    """Whether the logits at a token of a causal model are about the next one."""
+    logits = output.get("logits")
+    return instrument_of(model).anatomy.is_causal and logits is not None and logits.ndim == 3
 
 
 def _check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> int:

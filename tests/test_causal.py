@@ -73,7 +73,7 @@ def test_the_scale_of_a_whole_sequence_would_give_it_away():
 )
 def test_scales_over_tokens_are_refused(quantization):
     model = LLAMA.build()
-    with pytest.raises(TrituneError, match="activation_granularity: tensor would show .*; set it to token"):
+    with pytest.raises(TrituneError, match=r"activation_granularity: tensor would show .*; set it to token"):
         tritune.prepare(model, quantization)
     assert not any("Quant" in type(module).__name__ for module in model.modules())
 
@@ -208,10 +208,11 @@ def test_tied_embeddings(tmp_path):
     assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path / "qat")(input_ids=ids()).logits, expected)
     with pytest.raises(TrituneError, match=r"embed_tokens shares its weight with lm_head, which stays float"):
         tritune.convert(student)
-    student = tritune.prepare(build(), Quantization(activation_granularity="token", embeddings=False))
-    expected = student(input_ids=ids()).logits
-    tritune.convert(student).save_pretrained(tmp_path / "packed")
-    assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path / "packed")(input_ids=ids()).logits, expected)
+    for parts in ({"embeddings": False}, {"classifier": True}, {"classifier": True, "embedding_granularity": "tensor"}):
+        student = tritune.prepare(build(), Quantization(activation_granularity="token", **parts))
+        expected = student(input_ids=ids()).logits
+        tritune.convert(student).save_pretrained(tmp_path / "packed")
+        assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path / "packed")(input_ids=ids()).logits, expected)
 
 
 def test_a_mask_that_hides_later_tokens_in_silence_is_refused():

@@ -6,7 +6,6 @@ from dataclasses import fields
 
 import pytest
 import torch
-import transformers
 
 import tritune
 from families import FAMILIES, HEADS, LABELS, WIDTH
@@ -15,6 +14,7 @@ from tritune.distill import Pair, distillation_losses
 from tritune.instrument import instrument_of
 from tritune.layers import QuantEmbedding, QuantLinear
 from tritune.trace import TRACE_FIELDS
+from zoo import REFUSED
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 every_site = pytest.mark.parametrize("site", Site)
@@ -326,57 +326,16 @@ def test_layer_ranges_that_do_not_fit_are_refused_and_change_nothing(name, layer
     assert not quantized(model) and torch.equal(model(**batch).logits, before)
 
 
-_TINY = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-_GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "pad_token_id": 0}
-_T5 = {
-    "vocab_size": 40,
-    "d_model": 16,
-    "d_kv": 8,
-    "d_ff": 24,
-    "num_layers": 2,
-    "num_heads": 2,
-    "decoder_start_token_id": 0,
-    "eos_token_id": 2,
-}
-_BART = {
-    "vocab_size": 40,
-    "d_model": 16,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 24,
-    "decoder_ffn_dim": 24,
-    "pad_token_id": 1,
-    "eos_token_id": 2,
-    "bos_token_id": 0,
-    "decoder_start_token_id": 2,
-    "forced_eos_token_id": 2,
-}
-REFUSED = {
-    "DebertaV2ForSequenceClassification": ("DebertaV2Config", _TINY),
-    "DebertaForSequenceClassification": ("DebertaConfig", _TINY),
-    "MPNetForSequenceClassification": ("MPNetConfig", _TINY),
-    "RemBertForSequenceClassification": ("RemBertConfig", {**_TINY, "input_embedding_size": 16}),
-    "MegatronBertForSequenceClassification": ("MegatronBertConfig", _TINY),
-    "RoFormerForSequenceClassification": ("RoFormerConfig", _TINY),
-    "T5ForSequenceClassification": ("T5Config", _T5),
-    "BartForSequenceClassification": ("BartConfig", _BART),
-    "GPT2ForSequenceClassification": ("GPT2Config", _GPT2),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("family", REFUSED.values(), ids=REFUSED)
 @torch.no_grad()
-def test_a_family_that_cannot_be_served_is_refused_by_name_and_left_as_it_was(name):
-    config_name, values = REFUSED[name]
-    model = getattr(transformers, name)(getattr(transformers, config_name)(**values)).eval()
+def test_a_family_that_cannot_be_served_is_refused_by_name_and_left_as_it_was(family):
+    model = family.build()
     ids = torch.tensor([[5, 6, 7, 8, 9, 2]])
     implementation, training = model.config._attn_implementation, model.training
     expected = model(input_ids=ids).logits
     modules = [type(module) for module in model.modules()]
     for verb in (tritune.instrument, tritune.prepare):
-        with pytest.raises(UnsupportedModelError, match=name):
+        with pytest.raises(UnsupportedModelError, match=f"{family.model} cannot be served: .*{family.reason}"):
             verb(model)
         assert model.config._attn_implementation == implementation and model.training is training
         assert [type(module) for module in model.modules()] == modules

@@ -84,6 +84,16 @@ _TEXT = _SIZES | _SURE | {"vocab_size": VOCABULARY, "num_labels": LABELS, "pad_t
 _SHORT = {"max_position_embeddings": 32}
 _IMAGE = _SIZES | _SURE | {"image_size": 16, "patch_size": 8, "num_labels": LABELS}
 _CLIP = _SIZES | {"attention_dropout": 0.0, "projection_dim": 16}
+_DECODER = _SIZES | {
+    "vocab_size": VOCABULARY,
+    "num_labels": LABELS,
+    "pad_token_id": 0,
+    "max_position_embeddings": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "attention_dropout": 0.0,
+    "use_cache": False,
+}
 _HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model")
 
 
@@ -205,12 +215,128 @@ SERVED = {
             "Llama",
             ("LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"),
             "LlamaConfig",
-            _SIZES
-            | {"vocab_size": VOCABULARY, "num_labels": LABELS, "pad_token_id": 0, "max_position_embeddings": 32}
-            | {"num_attention_heads": 4, "num_key_value_heads": 2, "use_cache": False},
+            _DECODER,
             post_norm=False,
             quantization=PER_TOKEN,
             remark="causal: `activation_granularity: token`",
         ),
+        Served(
+            "Mistral",
+            ("MistralForCausalLM", "MistralForSequenceClassification"),
+            "MistralConfig",
+            _DECODER | {"sliding_window": 4},
+            post_norm=False,
+            quantization=PER_TOKEN,
+            remark="causal: `activation_granularity: token`",
+        ),
+        Served(
+            "Phi-3",
+            ("Phi3ForCausalLM", "Phi3ForSequenceClassification"),
+            "Phi3Config",
+            _DECODER | {"bos_token_id": 1, "eos_token_id": 2, "resid_pdrop": 0.0},
+            post_norm=False,
+            quantization=PER_TOKEN,
+            remark="causal: `activation_granularity: token`; Q, K and V are one Linear with a scale for each",
+        ),
     )
+}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A family that is not served.
+
+    Attributes:
+        name: as people call it.
+        model, config: its classes in transformers.
+        values: of the tiny model.
+        reason: for the table, and part of what the error says.
+    """
+
+    name: str
+    model: str
+    config: str
+    values: dict[str, Any]
+    reason: str
+
+    def build(self) -> PreTrainedModel:
+        """A float model."""
+        return getattr(transformers, self.model)(getattr(transformers, self.config)(**self.values)).eval()
+
+
+OWN_ATTENTION = "its attention does not go through transformers' AttentionInterface"
+TWO_STACKS = "it is an encoder with a decoder, and only one of them alone is served"
+_SMALL = _SIZES | {"vocab_size": VOCABULARY, "pad_token_id": 0}
+_XLM = {"emb_dim": 16, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 32, "pad_index": 0}
+_XLNET = {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24, "pad_token_id": 0}
+_GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "pad_token_id": 0}
+_T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2} | {
+    "decoder_start_token_id": 0,
+    "eos_token_id": 2,
+}
+_BART = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "pad_token_id": 1, "eos_token_id": 2} | {
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "bos_token_id": 0,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": 2,
+}
+_FUNNEL = {"block_sizes": [1, 1], "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 24, "num_decoder_layers": 1}
+_WORDS = {"vocab_size": VOCABULARY}
+
+
+def _refused(name: str, stem: str, values: dict[str, Any], reason: str = OWN_ATTENTION) -> Refused:
+    return Refused(name, f"{stem}ForSequenceClassification", f"{stem}Config", values, reason)
+
+
+REFUSED = {
+    row.name: row
+    for row in (
+        _refused("DeBERTa", "Deberta", _SMALL),
+        _refused("DeBERTa v2 and v3", "DebertaV2", _SMALL),
+        _refused("MPNet", "MPNet", _SMALL),
+        _refused("RemBERT", "RemBert", _SMALL | {"input_embedding_size": 16}),
+        _refused("MegatronBERT", "MegatronBert", _SMALL),
+        _refused("ConvBERT", "ConvBert", _SMALL | {"embedding_size": 16, "num_attention_heads": 4, "head_ratio": 2}),
+        _refused("Funnel", "Funnel", _WORDS | _FUNNEL),
+        _refused("RoFormer", "RoFormer", _SMALL),
+        _refused("XLM", "XLM", _WORDS | _XLM | {"pad_token_id": 0}),
+        _refused("XLNet", "XLNet", _WORDS | _XLNET),
+        _refused("BigBird", "BigBird", _SMALL | {"attention_type": "original_full"}),
+        _refused("T5", "T5", _WORDS | _T5, TWO_STACKS),
+        _refused("BART", "Bart", _WORDS | _BART, TWO_STACKS),
+        _refused(
+            "GPT-2", "GPT2", _WORDS | _GPT2, "its weights are in Conv1D modules, and only Linear ones are quantized"
+        ),
+        _refused("GPT-NeoX", "GPTNeoX", _SMALL, "the rows of query, key and value are mixed in"),
+        _refused(
+            "Gemma 2",
+            "Gemma2",
+            _DECODER | {"head_dim": 4, "num_attention_heads": 4},
+            "self_attn wants softcap, which our attention function has not",
+        ),
+    )
+}
+
+
+def table() -> list[str]:
+    """The lines of the table of `docs/families.md`."""
+    lines = ["| family | models | norm | two steps | packed | |", "|---|---|---|---|---|---|"]
+    for row in SERVED.values():
+        classes = ", ".join(f"`{name}`" for name in row.classes)
+        norm = "post" if row.post_norm else "pre"
+        lines.append(f"| {row.name} | {classes} | {norm} | yes | yes | {row.remark} |")
+    for row in REFUSED.values():
+        reason = {OWN_ATTENTION: "its attention does not go through `AttentionInterface`"}.get(row.reason, row.reason)
+        lines.append(f"| {row.name} | `{row.model}` | | no | no | {_PLAIN.get(row.name, reason)} |")
+    return lines
+
+
+# Where the error's words are about one module of a model.
+_PLAIN = {
+    "GPT-2": "its weights are `Conv1D`, not `Linear`",
+    "GPT-NeoX": "one Linear whose rows of Q, K and V are mixed, head by head",
+    "Gemma 2": "it caps the attention scores",
 }

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .attention import ObservedAttention, observe_attention
 from .errors import UnsupportedModelError
@@ -132,6 +133,8 @@ class _Recording:
 
     def add_attention(self, model: nn.Module, name: str, call: ObservedAttention) -> None:
         """Note a call of our attention function."""
+        if call.extras:
+            raise unsupported(model, f"{name} wants {', '.join(call.extras)}, which our attention function has not")
         if not call.causal and _hides_later_tokens(call.masked):
             raise unsupported(model, f"{name} hides later tokens by its mask without saying that it is causal")
         nodes = tuple(tensor.grad_fn for tensor in call.operands)
@@ -313,6 +316,8 @@ def _site(model: nn.Module, recording: _Recording, attention: int, layer: range,
     call = recording.calls[attention]
     feeds = [recording.linears(node) for node in call.inputs]
     if any(len(feed) != 1 for feed in feeds):
+        if any(isinstance(module, Conv1D) for module in model.modules()):
+            raise unsupported(model, "its weights are in Conv1D modules, and only Linear ones are quantized")
         raise unsupported(model, f"query, key and value of {call.name} do not come from one Linear each")
     query, key, value = (recording.calls[i] for (i,) in feeds)
     linears = [recording.calls[i] for i in range(attention + 1, layer.stop) if recording.calls[i].kind == "linear"]

@@ -27,6 +27,8 @@ STATE_ATTRIBUTE = "tritune_attention"
 
 # An additive mask hides a key with the dtype's minimum, Swin's shifted windows with -100; learned biases stay above.
 _MASKED_BELOW = -50.0
+# Arguments of other attention functions that change the numbers: capped scores (Gemma 2), sinks (GPT-OSS).
+_NOT_SERVED = ("softcap", "s_aux")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class ObservedAttention:
         context: what it gets back, (batch, query, heads, head width).
         masked: bool, broadcastable to (batch, heads, query, key), True where the mask hides a key; None without mask.
         causal: whether the model says that later tokens are hidden.
+        extras: what the caller wants beyond softmax(QK^T/sqrt(d) + mask)V, and does not get.
     """
 
     module: nn.Module
@@ -46,6 +49,7 @@ class ObservedAttention:
     context: torch.Tensor
     masked: torch.Tensor | None
     causal: bool
+    extras: tuple[str, ...]
 
 
 _observer: ContextVar[Callable[[ObservedAttention], None] | None] = ContextVar("observer", default=None)
@@ -140,7 +144,7 @@ def attention_forward(
         attention_mask: additive, broadcastable to (batch, heads, query, key), or None.
         scaling: of QK^T; 1/sqrt(head width) when None.
         dropout: rate on the probabilities, 0 in evaluation.
-        **kwargs: what other attention functions take; `is_causal` alone is looked at.
+        **kwargs: what other attention functions take; only `find_anatomy` looks at it, and refuses what is not served.
 
     Returns:
         The context, (batch, query, heads, head width), and the probabilities that were used.
@@ -175,7 +179,8 @@ def attention_forward(
     if observe is not None:
         said = kwargs.get("is_causal")
         causal = bool(getattr(module, "is_causal", False) if said is None else said)  # as transformers decides it
-        observe(ObservedAttention(module, operands, context, masked, causal))
+        extras = tuple(name for name in _NOT_SERVED if kwargs.get(name) is not None)
+        observe(ObservedAttention(module, operands, context, masked, causal, extras))
     return context, attention_probs
 
 

@@ -134,7 +134,7 @@ class TrituneQuantizer(HfQuantizer):
         config = model.config
         config.attn_implementation = IMPLEMENTATION  # the model may have been given another config since
         if self.quantization_config.is_packed:
-            state = revert_weight_conversion(model, dict(model.state_dict()))
+            state = revert_weight_conversion(model, _without_tied(model))
             self.quantization_config.checksums = {name: tensor_checksum(state[name]) for name in sorted(state)}
             # As save_pretrained is about to set them.
             config.dtype = str(model.dtype).removeprefix("torch.")
@@ -156,6 +156,15 @@ class TrituneQuantizer(HfQuantizer):
     def is_qat_trainable(self) -> bool:
         """A QAT model, without adapters."""
         return not self.quantization_config.is_packed
+
+
+def _without_tied(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The state dict as it is written: of weights that are one, transformers writes one."""
+    state = dict(model.state_dict())
+    for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if name in state and source in state and state[name].data_ptr() == state[source].data_ptr():
+            del state[name]
+    return state
 
 
 @torch.no_grad()

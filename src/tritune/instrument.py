@@ -200,7 +200,7 @@ def _analyse(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | No
     inputs = sample_inputs if sample_inputs is not None else make_sample_inputs(model)
     previous = model.config._attn_implementation
     if getattr(model.config, "is_encoder_decoder", False):
-        raise unsupported(model, "only encoders are supported")
+        raise unsupported(model, "it is an encoder with a decoder, and only one of them alone is served")
     if not model._can_set_attn_implementation():
         raise unsupported(model, "its attention does not go through transformers' AttentionInterface")
     model.set_attn_implementation("eager")
@@ -253,7 +253,8 @@ def make_sample_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         size = config.image_size if isinstance(config.image_size, Iterable) else (config.image_size, config.image_size)
         shape = (2, getattr(config, "num_channels", 3), *size)
         return {"pixel_values": torch.randn(shape, generator=generator).to(device, model.dtype)}
-    length = min(8, getattr(config, "max_position_embeddings", None) or 8)
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    length = min(8, positions) if positions > 0 else 8  # XLNet says -1
     ids = torch.randint(0, model.get_input_embeddings().num_embeddings, (2, length), generator=generator)
     if (padding := getattr(config, "pad_token_id", None)) is not None:
         ids[ids == padding] = (padding + 1) % model.get_input_embeddings().num_embeddings

@@ -13,7 +13,7 @@ from tritune.instrument import instrument_of
 from tritune.quant import Granularity, MinMax, Uniform
 from zoo import PER_TOKEN, SERVED, VOCABULARY
 
-LLAMA, CLIP = SERVED["Llama"], SERVED["CLIP text"]
+LLAMA = SERVED["Llama"]
 TOKENS = 6
 
 
@@ -29,9 +29,12 @@ def uniform(granularity: Granularity) -> Uniform:
     return Uniform(8, granularity)
 
 
-@pytest.mark.parametrize("family", [LLAMA, CLIP], ids=["Llama", "CLIP text"])
+LEAKS = [(SERVED[name], torch.float32) for name in ("Llama", "CLIP text", "Mistral", "Phi-3")]
+LEAKS += [(LLAMA, dtype) for dtype in (torch.float64, torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("family", "dtype"), LEAKS, ids=[f"{family.name}-{dtype}" for family, dtype in LEAKS])
 @pytest.mark.parametrize("site", [None, *Site])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @torch.no_grad()
 def test_no_token_knows_of_a_later_one(family, site, dtype):
     """Loud later tokens too: their scales are what would give them away."""

@@ -2,20 +2,24 @@
 
 import copy
 import gc
+import importlib
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import TrainingArguments
 
 import tritune
-from tritune import DistillationTrainer, Intervention, Quantization, Site
+from tritune import DistillationTrainer, Intervention, Quantization, Site, TrituneError
 from tritune.anatomy import PARTS
 from tritune.instrument import instrument_of
 from tritune.layers import QuantEmbedding, QuantLinear, RowLinear
-from zoo import SERVED, Served
+from zoo import SERVED, Served, table
 
 every_family = pytest.mark.parametrize("family", SERVED.values(), ids=SERVED)
 STEPS = 6
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,7 +41,8 @@ def rows(family: Served) -> list[dict[str, torch.Tensor]]:
     return [{name: values[row] for name, values in batch.items()} for row in range(3)]
 
 
-def train(student, teacher, family: Served, folder, schedule: str | None) -> list[dict]:
+def train(student, teacher, family: Served, folder, schedule: str | None, **values) -> list[dict]:
+    values = {"coefficients": family.coefficients} | values
     arguments = TrainingArguments(
         str(folder),
         max_steps=STEPS,
@@ -49,9 +54,7 @@ def train(student, teacher, family: Served, folder, schedule: str | None) -> lis
         disable_tqdm=True,
         use_cpu=True,
     )
-    trainer = DistillationTrainer(
-        student, teacher, arguments, coefficients=family.coefficients, schedule=schedule, train_dataset=rows(family)
-    )
+    trainer = DistillationTrainer(student, teacher, arguments, schedule=schedule, train_dataset=rows(family), **values)
     trainer.train()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
@@ -129,3 +132,34 @@ def test_every_linear_has_its_part(family, index):
             depth = next(i for i, word in enumerate(block) if word.isdigit() and i >= 1)
             own = ".".join(block[: depth + 1])
             assert all(name.startswith(own) for name in of_layer), of_layer
+
+
+@pytest.mark.parametrize("coefficients", [{"block_output": 1.0}, {"hidden_states": 1.0}], ids=list)
+def test_swin_has_blocks_to_choose_from_but_no_hidden_states(coefficients, tmp_path):
+    family = SERVED["Swin"]
+    teacher = family.build()
+    student = tritune.prepare(copy.deepcopy(teacher), family.quantization)
+    if "hidden_states" in coefficients:
+        with pytest.raises(TrituneError, match="distil_layers: this model reports 3 hidden states for 3 layers"):
+            train(student, teacher, family, tmp_path, None, coefficients=coefficients, distil_layers="last")
+    else:
+        train(student, teacher, family, tmp_path, None, coefficients=coefficients, distil_layers=[0, 2])
+
+
+def test_mobilebert_quantizes_the_bottlenecks_of_the_layers_that_are_named():
+    student = tritune.prepare(SERVED["MobileBERT"].build(), Quantization(layers=(1,)))
+    quantized = {name for name, module in student.named_modules() if isinstance(module, QuantLinear)}
+    for layer in (0, 1):
+        bottlenecks = {f"mobilebert.encoder.layer.{layer}.bottleneck.{part}.dense" for part in ("input", "attention")}
+        assert bottlenecks & quantized == (bottlenecks if layer == 1 else set())
+
+
+def test_the_page_has_this_table(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    page = importlib.import_module("families_page").page()
+    assert page == (DOCS / "families.md").read_text(encoding="utf-8"), "run python docs/families_page.py"
+    assert all(line in page.splitlines() for line in table())
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(block, "families.md", "exec"), {})
+    assert (tmp_path / "decoder" / "packed" / "model.safetensors").is_file()

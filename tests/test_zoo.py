@@ -134,6 +134,22 @@ def test_every_linear_has_its_part(family, index):
             assert all(name.startswith(own) for name in of_layer), of_layer
 
 
+OTHERS = [(family, index) for family, index in CLASSES if index]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "index"), OTHERS, ids=[family.classes[index] for family, index in OTHERS])
+@torch.no_grad()
+def test_other_classes_are_packed_too(family, index, tmp_path):
+    student = tritune.prepare(family.build(index=index), family.quantization)
+    batch = family.batch()
+    expected = student(**batch).to_tuple()
+    tritune.convert(student).save_pretrained(tmp_path)
+    loaded = type(student).from_pretrained(tmp_path)(**batch).to_tuple()
+    for own, other in zip(expected, loaded, strict=True):
+        assert not isinstance(own, torch.Tensor) or torch.equal(own, other)
+
+
 @pytest.mark.parametrize("coefficients", [{"block_output": 1.0}, {"hidden_states": 1.0}], ids=list)
 def test_swin_has_blocks_to_choose_from_but_no_hidden_states(coefficients, tmp_path):
     family = SERVED["Swin"]

@@ -48,7 +48,7 @@ def train(
     """
     options.quiet_libraries()
     from ..devices import this_process
-    from ..load import load_student
+    from ..models import load_student
     from ..prepare import prepare
     from ..quantization import Quantization
     from ..recipes import load_recipe
@@ -81,4 +81,4 @@ def train(
         return
     show_run(metrics, output, as_json=json)
     if push_to_hub:
-        push(output, metrics, job.recipe, push_to_hub)
+        push(output, metrics, job.task, job.recipe, push_to_hub)

@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from ..data import load_task_data
-from ..data.encode import EncodedData, encode_splits
 from ..devices import this_process
 from ..distill import check_temperature, distilled_layers
 from ..errors import TrituneError
+from ..heads import EncodedData
 from ..instrument import instrument, instrument_of
-from ..load import is_quantized, load_model, load_tokenizer
+from ..load import is_quantized
+from ..models import load_model
 from ..recipes import FinetuneRecipe, Recipe
 from ..tasks import Task
 from .arguments import check_precision
@@ -25,7 +27,7 @@ class Job:
 
     Attributes:
         model: the teacher to distil, or the model to fine-tune.
-        tokenizer: its tokenizer.
+        processor: its tokenizer or image processor.
         task, data: what it is trained and measured on.
         recipe: in force, see `FinetuneRecipe.resolve`.
         output: the run's folder.
@@ -33,7 +35,7 @@ class Job:
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
     task: Task
     data: EncodedData
     recipe: FinetuneRecipe
@@ -92,13 +94,13 @@ def open_job(
     distils = isinstance(recipe, Recipe)
     recipe = _resolved(recipe, task, len(splits["train"]))
     model = load_model(source, task, new_head=not distils)
-    tokenizer = load_tokenizer(source, model, recipe.max_length)
+    processor = task.head.load_processor(source, model, recipe.max_length)
     if is_quantized(model):
         raise TrituneError(f"{source}: quantized already; give a float model")
     if distils:
         recipe = _fitted(recipe, task, model)
-    data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
-    return Job(model, tokenizer, task, data, recipe, output, str(source))
+    data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
+    return Job(model, processor, task, data, recipe, output, str(source))
 
 
 def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path) -> Job:
@@ -116,7 +118,7 @@ def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path
     recipe, data = fit(job, recipe), job.data
     if (recipe.max_length, recipe.padding) != (job.recipe.max_length, job.recipe.padding):
         splits = load_task_data(job.task, data_folder)
-        data = encode_splits(splits, job.task, job.tokenizer, recipe.max_length, recipe.padding)
+        data = job.task.head.encode(splits, job.task, job.processor, recipe.max_length, recipe.padding)
     # A trainer freezes its teacher; the student begins as a copy of it.
     job.model.requires_grad_(True)
     return replace(job, recipe=recipe, data=data, output=output)
@@ -130,7 +132,7 @@ def fit(job: Job, recipe: Recipe) -> Recipe:
     """
     recipe = _fitted(_resolved(recipe, job.task, len(job.data.splits["train"])), job.task, job.model)
     if recipe.max_length != job.recipe.max_length:
-        load_tokenizer(job.source, job.model, recipe.max_length)
+        job.task.head.load_processor(job.source, job.model, recipe.max_length)
     return recipe
 
 

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..errors import TrituneError
-from ..evaluate import assisted_logits, closeness, dev_logits, dev_scores
+from ..evaluate import assisted_logits, dev_logits, dev_scores
 from ..load import weights_sha256
 from ..recipes import RECIPE_FILE, to_yaml
 from ..schedule import SCHEDULES
@@ -36,14 +35,14 @@ class _Measure:
         """A student's scores, alone, and its closeness to the teacher."""
         job = self.job
         logits = dev_logits(student, job.data, job.task, self.batch_size)
-        split = job.task.dev_splits[0]
-        return dev_scores(logits, job.data, job.task) | closeness(logits[split], self.teacher_logits[split], job.task)
+        pair = logits[job.data.select], self.teacher_logits[job.data.select]
+        return dev_scores(logits, job.data, job.task) | job.task.head.closeness(*pair, job.task)
 
     def assisted(self, student: PreTrainedModel, site: Site) -> dict[str, Any]:
         """A student's scores with the teacher inside, under names that say so."""
         job = self.job
-        logits = assisted_logits(student, job.model, site, job.data.dev, job.data.collate, self.batch_size)
-        scores = job.task.measure(logits, np.asarray(job.data.dev["labels"]))
+        dev, collate, read = job.data.dev, job.data.collate, job.task.head.read
+        scores = job.data.measure(assisted_logits(student, job.model, site, dev, collate, self.batch_size, read))
         return {f"assisted_{name}": value for name, value in scores.items()} | {"site": site.value}
 
 
@@ -109,7 +108,7 @@ class Recorder:
     def finish(self, student: PreTrainedModel, best: BestModel) -> dict[str, Any]:
         """The metrics with the scores of the best and of the last student."""
         folder = self.job.output / BEST
-        kept = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(student.device)
+        kept = type(student).from_pretrained(folder, dtype=torch.float32).to(student.device)
         return self.metrics | {
             "best": self.measure.student(kept) | {"step": best.step},
             "last": self.measure.student(student) | {"step": self.last_step},

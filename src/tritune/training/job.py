@@ -1,9 +1,10 @@
 """What a run works on, opened and checked whole before anything is computed or written."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
@@ -32,6 +33,7 @@ class Job:
         recipe: in force, see `FinetuneRecipe.resolve`.
         output: the run's folder.
         source: where the model came from, for the record.
+        model_logits: of the dev splits by batch size; runs on the same model and data share them.
     """
 
     model: PreTrainedModel
@@ -41,6 +43,7 @@ class Job:
     recipe: FinetuneRecipe
     output: Path
     source: str
+    model_logits: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,13 +118,13 @@ def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path
     Raises:
         TrituneError: the recipe does not fit the model or the task.
     """
-    recipe, data = fit(job, recipe), job.data
+    recipe, data, logits = fit(job, recipe), job.data, job.model_logits
     if (recipe.max_length, recipe.padding) != (job.recipe.max_length, job.recipe.padding):
         splits = load_task_data(job.task, data_folder)
-        data = job.task.head.encode(splits, job.task, job.processor, recipe.max_length, recipe.padding)
+        data, logits = job.task.head.encode(splits, job.task, job.processor, recipe.max_length, recipe.padding), {}
     # A trainer freezes its teacher; the student begins as a copy of it.
     job.model.requires_grad_(True)
-    return replace(job, recipe=recipe, data=data, output=output)
+    return replace(job, recipe=recipe, data=data, output=output, model_logits=logits)
 
 
 def fit(job: Job, recipe: Recipe) -> Recipe:

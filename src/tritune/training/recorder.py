@@ -23,7 +23,9 @@ class _Measure:
 
     def __init__(self, job: Job):
         self.job, self.batch_size = job, job.recipe.per_device_eval_batch_size
-        self.teacher_logits = dev_logits(job.model, job.data, job.task, self.batch_size)
+        if self.batch_size not in job.model_logits:
+            job.model_logits[self.batch_size] = dev_logits(job.model, job.data, job.task, self.batch_size)
+        self.teacher_logits = job.model_logits[self.batch_size]
 
     def teacher(self) -> dict[str, Any]:
         """The teacher's scores, origin and size."""
@@ -107,10 +109,12 @@ class Recorder:
 
     def finish(self, student: PreTrainedModel, best: BestModel) -> dict[str, Any]:
         """The metrics with the scores of the best and of the last student."""
-        folder = self.job.output / BEST
-        kept = type(student).from_pretrained(folder, dtype=torch.float32).to(student.device)
+        last = kept = self.measure.student(student)
+        if best.step != self.last_step:
+            earlier = type(student).from_pretrained(self.job.output / BEST, dtype=torch.float32).to(student.device)
+            kept = self.measure.student(earlier)
         return self.metrics | {
-            "best": self.measure.student(kept) | {"step": best.step},
-            "last": self.measure.student(student) | {"step": self.last_step},
+            "best": kept | {"step": best.step},
+            "last": last | {"step": self.last_step},
             "size_bytes": size_bytes(student),
         }

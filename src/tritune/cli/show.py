@@ -78,7 +78,7 @@ def show_augmented(path: str, record: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json({"output": path, **record})
         return
-    _say(f"{path}: {record['rows']} rows and {record['variants']} variants; --set augmented=true trains on them")
+    _say(f"{path}: {record['rows']} rows and {record['variants']} variants")
 
 
 def show_finetuned(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:

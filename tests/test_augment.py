@@ -4,11 +4,13 @@ import json
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from tritune import TrituneError
@@ -27,6 +29,7 @@ from tritune.data.neighbours import Neighbours, embedding_neighbours, glove_neig
 from tritune.load import load_masked_lm
 from tritune.recipes import FinetuneRecipe, Recipe, load_recipe
 from tritune.tasks import get_task
+from tritune.training.job import fit
 from workspace import make_workspace
 
 _WORDS = "cat dog mouse house garden tree river sleeps runs sees eats old small green quick the a of in and not"
@@ -188,6 +191,46 @@ def test_stop_words_numbers_and_mixed_words_stay():
 def test_whole_words_leave_out_pieces_and_special_tokens(mlm):
     tokenizer = BertTokenizerFast.from_pretrained(mlm)
     assert list(whole_words(tokenizer).values()) == [word for word in VOCABULARY if re.fullmatch("[a-z]+", word)]
+
+
+def byte_level():
+    """As RoBERTa's: a word after a space is another token than one without."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>", "<unk>", "<mask>", "<pad>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(["the cat sees the house and the cat sleeps in the green house"] * 20, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0), add_prefix_space=False)
+    return tokenizer
+
+
+def sentence_piece():
+    """As XLM-R's."""
+    pieces = ["<s>", "</s>", "<unk>", "<mask>", "<pad>", "▁cat", "▁green", "▁house", "cat", "s", "▁", ",", "▁the"]
+    tokenizer = Tokenizer(models.Unigram([(piece, -1.0 - len(piece) / 9) for piece in pieces], unk_id=2))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", [byte_level, sentence_piece])
+def test_tokenizers_whose_tokens_hold_the_space(kind):
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=kind(), mask_token="<mask>", pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    words = whole_words(tokenizer)
+    assert {"cat", "house"} <= set(words.values()) and len(set(words.values())) == len(words)
+    assert all(tokenizer.convert_ids_to_tokens(index)[0] in "\u0120\u2581" for index in words)
+    config = BertConfig(**TINY | {"vocab_size": len(tokenizer), "initializer_range": 1.0})
+    masked = MaskedWords(BertForMaskedLM(config).eval(), tokenizer, words, 3, 64)
+    encoded, offsets = masked.encode("green cat, house")
+    ids = encoded["input_ids"][0].tolist()
+    spans = {span: tokenizer.convert_ids_to_tokens(ids[place]) for place, span in enumerate(offsets)}
+    assert spans[6, 9][1:] == "cat" and spans[11, 16][1:] == "house"
+    found = Augmenter(masked, lambda word: (), 0.4).candidates("green cat, house")
+    assert {(6, 9), (11, 16)} <= found.keys() and all(set(own) <= set(words.values()) for own in found.values())
 
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
@@ -518,6 +561,12 @@ def test_training_reads_it_and_says_what_is_missing(cli, mlm, tmp_path):
     arguments = ("train", tmp_path / "teacher", *given, "--set", "max_steps=4", "--output", tmp_path / "student")
     assert cli(*arguments)[0] == 0
     assert "augmented: true" in (tmp_path / "student" / "recipe.yaml").read_text()
+
+
+def test_runs_of_a_sweep_read_the_same_rows():
+    job = SimpleNamespace(recipe=Recipe(max_steps=8))
+    with pytest.raises(TrituneError, match="augmented: all runs of a sweep read the same"):
+        fit(job, Recipe(max_steps=8, augmented=True))
 
 
 def test_the_hub_has_none():

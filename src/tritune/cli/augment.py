@@ -1,11 +1,14 @@
 """`tritune augment`: a training file with variants of its rows."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
+
+if TYPE_CHECKING:
+    from ..data.augmented_file import AugmentedFile
 
 
 def augment(
@@ -59,7 +62,17 @@ def _check_numbers(n: int | None, probability: float, candidates: int, batch_siz
         raise TrituneError(f"--seed must be a whole number from 0 to 2^32 - 1; got {seed}")
 
 
-def _write(file, mlm, glove, n, probability, candidates, batch_size, seed, resume) -> dict:
+def _write(
+    file: "AugmentedFile",
+    mlm: str,
+    glove: Path | None,
+    n: int | None,
+    probability: float,
+    candidates: int,
+    batch_size: int,
+    seed: int,
+    resume: bool,
+) -> dict[str, Any]:
     from ..data.augment import PAPER_VARIANTS, VARIANTS, Augmenter, MaskedWords, whole_words
     from ..data.augmented_file import sha256, write_augmented
     from ..data.neighbours import embedding_neighbours, glove_neighbours

@@ -17,7 +17,9 @@ import typer
 import yaml
 
 from tritune.cli import main
+from tritune.data.augment import PAPER_VARIANTS, VARIANTS
 from tritune.recipes import FinetuneRecipe, Recipe, Sweep, load_recipe, load_sweeps, shipped_recipes, shipped_spaces
+from tritune.tasks import TASKS
 from workspace import make_workspace, train_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -314,6 +316,21 @@ def test_commands_and_python_blocks_of_pack_run(at_demo):
         exec(compile(block, "pack.md", "exec"), {})
     small, again = (at_demo / name / "model.safetensors" for name in ("small", "small_too"))
     assert small.read_bytes() == again.read_bytes() and (at_demo / "deploy_small" / "config.json").is_file()
+
+
+def test_commands_and_python_blocks_of_augment_run(at_demo):
+    page = DOCS / "augment.md"
+    for block in blocks(page, "python"):
+        exec(compile(block, "augment.md", "exec"), {})
+    run_commands(page)
+    lines = (at_demo / "demo" / "data" / "train_aug.tsv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "sentence\tlabel" and len(lines) > 401
+    assert (at_demo / "taught" / "metrics.json").is_file() and (at_demo / "learnt" / "metrics.json").is_file()
+
+
+def test_table_of_augment():
+    documented = {name.strip("`"): int(count) for name, count in table_rows(DOCS / "augment.md", 2) if count.isdigit()}
+    assert documented == {name: VARIANTS.get(name, PAPER_VARIANTS) for name in TASKS}
 
 
 def test_table_of_deploy_is_the_measured_one():

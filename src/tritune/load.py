@@ -13,7 +13,9 @@ import torch
 import transformers
 from torch import nn
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -53,6 +55,28 @@ def load_pretrained(kind: Any, source: str | Path, **head: Any) -> PreTrainedMod
     if getattr(config, "quantization_config", None) is not None and getattr(model, "hf_quantizer", None) is None:
         raise TrituneError(f"{source}: the quantization_config in its config.json is of an unknown method")
     _check_weights(model, report, source, new_head=bool(head))
+    return model
+
+
+def load_masked_lm(source: str | Path) -> PreTrainedModel:
+    """A masked language model, on the CPU in float32.
+
+    Raises:
+        TrituneError: the source is not a model, or not a masked language model with the weights of its head, or its
+            weights are incomplete or not finite.
+    """
+    config = load_config(source)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise TrituneError(f"{source}: of type {config.model_type}, which has no masked language model")
+    model, report = _from_pretrained(AutoModelForMaskedLM, source, config, {"dtype": torch.float32})
+    if getattr(config, "quantization_config", None) is not None:
+        raise TrituneError(f"{source}: quantized; give a float masked language model")
+    if missing := sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}):
+        raise TrituneError(
+            f"{source}: not a masked language model: {', '.join(missing[:3])} have no weights; give the pretrained "
+            "model, before it was fine-tuned"
+        )
+    _check_finite(model, source)
     return model
 
 
@@ -148,6 +172,10 @@ def _check_weights(model: PreTrainedModel, report: dict, source: str | Path, new
         raise TrituneError(f"{source}: {', '.join((encoder or missing)[:3])} have no weights; {advice}")
     if not new_head and (extra := _unknown_layers(model, report["unexpected_keys"])):
         raise TrituneError(f"{source}: has weights of {extra[0]}, which its config.json leaves out; repair config.json")
+    _check_finite(model, source)
+
+
+def _check_finite(model: PreTrainedModel, source: str | Path) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise TrituneError(f"{source}: the weight {name} holds NaN or infinite values")

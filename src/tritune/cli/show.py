@@ -73,6 +73,14 @@ def show_run(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
     _say(f"{_SIZE_NOTE}. {pace}; {metrics['seconds']:.0f} s with evaluations. Written to {folder}")
 
 
+def show_augmented(path: str, record: dict[str, Any], as_json: bool) -> None:
+    """What `augment` wrote."""
+    if as_json:
+        _print_json({"output": path, **record})
+        return
+    _say(f"{path}: {record['rows']} rows and {record['variants']} variants")
+
+
 def show_finetuned(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
     """A fine-tuning's `metrics.json` in two lines."""
     if as_json:

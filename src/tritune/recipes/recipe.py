@@ -39,6 +39,7 @@ class FinetuneRecipe:
             stay float32. fp16 needs a GPU.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         train_sampling_strategy: order of the rows: `random`, `sequential`, or `group_by_length`.
+        augmented: read `train_aug.tsv`, which `tritune augment` wrote, in place of `train.tsv`.
         max_length: tokens per example; null takes the task's.
         padding: `max_length` or `longest`.
         eval_steps: updates between evaluations; null takes the task's.
@@ -67,6 +68,7 @@ class FinetuneRecipe:
     fp16: bool = False
     gradient_checkpointing: bool = False
     train_sampling_strategy: str = "random"
+    augmented: bool = False
     max_length: int | None = None
     padding: str = "longest"
     eval_steps: int | None = None
@@ -173,6 +175,11 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             raise TrituneError(
                 "cache_teacher: with padding longest the padding differs from epoch to epoch, and loss_average padded "
                 "counts it; take padding max_length or loss_average valid"
+            )
+        if self.cache_teacher and self.augmented:
+            raise TrituneError(
+                "cache_teacher and augmented exclude each other: the outputs for every variant would be kept, and few "
+                "are read again; turn one of them off"
             )
         _check(self, "step_one_steps", lambda value: value is None or value >= 1, "must be at least 1")
         _check(self, "learned_scale_learning_rate", lambda value: value > 0, "must be positive")

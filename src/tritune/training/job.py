@@ -93,7 +93,7 @@ def open_job(
     check_free(output, overwrite, resume, inputs=inputs)
     # A new classifier is drawn while the model is loaded.
     set_seed(recipe.seed)
-    splits = load_task_data(task, data_folder)
+    splits = load_task_data(task, data_folder, augmented=recipe.augmented)
     distils = isinstance(recipe, Recipe)
     recipe = _resolved(recipe, task, len(splits["train"]))
     model = load_model(source, task, new_head=not distils)
@@ -120,7 +120,7 @@ def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path
     """
     recipe, data, logits = fit(job, recipe), job.data, job.model_logits
     if (recipe.max_length, recipe.padding) != (job.recipe.max_length, job.recipe.padding):
-        splits = load_task_data(job.task, data_folder)
+        splits = load_task_data(job.task, data_folder, augmented=recipe.augmented)
         data, logits = job.task.head.encode(splits, job.task, job.processor, recipe.max_length, recipe.padding), {}
     # A trainer freezes its teacher; the student begins as a copy of it.
     job.model.requires_grad_(True)
@@ -133,6 +133,8 @@ def fit(job: Job, recipe: Recipe) -> Recipe:
     Raises:
         TrituneError: the recipe does not fit the model or the task.
     """
+    if recipe.augmented != job.recipe.augmented:  # the budget would be reckoned from the wrong number of rows
+        raise TrituneError("augmented: all runs of a sweep read the same training rows; set it with --set")
     recipe = _fitted(_resolved(recipe, job.task, len(job.data.splits["train"])), job.task, job.model)
     if recipe.max_length != job.recipe.max_length:
         job.task.head.load_processor(job.source, job.model, recipe.max_length)

@@ -54,12 +54,16 @@ def assisted_logits(
     dataset: Dataset,
     collate: Collator,
     batch_size: int,
+    layer_map: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Logits, (rows, labels), of a student whose every layer uses the teacher's tensor at `site`."""
+    """Logits, (rows, labels), of a student whose every layer uses the teacher's tensor at `site`.
+
+    `layer_map` is the teacher's layer for each of the student's; None for models of the same depth.
+    """
     logits = []
     with evaluation_mode(student, teacher), weights_held(), torch.no_grad():
         for batch in _batches(dataset, collate, batch_size, student.device):
-            trace = teacher(**batch, output_trace=[site.field]).trace
+            trace = teacher(**batch, output_trace=[site.field]).trace.mapped(layer_map)
             logits.append(student(**batch, intervention=Intervention(site, trace)).logits.float().cpu().numpy())
     return np.concatenate(logits)
 

@@ -66,7 +66,7 @@ class ModelTrace:
     hidden_states: Sequence[torch.Tensor] | None = None
 
     def mapped(self, layer_map: Sequence[int] | None) -> "ModelTrace":
-        """This trace, a teacher's, as a student of another depth sees it: layer i of it is layer `layer_map[i]` here.
+        """A teacher's trace as a student of another depth sees it: its layer i is layer `layer_map[i]` of this one.
 
         Hidden state 0, the embeddings', stays; hidden state i + 1 is what layer `layer_map[i]` put out.
 

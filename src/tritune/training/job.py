@@ -16,6 +16,7 @@ from ..load import is_quantized, load_model, load_tokenizer
 from ..recipes import FinetuneRecipe, Recipe
 from ..tasks import Task
 from .arguments import check_precision
+from .pairing import pairing
 from .run_folder import check_free
 
 
@@ -30,6 +31,8 @@ class Job:
         recipe: in force, see `FinetuneRecipe.resolve`.
         output: the run's folder.
         source: where the model came from, for the record.
+        student: a float model that the student begins as; None for a copy of the teacher.
+        student_source: where it came from, for the record.
     """
 
     model: PreTrainedModel
@@ -39,6 +42,13 @@ class Job:
     recipe: FinetuneRecipe
     output: Path
     source: str
+    student: PreTrainedModel | None = None
+    student_source: str = ""
+
+    @property
+    def float_student(self) -> PreTrainedModel:
+        """What the student is before it is quantized."""
+        return self.model if self.student is None else self.student
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ def open_job(
     overwrite: bool = False,
     resume: bool = False,
     other_inputs: tuple[str | Path, ...] = (),
+    student_source: str | Path | None = None,
 ) -> Job:
     """Read and check everything a run needs; nothing is written.
 
@@ -80,11 +91,13 @@ def open_job(
         overwrite: whether a run that lies there may be replaced.
         resume: whether a run that lies there is to go on.
         other_inputs: further folders that are read.
+        student_source: folder or hub name of a float model that the student begins as, of another depth or width than
+            the teacher perhaps; None begins with a copy of the teacher.
 
     Raises:
         TrituneError: anything that is missing, does not fit, or is in the way; one line that says what to do.
     """
-    inputs = (source, *other_inputs, *([data_folder] if data_folder else []))
+    inputs = (source, *filter(None, (*other_inputs, student_source, data_folder)))
     check_free(output, overwrite, resume, inputs=inputs)
     # A new classifier is drawn while the model is loaded.
     set_seed(recipe.seed)
@@ -95,10 +108,23 @@ def open_job(
     tokenizer = load_tokenizer(source, model, recipe.max_length)
     if is_quantized(model):
         raise TrituneError(f"{source}: quantized already; give a float model")
+    student = None if student_source is None else _open_student(student_source, task, tokenizer, recipe.max_length)
     if distils:
-        recipe = _fitted(recipe, task, model)
+        recipe = _fitted(recipe, task, model, student)
     data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
-    return Job(model, tokenizer, task, data, recipe, output, str(source))
+    return Job(model, tokenizer, task, data, recipe, output, str(source), student, str(student_source or ""))
+
+
+def _open_student(
+    source: str | Path, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> PreTrainedModel:
+    """A float student, which will read the teacher's tokens."""
+    model = load_model(source, task)
+    if is_quantized(model):
+        raise TrituneError(f"{source}: quantized already; --student takes a float model, --from a QAT student")
+    if load_tokenizer(source, model, max_length).get_vocab() != tokenizer.get_vocab():
+        raise TrituneError(f"{source}: the student's tokenizer has other tokens than the teacher's; both read the same")
+    return model
 
 
 def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path) -> Job:
@@ -128,7 +154,7 @@ def fit(job: Job, recipe: Recipe) -> Recipe:
     Raises:
         TrituneError: the recipe does not fit the model or the task.
     """
-    recipe = _fitted(_resolved(recipe, job.task, len(job.data.splits["train"])), job.task, job.model)
+    recipe = _fitted(_resolved(recipe, job.task, len(job.data.splits["train"])), job.task, job.model, job.student)
     if recipe.max_length != job.recipe.max_length:
         load_tokenizer(job.source, job.model, recipe.max_length)
     return recipe
@@ -142,12 +168,14 @@ def _resolved(recipe: FinetuneRecipe, task: Task, train_rows: int) -> FinetuneRe
     return recipe
 
 
-def _fitted(recipe: Recipe, task: Task, model: PreTrainedModel) -> Recipe:
-    """A resolved recipe with the split of its budget, and a check of what depends on the model."""
-    layers = len(instrument_of(instrument(model)).anatomy.sites)
+def _fitted(recipe: Recipe, task: Task, teacher: PreTrainedModel, student: PreTrainedModel | None) -> Recipe:
+    """A resolved recipe with its budget and its layer map spelt out, and a check of what depends on the models."""
+    student = teacher if student is None else student
+    layers = len(instrument_of(instrument(student)).anatomy.sites)
     distilled_layers(recipe.distil_layers, layers)
     check_temperature(recipe.temperature, task.is_regression)
-    return recipe.with_split(task, layers)
+    pair = pairing(student, teacher, recipe.coefficients(), recipe.schedule, recipe.layer_map)
+    return replace(recipe, layer_map=pair.layer_map).with_split(task, layers)
 
 
 def _check_reporting(tracker: str) -> None:

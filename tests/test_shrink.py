@@ -1,4 +1,4 @@
-"""A shrunk model is the model one would make by hand, is written whole or not at all, and trains as any student does."""
+"""A shrunk model is the one made by hand, is written whole or not at all, and trains and packs as any student does."""
 
 import json
 import shutil

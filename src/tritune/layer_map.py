@@ -11,7 +11,7 @@ def mapped_layers(choice: str | Sequence[int] | None, student: int, teacher: int
     """The teacher's layer for every layer of the student, counted from 0; None where it is the student's own number.
 
     `uniform` gives layer i of n the teacher's layer ceil((i + 1) * m / n) - 1 of m. Counted from 1, and where n divides
-    m, that is g(i) = i * m / n of TinyBERT (EMNLP Findings 2020, section 4.1). `last` gives the last n layers.
+    m, that is g(i) = i * m / n of TinyBERT (EMNLP Findings 2020). `last` gives the last n layers.
 
     >>> mapped_layers("uniform", 4, 12), mapped_layers("last", 4, 12), mapped_layers([1, 5], 2, 6)
     ((2, 5, 8, 11), (8, 9, 10, 11), (1, 5))

@@ -30,8 +30,8 @@ def shrink(
     """A new model of the same class that has only some layers of `model`, with their weights.
 
     Everything outside the layers is kept: embeddings, pooler, classifier, labels. Layers 1, 3, 5, 7, 9, 11 of a
-    fine-tuned BERT-base are the Skip-BERT-6L of *Extreme Compression for Pre-trained Transformers Made Simple and
-    Efficient* (Wu et al., NeurIPS 2022, section 4).
+    fine-tuned BERT-base are the six-layer Skip-BERT of *Extreme Compression for Pre-trained Transformers Made Simple
+    and Efficient* (Wu et al., NeurIPS 2022).
 
     Args:
         model: a float model; it stays as it is.

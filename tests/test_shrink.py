@@ -268,7 +268,7 @@ def test_bad_layers_on_the_command_line(workspace, cli, layers, message):
 
 
 def test_other_sources_on_the_command_line(workspace, skip, cli):
-    cli(*train_arguments(workspace, workspace / "qat", "--set", "max_steps=2"))
+    tritune.prepare(AutoModelForSequenceClassification.from_pretrained(skip)).save_pretrained(workspace / "qat")
     for source, message in (("qat", "quantized already; give a float model"), ("nowhere", "there is no such folder")):
         code, _, err = cli("shrink", workspace / source, "--layers", "0", "--output", workspace / "bad")
         assert code == 2 and message in err and not (workspace / "bad").exists()
@@ -298,6 +298,7 @@ def test_a_shrunk_student_is_trained_converted_and_analysed(workspace, skip, cli
     assert code == 2 and "layers" in err
 
 
+@pytest.mark.slow
 def test_two_steps_one_at_a_time(workspace, skip, cli):
     """They need the float student each, and give what the run of both gives."""
     both, one, two = (workspace / name for name in ("both", "one", "two"))
@@ -311,6 +312,7 @@ def test_two_steps_one_at_a_time(workspace, skip, cli):
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_student(workspace, skip, cli):
     run = train_arguments(workspace, workspace / "again", "--student", skip, *SETTINGS)
     assert cli(*run)[0] == 0 and cli(*run, "--resume")[0] == 0

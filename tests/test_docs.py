@@ -18,6 +18,7 @@ import yaml
 
 from tritune.cli import main
 from tritune.data.augment import PAPER_VARIANTS, VARIANTS
+from tritune.layer_map import mapped_layers
 from tritune.recipes import FinetuneRecipe, Recipe, Sweep, load_recipe, load_sweeps, shipped_recipes, shipped_spaces
 from tritune.tasks import TASKS
 from workspace import make_workspace, train_arguments
@@ -365,6 +366,27 @@ def test_tables_of_pack_are_the_measured_ones():
     for row in tables["packed_padding"]:
         keys = ("recipe", "tokens", "flipped_codes", "equal_logits", "largest_difference", "logit_spread")
         assert tuple(row[key] for key in keys) in rows
+
+
+@pytest.mark.slow
+def test_commands_and_python_blocks_of_shrink_run(at_demo):
+    run_commands(DOCS / "shrink.md")
+    for folder in ("skip-run", "skip-one", "skip-two", "skip-last"):
+        assert (at_demo / folder / "metrics.json").is_file(), folder
+    assert json.loads((at_demo / "skip-small" / "config.json").read_text())["num_hidden_layers"] == 2
+    maps = [load_recipe(at_demo / folder / "recipe.yaml").layer_map for folder in ("skip-run", "skip-last")]
+    assert maps == [(0, 2), (1, 2)]
+    names: dict = {}
+    for block in blocks(DOCS / "shrink.md", "python"):
+        exec(compile(block, "shrink.md", "exec"), names)
+    assert names["output"].logits.shape == (2, 2)
+
+
+def test_layer_maps_of_shrink():
+    rows = {row[0].strip("`"): row[2:] for row in table_rows(DOCS / "shrink.md", 4)}
+    for choice in ("uniform", "last"):
+        for cell, student in zip(rows[choice], (4, 6), strict=True):
+            assert tuple(map(int, cell.split(", "))) == mapped_layers(choice, student, 12)
 
 
 @pytest.mark.parametrize("name", ["index.md", "use.md", "analyse.md", "format.md"])

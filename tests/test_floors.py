@@ -12,9 +12,21 @@ SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorte
 
 FLOORS = [
     ("quant", "trace", "errors", "devices", "versions"),
-    ("products", "layers", "modes", "quantization", "distill", "schedule", "packing", "packed", "integrity", "kernels"),
+    (
+        "products",
+        "layers",
+        "modes",
+        "quantization",
+        "distill",
+        "layer_map",
+        "schedule",
+        "packing",
+        "packed",
+        "integrity",
+        "kernels",
+    ),
     ("anatomy", "attention", "instrument", "size"),
-    ("swap", "prepare", "convert", "checkpoint"),
+    ("swap", "prepare", "convert", "shrink", "checkpoint"),
     (
         "recipes",
         "metrics",

@@ -56,12 +56,16 @@ def assisted_logits(
     collate: Collate,
     batch_size: int,
     read: Read = read_logits,
+    layer_map: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """What `read` takes of a student whose every layer uses the teacher's tensor at `site`, (rows, ...)."""
+    """What `read` takes of a student whose every layer uses the teacher's tensor at `site`, (rows, ...).
+
+    `layer_map` is the teacher's layer for each of the student's; None for models of the same depth.
+    """
     answers = []
     with evaluation_mode(student, teacher), weights_held(), torch.no_grad():
         for batch in _batches(dataset, collate, batch_size, student.device):
-            trace = teacher(**batch, output_trace=[site.field]).trace
+            trace = teacher(**batch, output_trace=[site.field]).trace.mapped(layer_map)
             answers.append(read(student(**batch, intervention=Intervention(site, trace)), batch))
     return stacked(answers)
 

@@ -99,6 +99,23 @@ def load(source: str | Path, **options: Any) -> PreTrainedModel:
     section = getattr(config, "quantization_config", None)
     if not isinstance(section, dict) or section.get("quant_method") != METHOD:
         raise TrituneError(f"{source}: not a model that tritune wrote; transformers' Auto classes load it")
+    return _load_whole(source, config, options)
+
+
+def load_float(source: str | Path) -> PreTrainedModel:
+    """A float model with whatever head it has, as an instance of the class it was saved from, on the CPU in float32.
+
+    Raises:
+        TrituneError: the source is not a model or a quantized one, or its files are damaged or incomplete.
+    """
+    config = load_config(source)
+    if getattr(config, "quantization_config", None) is not None:
+        raise TrituneError(f"{source}: quantized already; give a float model")
+    return _load_whole(source, config, {"dtype": torch.float32})
+
+
+def _load_whole(source: str | Path, config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+    """An instance of the class that `config` names; no weight is missing or left over."""
     names = config.architectures or ["no class"]
     kind = getattr(transformers, str(names[0]), None)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):

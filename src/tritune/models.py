@@ -35,13 +35,13 @@ def load_model(source: str | Path, task: Task, *, new_head: bool = False) -> Pre
 
 
 def load_student(
-    source: str | Path, task: Task, teacher: PreTrainedModel, quantization: Quantization
+    source: str | Path, task: Task, origin: PreTrainedModel, quantization: Quantization
 ) -> PreTrainedModel:
-    """A QAT model for `task` to go on training.
+    """A QAT model for `task` to go on training, made of the float model `origin`: the teacher, or a student of its own.
 
     Raises:
         TrituneError: as `load_model`; or it is a float model, quantized in another way, or of another shape than the
-            teacher.
+            float model.
     """
     model = load_model(source, task)
     if is_packed(model):
@@ -51,7 +51,10 @@ def load_student(
     if model.config.quantization_config.quantization != quantization:
         raise TrituneError(f"{source}: quantized in another way than the recipe says; give the recipe it was made with")
     own = quantizer_tensors(model)
-    shapes = [{n: tensor.shape for n, tensor in m.state_dict().items() if n not in own} for m in (model, teacher)]
-    if shapes[0] != shapes[1] or len(instrument_of(model).anatomy.sites) != len(instrument_of(teacher).anatomy.sites):
-        raise TrituneError(f"{source}: of another shape than the teacher")
+    shapes = [{n: tensor.shape for n, tensor in m.state_dict().items() if n not in own} for m in (model, origin)]
+    if shapes[0] != shapes[1] or len(instrument_of(model).anatomy.sites) != len(instrument_of(origin).anatomy.sites):
+        raise TrituneError(
+            f"{source}: of another shape than the teacher, or than what --student names; give the float model that it "
+            "was made of as --student"
+        )
     return model

@@ -47,11 +47,12 @@ def model_card(metrics: dict[str, Any], task: Task, recipe: Recipe, name: str) -
         name: how the model will be loaded: its folder or hub name.
     """
     head, metric = task.head, metrics["metric"]
-    sizes = {"teacher": metrics["teacher"]["size_bytes"]}
-    labels = {"teacher": "teacher", "untrained": "quantized, untrained", "best": "best", "last": "last"}
+    labels = {"teacher": "teacher", "float_student": "float student", "untrained": "quantized, untrained"}
+    labels |= {"best": "best", "last": "last"}
     rows = [
-        f"| {label} | {100 * metrics[key][metric]:.1f} | {sizes.get(key, metrics['size_bytes']) / 1e6:.1f} MB |"
+        f"| {label} | {100 * row[metric]:.1f} | {row.get('size_bytes', metrics['size_bytes']) / 1e6:.1f} MB |"
         for key, label in labels.items()
+        if (row := metrics.get(key))
     ]
     result = EvalResult(
         task_type=head.name,

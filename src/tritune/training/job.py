@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from ..data import load_task_data
@@ -19,6 +19,7 @@ from ..models import load_model
 from ..recipes import FinetuneRecipe, Recipe
 from ..tasks import Task
 from .arguments import check_precision
+from .pairing import pairing
 from .run_folder import check_free
 
 
@@ -34,6 +35,8 @@ class Job:
         output: the run's folder.
         source: where the model came from, for the record.
         model_logits: of the dev splits by batch size; runs on the same model and data share them.
+        student: a float model that the student begins as; None for a copy of the teacher.
+        student_source: where it came from, for the record.
     """
 
     model: PreTrainedModel
@@ -44,6 +47,13 @@ class Job:
     output: Path
     source: str
     model_logits: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    student: PreTrainedModel | None = None
+    student_source: str = ""
+
+    @property
+    def float_student(self) -> PreTrainedModel:
+        """What the student is before it is quantized."""
+        return self.model if self.student is None else self.student
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,7 @@ def open_job(
     overwrite: bool = False,
     resume: bool = False,
     other_inputs: tuple[str | Path, ...] = (),
+    student_source: str | Path | None = None,
 ) -> Job:
     """Read and check everything a run needs; nothing is written.
 
@@ -85,11 +96,13 @@ def open_job(
         overwrite: whether a run that lies there may be replaced.
         resume: whether a run that lies there is to go on.
         other_inputs: further folders that are read.
+        student_source: folder or hub name of a float model that the student begins as, of another depth or width than
+            the teacher perhaps; None begins with a copy of the teacher.
 
     Raises:
         TrituneError: anything that is missing, does not fit, or is in the way; one line that says what to do.
     """
-    inputs = (source, *other_inputs, *([data_folder] if data_folder else []))
+    inputs = (source, *filter(None, (*other_inputs, student_source, data_folder)))
     check_free(output, overwrite, resume, inputs=inputs)
     # A new classifier is drawn while the model is loaded.
     set_seed(recipe.seed)
@@ -100,10 +113,23 @@ def open_job(
     processor = task.head.load_processor(source, model, recipe.max_length)
     if is_quantized(model):
         raise TrituneError(f"{source}: quantized already; give a float model")
+    student = None if student_source is None else _open_student(student_source, task, processor, recipe.max_length)
     if distils:
-        recipe = _fitted(recipe, task, model)
+        recipe = _fitted(recipe, task, model, student)
     data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
-    return Job(model, processor, task, data, recipe, output, str(source))
+    started = {"student": student, "student_source": str(student_source or "")}
+    return Job(model, processor, task, data, recipe, output, str(source), **started)
+
+
+def _open_student(source: str | Path, task: Task, processor: Any, max_length: int | None) -> PreTrainedModel:
+    """A float student, which will read what the teacher reads."""
+    model = load_model(source, task)
+    if is_quantized(model):
+        raise TrituneError(f"{source}: quantized already; --student takes a float model, --from a QAT student")
+    own = task.head.load_processor(source, model, max_length)
+    if isinstance(own, PreTrainedTokenizerBase) and own.get_vocab() != processor.get_vocab():
+        raise TrituneError(f"{source}: the student's tokenizer has other tokens than the teacher's; both read the same")
+    return model
 
 
 def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path) -> Job:
@@ -135,7 +161,7 @@ def fit(job: Job, recipe: Recipe) -> Recipe:
     """
     if recipe.augmented != job.recipe.augmented:  # the budget would be reckoned from the wrong number of rows
         raise TrituneError("augmented: all runs of a sweep read the same training rows; set it with --set")
-    recipe = _fitted(_resolved(recipe, job.task, len(job.data.splits["train"])), job.task, job.model)
+    recipe = _fitted(_resolved(recipe, job.task, len(job.data.splits["train"])), job.task, job.model, job.student)
     if recipe.max_length != job.recipe.max_length:
         job.task.head.load_processor(job.source, job.model, recipe.max_length)
     return recipe
@@ -149,12 +175,14 @@ def _resolved(recipe: FinetuneRecipe, task: Task, train_rows: int) -> FinetuneRe
     return recipe
 
 
-def _fitted(recipe: Recipe, task: Task, model: PreTrainedModel) -> Recipe:
-    """A resolved recipe with the split of its budget, and a check of what depends on the model."""
-    layers = len(instrument_of(instrument(model)).anatomy.sites)
+def _fitted(recipe: Recipe, task: Task, teacher: PreTrainedModel, student: PreTrainedModel | None) -> Recipe:
+    """A resolved recipe with its budget and its layer map spelt out, and a check of what depends on the models."""
+    student = teacher if student is None else student
+    layers = len(instrument_of(instrument(student)).anatomy.sites)
     distilled_layers(recipe.distil_layers, layers)
     check_temperature(recipe.temperature, task.is_regression)
-    return recipe.with_split(task, layers)
+    pair = pairing(student, teacher, recipe.coefficients(), recipe.schedule, recipe.layer_map)
+    return replace(recipe, layer_map=pair.layer_map).with_split(task, layers)
 
 
 def _check_reporting(tracker: str) -> None:

@@ -33,6 +33,12 @@ class _Measure:
         origin = {"path": job.source, "sha256": weights_sha256(job.model), "size_bytes": size_bytes(job.model)}
         return dev_scores(self.teacher_logits, job.data, job.task) | origin
 
+    def float_student(self) -> dict[str, Any]:
+        """Scores, origin and size of the float model that the student begins as."""
+        model, source = self.job.student, self.job.student_source
+        origin = {"path": source, "sha256": weights_sha256(model), "size_bytes": size_bytes(model)}
+        return self.student(model) | origin
+
     def student(self, student: PreTrainedModel) -> dict[str, Any]:
         """A student's scores, alone, and its closeness to the teacher."""
         job = self.job
@@ -43,8 +49,17 @@ class _Measure:
     def assisted(self, student: PreTrainedModel, site: Site) -> dict[str, Any]:
         """A student's scores with the teacher inside, under names that say so."""
         job = self.job
-        dev, collate, read = job.data.dev, job.data.collate, job.task.head.read
-        scores = job.data.measure(assisted_logits(student, job.model, site, dev, collate, self.batch_size, read))
+        logits = assisted_logits(
+            student,
+            job.model,
+            site,
+            job.data.dev,
+            job.data.collate,
+            self.batch_size,
+            job.task.head.read,
+            job.recipe.layer_map,
+        )
+        scores = job.data.measure(logits)
         return {f"assisted_{name}": value for name, value in scores.items()} | {"site": site.value}
 
 
@@ -79,6 +94,9 @@ class Recorder:
             raise TrituneError(f"{self.job.output}: --resume: the run there has another task or recipe ({RECIPE_FILE})")
         if earlier["teacher"]["sha256"] != weights_sha256(self.job.model):
             raise TrituneError(f"{self.job.output}: --resume: the run there has another teacher")
+        own = None if self.job.student is None else weights_sha256(self.job.student)
+        if earlier.get("float_student", {}).get("sha256") != own:
+            raise TrituneError(f"{self.job.output}: --resume: the run there has another --student")
 
     def begin(self, untrained: PreTrainedModel, start: PreTrainedModel | None, start_source: str) -> None:
         """Measure what there is before the training, unless a resumed run did."""
@@ -86,7 +104,10 @@ class Recorder:
         if earlier := read_json(self.path):
             self.metrics = earlier
             return
-        self.metrics |= {"teacher": self.measure.teacher(), "untrained": self.measure.student(untrained)}
+        self.metrics["teacher"] = self.measure.teacher()
+        if self.job.student is not None:
+            self.metrics["float_student"] = self.measure.float_student()
+        self.metrics["untrained"] = self.measure.student(untrained)
         if start is not None:
             self.metrics["start"] = {
                 "path": start_source,

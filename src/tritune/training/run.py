@@ -68,7 +68,8 @@ def run(
     Args:
         job: what to work on.
         phases: from `plan`.
-        start: an earlier run's student to go on from, changed in place; None takes the quantized teacher.
+        start: an earlier run's student to go on from, changed in place; None takes the teacher, or the job's own float
+            student, quantized.
         start_source: where `start` came from, for the record.
         resume: go on with the run that lies in `job.output`, if one does; the final weights are those of a run that
             was never stopped.
@@ -83,8 +84,9 @@ def run(
             written to.
     """
     process = this_process()
-    job.model.to(process.device)
-    untrained = prepare(copy.deepcopy(job.model), job.recipe.section(Quantization), _sample(job))
+    for model in (job.model, job.float_student):
+        model.to(process.device)
+    untrained = prepare(copy.deepcopy(job.float_student), job.recipe.section(Quantization), _sample(job))
     student = untrained if start is None else start.to(process.device)
     with claimed(job.output, resume):
         recorder = Recorder(job, phases)
@@ -139,6 +141,7 @@ def _teacher_cache(job: Job) -> TeacherCache:
     batch.pop("labels")
     with evaluation_mode(job.model), torch.no_grad():
         sample = teacher(**batch.to(job.model.device), output_trace=fields)
+    sample.trace = sample.trace.mapped(recipe.layer_map)
     length = recipe.max_length if recipe.padding == "max_length" else max(map(len, rows["input_ids"]))
     layers = distilled_layers(recipe.distil_layers, len(sample.trace.layers))
     return TeacherCache(job.output / CHECKPOINTS / "teacher", len(rows), length, fields, sample, layers)
@@ -167,6 +170,7 @@ def _train(
         loss_average=recipe.loss_average,
         temperature=recipe.temperature,
         distil_layers=recipe.distil_layers,
+        layer_map=recipe.layer_map,
         optimizer=recipe.optimizer,
         warmup_ratio=recipe.warmup_ratio,
         learned_scale_learning_rate=recipe.learned_scale_learning_rate,

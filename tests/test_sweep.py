@@ -328,11 +328,13 @@ def test_runs_on_one_teacher_score_it_once(workspace, tmp_path, monkeypatch):
     data, recipe = workspace / "data", load_recipe("ternarybert", ["max_steps=1"])
     first = open_job(workspace / "teacher", get_task("demo"), data, recipe, tmp_path / "0")
     scores = [run(first, plan(first))["teacher"]["accuracy"]]
-    for number, override in enumerate(("weight_bits=4", "padding=longest", "per_device_eval_batch_size=20"), 1):
+    keys = ("hidden_states_coefficient=0.5", "weight_bits=4", "padding=longest", "per_device_eval_batch_size=20")
+    for number, override in enumerate(keys, 1):
         other = with_recipe(first, load_recipe("ternarybert", ["max_steps=1", override]), data, tmp_path / str(number))
         scores.append(run(other, plan(other))["teacher"]["accuracy"])
     assert len(set(scores)) == 1
     assert sum(model is first.model for model in passes) == 3, "once for each way to cut and batch the rows"
+    assert len(passes) == 3 + 5 + 4, "every last student, and untrained ones that differ from those before"
 
 
 def test_a_watcher_may_end_a_run(workspace, tmp_path):

@@ -1,10 +1,10 @@
 """What a run works on, opened and checked whole before anything is computed or written."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
@@ -34,7 +34,7 @@ class Job:
         recipe: in force, see `FinetuneRecipe.resolve`.
         output: the run's folder.
         source: where the model came from, for the record.
-        model_logits: of the dev splits by batch size; runs on the same model and data share them.
+        measured: of the teacher and of untrained students on the dev splits; runs on the same models and data share it.
         student: a float model that the student begins as; None for a copy of the teacher.
         student_source: where it came from, for the record.
     """
@@ -46,7 +46,7 @@ class Job:
     recipe: FinetuneRecipe
     output: Path
     source: str
-    model_logits: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    measured: dict[Hashable, dict[str, Any]] = field(default_factory=dict)
     student: PreTrainedModel | None = None
     student_source: str = ""
 
@@ -144,13 +144,13 @@ def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path
     Raises:
         TrituneError: the recipe does not fit the model or the task.
     """
-    recipe, data, logits = fit(job, recipe), job.data, job.model_logits
+    recipe, data, measured = fit(job, recipe), job.data, job.measured
     if (recipe.max_length, recipe.padding) != (job.recipe.max_length, job.recipe.padding):
         splits = load_task_data(job.task, data_folder, augmented=recipe.augmented)
-        data, logits = job.task.head.encode(splits, job.task, job.processor, recipe.max_length, recipe.padding), {}
+        data, measured = job.task.head.encode(splits, job.task, job.processor, recipe.max_length, recipe.padding), {}
     # A trainer freezes its teacher; the student begins as a copy of it.
     job.model.requires_grad_(True)
-    return replace(job, recipe=recipe, data=data, output=output, model_logits=logits)
+    return replace(job, recipe=recipe, data=data, output=output, measured=measured)
 
 
 def fit(job: Job, recipe: Recipe) -> Recipe:

@@ -1,5 +1,6 @@
 """What a run measures of its models, and the `metrics.json` that it becomes."""
 
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from transformers import PreTrainedModel
 from ..errors import TrituneError
 from ..evaluate import assisted_logits, dev_logits, dev_scores
 from ..load import weights_sha256
+from ..quantization import Quantization
 from ..recipes import RECIPE_FILE, to_yaml
 from ..schedule import SCHEDULES
 from ..size import size_bytes
@@ -23,9 +25,14 @@ class _Measure:
 
     def __init__(self, job: Job):
         self.job, self.batch_size = job, job.recipe.per_device_eval_batch_size
-        if self.batch_size not in job.model_logits:
-            job.model_logits[self.batch_size] = dev_logits(job.model, job.data, job.task, self.batch_size)
-        self.teacher_logits = job.model_logits[self.batch_size]
+        self.teacher_logits = self._once(
+            ("teacher", self.batch_size), lambda: dev_logits(job.model, job.data, job.task, self.batch_size)
+        )
+
+    def _once(self, key: Hashable, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if key not in self.job.measured:
+            self.job.measured[key] = measure()
+        return self.job.measured[key]
 
     def teacher(self) -> dict[str, Any]:
         """The teacher's scores, origin and size."""
@@ -38,6 +45,12 @@ class _Measure:
         model, source = self.job.student, self.job.student_source
         origin = {"path": source, "sha256": weights_sha256(model), "size_bytes": size_bytes(model)}
         return self.student(model) | origin
+
+    def untrained(self, student: PreTrainedModel) -> dict[str, Any]:
+        """Scores of the quantized float model, which follow from how it is quantized and on which rows calibrated."""
+        recipe = self.job.recipe
+        made_of = recipe.section(Quantization), recipe.per_device_train_batch_size
+        return self._once(("untrained", *made_of, self.batch_size), lambda: self.student(student))
 
     def student(self, student: PreTrainedModel) -> dict[str, Any]:
         """A student's scores, alone, and its closeness to the teacher."""
@@ -107,7 +120,7 @@ class Recorder:
         self.metrics["teacher"] = self.measure.teacher()
         if self.job.student is not None:
             self.metrics["float_student"] = self.measure.float_student()
-        self.metrics["untrained"] = self.measure.student(untrained)
+        self.metrics["untrained"] = self.measure.untrained(untrained)
         if start is not None:
             self.metrics["start"] = {
                 "path": start_source,

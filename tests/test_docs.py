@@ -17,7 +17,10 @@ import typer
 import yaml
 
 from tritune.cli import main
+from tritune.data.augment import PAPER_VARIANTS, VARIANTS
+from tritune.layer_map import mapped_layers
 from tritune.recipes import FinetuneRecipe, Recipe, Sweep, load_recipe, load_sweeps, shipped_recipes, shipped_spaces
+from tritune.tasks import TASKS
 from workspace import make_workspace, train_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -316,6 +319,21 @@ def test_commands_and_python_blocks_of_pack_run(at_demo):
     assert small.read_bytes() == again.read_bytes() and (at_demo / "deploy_small" / "config.json").is_file()
 
 
+def test_commands_and_python_blocks_of_augment_run(at_demo):
+    page = DOCS / "augment.md"
+    for block in blocks(page, "python"):
+        exec(compile(block, "augment.md", "exec"), {})
+    run_commands(page)
+    lines = (at_demo / "demo" / "data" / "train_aug.tsv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "sentence\tlabel" and len(lines) > 401
+    assert (at_demo / "taught" / "metrics.json").is_file() and (at_demo / "learnt" / "metrics.json").is_file()
+
+
+def test_table_of_augment():
+    documented = {name.strip("`"): int(count) for name, count in table_rows(DOCS / "augment.md", 2) if count.isdigit()}
+    assert documented == {name: VARIANTS.get(name, PAPER_VARIANTS) for name in TASKS}
+
+
 def test_table_of_deploy_is_the_measured_one():
     page = (DOCS / "deploy.md").read_text(encoding="utf-8")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
@@ -348,6 +366,27 @@ def test_tables_of_pack_are_the_measured_ones():
     for row in tables["packed_padding"]:
         keys = ("recipe", "tokens", "flipped_codes", "equal_logits", "largest_difference", "logit_spread")
         assert tuple(row[key] for key in keys) in rows
+
+
+@pytest.mark.slow
+def test_commands_and_python_blocks_of_shrink_run(at_demo):
+    run_commands(DOCS / "shrink.md")
+    for folder in ("skip-run", "skip-one", "skip-two", "skip-last"):
+        assert (at_demo / folder / "metrics.json").is_file(), folder
+    assert json.loads((at_demo / "skip-small" / "config.json").read_text())["num_hidden_layers"] == 2
+    maps = [load_recipe(at_demo / folder / "recipe.yaml").layer_map for folder in ("skip-run", "skip-last")]
+    assert maps == [(0, 2), (1, 2)]
+    names: dict = {}
+    for block in blocks(DOCS / "shrink.md", "python"):
+        exec(compile(block, "shrink.md", "exec"), names)
+    assert names["output"].logits.shape == (2, 2)
+
+
+def test_layer_maps_of_shrink():
+    rows = {row[0].strip("`"): row[2:] for row in table_rows(DOCS / "shrink.md", 4)}
+    for choice in ("uniform", "last"):
+        for cell, student in zip(rows[choice], (4, 6), strict=True):
+            assert tuple(map(int, cell.split(", "))) == mapped_layers(choice, student, 12)
 
 
 @pytest.mark.parametrize("name", ["index.md", "use.md", "analyse.md", "format.md"])

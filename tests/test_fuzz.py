@@ -22,7 +22,8 @@ from test_data import LAYOUTS
 from tritune import TrituneError
 from tritune.data.glue import read_glue_file
 from tritune.data.table import FORMATS, read_table, write_table
-from tritune.load import load_model, load_tokenizer
+from tritune.load import load_tokenizer
+from tritune.models import load_model
 from tritune.recipes import FinetuneRecipe, Recipe, load_recipe, to_yaml
 from tritune.tasks import TASKS, get_task
 

@@ -19,9 +19,9 @@ from transformers import AutoModelForSequenceClassification, pipeline
 import tritune  # noqa: F401  (the pipeline needs its attention and its checkpoints)
 from tritune.cli import main
 from tritune.data import load_task_data, table
-from tritune.data.encode import encode_splits
 from tritune.evaluate import dev_logits
-from tritune.load import load_model, load_tokenizer
+from tritune.load import load_tokenizer
+from tritune.models import load_model
 from tritune.tasks import get_task
 from workspace import Cli, make_workspace, train_arguments
 
@@ -64,7 +64,7 @@ def _dev_logits(model: Path, data: Path) -> np.ndarray:
     """As `tritune evaluate` takes them."""
     task = get_task("demo")
     loaded = load_model(model, task)
-    encoded = encode_splits(
+    encoded = task.head.encode(
         load_task_data(task, data, task.dev_splits), task, load_tokenizer(model, loaded, 32), 32, "max_length"
     )
     return dev_logits(loaded, encoded, task, 32)["validation"]

@@ -18,8 +18,9 @@ from optuna.trial import TrialState
 from tritune import TrituneError
 from tritune.recipes import Range, load_recipe, load_sweeps, shipped_spaces, sweeps_to_yaml
 from tritune.tasks import get_task
+from tritune.training import recorder
 from tritune.training import sweep as sweeping
-from tritune.training.job import open_job
+from tritune.training.job import open_job, with_recipe
 from tritune.training.run import plan, run
 from tritune.training.study import POINT, REASON, WORKER, Queue, Taken, Worker, open_storage
 from tritune.training.sweep import open_sweep, run_sweep
@@ -318,6 +319,22 @@ def test_a_point_that_breaks_does_not_end_the_sweep(cli, workspace, tmp_path):
     before = (output / "sweep.csv").read_bytes()
     assert cli(*given, "--resume")[0] == 0
     assert (output / "sweep.csv").read_bytes() == before, "what failed by itself is not tried again"
+
+
+def test_runs_on_one_teacher_score_it_once(workspace, tmp_path, monkeypatch):
+    passes = []
+    score = recorder.dev_logits
+    monkeypatch.setattr(recorder, "dev_logits", lambda model, *rest: passes.append(model) or score(model, *rest))
+    data, recipe = workspace / "data", load_recipe("ternarybert", ["max_steps=1"])
+    first = open_job(workspace / "teacher", get_task("demo"), data, recipe, tmp_path / "0")
+    scores = [run(first, plan(first))["teacher"]["accuracy"]]
+    keys = ("hidden_states_coefficient=0.5", "weight_bits=4", "padding=longest", "per_device_eval_batch_size=20")
+    for number, override in enumerate(keys, 1):
+        other = with_recipe(first, load_recipe("ternarybert", ["max_steps=1", override]), data, tmp_path / str(number))
+        scores.append(run(other, plan(other))["teacher"]["accuracy"])
+    assert len(set(scores)) == 1
+    assert sum(model is first.model for model in passes) == 3, "once for each way to cut and batch the rows"
+    assert len(passes) == 3 + 5 + 4, "every last student, and untrained ones that differ from those before"
 
 
 def test_a_watcher_may_end_a_run(workspace, tmp_path):

@@ -21,6 +21,7 @@ from .instrument import instrument
 from .load import load
 from .prepare import prepare
 from .quantization import Quantization
+from .shrink import shrink
 from .trace import Intervention, LayerTrace, ModelTrace, Site
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ __all__ = [
     "instrument",
     "load",
     "prepare",
+    "shrink",
 ]
 
 

@@ -4,7 +4,7 @@ A score never has the teacher inside; `assisted_logits` is the one function that
 tensors plugged in, and what it returns is reported under the name `assisted`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .data import load_task_data
-from .data.encode import EncodedData, encode_splits
 from .devices import this_process
-from .distill import kl_divergence
 from .errors import TrituneError
+from .heads import EncodedData
+from .heads.head import Collate, Read, read_logits, stacked
 from .instrument import instrument
-from .load import is_quantized, load_model, load_tokenizer, positions
+from .load import is_quantized, positions
+from .models import load_model
 from .modes import evaluation_mode
 from .products import weights_held
 from .recipes import FinetuneRecipe, Recipe, load_recipe, recipe_beside
@@ -34,17 +35,17 @@ EVALUATION_KEYS = ("max_length", "padding", "per_device_eval_batch_size")
 # Lengths and batches for a model that comes with neither recipe nor task.
 _ANY_TASK = Task("", "", ("text",), None, "", lambda predictions, labels: {}, 128, 32, 100)
 
-Collator = Callable[[list[dict]], dict[str, torch.Tensor]]
 
-
-def predict(model: PreTrainedModel, dataset: Dataset, collate: Collator, batch_size: int) -> np.ndarray:
-    """Logits, (rows, labels), of `model` in evaluation mode.
+def predict(
+    model: PreTrainedModel, dataset: Dataset, collate: Collate, batch_size: int, read: Read = read_logits
+) -> np.ndarray:
+    """What `read` takes of the outputs of `model` in evaluation mode, (rows, ...).
 
     Batches are taken in order: with per-tensor activation scales a row's logits depend on its batch mates.
     """
     with evaluation_mode(model), weights_held(), torch.no_grad():
         batches = _batches(dataset, collate, batch_size, model.device)
-        return np.concatenate([model(**batch).logits.float().cpu().numpy() for batch in batches])
+        return stacked([read(model(**batch), batch) for batch in batches])
 
 
 def assisted_logits(
@@ -52,48 +53,39 @@ def assisted_logits(
     teacher: PreTrainedModel,
     site: Site,
     dataset: Dataset,
-    collate: Collator,
+    collate: Collate,
     batch_size: int,
+    read: Read = read_logits,
+    layer_map: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Logits, (rows, labels), of a student whose every layer uses the teacher's tensor at `site`."""
-    logits = []
+    """What `read` takes of a student whose every layer uses the teacher's tensor at `site`, (rows, ...).
+
+    `layer_map` is the teacher's layer for each of the student's; None for models of the same depth.
+    """
+    answers = []
     with evaluation_mode(student, teacher), weights_held(), torch.no_grad():
         for batch in _batches(dataset, collate, batch_size, student.device):
-            trace = teacher(**batch, output_trace=[site.field]).trace
-            logits.append(student(**batch, intervention=Intervention(site, trace)).logits.float().cpu().numpy())
-    return np.concatenate(logits)
+            trace = teacher(**batch, output_trace=[site.field]).trace.mapped(layer_map)
+            answers.append(read(student(**batch, intervention=Intervention(site, trace)), batch))
+    return stacked(answers)
 
 
 def dev_logits(model: PreTrainedModel, data: EncodedData, task: Task, batch_size: int) -> dict[str, np.ndarray]:
-    """Logits, (rows, labels), of every dev split of `task`."""
-    return {split: predict(model, data.splits[split], data.collate, batch_size) for split in task.dev_splits}
+    """What the task's head reads, (rows, ...), of every dev split of `task`."""
+    return {
+        split: predict(model, data.splits[split], data.collate, batch_size, task.head.read) for split in task.dev_splits
+    }
 
 
 def dev_scores(logits: dict[str, np.ndarray], data: EncodedData, task: Task) -> dict[str, Any]:
     """Metrics of the dev split that selects; those of further splits (MNLI's mismatched) under the split's name."""
     first, *others = task.dev_splits
-    scores = {split: task.measure(logits[split], np.asarray(data.splits[split]["labels"])) for split in task.dev_splits}
+    scores = {split: data.measures[split](logits[split]) for split in task.dev_splits}
     return scores[first] | {split: scores[split] for split in others}
 
 
-def closeness(student: np.ndarray, teacher: np.ndarray, task: Task) -> dict[str, float]:
-    """How close a student's logits, (rows, labels), are to its teacher's from a pass of its own.
-
-    Returns:
-        `agreement`, the share of rows with the same answer, and `kl_to_teacher`, KL(teacher || student) per row; for
-        regression `mse_to_teacher`.
-    """
-    if task.is_regression:
-        return {"mse_to_teacher": float(np.mean((student - teacher) ** 2))}
-    divergence = kl_divergence(torch.from_numpy(student).double(), torch.from_numpy(teacher).double())
-    return {
-        "agreement": float(np.mean(student.argmax(-1) == teacher.argmax(-1))),
-        "kl_to_teacher": float(divergence),
-    }
-
-
 def _batches(
-    dataset: Dataset, collate: Collator, batch_size: int, device: torch.device
+    dataset: Dataset, collate: Collate, batch_size: int, device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
     for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collate), desc="evaluate", leave=False, delay=3):
         yield {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
@@ -138,16 +130,16 @@ def evaluate_source(
     """
     model = load_model(source, task)
     recipe = recipe_in_force(source, model, overrides, task)
-    tokenizer = load_tokenizer(source, model, recipe.max_length)
+    processor = task.head.load_processor(source, model, recipe.max_length)
     model.to(this_process().device)
     splits = load_task_data(task, data_folder, task.dev_splits)
-    data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
+    data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
     logits = dev_logits(model, data, task, recipe.per_device_eval_batch_size)
     scores = {"model": str(source), "task": task.name, "metric": task.metric, **dev_scores(logits, data, task)}
     if teacher_source is not None:
         # Through our attention, as in a training: the closeness is then that of metrics.json to the last bit.
         teacher = instrument(load_model(teacher_source, task)).to(model.device)
-        load_tokenizer(source, teacher, recipe.max_length)
+        task.head.load_processor(source, teacher, recipe.max_length)
         teachers = dev_logits(teacher, data, task, recipe.per_device_eval_batch_size)
-        scores |= closeness(logits[task.dev_splits[0]], teachers[task.dev_splits[0]], task)
+        scores |= task.head.closeness(logits[data.select], teachers[data.select], task)
     return scores | {"rows": len(data.dev), "size_bytes": size_bytes(model)}

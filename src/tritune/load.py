@@ -1,4 +1,4 @@
-"""Models and tokenizers from a folder or the hub, checked against the task before anything is computed or written."""
+"""Models and tokenizers from a folder or the hub, whole and sound before anything is computed or written."""
 
 import hashlib
 import json
@@ -13,7 +13,9 @@ import torch
 import transformers
 from torch import nn
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -25,42 +27,23 @@ from transformers.utils import logging as transformers_logging
 
 from .checkpoint import METHOD, TrituneConfig, is_packed
 from .errors import TrituneError, shown
-from .instrument import instrument_of
-from .quantization import Quantization
-from .swap import quantizer_tensors
-from .tasks import Task
 
 
-def load_model(source: str | Path, task: Task, *, new_head: bool = False) -> PreTrainedModel:
-    """A sequence classifier for `task`, on the CPU in float32.
-
-    Args:
-        source: a local folder or a hub name.
-        task: what it must classify.
-        new_head: whether a missing classifier is made anew and the labels set to the task's, as for fine-tuning;
-            otherwise the model must have been fine-tuned on this task's labels.
-
-    Raises:
-        TrituneError: the source is not a model, its weights are incomplete or not finite, or its labels are not the
-            task's; the message says which.
-    """
-    if new_head:
-        return load_classifier(source, **_head_options(task))
-    _check_labels(load_config(source), task, source)
-    model = load_classifier(source)
-    model.config.problem_type = _problem_type(task)
-    return model
+def load_classifier(source: str | Path) -> PreTrainedModel:
+    """A sequence classifier with whatever labels it has, see `load_pretrained`."""
+    return load_pretrained(AutoModelForSequenceClassification, source)
 
 
-def load_classifier(source: str | Path, **head: Any) -> PreTrainedModel:
-    """A sequence classifier with whatever labels it has, on the CPU in float32.
+def load_pretrained(kind: Any, source: str | Path, **head: Any) -> PreTrainedModel:
+    """A model on the CPU in float32.
 
     Args:
+        kind: the transformers class, Auto or not, that loads it.
         source: a local folder or a hub name.
-        **head: of a new classifier, as `from_pretrained` takes it; without any, the classifier must be there.
+        **head: of a new head, as `from_pretrained` takes it; without any, the head must be there.
 
     Raises:
-        TrituneError: as `load_model`, but for the labels.
+        TrituneError: the source is not a model, or its weights are incomplete or not finite.
     """
     config = load_config(source)
     if not head:
@@ -68,10 +51,32 @@ def load_classifier(source: str | Path, **head: Any) -> PreTrainedModel:
     # A config may ask for more outputs than we reckon with.
     plain = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
     options = {"dtype": torch.float32, "ignore_mismatched_sizes": bool(head), **plain, **head}
-    model, report = _from_pretrained(AutoModelForSequenceClassification, source, config, options)
+    model, report = _from_pretrained(kind, source, config, options)
     if getattr(config, "quantization_config", None) is not None and getattr(model, "hf_quantizer", None) is None:
         raise TrituneError(f"{source}: the quantization_config in its config.json is of an unknown method")
     _check_weights(model, report, source, new_head=bool(head))
+    return model
+
+
+def load_masked_lm(source: str | Path) -> PreTrainedModel:
+    """A masked language model, on the CPU in float32.
+
+    Raises:
+        TrituneError: the source is not a model, or not a masked language model with the weights of its head, or its
+            weights are incomplete or not finite.
+    """
+    config = load_config(source)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise TrituneError(f"{source}: of type {config.model_type}, which has no masked language model")
+    model, report = _from_pretrained(AutoModelForMaskedLM, source, config, {"dtype": torch.float32})
+    if getattr(config, "quantization_config", None) is not None:
+        raise TrituneError(f"{source}: quantized; give a float masked language model")
+    if missing := sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}):
+        raise TrituneError(
+            f"{source}: not a masked language model: {', '.join(missing[:3])} have no weights; give the pretrained "
+            "model, before it was fine-tuned"
+        )
+    _check_finite(model, source)
     return model
 
 
@@ -94,6 +99,23 @@ def load(source: str | Path, **options: Any) -> PreTrainedModel:
     section = getattr(config, "quantization_config", None)
     if not isinstance(section, dict) or section.get("quant_method") != METHOD:
         raise TrituneError(f"{source}: not a model that tritune wrote; transformers' Auto classes load it")
+    return _load_whole(source, config, options)
+
+
+def load_float(source: str | Path) -> PreTrainedModel:
+    """A float model with whatever head it has, as an instance of the class it was saved from, on the CPU in float32.
+
+    Raises:
+        TrituneError: the source is not a model or a quantized one, or its files are damaged or incomplete.
+    """
+    config = load_config(source)
+    if getattr(config, "quantization_config", None) is not None:
+        raise TrituneError(f"{source}: quantized already; give a float model")
+    return _load_whole(source, config, {"dtype": torch.float32})
+
+
+def _load_whole(source: str | Path, config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+    """An instance of the class that `config` names; no weight is missing or left over."""
     names = config.architectures or ["no class"]
     kind = getattr(transformers, str(names[0]), None)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
@@ -167,6 +189,10 @@ def _check_weights(model: PreTrainedModel, report: dict, source: str | Path, new
         raise TrituneError(f"{source}: {', '.join((encoder or missing)[:3])} have no weights; {advice}")
     if not new_head and (extra := _unknown_layers(model, report["unexpected_keys"])):
         raise TrituneError(f"{source}: has weights of {extra[0]}, which its config.json leaves out; repair config.json")
+    _check_finite(model, source)
+
+
+def _check_finite(model: PreTrainedModel, source: str | Path) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise TrituneError(f"{source}: the weight {name} holds NaN or infinite values")
@@ -182,29 +208,6 @@ def _unknown_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
 def is_quantized(model: PreTrainedModel) -> bool:
     """Whether `model` is a QAT or a packed model."""
     return isinstance(getattr(model.config, "quantization_config", None), TrituneConfig)
-
-
-def load_student(
-    source: str | Path, task: Task, teacher: PreTrainedModel, quantization: Quantization
-) -> PreTrainedModel:
-    """A QAT model for `task` to go on training.
-
-    Raises:
-        TrituneError: as `load_model`; or it is a float model, quantized in another way, or of another shape than the
-            teacher.
-    """
-    model = load_model(source, task)
-    if is_packed(model):
-        raise TrituneError(f"{source}: packed, and so without latent weights to train; give the run it was made from")
-    if not is_quantized(model):
-        raise TrituneError(f"{source}: a float model; --from takes a student that `tritune train` wrote")
-    if model.config.quantization_config.quantization != quantization:
-        raise TrituneError(f"{source}: quantized in another way than the recipe says; give the recipe it was made with")
-    own = quantizer_tensors(model)
-    shapes = [{n: tensor.shape for n, tensor in m.state_dict().items() if n not in own} for m in (model, teacher)]
-    if shapes[0] != shapes[1] or len(instrument_of(model).anatomy.sites) != len(instrument_of(teacher).anatomy.sites):
-        raise TrituneError(f"{source}: of another shape than the teacher")
-    return model
 
 
 def load_tokenizer(source: str | Path, model: PreTrainedModel, max_length: int) -> PreTrainedTokenizerBase:
@@ -282,30 +285,6 @@ def _looks_local(source: str | Path) -> bool:
         return True
     first, *others = Path(text).parts
     return bool(others) and Path(first).exists()
-
-
-def _head_options(task: Task) -> dict:
-    if task.is_regression:
-        return {"num_labels": 1, "problem_type": _problem_type(task)}
-    return {
-        "num_labels": task.num_labels,
-        "problem_type": _problem_type(task),
-        "id2label": dict(enumerate(task.labels)),
-        "label2id": {label: index for index, label in enumerate(task.labels)},
-    }
-
-
-def _problem_type(task: Task) -> str:
-    return "regression" if task.is_regression else "single_label_classification"
-
-
-def _check_labels(config: PreTrainedConfig, task: Task, source: str | Path) -> None:
-    if config.num_labels != task.num_labels:
-        raise TrituneError(f"{source}: the model has {config.num_labels} labels, {task.title} has {task.num_labels}")
-    names = [str(config.id2label.get(index, index)).lower() for index in range(config.num_labels)]
-    wanted = [label.lower() for label in task.labels or ()]
-    if names != wanted and sorted(names) == sorted(wanted):
-        raise TrituneError(f"{source}: the model's labels stand in the order {names}, {task.title}'s are {wanted}")
 
 
 def positions(model: PreTrainedModel) -> int | None:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from .data.encode import check_room, collator
 from .data.table import columns_of, listed
 from .devices import this_process
 from .errors import TrituneError
 from .evaluate import predict, recipe_in_force
+from .heads.text import check_room, collator
 from .load import load_classifier, load_tokenizer
 
 # The columns that are looked for, in this order, where nobody names any.

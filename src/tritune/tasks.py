@@ -5,16 +5,13 @@ in the id order of the hub data set `nyu-mll/glue`, so a model fine-tuned elsewh
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from pathlib import Path
 
 from .errors import TrituneError
-
-Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
+from .heads import HEADS, TEXT_CLASSIFICATION, Head
+from .metrics import Measure, accuracy, matthews_correlation, mean_accuracy_f1, mean_pearson_spearman
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,8 @@ class Task:
 
     `measure(predictions, labels)` takes logits `(batch, num_labels)` and labels `(batch,)` and returns every metric of
     the task, among them `metric`, the one that selects checkpoints (higher is better). `labels` holds the class names
-    in id order, or None for regression. The first of `dev_splits` is the one that selects.
+    in id order, or None for regression. The first of `dev_splits` is the one that selects. `head` says what is done
+    with rows and outputs. `files` gives the file of every split of a user's own data; `label_column` holds its label.
     """
 
     name: str
@@ -36,6 +34,9 @@ class Task:
     batch_size: int
     eval_steps: int
     dev_splits: tuple[str, ...] = ("validation",)
+    head: Head = TEXT_CLASSIFICATION
+    files: Mapping[str, Path] | None = None
+    label_column: str = "label"
 
     @property
     def is_regression(self) -> bool:
@@ -46,94 +47,6 @@ class Task:
     def num_labels(self) -> int:
         """Width of the logits: the number of classes, or 1 for regression."""
         return 1 if self.labels is None else len(self.labels)
-
-
-def _checked(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions `(batch, num_labels)` and labels `(batch,)` as arrays, or TrituneError if they cannot be scored."""
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
-    if predictions.ndim == 1:
-        predictions = predictions[:, None]
-    if predictions.ndim != 2 or labels.ndim != 1 or len(predictions) != len(labels) or len(labels) == 0:
-        raise TrituneError(f"cannot score predictions of shape {predictions.shape} against labels {labels.shape}")
-    # argmax of a NaN row is a class like any other, so a diverged model would get a plausible score.
-    for what, bad in (("logits", ~np.isfinite(predictions).all(axis=1)), ("labels", ~np.isfinite(labels))):
-        if bad.any():
-            raise TrituneError(f"{bad.sum()} of {len(bad)} rows have NaN or infinite {what}: there is no score")
-    return predictions, labels
-
-
-def _classes(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true class ids, both `(batch,)`, or TrituneError if a row has no class."""
-    predictions, labels = _checked(predictions, labels)
-    unlabelled = ((labels < 0) | (labels >= predictions.shape[1])).sum()
-    if unlabelled:
-        raise TrituneError(f"{unlabelled} of {len(labels)} labels are not class ids below {predictions.shape[1]}")
-    return predictions.argmax(axis=1), labels.astype(np.int64)
-
-
-def _defined(correlation: Callable, first: np.ndarray, second: np.ndarray) -> float:
-    """The correlation of two `(batch,)` arrays, 0.0 where it is undefined."""
-    # A student that collapsed to one answer is a legitimate result of training: its correlation counts as none.
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    value = float(correlation(first, second))
-    return value if np.isfinite(value) else 0.0
-
-
-def accuracy(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Share of rows whose largest logit is the label's.
-
-    `predictions` are logits `(batch, num_labels)`, `labels` class ids `(batch,)`.
-
-    Raises TrituneError for shapes that do not match, non-finite logits, or labels that are no class ids.
-
-    >>> accuracy(np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([1, 1]))
-    {'accuracy': 0.5}
-    """
-    predicted, labels = _classes(predictions, labels)
-    return {"accuracy": float(accuracy_score(labels, predicted))}
-
-
-def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Matthews correlation, CoLA's metric in GLUE (Wang et al., 2019); 0.0 where either side is constant.
-
-    `predictions` are logits `(batch, num_labels)`, `labels` class ids `(batch,)`.
-
-    Raises TrituneError as `accuracy` does.
-    """
-    predicted, labels = _classes(predictions, labels)
-    return {"matthews_correlation": _defined(matthews_corrcoef, labels, predicted)}
-
-
-def mean_accuracy_f1(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy, F1 of class 1, and their mean: MRPC and QQP in GLUE (Wang et al., 2019). F1 is 0.0 where undefined.
-
-    `predictions` are logits `(batch, 2)`, `labels` class ids `(batch,)`.
-
-    Raises TrituneError as `accuracy` does, and for other than two classes.
-    """
-    predicted, labels = _classes(predictions, labels)
-    if np.shape(predictions)[-1] != 2:
-        raise TrituneError(f"F1 needs two classes, the logits have {np.shape(predictions)[-1]}")
-    right = float(accuracy_score(labels, predicted))
-    f1 = float(f1_score(labels, predicted, zero_division=0.0))
-    return {"accuracy": right, "f1": f1, "mean_accuracy_f1": (right + f1) / 2}
-
-
-def mean_pearson_spearman(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Pearson and Spearman correlation and their mean: STS-B in GLUE (Wang et al., 2019); 0.0 where undefined.
-
-    `predictions` are scores `(batch, 1)` or `(batch,)`, `labels` scores `(batch,)`.
-
-    Raises TrituneError for shapes that do not match, more than one score per row, or non-finite values.
-    """
-    predictions, labels = _checked(predictions, labels)
-    if predictions.shape[1] != 1:
-        raise TrituneError(f"a regression score is one number per row, the predictions have {predictions.shape[1]}")
-    scores, labels = predictions[:, 0].astype(np.float64), labels.astype(np.float64)
-    pearson = _defined(lambda a, b: pearsonr(a, b).statistic, scores, labels)
-    spearman = _defined(lambda a, b: spearmanr(a, b).statistic, scores, labels)
-    return {"pearson": pearson, "spearman": spearman, "mean_pearson_spearman": (pearson + spearman) / 2}
 
 
 _ONE, _TWO, _QUESTIONS = ("sentence",), ("sentence1", "sentence2"), ("question1", "question2")
@@ -179,3 +92,23 @@ def get_task(name: str) -> Task:
     close = difflib.get_close_matches(key, TASKS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise TrituneError(f"there is no task {name!r}: {hint}known tasks are {', '.join(TASKS)}")
+
+
+def own_task(
+    kind: str, files: Mapping[str, Path], columns: Sequence[str] | None = None, label_column: str | None = None
+) -> Task:
+    """A task of the user's own files.
+
+    Args:
+        kind: a name of `HEADS`.
+        files: "train" and "validation" to their files.
+        columns: that hold the inputs; None looks for the usual ones.
+        label_column: that holds the label; None looks for "label".
+
+    Raises:
+        TrituneError: there is no such kind, or a file cannot be used.
+    """
+    if kind not in HEADS:
+        raise TrituneError(f"there is no kind of task {kind!r}; known are {', '.join(HEADS)}")
+    fields = HEADS[kind].describe(files, columns, label_column)
+    return Task(**{"name": kind, "title": kind, "head": HEADS[kind], "files": files} | fields)

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 import torch
 
+from .errors import TrituneError
+
 
 class Site(StrEnum):
     """Where the teacher's tensor replaces the student's (Teacher Intervention, EACL 2023, section 4).
@@ -62,6 +64,30 @@ class ModelTrace:
 
     layers: list[LayerTrace] = field(default_factory=list)
     hidden_states: Sequence[torch.Tensor] | None = None
+
+    def mapped(self, layer_map: Sequence[int] | None) -> "ModelTrace":
+        """A teacher's trace as a student of another depth sees it: its layer i is layer `layer_map[i]` of this one.
+
+        Hidden state 0, the embeddings', stays; hidden state i + 1 is what layer `layer_map[i]` put out.
+
+        Args:
+            layer_map: as `layer_map.mapped_layers` gives it; None changes nothing.
+
+        Raises:
+            TrituneError: the model does not report one hidden state per layer.
+        """
+        if layer_map is None:
+            return self
+        states = self.hidden_states
+        if states is not None and len(states) != len(self.layers) + 1:
+            raise TrituneError(
+                f"layer_map: the teacher reports {len(states)} hidden states for {len(self.layers)} layers, so they "
+                "cannot be told apart; take hidden_states_coefficient 0"
+            )
+        return ModelTrace(
+            [self.layers[layer] for layer in layer_map],
+            None if states is None else (states[0], *(states[layer + 1] for layer in layer_map)),
+        )
 
 
 # DDP finds the parameters that a loss uses by walking the model's output; it must see the tensors in here.

@@ -12,12 +12,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import load_task_data
-from ..data.encode import EncodedData, encode_splits
 from ..devices import this_process
 from ..errors import TrituneError
 from ..evaluate import recipe_in_force
+from ..heads import EncodedData
 from ..instrument import instrument, instrument_of
-from ..load import is_quantized, load_model, load_tokenizer
+from ..load import is_quantized
+from ..models import load_model
 from ..prepare import prepare
 from ..tasks import Task
 
@@ -128,7 +129,7 @@ def open_subjects(
     models = {name: load_model(source, task) for name, source in sources.items()}
     first = short_names(students)[0] if students else "teacher"
     recipe = recipe_in_force(sources[first], models[first], overrides, task)
-    tokenizer = load_tokenizer(sources[first], models[first], recipe.max_length)
+    tokenizer = task.head.load_processor(sources[first], models[first], recipe.max_length)
     if untrained and is_quantized(models[first]):
         quantization = models[first].config.quantization_config.quantization
         models[UNTRAINED] = prepare(copy.deepcopy(models["teacher"]), quantization)
@@ -136,7 +137,7 @@ def open_subjects(
     models = {name: instrument(model).to(device).eval() for name, model in models.items()}
     _check_shapes(models, {**sources, UNTRAINED: UNTRAINED})
     splits = load_task_data(task, data_folder, task.dev_splits)
-    data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
+    data = task.head.encode(splits, task, tokenizer, recipe.max_length, recipe.padding)
     count = len(data.dev) if rows is None else min(rows, len(data.dev))
     if count < 1:
         raise TrituneError("--rows must be at least 1, and the dev set must have a row")

@@ -45,7 +45,8 @@ def export(
     if verify is None and overrides:
         raise TrituneError("--set changes how --verify reads its data; without --verify it would change nothing")
     from ..evaluate import recipe_in_force
-    from ..load import load_classifier, load_model, load_tokenizer
+    from ..load import load_classifier, load_tokenizer
+    from ..models import load_model
     from ..tasks import get_task
     from .show import show_export
 

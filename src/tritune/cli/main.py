@@ -9,7 +9,7 @@ from rich.console import Console
 
 from .. import errors
 from ..devices import keep_freed_memory
-from . import bench, convert, demo, evaluate, export, finetune, predict, recipes, report, sweep, train
+from . import augment, bench, convert, demo, evaluate, export, finetune, predict, recipes, report, shrink, sweep, train
 from .analyze.app import app as analyze
 
 app = typer.Typer(
@@ -22,7 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+app.command()(augment.augment)
 app.command()(finetune.finetune)
+app.command()(shrink.shrink)
 app.command()(train.train)
 app.command()(sweep.sweep)
 app.command()(convert.convert)

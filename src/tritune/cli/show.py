@@ -22,6 +22,8 @@ _SCALES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 def show_plan(recipe: Any, phases: list) -> None:
     """The split of the budget in force, on stderr before the training begins."""
     parts = [f"{phase.name} {phase.steps} steps" + f" ({phase.schedule})" * bool(phase.schedule) for phase in phases]
+    if recipe.layer_map is not None:
+        parts.append(f"layers learn from the teacher's {', '.join(map(str, recipe.layer_map))}")
     _say(f"{recipe.name}, seed {recipe.seed}: {', '.join(parts)}", error=True)
 
 
@@ -52,6 +54,7 @@ def show_run(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
     table = _table("model", name, *further, closeness, "step", "size*", title=title)
     labels = {
         "teacher": "teacher",
+        "float_student": "float student",
         "untrained": "quantized, untrained",
         "start": "start",
         "best": "best",
@@ -61,8 +64,8 @@ def show_run(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
         if row := metrics.get(key):
             close = _percent(row.get(closeness)) if closeness == "agreement" else f"{row.get(closeness, 0):.4f}"
             scores = [_percent(row[name]), *(_percent(row[split][name]) for split in further)]
-            where = "" if key in ("teacher", "start") else str(row.get("step", 0))
-            bytes_ = metrics["teacher"]["size_bytes"] if key == "teacher" else metrics["size_bytes"]
+            where = "" if key in ("teacher", "float_student", "start") else str(row.get("step", 0))
+            bytes_ = row.get("size_bytes", metrics["size_bytes"])
             table.add_row(label, *scores, "" if key == "teacher" else close, where, size(bytes_))
     if assisted := metrics.get("assisted"):
         label = f"assisted: teacher's {assisted['site']} inside"
@@ -71,6 +74,14 @@ def show_run(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
     Console().print(table)
     pace = f"{sum(metrics['steps'].values())} steps, {metrics['seconds_per_step'] or 0:.2f} s each"
     _say(f"{_SIZE_NOTE}. {pace}; {metrics['seconds']:.0f} s with evaluations. Written to {folder}")
+
+
+def show_augmented(path: str, record: dict[str, Any], as_json: bool) -> None:
+    """What `augment` wrote."""
+    if as_json:
+        _print_json({"output": path, **record})
+        return
+    _say(f"{path}: {record['rows']} rows and {record['variants']} variants")
 
 
 def show_finetuned(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:

@@ -27,6 +27,10 @@ def train(
     start: Annotated[
         Path | None, typer.Option("--from", help="Go on from this QAT student instead of the quantized teacher.")
     ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(help="Begin with this float model, shallower perhaps, instead of the teacher.", metavar="MODEL"),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show the recipe in force, the split, and what is quantized.")
     ] = False,
@@ -48,7 +52,7 @@ def train(
     """
     options.quiet_libraries()
     from ..devices import this_process
-    from ..load import load_student
+    from ..models import load_student
     from ..prepare import prepare
     from ..quantization import Quantization
     from ..recipes import load_recipe
@@ -67,18 +71,20 @@ def train(
         overwrite=overwrite,
         resume=resume,
         other_inputs=(start,) if start else (),
+        student_source=student,
     )
     phases = plan(job, phase and phase.value)
-    student = load_student(start, job.task, job.model, job.recipe.section(Quantization)) if start else None
+    quantization = job.recipe.section(Quantization)
+    begun = load_student(start, job.task, job.float_student, quantization) if start else None
     if dry_run:
-        show_dry_run(job.recipe, phases, student or prepare(job.model, job.recipe.section(Quantization)))
+        show_dry_run(job.recipe, phases, begun or prepare(job.float_student, quantization))
         return
     if push_to_hub:
         check_login()
     show_plan(job.recipe, phases)
-    metrics = run(job, phases, student, str(start or ""), resume)
+    metrics = run(job, phases, begun, str(start or ""), resume)
     if not this_process().is_main_process:
         return
     show_run(metrics, output, as_json=json)
     if push_to_hub:
-        push(output, metrics, job.recipe, push_to_hub)
+        push(output, metrics, job.task, job.recipe, push_to_hub)

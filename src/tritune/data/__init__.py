@@ -5,19 +5,28 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
+from ..errors import TrituneError
 from ..tasks import Task
-from .glue import load_glue_folder
+from .glue import load_glue_folder, wanted_splits
 from .hub import load_hub
 
 __all__ = ["load_glue_folder", "load_hub", "load_task_data"]
 
 
-def load_task_data(task: Task, folder: str | Path | None = None, splits: Sequence[str] | None = None) -> DatasetDict:
-    """The task's data: from a folder of original tsv files when one is given, else from the hub.
+def load_task_data(
+    task: Task, folder: str | Path | None = None, splits: Sequence[str] | None = None, augmented: bool = False
+) -> DatasetDict:
+    """The task's data: the user's own files, or from a folder of original tsv files when one is given, else the hub.
 
     Every split has the columns `task.text_columns` and `label` (ClassLabel, or float32 for regression). `splits` names
-    the wanted ones out of "train" and `task.dev_splits`; None means all of them.
+    the wanted ones out of "train" and `task.dev_splits`; None means all of them. With `augmented` the training rows
+    are those of the folder's `train_aug.tsv`.
 
-    Raises TrituneError as `load_glue_folder` and `load_hub` do.
+    Raises TrituneError as `load_glue_folder`, `load_hub` and the head's `read_files` do, and for augmented rows
+    without a folder.
     """
-    return load_hub(task, splits) if folder is None else load_glue_folder(task, folder, splits)
+    if augmented and (folder is None or task.files is not None):
+        raise TrituneError("augmented: true needs a folder with train_aug.tsv; give it with --data FOLDER")
+    if task.files is not None:
+        return task.head.read_files(task, wanted_splits(task, splits))
+    return load_hub(task, splits) if folder is None else load_glue_folder(task, folder, splits, augmented)

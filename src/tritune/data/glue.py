@@ -23,6 +23,9 @@ from ..tasks import Task
 _brief = reprlib.Repr()
 _brief.maxlist, _brief.maxstring = 20, 60
 
+# The training rows with variants of them, see `augmented_file`.
+AUGMENTED_FILE = "train_aug.tsv"
+
 _STSB_RANGE = (0.0, 5.0)
 
 
@@ -153,20 +156,58 @@ def read_glue_file(task: Task, path: Path) -> Dataset:
     return Dataset.from_dict(columns, features=features(task))
 
 
-def load_glue_folder(task: Task, folder: str | Path, splits: Sequence[str] | None = None) -> DatasetDict:
+def load_glue_folder(
+    task: Task, folder: str | Path, splits: Sequence[str] | None = None, augmented: bool = False
+) -> DatasetDict:
     """The task's splits from a folder of original GLUE tsv files.
 
     `splits` names the wanted ones out of "train" and `task.dev_splits` (None: all); files of others need not exist.
+    With `augmented` "train" is read from `train_aug.tsv`.
 
     Raises TrituneError for an unknown split, a missing folder or file, and as `read_glue_file` does.
     """
     folder = Path(folder)
     # "validation_matched" is dev_matched.tsv
     paths = {split: folder / f"{split.replace('validation', 'dev')}.tsv" for split in wanted_splits(task, splits)}
+    if augmented and "train" in paths:
+        paths["train"] = folder / AUGMENTED_FILE
     if not folder.is_dir():
         raise TrituneError(f"{folder} is not a folder: give the one that holds {task.title}'s tsv files")
     for path in paths.values():
+        if path.name == AUGMENTED_FILE and not path.is_file():
+            raise TrituneError(
+                f"{path} is missing: augmented: true reads it; make it with `tritune augment --task {task.name} "
+                f"--data {folder} --mlm MODEL`"
+            )
         if not path.is_file():
             expected = ", ".join(each.name for each in paths.values())
             raise TrituneError(f"{path} is missing: {task.title} is read from {expected}")
     return DatasetDict({split: read_glue_file(task, path) for split, path in paths.items()})
+
+
+@dataclass(frozen=True)
+class GlueFile:
+    """An original tsv file as it lies there: for what writes a file of the same layout.
+
+    Attributes:
+        header: the names of the columns, or None where the file does not name them.
+        text_places: the columns of the texts, counted from 0.
+        rows: the fields of every row that `read_glue_file` reads.
+    """
+
+    header: list[str] | None
+    text_places: list[int]
+    rows: list[list[str]]
+
+
+def read_glue_fields(task: Task, path: Path) -> GlueFile:
+    """One original tsv file with all its columns.
+
+    Raises TrituneError as `read_glue_file` does.
+    """
+    read_glue_file(task, path)
+    layout = _LAYOUTS[task.name]
+    rows = [fields for _, fields in _rows(path)]
+    header = list(layout.header) if layout.header else rows.pop(0)
+    whole = [fields for fields in rows if len(fields) == len(header)]
+    return GlueFile(None if layout.header else header, [header.index(name) for name in layout.texts], whole)

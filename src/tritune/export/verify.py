@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ..data import load_task_data
-from ..data.encode import encode_splits
 from ..evaluate import dev_logits, dev_scores
 from ..recipes import FinetuneRecipe
 from ..tasks import Task
@@ -19,7 +18,7 @@ def compare_on_dev(
     exported: nn.Module,
     task: Task,
     data_folder: Path | None,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Any,
     recipe: FinetuneRecipe,
 ) -> dict[str, Any]:
     """Run the task's dev splits through both, in the same batches.
@@ -29,7 +28,7 @@ def compare_on_dev(
         exported: takes batches as `model` does.
         task: of the table.
         data_folder: the task's original files; None reads the hub.
-        tokenizer: the model's.
+        processor: the model's tokenizer or image processor.
         recipe: resolved; says length, padding and batch size.
 
     Returns:
@@ -37,7 +36,7 @@ def compare_on_dev(
         `differing_rows`; `largest_logit_difference` and `median_logit_difference`; the metric of both.
     """
     splits = load_task_data(task, data_folder, task.dev_splits)
-    data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
+    data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
     logits = [dev_logits(each, data, task, recipe.per_device_eval_batch_size) for each in (model, exported)]
     ours, theirs = (np.concatenate([of[split] for split in task.dev_splits]) for of in logits)
     difference = np.abs(ours - theirs)

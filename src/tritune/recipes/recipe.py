@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from ..distill import ALL_LAYERS, AVERAGES, check_distil_layers, trace_fields
 from ..errors import TrituneError, shown
+from ..layer_map import check_layer_map
 from ..quant import QUANTIZERS, Learned, arguments_of
 from ..quantization import SAME, Quantization
 from ..schedule import SCHEDULES, split_budget
@@ -39,6 +40,7 @@ class FinetuneRecipe:
             stay float32. fp16 needs a GPU.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         train_sampling_strategy: order of the rows: `random`, `sequential`, or `group_by_length`.
+        augmented: read `train_aug.tsv`, which `tritune augment` wrote, in place of `train.tsv`.
         max_length: tokens per example; null takes the task's.
         padding: `max_length` or `longest`.
         eval_steps: updates between evaluations; null takes the task's.
@@ -67,6 +69,7 @@ class FinetuneRecipe:
     fp16: bool = False
     gradient_checkpointing: bool = False
     train_sampling_strategy: str = "random"
+    augmented: bool = False
     max_length: int | None = None
     padding: str = "longest"
     eval_steps: int | None = None
@@ -141,6 +144,8 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         temperature: of the logits loss, see `distill.soft_cross_entropy`.
         distil_layers: whose tensors the losses taken per layer compare: `all`, `last`, `every-n`, or a list counted
             from 0; see `distill.distilled_layers`.
+        layer_map: the teacher's layer that each of the student's learns from: `uniform`, `last`, or a list counted from
+            0; null for the same depth, or for the layers that `tritune shrink` kept. See `layer_map.mapped_layers`.
         schedule: `map`, `context`, `projection`, `gradual`, `inverted`, `stochastic`; null for no intervention.
         cache_teacher: keep the teacher's outputs on disk and read them back from the second epoch on.
         learned_scale_learning_rate: of the scales and clips that quantizers learn, at the peak of its schedule. They
@@ -153,6 +158,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
     loss_average: str = "padded"
     temperature: float = 1.0
     distil_layers: str | tuple[int, ...] = ALL_LAYERS
+    layer_map: str | tuple[int, ...] | None = None
     schedule: str | None = None
     step_one_steps: int | None = None
     cache_teacher: bool = False
@@ -168,12 +174,18 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             _check(self, field.name, lambda value: value >= 0, "must not be negative")
         _check(self, "temperature", lambda value: value > 0, "must be positive")
         check_distil_layers(self.distil_layers)
+        check_layer_map(self.layer_map)
         if not any(self.coefficients().values()):
             raise TrituneError("every loss coefficient is 0: there is nothing to train on")
         if self.cache_teacher and self.padding == "longest" and self.loss_average == "padded":
             raise TrituneError(
                 "cache_teacher: with padding longest the padding differs from epoch to epoch, and loss_average padded "
                 "counts it; take padding max_length or loss_average valid"
+            )
+        if self.cache_teacher and self.augmented:
+            raise TrituneError(
+                "cache_teacher and augmented exclude each other: the outputs for every variant would be kept, and few "
+                "are read again; turn one of them off"
             )
         _check(self, "step_one_steps", lambda value: value is None or value >= 1, "must be at least 1")
         _check(self, "learned_scale_learning_rate", lambda value: value > 0, "must be positive")
@@ -211,6 +223,8 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             unused["temperature"] = "only the logits loss has one, and logits_coefficient is 0"
         if not trace_fields(self.coefficients()):
             unused["distil_layers"] = "no loss that is taken per layer has a coefficient"
+            if self.schedule is None:
+                unused["layer_map"] = "no loss that is taken per layer has a coefficient, and there is no schedule"
         unused |= self._unused_quantization()
         return {key: reason for key, reason in unused.items() if key in given}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, TrainerState
+from transformers import ProgressCallback, TrainerCallback, TrainerState
 
 from ..recipes import RECIPE_FILE, FinetuneRecipe, to_yaml
 from .run_folder import replace_folder, write_json, write_text
@@ -33,7 +33,7 @@ class BestModel(TrainerCallback):
     Args:
         folder: where it is kept; replaced whole each time.
         metric: of the evaluation's metrics, without `eval_`.
-        tokenizer: saved beside the model.
+        processor: tokenizer or image processor, saved beside the model.
         recipe: saved beside them, so that the folder can be scored as it was trained.
         first_step: steps that earlier phases made.
 
@@ -45,11 +45,11 @@ class BestModel(TrainerCallback):
         self,
         folder: Path,
         metric: str,
-        tokenizer: PreTrainedTokenizerBase,
+        processor: Any,
         recipe: FinetuneRecipe,
         first_step: int = 0,
     ):
-        self.folder, self.metric, self.tokenizer, self.recipe = folder, metric, tokenizer, recipe
+        self.folder, self.metric, self.processor, self.recipe = folder, metric, processor, recipe
         self.first_step = first_step
         self.value: float | None = None
         self.step: int | None = None
@@ -64,7 +64,7 @@ class BestModel(TrainerCallback):
             self.value, self.step = value, self.first_step + state.global_step
             with replace_folder(self.folder) as folder:
                 model.save_pretrained(folder)
-                self.tokenizer.save_pretrained(folder)
+                self.processor.save_pretrained(folder)
                 write_text(folder / RECIPE_FILE, to_yaml(self.recipe))
                 write_json(folder / _SELECTION, {"metric": self.metric, "value": value, "step": self.step})
 

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_token
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 from ..errors import TrituneError
 from ..recipes import Recipe
-from ..tasks import get_task
+from ..tasks import Task
 
 CARD = "README.md"
 
@@ -27,33 +27,35 @@ Sizes are computed from the bit widths; the weights here are the latent float on
 
 ```python
 import tritune  # without it, loading fails
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import {auto_model}, {auto_processor}
 
-model = AutoModelForSequenceClassification.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = {auto_model}.from_pretrained("{name}")
+{processor} = {auto_processor}.from_pretrained("{name}")
 ```
 
 `metrics.json` has everything that was measured, `recipe.yaml` every value that was in force.
 """
 
 
-def model_card(metrics: dict[str, Any], recipe: Recipe, name: str) -> ModelCard:
+def model_card(metrics: dict[str, Any], task: Task, recipe: Recipe, name: str) -> ModelCard:
     """The card of a finished run.
 
     Args:
         metrics: what `metrics.json` holds.
+        task: that it was made for.
         recipe: in force.
         name: how the model will be loaded: its folder or hub name.
     """
-    task, metric = get_task(metrics["task"]), metrics["metric"]
-    sizes = {"teacher": metrics["teacher"]["size_bytes"]}
-    labels = {"teacher": "teacher", "untrained": "quantized, untrained", "best": "best", "last": "last"}
+    head, metric = task.head, metrics["metric"]
+    labels = {"teacher": "teacher", "float_student": "float student", "untrained": "quantized, untrained"}
+    labels |= {"best": "best", "last": "last"}
     rows = [
-        f"| {label} | {100 * metrics[key][metric]:.1f} | {sizes.get(key, metrics['size_bytes']) / 1e6:.1f} MB |"
+        f"| {label} | {100 * row[metric]:.1f} | {row.get('size_bytes', metrics['size_bytes']) / 1e6:.1f} MB |"
         for key, label in labels.items()
+        if (row := metrics.get(key))
     ]
     result = EvalResult(
-        task_type="text-classification",
+        task_type=head.name,
         dataset_type="glue",
         dataset_name=task.title,
         metric_type=metric,
@@ -62,7 +64,7 @@ def model_card(metrics: dict[str, Any], recipe: Recipe, name: str) -> ModelCard:
     data = ModelCardData(
         model_name=Path(name).name,
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=head.name,
         tags=["tritune", "ternary", "quantization-aware-training"],
         eval_results=[result],
     )
@@ -78,6 +80,9 @@ def model_card(metrics: dict[str, Any], recipe: Recipe, name: str) -> ModelCard:
         seed=metrics["seed"],
         steps=sum(metrics["steps"].values()),
         name=name,
+        auto_model=head.auto_model.__name__,
+        auto_processor=head.auto_processor.__name__,
+        processor="tokenizer" if head.auto_processor is AutoTokenizer else "processor",
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
@@ -92,16 +97,16 @@ def check_login() -> None:
         raise TrituneError("--push-to-hub: not logged in; run `hf auth login` or set HF_TOKEN")
 
 
-def push(folder: Path, metrics: dict[str, Any], recipe: Recipe, name: str) -> None:
+def push(folder: Path, metrics: dict[str, Any], task: Task, recipe: Recipe, name: str) -> None:
     """Upload the student of a run folder, its tokenizer and its card to the hub repository `name`.
 
     Raises:
         TrituneError: the hub refuses or cannot be reached; the run folder is complete all the same.
     """
     try:
-        for kind in (AutoModelForSequenceClassification, AutoTokenizer):
+        for kind in (task.head.auto_model, task.head.auto_processor):
             kind.from_pretrained(folder).push_to_hub(name)
-        model_card(metrics, recipe, name).push_to_hub(name)
+        model_card(metrics, task, recipe, name).push_to_hub(name)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise TrituneError(f"--push-to-hub {name}: {reason}; {folder} is complete, it can be pushed again") from None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, Trainer, set_seed
+from transformers import Trainer, set_seed
 
 from ..devices import this_process
 from ..errors import TrituneError
@@ -44,13 +44,11 @@ def finetune(job: Job, resume: bool = False) -> dict[str, Any]:
             _remove_leftovers(output)
             return done
         set_seed(recipe.seed)
-        keeper = BestModel(output / BEST, job.task.metric, job.tokenizer, recipe)
+        keeper = BestModel(output / BEST, job.task.metric, job.processor, recipe)
         timer, started = StepTimer(), time.perf_counter()
         train(_trainer(job), "fine-tuning", [History(output / HISTORY, "fine-tuning"), timer, keeper])
         process.wait_for_everyone()
-        best = AutoModelForSequenceClassification.from_pretrained(output / BEST, dtype=torch.float32).to(
-            job.model.device
-        )
+        best = type(job.model).from_pretrained(output / BEST, dtype=torch.float32).to(job.model.device)
         metrics = origin | {
             "metric": job.task.metric,
             "recipe": recipe.name,
@@ -67,7 +65,7 @@ def finetune(job: Job, resume: bool = False) -> dict[str, Any]:
         }
         if process.is_main_process:
             best.save_pretrained(output)
-            job.tokenizer.save_pretrained(output)
+            job.processor.save_pretrained(output)
             write_json(output / METRICS, metrics)
             _remove_leftovers(output)
     return metrics
@@ -102,7 +100,7 @@ def _trainer(job: Job) -> Trainer:
         train_dataset=job.data.splits["train"],
         eval_dataset=job.data.dev,
         data_collator=job.data.collate,
-        compute_metrics=metrics_function(job.task),
+        compute_metrics=metrics_function(job.data),
     )
 
 

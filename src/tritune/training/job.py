@@ -1,21 +1,25 @@
 """What a run works on, opened and checked whole before anything is computed or written."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from ..data import load_task_data
-from ..data.encode import EncodedData, encode_splits
 from ..devices import this_process
 from ..distill import check_temperature, distilled_layers
 from ..errors import TrituneError
+from ..heads import EncodedData
 from ..instrument import instrument, instrument_of
-from ..load import is_quantized, load_model, load_tokenizer
+from ..load import is_quantized
+from ..models import load_model
 from ..recipes import FinetuneRecipe, Recipe
 from ..tasks import Task
 from .arguments import check_precision
+from .pairing import pairing
 from .run_folder import check_free
 
 
@@ -25,20 +29,31 @@ class Job:
 
     Attributes:
         model: the teacher to distil, or the model to fine-tune.
-        tokenizer: its tokenizer.
+        processor: its tokenizer or image processor.
         task, data: what it is trained and measured on.
         recipe: in force, see `FinetuneRecipe.resolve`.
         output: the run's folder.
         source: where the model came from, for the record.
+        measured: of the teacher and of untrained students on the dev splits; runs on the same models and data share it.
+        student: a float model that the student begins as; None for a copy of the teacher.
+        student_source: where it came from, for the record.
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
     task: Task
     data: EncodedData
     recipe: FinetuneRecipe
     output: Path
     source: str
+    measured: dict[Hashable, dict[str, Any]] = field(default_factory=dict)
+    student: PreTrainedModel | None = None
+    student_source: str = ""
+
+    @property
+    def float_student(self) -> PreTrainedModel:
+        """What the student is before it is quantized."""
+        return self.model if self.student is None else self.student
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,7 @@ def open_job(
     overwrite: bool = False,
     resume: bool = False,
     other_inputs: tuple[str | Path, ...] = (),
+    student_source: str | Path | None = None,
 ) -> Job:
     """Read and check everything a run needs; nothing is written.
 
@@ -80,25 +96,40 @@ def open_job(
         overwrite: whether a run that lies there may be replaced.
         resume: whether a run that lies there is to go on.
         other_inputs: further folders that are read.
+        student_source: folder or hub name of a float model that the student begins as, of another depth or width than
+            the teacher perhaps; None begins with a copy of the teacher.
 
     Raises:
         TrituneError: anything that is missing, does not fit, or is in the way; one line that says what to do.
     """
-    inputs = (source, *other_inputs, *([data_folder] if data_folder else []))
+    inputs = (source, *filter(None, (*other_inputs, student_source, data_folder)))
     check_free(output, overwrite, resume, inputs=inputs)
     # A new classifier is drawn while the model is loaded.
     set_seed(recipe.seed)
-    splits = load_task_data(task, data_folder)
+    splits = load_task_data(task, data_folder, augmented=recipe.augmented)
     distils = isinstance(recipe, Recipe)
     recipe = _resolved(recipe, task, len(splits["train"]))
     model = load_model(source, task, new_head=not distils)
-    tokenizer = load_tokenizer(source, model, recipe.max_length)
+    processor = task.head.load_processor(source, model, recipe.max_length)
     if is_quantized(model):
         raise TrituneError(f"{source}: quantized already; give a float model")
+    student = None if student_source is None else _open_student(student_source, task, processor, recipe.max_length)
     if distils:
-        recipe = _fitted(recipe, task, model)
-    data = encode_splits(splits, task, tokenizer, recipe.max_length, recipe.padding)
-    return Job(model, tokenizer, task, data, recipe, output, str(source))
+        recipe = _fitted(recipe, task, model, student)
+    data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
+    started = {"student": student, "student_source": str(student_source or "")}
+    return Job(model, processor, task, data, recipe, output, str(source), **started)
+
+
+def _open_student(source: str | Path, task: Task, processor: Any, max_length: int | None) -> PreTrainedModel:
+    """A float student, which will read what the teacher reads."""
+    model = load_model(source, task)
+    if is_quantized(model):
+        raise TrituneError(f"{source}: quantized already; --student takes a float model, --from a QAT student")
+    own = task.head.load_processor(source, model, max_length)
+    if isinstance(own, PreTrainedTokenizerBase) and own.get_vocab() != processor.get_vocab():
+        raise TrituneError(f"{source}: the student's tokenizer has other tokens than the teacher's; both read the same")
+    return model
 
 
 def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path) -> Job:
@@ -113,13 +144,13 @@ def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path
     Raises:
         TrituneError: the recipe does not fit the model or the task.
     """
-    recipe, data = fit(job, recipe), job.data
+    recipe, data, measured = fit(job, recipe), job.data, job.measured
     if (recipe.max_length, recipe.padding) != (job.recipe.max_length, job.recipe.padding):
-        splits = load_task_data(job.task, data_folder)
-        data = encode_splits(splits, job.task, job.tokenizer, recipe.max_length, recipe.padding)
+        splits = load_task_data(job.task, data_folder, augmented=recipe.augmented)
+        data, measured = job.task.head.encode(splits, job.task, job.processor, recipe.max_length, recipe.padding), {}
     # A trainer freezes its teacher; the student begins as a copy of it.
     job.model.requires_grad_(True)
-    return replace(job, recipe=recipe, data=data, output=output)
+    return replace(job, recipe=recipe, data=data, output=output, measured=measured)
 
 
 def fit(job: Job, recipe: Recipe) -> Recipe:
@@ -128,9 +159,11 @@ def fit(job: Job, recipe: Recipe) -> Recipe:
     Raises:
         TrituneError: the recipe does not fit the model or the task.
     """
-    recipe = _fitted(_resolved(recipe, job.task, len(job.data.splits["train"])), job.task, job.model)
+    if recipe.augmented != job.recipe.augmented:  # the budget would be reckoned from the wrong number of rows
+        raise TrituneError("augmented: all runs of a sweep read the same training rows; set it with --set")
+    recipe = _fitted(_resolved(recipe, job.task, len(job.data.splits["train"])), job.task, job.model, job.student)
     if recipe.max_length != job.recipe.max_length:
-        load_tokenizer(job.source, job.model, recipe.max_length)
+        job.task.head.load_processor(job.source, job.model, recipe.max_length)
     return recipe
 
 
@@ -142,12 +175,14 @@ def _resolved(recipe: FinetuneRecipe, task: Task, train_rows: int) -> FinetuneRe
     return recipe
 
 
-def _fitted(recipe: Recipe, task: Task, model: PreTrainedModel) -> Recipe:
-    """A resolved recipe with the split of its budget, and a check of what depends on the model."""
-    layers = len(instrument_of(instrument(model)).anatomy.sites)
+def _fitted(recipe: Recipe, task: Task, teacher: PreTrainedModel, student: PreTrainedModel | None) -> Recipe:
+    """A resolved recipe with its budget and its layer map spelt out, and a check of what depends on the models."""
+    student = teacher if student is None else student
+    layers = len(instrument_of(instrument(student)).anatomy.sites)
     distilled_layers(recipe.distil_layers, layers)
     check_temperature(recipe.temperature, task.is_regression)
-    return recipe.with_split(task, layers)
+    pair = pairing(student, teacher, recipe.coefficients(), recipe.schedule, recipe.layer_map)
+    return replace(recipe, layer_map=pair.layer_map).with_split(task, layers)
 
 
 def _check_reporting(tracker: str) -> None:

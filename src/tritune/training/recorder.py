@@ -1,14 +1,15 @@
 """What a run measures of its models, and the `metrics.json` that it becomes."""
 
+from collections.abc import Callable, Hashable
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..errors import TrituneError
-from ..evaluate import assisted_logits, closeness, dev_logits, dev_scores
+from ..evaluate import assisted_logits, dev_logits, dev_scores
 from ..load import weights_sha256
+from ..quantization import Quantization
 from ..recipes import RECIPE_FILE, to_yaml
 from ..schedule import SCHEDULES
 from ..size import size_bytes
@@ -24,7 +25,14 @@ class _Measure:
 
     def __init__(self, job: Job):
         self.job, self.batch_size = job, job.recipe.per_device_eval_batch_size
-        self.teacher_logits = dev_logits(job.model, job.data, job.task, self.batch_size)
+        self.teacher_logits = self._once(
+            ("teacher", self.batch_size), lambda: dev_logits(job.model, job.data, job.task, self.batch_size)
+        )
+
+    def _once(self, key: Hashable, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if key not in self.job.measured:
+            self.job.measured[key] = measure()
+        return self.job.measured[key]
 
     def teacher(self) -> dict[str, Any]:
         """The teacher's scores, origin and size."""
@@ -32,18 +40,39 @@ class _Measure:
         origin = {"path": job.source, "sha256": weights_sha256(job.model), "size_bytes": size_bytes(job.model)}
         return dev_scores(self.teacher_logits, job.data, job.task) | origin
 
+    def float_student(self) -> dict[str, Any]:
+        """Scores, origin and size of the float model that the student begins as."""
+        model, source = self.job.student, self.job.student_source
+        origin = {"path": source, "sha256": weights_sha256(model), "size_bytes": size_bytes(model)}
+        return self.student(model) | origin
+
+    def untrained(self, student: PreTrainedModel) -> dict[str, Any]:
+        """Scores of the quantized float model, which follow from how it is quantized and on which rows calibrated."""
+        recipe = self.job.recipe
+        made_of = recipe.section(Quantization), recipe.per_device_train_batch_size
+        return self._once(("untrained", *made_of, self.batch_size), lambda: self.student(student))
+
     def student(self, student: PreTrainedModel) -> dict[str, Any]:
         """A student's scores, alone, and its closeness to the teacher."""
         job = self.job
         logits = dev_logits(student, job.data, job.task, self.batch_size)
-        split = job.task.dev_splits[0]
-        return dev_scores(logits, job.data, job.task) | closeness(logits[split], self.teacher_logits[split], job.task)
+        pair = logits[job.data.select], self.teacher_logits[job.data.select]
+        return dev_scores(logits, job.data, job.task) | job.task.head.closeness(*pair, job.task)
 
     def assisted(self, student: PreTrainedModel, site: Site) -> dict[str, Any]:
         """A student's scores with the teacher inside, under names that say so."""
         job = self.job
-        logits = assisted_logits(student, job.model, site, job.data.dev, job.data.collate, self.batch_size)
-        scores = job.task.measure(logits, np.asarray(job.data.dev["labels"]))
+        logits = assisted_logits(
+            student,
+            job.model,
+            site,
+            job.data.dev,
+            job.data.collate,
+            self.batch_size,
+            job.task.head.read,
+            job.recipe.layer_map,
+        )
+        scores = job.data.measure(logits)
         return {f"assisted_{name}": value for name, value in scores.items()} | {"site": site.value}
 
 
@@ -78,6 +107,9 @@ class Recorder:
             raise TrituneError(f"{self.job.output}: --resume: the run there has another task or recipe ({RECIPE_FILE})")
         if earlier["teacher"]["sha256"] != weights_sha256(self.job.model):
             raise TrituneError(f"{self.job.output}: --resume: the run there has another teacher")
+        own = None if self.job.student is None else weights_sha256(self.job.student)
+        if earlier.get("float_student", {}).get("sha256") != own:
+            raise TrituneError(f"{self.job.output}: --resume: the run there has another --student")
 
     def begin(self, untrained: PreTrainedModel, start: PreTrainedModel | None, start_source: str) -> None:
         """Measure what there is before the training, unless a resumed run did."""
@@ -85,7 +117,10 @@ class Recorder:
         if earlier := read_json(self.path):
             self.metrics = earlier
             return
-        self.metrics |= {"teacher": self.measure.teacher(), "untrained": self.measure.student(untrained)}
+        self.metrics["teacher"] = self.measure.teacher()
+        if self.job.student is not None:
+            self.metrics["float_student"] = self.measure.float_student()
+        self.metrics["untrained"] = self.measure.untrained(untrained)
         if start is not None:
             self.metrics["start"] = {
                 "path": start_source,
@@ -108,10 +143,12 @@ class Recorder:
 
     def finish(self, student: PreTrainedModel, best: BestModel) -> dict[str, Any]:
         """The metrics with the scores of the best and of the last student."""
-        folder = self.job.output / BEST
-        kept = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(student.device)
+        last = kept = self.measure.student(student)
+        if best.step != self.last_step:
+            earlier = type(student).from_pretrained(self.job.output / BEST, dtype=torch.float32).to(student.device)
+            kept = self.measure.student(earlier)
         return self.metrics | {
-            "best": self.measure.student(kept) | {"step": best.step},
-            "last": self.measure.student(student) | {"step": self.last_step},
+            "best": kept | {"step": best.step},
+            "last": last | {"step": self.last_step},
             "size_bytes": size_bytes(student),
         }

@@ -15,11 +15,11 @@ from transformers import EvalPrediction, PreTrainedModel, set_seed
 from ..devices import this_process
 from ..distill import distilled_layers, trace_fields
 from ..errors import TrituneError
+from ..heads import EncodedData
 from ..instrument import instrument
 from ..modes import evaluation_mode
 from ..prepare import prepare
 from ..quantization import Quantization
-from ..tasks import Task
 from .arguments import training_arguments
 from .callbacks import BestModel, History, StepTimer, Watch
 from .card import CARD, model_card
@@ -68,7 +68,8 @@ def run(
     Args:
         job: what to work on.
         phases: from `plan`.
-        start: an earlier run's student to go on from, changed in place; None takes the quantized teacher.
+        start: an earlier run's student to go on from, changed in place; None takes the teacher, or the job's own float
+            student, quantized.
         start_source: where `start` came from, for the record.
         resume: go on with the run that lies in `job.output`, if one does; the final weights are those of a run that
             was never stopped.
@@ -83,8 +84,9 @@ def run(
             written to.
     """
     process = this_process()
-    job.model.to(process.device)
-    untrained = prepare(copy.deepcopy(job.model), job.recipe.section(Quantization), _sample(job))
+    for model in (job.model, job.float_student):
+        model.to(process.device)
+    untrained = prepare(copy.deepcopy(job.float_student), job.recipe.section(Quantization), _sample(job))
     student = untrained if start is None else start.to(process.device)
     with claimed(job.output, resume):
         recorder = Recorder(job, phases)
@@ -103,8 +105,8 @@ def run(
         metrics = recorder.finish(student, best)
         if process.is_main_process:
             student.save_pretrained(job.output)
-            job.tokenizer.save_pretrained(job.output)
-            write_text(job.output / CARD, str(model_card(metrics, job.recipe, str(job.output))))
+            job.processor.save_pretrained(job.output)
+            write_text(job.output / CARD, str(model_card(metrics, job.task, job.recipe, str(job.output))))
             write_json(job.output / METRICS, metrics)
             remove(job.output / CHECKPOINTS)
     return metrics
@@ -126,7 +128,7 @@ def _check_cache(job: Job, phase: Phase) -> None:
             f"cache_teacher would change nothing: {phase.name} comes to no row a second time without intervention "
             f"({visits} visits, {rows} rows)"
         )
-    if recipe.padding == "longest" and job.tokenizer.padding_side != "right":
+    if recipe.padding == "longest" and job.processor.padding_side != "right":
         raise TrituneError("cache_teacher: this tokenizer pads on the left, so it needs padding: max_length")
     if this_process().num_processes > 1:
         raise TrituneError("cache_teacher: only for a single process")
@@ -139,6 +141,7 @@ def _teacher_cache(job: Job) -> TeacherCache:
     batch.pop("labels")
     with evaluation_mode(job.model), torch.no_grad():
         sample = teacher(**batch.to(job.model.device), output_trace=fields)
+    sample.trace = sample.trace.mapped(recipe.layer_map)
     length = recipe.max_length if recipe.padding == "max_length" else max(map(len, rows["input_ids"]))
     layers = distilled_layers(recipe.distil_layers, len(sample.trace.layers))
     return TeacherCache(job.output / CHECKPOINTS / "teacher", len(rows), length, fields, sample, layers)
@@ -167,6 +170,7 @@ def _train(
         loss_average=recipe.loss_average,
         temperature=recipe.temperature,
         distil_layers=recipe.distil_layers,
+        layer_map=recipe.layer_map,
         optimizer=recipe.optimizer,
         warmup_ratio=recipe.warmup_ratio,
         learned_scale_learning_rate=recipe.learned_scale_learning_rate,
@@ -174,9 +178,9 @@ def _train(
         train_dataset=rows if cache is None else rows.add_column(ROW, range(len(rows))),
         eval_dataset=job.data.dev,
         data_collator=job.data.collate,
-        compute_metrics=metrics_function(job.task),
+        compute_metrics=metrics_function(job.data),
     )
-    best = BestModel(job.output / BEST, job.task.metric, job.tokenizer, recipe, phase.first_step) if is_last else None
+    best = BestModel(job.output / BEST, job.task.metric, job.processor, recipe, phase.first_step) if is_last else None
     history = History(job.output / HISTORY, phase.name, phase.first_step, trainer.site_name)
     timer = StepTimer()
     watching = [Watch(watch, job.task.metric, phase.first_step)] if watch else []
@@ -187,6 +191,6 @@ def _train(
     return best
 
 
-def metrics_function(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
+def metrics_function(data: EncodedData) -> Callable[[EvalPrediction], dict[str, float]]:
     """What Trainer calls with the student's logits to select the best."""
-    return lambda prediction: task.measure(prediction.predictions, prediction.label_ids)
+    return lambda prediction: data.measure(prediction.predictions)

@@ -21,6 +21,7 @@ ANALYSIS = "analysis"
 LOCK = ".lock"
 METRICS = "metrics.json"
 DEMO = "demo.json"
+SHRUNK = "shrunk.json"
 HISTORY = "history.jsonl"
 
 
@@ -49,7 +50,7 @@ def check_free(
     taken = folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
     if taken and resume and not (folder / mark).is_file():
         raise TrituneError(f"{folder}: holds other files but no run to resume; choose another folder")
-    if taken and overwrite and not any((folder / name).is_file() for name in (RECIPE_FILE, METRICS, DEMO)):
+    if taken and overwrite and not any((folder / name).is_file() for name in (RECIPE_FILE, METRICS, DEMO, SHRUNK)):
         raise TrituneError(f"{folder}: holds files but no run, so --overwrite leaves it alone; choose another folder")
     if taken and not (overwrite or resume):
         raise TrituneError(

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +22,18 @@ from ..distill import (
     trace_fields,
 )
 from ..errors import TrituneError
-from ..instrument import instrument, instrument_of, is_instrumented
+from ..instrument import instrument_of, is_instrumented
 from ..products import forget_weights, weights_held
 from ..recipes import OPTIMIZERS
 from ..schedule import SCHEDULES
 from ..trace import Intervention, Site
 from .arguments import bert_adam, check_precision, separate_learned_scales, without_clip_and_schedule
+from .hidden_projection import HiddenProjection
 from .optimizer import learning_rate
+from .pairing import pairing
 from .teacher_cache import ROW, TeacherCache
 
+HIDDEN_PROJECTION = "hidden_projection.pt"
 TERNARYBERT = {"logits": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
 
 
@@ -41,6 +45,17 @@ class _ForgetWeights(TrainerCallback):
         forget_weights()
 
 
+class _ClearGradients(TrainerCallback):
+    """Trainer clears those of its model alone."""
+
+    def __init__(self, module: torch.nn.Module):
+        self.module = module
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        """Clear them after every update."""
+        self.module.zero_grad()
+
+
 class DistillationTrainer(Trainer):
     """Trains a QAT student against a float teacher; evaluation is of the student alone.
 
@@ -50,7 +65,7 @@ class DistillationTrainer(Trainer):
 
     Args:
         model: the student, as `tritune.prepare` returns it.
-        teacher: a float model of the same shape; it is instrumented, frozen and put into evaluation mode.
+        teacher: a float model, usually of the same shape; it is instrumented, frozen and put into evaluation mode.
         args: `TrainingArguments`. `bert_adam` clips each tensor by itself to its `max_grad_norm`, and brings its own
             schedule in place of `lr_scheduler_type`.
         coefficients: the weight of each loss of `distill.LOSSES`; TernaryBERT's three when None.
@@ -58,7 +73,10 @@ class DistillationTrainer(Trainer):
         loss_average: `padded` or `valid`, see `distill`.
         temperature: of the logits loss, see `distill.soft_cross_entropy`.
         distil_layers: that the losses taken per layer read: `all`, `last`, `every-n` or a list, counted from 0; see
-            `distill.distilled_layers`.
+            `distill.distilled_layers`. The student's layers are meant.
+        layer_map: the teacher's layer that each of the student's learns from: `uniform`, `last` or a list; None for
+            the same depth, see `pairing.pairing`. Where hidden states differ in width, a `HiddenProjection` is trained
+            along.
         optimizer: `bert_adam`, the published algorithm with rate, betas, eps and decay from `args` (the recipes hold
             the published values), or `adamw`, Trainer's own. `optimizers` among the further arguments beats both.
         warmup_ratio: of `bert_adam`, the fraction of steps spent warming up.
@@ -84,6 +102,7 @@ class DistillationTrainer(Trainer):
         loss_average: str = "padded",
         temperature: float = 1.0,
         distil_layers: str | Sequence[int] = ALL_LAYERS,
+        layer_map: str | Sequence[int] | None = None,
         optimizer: str = "bert_adam",
         warmup_ratio: float = 0.1,
         learned_scale_learning_rate: float = 1e-4,
@@ -96,10 +115,13 @@ class DistillationTrainer(Trainer):
         self.learned_scale_learning_rate = learned_scale_learning_rate
         _check_names(self.coefficients, schedule, loss_average, optimizer)
         layers = _check_models(model, teacher)
-        self.layers = distilled_layers(distil_layers, layers)
+        pair = pairing(model, teacher, self.coefficients, schedule, layer_map)
+        self.layers, self.layer_map = distilled_layers(distil_layers, layers), pair.layer_map
         check_temperature(temperature, teacher.config.num_labels == 1)
         # What the losses read, of which layers; none of the rest is recorded.
         self.trace_wanted = dict.fromkeys(trace_fields(self.coefficients), self.layers)
+        self.teacher_trace_wanted = dict.fromkeys(self.trace_wanted, _taught(self.layers, self.layer_map))
+        self.hidden_projection: HiddenProjection | None = None
         self.site: Site | None = None
         self._loss_sums: dict[str, float | torch.Tensor] = defaultdict(float)
         self._loss_steps = 0
@@ -110,6 +132,8 @@ class DistillationTrainer(Trainer):
             args = without_clip_and_schedule(args)
         super().__init__(model=model, args=args, **kwargs)
         self.add_callback(_ForgetWeights())
+        if pair.hidden_widths is not None:
+            self._add_hidden_projection(pair.hidden_widths, kwargs.get("optimizers", (None, None))[0])
         self._check_devices()
         self._check_cache()
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
@@ -122,6 +146,9 @@ class DistillationTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         if is_new:
             separate_learned_scales(optimizer, self.model if model is None else model, self.learned_scale_learning_rate)
+            if self.hidden_projection is not None:
+                maps = list(self.hidden_projection.parameters())
+                optimizer.add_param_group({"params": maps, "weight_decay": self.args.weight_decay})
         return optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -160,6 +187,8 @@ class DistillationTrainer(Trainer):
             output_trace=self.trace_wanted,
             intervention=Intervention(self.site, teacher.trace) if self.site else None,
         )
+        if self.hidden_projection is not None:
+            student.trace.hidden_states = self.hidden_projection(student.trace.hidden_states)
         pair = Pair(
             student,
             teacher,
@@ -196,12 +225,15 @@ class DistillationTrainer(Trainer):
         return learning_rate(self.args.learning_rate, self.state.global_step, self.state.max_steps, self.warmup_ratio)
 
     def _teacher_output(self, batch: dict[str, torch.Tensor], rows: torch.Tensor | None) -> ModelOutput:
-        wanted = self.trace_wanted | ({self.site.field: None} if self.site else {})
+        wanted = self.teacher_trace_wanted | ({self.site.field: None} if self.site else {})
 
         def forward(batch: dict[str, torch.Tensor]) -> ModelOutput:
-            """The teacher's output; Trainer's own autocast covers the student alone."""
+            """The teacher's output, as deep as the student; Trainer's own autocast covers the student alone."""
             with torch.no_grad(), self.accelerator.autocast():
-                return self.teacher(**batch, output_trace=wanted)
+                output = self.teacher(**batch, output_trace=wanted)
+            if wanted:
+                output.trace = output.trace.mapped(self.layer_map)
+            return output
 
         # Step one is short and needs tensors of its own, so the cache serves the steps without intervention.
         if self.teacher_cache is None or self.site is not None:
@@ -209,6 +241,28 @@ class DistillationTrainer(Trainer):
         if self.teacher.training:
             raise TrituneError("cache_teacher: the teacher is in training mode, so no two of its answers are the same")
         return self.teacher_cache.outputs(batch, rows, forward)
+
+    def _add_hidden_projection(self, widths: tuple[int, int], optimizer: torch.optim.Optimizer | None) -> None:
+        if self.args.world_size > 1:
+            raise TrituneError(f"hidden states of widths {widths[0]} and {widths[1]}: only for a single process")
+        if optimizer is not None:
+            raise TrituneError(
+                f"hidden states of widths {widths[0]} and {widths[1]} need maps that an optimizer of your own does not "
+                "know: leave `optimizers` out, or set hidden_states_coefficient to 0"
+            )
+        self.hidden_projection = HiddenProjection(*widths, self.args.seed).to(self.args.device)
+        self.add_callback(_ClearGradients(self.hidden_projection))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.hidden_projection is not None and self.args.should_save:
+            torch.save(self.hidden_projection.state_dict(), Path(output_dir) / HIDDEN_PROJECTION)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.hidden_projection is not None and checkpoint is not None:
+            path = Path(checkpoint) / HIDDEN_PROJECTION
+            self.hidden_projection.load_state_dict(torch.load(path, self.args.device, weights_only=True))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -278,17 +332,21 @@ def _is_language_model(model: PreTrainedModel, output: ModelOutput) -> bool:
 
 
 def _check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> int:
-    """The number of layers that both have."""
+    """The number of the student's layers."""
     if not is_instrumented(student):
         raise TrituneError("the student is a plain model; make it with tritune.prepare(model)")
     if getattr(teacher.config, "quantization_config", None) is not None:
         raise TrituneError(
             "the teacher is quantized; prepare works in place, so prepare a copy.deepcopy of the teacher"
         )
-    layers = [len(instrument_of(instrument(model)).anatomy.sites) for model in (student, teacher)]
-    if layers[0] != layers[1]:
-        raise TrituneError(f"the student has {layers[0]} layers and the teacher {layers[1]}")
     labels = [model.config.num_labels for model in (student, teacher)]
     if labels[0] != labels[1]:
         raise TrituneError(f"the student has {labels[0]} labels and the teacher {labels[1]}")
-    return layers[0]
+    return len(instrument_of(student).anatomy.sites)
+
+
+def _taught(layers: tuple[int, ...] | None, layer_map: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The teacher's layers that the losses read; None for all."""
+    if layer_map is None:
+        return layers
+    return layer_map if layers is None else tuple(layer_map[layer] for layer in layers)

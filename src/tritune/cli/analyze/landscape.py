@@ -49,7 +49,7 @@ def landscape(
     from ...analysis.landscape_plots import plot_contours, plot_surfaces
     from ...analysis.objective import check_loss
     from ...analysis.subjects import open_subjects, short_names
-    from ...load import load_model
+    from ...models import load_model
     from ...tasks import get_task
 
     sources = checkpoints or []

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ..errors import TrituneError
-from ..tasks import Task
 
 # Tokenizing fewer rows than this takes about a second: a bar would only be noise.
 _ROWS_WORTH_A_BAR = 20_000
@@ -35,7 +34,7 @@ def check_room(tokenizer: PreTrainedTokenizerBase, texts: int, max_length: int) 
         raise TrituneError(f"max_length {max_length} leaves no room for text: {special} tokens are special ones")
 
 
-def encode(dataset: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+def encode(dataset: Dataset, task: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Token ids of every row, truncated to `max_length` and not padded, in memory.
 
     The texts are replaced by what the tokenizer returns (`input_ids` etc., each `(length,)`), `label` becomes `labels`.
@@ -69,26 +68,3 @@ def collator(tokenizer: PreTrainedTokenizerBase, padding: str, max_length: int) 
         raise TrituneError(f"{type(tokenizer).__name__} has no padding token: set tokenizer.pad_token")
     length = max_length if padding == "max_length" else None
     return DataCollatorWithPadding(tokenizer, padding=padding, max_length=length)
-
-
-@dataclass(frozen=True)
-class EncodedData:
-    """A task's splits as token ids, and the function that makes batches of them.
-
-    Attributes:
-        splits: "train" (where it was asked for) and the task's dev splits.
-        collate: rows to a padded batch of tensors, (batch, length).
-        dev: the dev split that selects.
-    """
-
-    splits: DatasetDict
-    collate: DataCollatorWithPadding
-    dev: Dataset
-
-
-def encode_splits(
-    splits: DatasetDict, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, padding: str
-) -> EncodedData:
-    """Every split through `encode`, with the `collator` that belongs to it."""
-    encoded = DatasetDict({name: encode(split, task, tokenizer, max_length) for name, split in splits.items()})
-    return EncodedData(encoded, collator(tokenizer, padding, max_length), encoded[task.dev_splits[0]])

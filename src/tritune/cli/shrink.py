@@ -1,0 +1,90 @@
+"""`tritune shrink`: a shallower model from some layers of a teacher."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_IMAGE_PROCESSOR = "preprocessor_config.json"
+
+
+def shrink(
+    teacher: Annotated[str, typer.Argument(help="A float model: a folder or a hub name.", metavar="TEACHER")],
+    layers: Annotated[
+        str, typer.Option(help="The layers to keep, counted from 0, in their new order.", metavar="LIST")
+    ],
+    output: options.Output,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what `shrink` wrote there before.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Make a shallower float model from some layers of TEACHER, as a student to train.
+
+    Everything but the layers is kept: embeddings, classifier, labels, tokenizer. The folder loads with plain
+    transformers; `tritune train TEACHER --student FOLDER` quantizes it and distils the teacher into it.
+
+    Example: `tritune shrink teacher/ --layers 1,3,5,7,9,11 --output skip/`
+    """
+    options.quiet_libraries()
+    from ..load import load_float, weights_sha256
+    from ..shrink import NOTE
+    from ..shrink import shrink as shrunk
+    from ..size import size_bytes
+    from ..training.run_folder import check_free
+
+    check_free(output, overwrite, inputs=(teacher,))
+    model = load_float(teacher)
+    small = shrunk(model, _numbers(layers))
+    made = {
+        "source": {"path": teacher, "sha256": weights_sha256(model), "size_bytes": size_bytes(model)},
+        **getattr(small.config, NOTE),
+        "sha256": weights_sha256(small),
+        "parameters": small.num_parameters(),
+        "size_bytes": size_bytes(small),
+    }
+    _write(small, teacher, output, made)
+    _show(made, output, json)
+
+
+def _numbers(text: str) -> list[Any]:
+    """The numbers of a list; what is none of them stays text, for `tritune.shrink` to refuse."""
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    return [int(part) if part.isascii() and part.isdigit() and len(part) < 10 else part for part in parts]
+
+
+def _write(model: "PreTrainedModel", source: str, output: Path, made: dict[str, Any]) -> None:
+    """Write the model and what lies beside its source, whole or not at all."""
+    from transformers.utils import cached_file
+
+    from ..load import load_tokenizer
+    from ..training.run_folder import SHRUNK, replace_folder, write_json
+
+    has_text = model.main_input_name == "input_ids"
+    tokenizer = load_tokenizer(source, model, max_length=1) if has_text else None
+    missing_is_fine = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    processor = None if has_text else cached_file(source, _IMAGE_PROCESSOR, **missing_is_fine)
+    with replace_folder(output) as folder:
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if processor is not None:
+            shutil.copyfile(processor, folder / _IMAGE_PROCESSOR)
+        write_json(folder / SHRUNK, made)
+
+
+def _show(made: dict[str, Any], output: Path, as_json: bool) -> None:
+    import json
+
+    from .show import size
+
+    if as_json:
+        print(json.dumps(made | {"output": str(output)}, indent=2))
+        return
+    sizes = f"{size(made['source']['size_bytes'])} became {size(made['size_bytes'])}"
+    kept = ", ".join(map(str, made["layers"]))
+    typer.echo(f"layers {kept} of {made['of']}: {sizes}, {made['parameters']:,} parameters. Written to {output}")

@@ -60,7 +60,7 @@ def _numbers(name: str, text: str) -> list[int]:
 
 def _write(results: dict, output: Path) -> None:
     from ..bench.measure import table_rows
-    from ..data.table import write_table
+    from ..table import write_table
     from ..plots import runtime_bars, save
     from ..training.run_folder import replace_folder
 

@@ -14,6 +14,7 @@ from ..distill import (
     ALL_LAYERS,
     AVERAGES,
     LOSSES,
+    MULTI_LABEL,
     Pair,
     check_temperature,
     distillation_losses,
@@ -169,6 +170,7 @@ class DistillationTrainer(Trainer):
             regression=self.teacher.config.num_labels == 1,
             temperature=self.temperature,
             layers=self.layers,
+            multi_label=self.teacher.config.problem_type == MULTI_LABEL,
         )
         losses = distillation_losses(pair, self.coefficients)
         self._check_and_sum(losses)

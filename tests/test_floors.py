@@ -20,6 +20,8 @@ FLOORS = [
         "metrics",
         "load",
         "heads",
+        "table",
+        "task_file",
         "tasks",
         "models",
         "data",

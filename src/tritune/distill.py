@@ -56,7 +56,7 @@ def binary_soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temp
 
 
 def binary_kl_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """KL(teacher || student) of labels each of which is a yes or no of its own: summed over labels, mean over the batch.
+    """KL(teacher || student) of labels each of which is a yes or no of its own, summed over them, mean over the batch.
 
     Args:
         student, teacher: logits, (batch, labels).

@@ -17,6 +17,7 @@ from .heads.text import text_columns as find_columns
 from .load import load_classifier, load_tokenizer
 from .table import columns_of, listed
 
+
 def predict_rows(
     source: str | Path,
     rows: Sequence[dict[str, Any]],
@@ -43,7 +44,9 @@ def predict_rows(
         TrituneError: the model, a row or a column cannot be used.
     """
     columns = find_columns(columns_of(rows), text_columns, name)
-    texts = [[text_of(row, column, f"{name}, row {number}") for number, row in enumerate(rows, 1)] for column in columns]
+    texts = [
+        [text_of(row, column, f"{name}, row {number}") for number, row in enumerate(rows, 1)] for column in columns
+    ]
     model = load_classifier(source)
     labels = _labels(model, source, probabilities)
     added = ["prediction", *(f"probability_{label}" for label in labels if probabilities)]
@@ -65,7 +68,7 @@ def predict_rows(
 
 def _labels(model: PreTrainedModel, source: str | Path, probabilities: bool) -> list[str]:
     """The names of the labels in the order of the logits; none for a score."""
-    if model.config.num_labels > 1:
+    if model.config.num_labels > 1 or model.config.problem_type == MULTI_LABEL:
         return [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
     if probabilities:
         raise TrituneError(f"--probabilities would change nothing: {source} gives a score, not labels")

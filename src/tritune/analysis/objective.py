@@ -66,9 +66,7 @@ def objective(
         regression = model.config.num_labels == 1
         multi_label = model.config.problem_type == MULTI_LABEL
         labels = batch.get("labels")
-        pair = Pair(
-            output, answer, inputs.get("attention_mask"), labels, average, regression, multi_label=multi_label
-        )
+        pair = Pair(output, answer, inputs.get("attention_mask"), labels, average, regression, multi_label=multi_label)
         return loss.compute(pair)
 
     return evaluate

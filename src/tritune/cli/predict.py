@@ -11,7 +11,8 @@ from . import options
 def predict(
     model: Annotated[str, typer.Argument(help="A run, a teacher or any fine-tuned model.", metavar="MODEL")],
     input: Annotated[
-        str, typer.Option("--input", help="A .csv, .tsv, .jsonl, .parquet or .txt file; - reads lines from standard input.")
+        str,
+        typer.Option("--input", help="A .csv, .tsv, .jsonl, .parquet or .txt file; - reads standard input."),
     ] = "-",
     output: Annotated[
         Path | None, typer.Option("--output", help="A .csv, .tsv or .jsonl file; standard output (CSV) without it.")
@@ -35,8 +36,8 @@ def predict(
     `echo "what a film" | tritune predict run/`
     """
     options.quiet_libraries()
-    from ..table import check_writable, read_table, table_name, write_table
     from ..predict import predict_rows
+    from ..table import check_writable, read_table, table_name, write_table
 
     if output is not None:
         check_writable(output)

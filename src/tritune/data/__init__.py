@@ -5,6 +5,7 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
+from ..errors import TrituneError
 from ..tasks import Task
 from .glue import load_glue_folder, wanted_splits
 from .hub import load_hub
@@ -13,13 +14,19 @@ __all__ = ["load_glue_folder", "load_hub", "load_task_data"]
 
 
 def load_task_data(task: Task, folder: str | Path | None = None, splits: Sequence[str] | None = None) -> DatasetDict:
-    """The task's data: the user's own files, or from a folder of original tsv files when one is given, else the hub.
+    """The task's data: its own files, or a folder of original tsv files when one is given, else the hub.
 
-    Every split has the columns `task.text_columns` and `label` (ClassLabel, or float32 for regression). `splits` names
-    the wanted ones out of "train" and `task.dev_splits`; None means all of them.
+    Every split has the columns `task.text_columns` and `label` (ClassLabel, float32 for regression, or a float32 for
+    each of many labels). `splits` names the wanted ones out of "train" and `task.dev_splits`; None means all of them.
 
     Raises TrituneError as `load_glue_folder`, `load_hub` and the head's `read_files` do.
     """
     if task.files is not None:
-        return task.head.read_files(task, wanted_splits(task, splits))
+        if folder is not None:
+            raise TrituneError(f"--data {folder}: {task.title} has files of its own; leave --data out")
+        wanted = wanted_splits(task, splits)
+        for option, split in (("--train-file", "train"), ("--dev-file", "validation")):
+            if split in wanted and split not in task.files:
+                raise TrituneError(f"{task.title}: the {split} file is missing; give it with {option}")
+        return task.head.read_files(task, wanted)
     return load_hub(task, splits) if folder is None else load_glue_folder(task, folder, splits)

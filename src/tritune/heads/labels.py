@@ -1,7 +1,7 @@
 """The label column of a user's own table: which problem it poses, the labels' names in id order, and a row's label.
 
-Three problems: `single_label` (one class a row), `multi_label` (any number of labels a row) and `regression` (a score).
-Labels of many-label rows are lists (JSON, Parquet), names with `|` between (CSV), or a column of 0 and 1 for each label.
+Three problems: `single_label` (one class a row), `multi_label` (any number of labels a row), `regression` (a score).
+Many labels of a row are a list (JSON, Parquet), names with `|` between (CSV), or a column of 0 and 1 for each label.
 """
 
 import math
@@ -134,7 +134,7 @@ class LabelReader:
         # A model whose labels nobody named calls them LABEL_0, LABEL_1, …
         self.ids |= {str(i): i for i, name in enumerate(self.names) if name == f"LABEL_{i}" and str(i) not in self.ids}
         if len(columns) > 1 and {self.ids.get(column) for column in columns} != set(range(len(self.names))):
-            raise TrituneError(f"--label-column: {listed(columns)} are not the labels of {origin}: {listed(self.names)}")
+            raise TrituneError(f"--label-column: {listed(columns)} are not {origin}: {listed(self.names)}")
 
     def __call__(self, row: Row, where: Where) -> int | float | list[float]:
         """A class id, a score, or zeros and ones for every label.
@@ -178,7 +178,7 @@ def _names_in(problem: str, cell: Any, where: Where, column: str) -> list[str]:
     if isinstance(cell, list):
         return [_name(each, where, column) for each in cell]
     if not isinstance(cell, str):
-        raise TrituneError(f"{where}: the labels {column!r} must be a list, or text with | between; found {shown(cell)}")
+        raise TrituneError(f"{where}: the labels {column!r} must be a list, or names with | between; got {shown(cell)}")
     return [name.strip() for name in cell.split(SEPARATOR) if name.strip()]
 
 

@@ -28,7 +28,7 @@ def export(
         Path | None, typer.Option(help="Folder of a task's files: run its dev set through both.", metavar="DIR")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="The task of --verify; a task file needs no --verify.", metavar="NAME")
+        str | None, typer.Option(help="The task of --verify, or a task file alone.", metavar="NAME")
     ] = None,
     overrides: options.Overrides = None,
     json: options.Json = False,

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 Task = Annotated[
     str,
     typer.Option(
-        help="A task of the table: sst2 or SST-2, cola, mrpc, …; or a task file, as a training on one's own files leaves "
-        "it beside the model: teacher/task.yaml.",
+        help="A task of the table: sst2 or SST-2, cola, mrpc, …; or a task file, as a training on one's own files "
+        "leaves it beside the model: teacher/task.yaml.",
         metavar="NAME",
     ),
 ]

@@ -12,12 +12,12 @@ import yaml
 from pyarrow import parquet
 from transformers import AutoModelForSequenceClassification, BertConfig
 
+from tritune.cli import demo
 from tritune.data import load_task_data
 from tritune.errors import TrituneError
 from tritune.heads import TEXT_CLASSIFICATION
 from tritune.task_file import read_task_file, task_record, task_to_yaml
 from tritune.tasks import get_task, own_task
-from workspace import make_workspace
 
 KIND = "text-classification"
 SHORT = ("max_steps=4", "eval_steps=2", "per_device_train_batch_size=4", "learning_rate=1e-3")
@@ -46,16 +46,16 @@ def write(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def table(labels: list, **more: list) -> list[dict]:
+def table(labels: list, subject: str = "the dog", **more: list) -> list[dict]:
     """A row for each label, with a text of its own."""
-    columns = {"text": [f"the dog number {i}" for i in range(len(labels))], "label": labels, **more}
+    columns = {"text": [f"{subject} number {i}" for i in range(len(labels))], "label": labels, **more}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def task_of(folder: Path, train: list, dev: list | None = None, ending: str = ".jsonl", **options):
     """The task of a train and a dev file with these labels."""
     files = {"train": write(folder / f"train{ending}", table(train))}
-    files["validation"] = write(folder / f"dev{ending}", table(train[::-1] if dev is None else dev))
+    files["validation"] = write(folder / f"dev{ending}", table(train[::-1] if dev is None else dev, "a cat"))
     return own_task(KIND, files, **options)
 
 
@@ -177,9 +177,10 @@ BAD_FILES = {
     "cut_row": ("text,label\nx,a\ny\n", {}, ", line 3: 1 fields, the header has 2; repair or drop the row"),
     "not_utf8": (b"text,label\n\xff,a\n", {}, ", line 2: not UTF-8 text"),
     "twice": ("text,text,label\na,b,c\n", {}, ", line 1: the header has 'text' more than once"),
-    "several_columns": (GOOD, {"label_column": "text,label", "problem": "regression"}, "are several columns"),
+    "several_columns": ("text,a,b\nx,1,0\n", {"label_column": "a,b", "problem": "regression"}, "are several columns"),
     "no_such_problem": (GOOD, {"problem": "ranking"}, "problem: 'ranking' is none of single_label, multi_label"),
     "three_texts": (GOOD, {"columns": ["a", "b", "c"]}, "--text-columns takes one or two columns"),
+    "nothing_left": ("label\na\nb\n", {}, ": no column is left for the text"),
     "text_is_label": (GOOD, {"columns": ["label"]}, ": no column 'label'; there are 'text'"),
     "flags": (
         "text,a,b\nx,1,0\ny,2,0\n",
@@ -301,7 +302,12 @@ def test_closeness_of_many_labels(tmp_path):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    return make_workspace(tmp_path_factory.mktemp("own")) / "base"
+    folder = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "TRAIN_ROWS", 100)
+        patch.setattr(demo, "DEV_ROWS", 20)
+        demo._write_inputs(folder, seed=0)
+    return folder / "base"
 
 
 def options(*overrides: str) -> list[str]:

@@ -51,6 +51,8 @@ def text_columns(present: Sequence[str], wanted: Sequence[str] | None, name: str
         if missing := [column for column in wanted if column not in present]:
             raise TrituneError(f"{name}: no column {listed(missing)}; there are {listed(present)}")
         return tuple(wanted)
+    if not present:
+        raise TrituneError(f"{name}: no column is left for the text")
     found = next((columns for columns in _KNOWN_COLUMNS if all(column in present for column in columns)), None)
     if found is None and len(present) == 1:
         found = tuple(present)

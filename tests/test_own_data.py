@@ -10,12 +10,14 @@ import pytest
 import torch
 import yaml
 from pyarrow import parquet
-from transformers import AutoModelForSequenceClassification, BertConfig
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
+from tritune.analysis.objective import objective
 from tritune.cli import demo
 from tritune.data import load_task_data
 from tritune.errors import TrituneError
 from tritune.heads import TEXT_CLASSIFICATION
+from tritune.instrument import instrument
 from tritune.task_file import read_task_file, task_record, task_to_yaml
 from tritune.tasks import get_task, own_task
 
@@ -180,7 +182,7 @@ BAD_FILES = {
     "several_columns": ("text,a,b\nx,1,0\n", {"label_column": "a,b", "problem": "regression"}, "are several columns"),
     "no_such_problem": (GOOD, {"problem": "ranking"}, "problem: 'ranking' is none of single_label, multi_label"),
     "three_texts": (GOOD, {"columns": ["a", "b", "c"]}, "--text-columns takes one or two columns"),
-    "nothing_left": ("label\na\nb\n", {}, ": no column is left for the text"),
+    "nothing_left": ("label\na\nb\n", {}, ": there is no column for the text"),
     "text_is_label": (GOOD, {"columns": ["label"]}, ": no column 'label'; there are 'text'"),
     "flags": (
         "text,a,b\nx,1,0\ny,2,0\n",
@@ -291,6 +293,18 @@ def test_a_model_that_was_made_for_something_else(tmp_path):
     TEXT_CLASSIFICATION.check(BertConfig(num_labels=2), task, "model")
 
 
+def test_the_loss_of_many_labels_is_that_of_transformers():
+    """What analyses differentiate as the task's own loss."""
+    config = BertConfig(
+        num_labels=3, problem_type="multi_label_classification", hidden_size=8, num_hidden_layers=1, intermediate_size=8
+    )
+    config.num_attention_heads, config.vocab_size = 2, 20
+    model = instrument(BertForSequenceClassification(config)).eval()
+    batch = {"input_ids": torch.tensor([[3, 4, 5], [6, 7, 8]]), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
+    batch["labels"] = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(objective("ground_truth", batch)(model), model(**batch).loss)
+
+
 def test_closeness_of_many_labels(tmp_path):
     task = task_of(tmp_path, [["a"], ["b"]])
     student, teacher = torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.tensor([[2.0, -1.0], [-0.5, 3.0]])
@@ -361,7 +375,10 @@ def test_from_a_file_to_a_packed_model(cli, base, tmp_path, story):
 def test_predict_gives_every_label_that_is_likely(base, tmp_path, cli):
     """A classifier without weights answers with its biases."""
     model = AutoModelForSequenceClassification.from_pretrained(
-        base, id2label={0: "a", 1: "b", 2: "c"}, problem_type="multi_label_classification"
+        base,
+        id2label={0: "a", 1: "b", 2: "c"},
+        problem_type="multi_label_classification",
+        ignore_mismatched_sizes=True,
     )
     torch.nn.init.zeros_(model.classifier.weight)
     model.classifier.bias.data = torch.tensor([1.0, -1.0, 0.25])
@@ -447,6 +464,4 @@ def test_analyses_and_exports_take_a_task_file(cli, base, tmp_path):
     code, out, err = cli("export", teacher, "--format", "dense", "--output", tmp_path / "dense", *task, "--json")
     assert code == 0 and json.loads(out)["verify"]["agreement"] == 1, err
     code, _, err = cli("analyze", "sensitivity", "--model", teacher, *task, "--output", tmp_path / "s")
-    assert code == 0, err
-    code, _, err = cli("analyze", "landscape", "--model", teacher, *task, "--points", "3", "--output", tmp_path / "l")
     assert code == 0, err

@@ -52,7 +52,7 @@ def text_columns(present: Sequence[str], wanted: Sequence[str] | None, name: str
             raise TrituneError(f"{name}: no column {listed(missing)}; there are {listed(present)}")
         return tuple(wanted)
     if not present:
-        raise TrituneError(f"{name}: no column is left for the text")
+        raise TrituneError(f"{name}: there is no column for the text")
     found = next((columns for columns in _KNOWN_COLUMNS if all(column in present for column in columns)), None)
     if found is None and len(present) == 1:
         found = tuple(present)

@@ -123,6 +123,8 @@ def open_task(name: str, own: OwnFiles, model: str | None = None, *, trains: boo
     for option, split in (("--train-file", "train"), ("--dev-file", "validation")):
         if split not in files and (trains or split == "validation"):
             raise TrituneError(f"--task {name}: {option} is missing")
+    if not trains:
+        files.pop("train", None)  # a score on it may be asked for
     kind = values["kind"]
     known = HEADS[kind].known(load_config(model)) if model is not None and kind in HEADS else {}
     task = own_task(**(known | values | given | {"files": files}))

@@ -291,7 +291,7 @@ def _made_of(job: SweepJob, sweep: Sweep) -> dict[str, Any]:
     settings = ("seeds", "sampler", "sampler_seed", "objective", "pruner", "pruner_startup_trials")
     return {
         "task": job.job.task.name,
-        **({"own": record} if (record := task_record(job.job.task)) else {}),
+        **({"dataset": record} if (record := task_record(job.job.task)) else {}),
         "teacher": weights_sha256(job.job.model),
         "data": {name: len(split) for name, split in job.job.data.splits.items()},
         "recipe": asdict(sweep.base),

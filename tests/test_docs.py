@@ -17,10 +17,11 @@ import typer
 import yaml
 
 from tritune.cli import main
+from tritune.data import load_task_data
 from tritune.data.augment import PAPER_VARIANTS, VARIANTS
 from tritune.layer_map import mapped_layers
 from tritune.recipes import FinetuneRecipe, Recipe, Sweep, load_recipe, load_sweeps, shipped_recipes, shipped_spaces
-from tritune.tasks import TASKS
+from tritune.tasks import TASKS, get_task, own_task
 from workspace import make_workspace, train_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -248,6 +249,33 @@ def test_commands_of_use_run(at_demo):
     rows = (at_demo / "answers.csv").read_text(encoding="utf-8").splitlines()
     assert rows[0] == "sentence,label,prediction" and len(rows) == 61
     assert "probability_acceptable" in (at_demo / "answers.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_commands_of_data_run(at_demo):
+    run_commands(DOCS / "data.md")
+    assert (at_demo / "own" / "small" / "config.json").is_file()
+    rows = (at_demo / "own" / "answers.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "sentence,label,prediction" and len(rows) == 61 and rows[1].rpartition(",")[2] in ("0", "1")
+
+
+def test_tables_and_task_file_of_data_are_read(tmp_path):
+    page, found = DOCS / "data.md", []
+    for kind, body in FENCE.findall(page.read_text(encoding="utf-8")):
+        if kind in ("csv", "jsonl"):
+            (tmp_path / f"rows.{kind}").write_text(body, encoding="utf-8")
+            task = own_task("text-classification", {"train": tmp_path / f"rows.{kind}"})
+            assert len(load_task_data(task, splits=["train"])["train"]) == len(body.splitlines()) - (kind == "csv")
+            found.append((task.problem, task.labels))
+    names = ("late", "rude")
+    many = ("multi_label", names)
+    assert found == [("single_label", ("no", "yes")), many, many, ("regression", None)]
+    (tmp_path / "reviews").mkdir()
+    for name, rows in (("train", "a,good\nb,bad\n"), ("dev", "c,good\nd,bad\n")):
+        (tmp_path / "reviews" / f"{name}.csv").write_text(f"text,mood\n{rows}", encoding="utf-8")
+    (example,) = blocks(page, "yaml")
+    (tmp_path / "task.yaml").write_text(example, encoding="utf-8")
+    assert get_task(str(tmp_path / "task.yaml")).metric == "macro_f1"
 
 
 @pytest.mark.slow

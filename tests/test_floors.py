@@ -33,6 +33,8 @@ FLOORS = [
         "metrics",
         "load",
         "heads",
+        "table",
+        "task_file",
         "tasks",
         "models",
         "data",

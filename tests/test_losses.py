@@ -13,6 +13,8 @@ from tritune.distill import (
     Pair,
     attention_map_kl,
     attention_score_mse,
+    binary_kl_divergence,
+    binary_soft_cross_entropy,
     distillation_losses,
     distilled_layers,
     kl_divergence,
@@ -218,6 +220,45 @@ def test_hidden_states_that_belong_to_no_layer_are_refused():
     assert distillation_losses(Pair(student, teacher), {"hidden_states": 1.0})
     with pytest.raises(TrituneError, match="3 hidden states for 4 layers"):
         distillation_losses(Pair(student, teacher, layers=(0,)), {"hidden_states": 1.0})
+
+
+def binary_soft_cross_entropy_loop(student, teacher, temperature=1.0) -> float:
+    def sigmoid(logit):
+        return 1 / (1 + math.exp(-logit / temperature))
+
+    flat = zip(itertools.chain(*student), itertools.chain(*teacher), strict=True)
+    cells = [(sigmoid(s), sigmoid(t)) for s, t in flat]
+    return temperature**2 * mean(-(p * math.log(q) + (1 - p) * math.log(1 - q)) for q, p in cells)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_binary_soft_cross_entropy(rows, temperature):
+    student, teacher = randn(rows, CLASSES), randn(rows, CLASSES)
+    expected = binary_soft_cross_entropy_loop(student.tolist(), teacher.tolist(), temperature)
+    assert binary_soft_cross_entropy(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_binary_kl_divergence_is_the_cross_entropy_minus_the_teachers_entropy():
+    student, teacher = randn(4, CLASSES), randn(4, CLASSES)
+    difference = binary_soft_cross_entropy(student, teacher) - binary_soft_cross_entropy(teacher, teacher)
+    assert binary_kl_divergence(student, teacher).item() == pytest.approx(CLASSES * difference.item(), rel=1e-12)
+    assert binary_kl_divergence(teacher, teacher).item() == 0
+    certain, contrary = torch.tensor([[1e4, 0.0]]), torch.tensor([[-1e4, 0.0]])
+    assert binary_kl_divergence(contrary, certain).item() == pytest.approx(1e4)
+
+
+def test_losses_of_many_labels():
+    """Logits and ground truth are sigmoids' losses; with two labels a row they are not those of classes."""
+    student, teacher = output_of([3, 2], 1), output_of([3, 2], 1)
+    labels = torch.tensor([[0.0] * CLASSES, [1.0] + [0.0] * (CLASSES - 2) + [1.0]])
+    pair = Pair(student, teacher, labels=labels, temperature=2.0, multi_label=True)
+    losses = distillation_losses(pair, {"logits": 1.0, "ground_truth": 1.0})
+    expected = binary_soft_cross_entropy_loop(student.logits.tolist(), teacher.logits.tolist(), 2.0)
+    assert losses["logits"].item() == pytest.approx(expected, rel=1e-12)
+    cells = zip(student.logits.flatten().tolist(), labels.flatten().tolist(), strict=True)
+    expected = mean(math.log(1 + math.exp(-s if y else s)) for s, y in cells)
+    assert losses["ground_truth"].item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_kl_divergence_is_finite_for_certain_teachers():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tritune.errors import TrituneError
+from tritune.metrics import class_scores, multi_label_scores
 from tritune.tasks import TASKS, get_task
 
 ROWS = {  # name: title, metric, max length, batch, evaluate every, number of labels
@@ -43,6 +44,42 @@ def ranks(values):
 def pearson(a, b):
     a, b = np.asarray(a, float) - np.mean(a), np.asarray(b, float) - np.mean(b)
     return (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
+
+
+def f1_of(true, given):
+    hits = sum(t and g for t, g in zip(true, given, strict=True))
+    return 2 * hits / (sum(true) + sum(given)) if hits else 0.0
+
+
+def test_class_scores():
+    labels, predicted = [0, 1, 2, 2, 1, 0], [0, 1, 1, 2, 1, 1]  # class 3 is neither true nor predicted
+    scores = class_scores(logits_of(predicted, 4), np.array(labels))
+    each = [f1_of([label == c for label in labels], [p == c for p in predicted]) for c in range(3)]
+    assert scores == pytest.approx({"accuracy": 4 / 6, "macro_f1": sum(each) / 3})
+
+
+def test_multi_label_scores():
+    logits = np.array([[2.0, -1.0, 0.0], [1.0, 3.0, -2.0], [-1.0, -1.0, -1.0], [4.0, -1.0, -1.0]])
+    labels = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0]])
+    given = [[value > 0 for value in row] for row in logits.tolist()]
+    each = [f1_of(labels[:, c].tolist(), [row[c] for row in given]) for c in range(3)]
+    flat = f1_of(labels.ravel().tolist(), [value for row in given for value in row])
+    scores = multi_label_scores(logits, labels.astype(np.float32))
+    assert scores == pytest.approx({"micro_f1": flat, "macro_f1": sum(each) / 3, "subset_accuracy": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        ([[1.0, np.nan]], [[1, 0]], "1 of 1 rows have NaN"),
+        ([[1.0, 2.0]], [[1, 2]], "0 or 1"),
+        ([[1.0, 2.0]], [1], "shape"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), "shape"),
+    ],
+)
+def test_what_has_no_multi_label_score(logits, labels, message):
+    with pytest.raises(TrituneError, match=message):
+        multi_label_scores(np.array(logits), np.array(labels))
 
 
 def test_table_is_complete():

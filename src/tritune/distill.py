@@ -24,6 +24,7 @@ from .trace import LayerTrace
 
 AVERAGES = ("padded", "valid")
 ALL_LAYERS = "all"
+MULTI_LABEL = "multi_label_classification"  # as transformers' configs name it
 
 # Keeps log-probabilities finite where a probability underflows; the value of the published code.
 SMALLEST_PROBABILITY = 1e-8
@@ -39,6 +40,33 @@ def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature
     """
     student, teacher = (logits / temperature for logits in _wide(student, teacher))
     return temperature**2 * -(teacher.softmax(-1) * student.log_softmax(-1)).sum(-1).mean()
+
+
+def binary_soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """-(p_T log p_S + (1 - p_T) log(1 - p_S)) with p = sigmoid(logit), mean over batch and labels.
+
+    What `soft_cross_entropy` is for classes that exclude each other, for labels each of which is a yes or no of its
+    own; a mean over the labels, as is the binary cross-entropy of the ground truth.
+
+    Args:
+        student, teacher: logits, (batch, labels).
+        temperature: as in `soft_cross_entropy`.
+    """
+    student, teacher = (logits / temperature for logits in _wide(student, teacher))
+    return temperature**2 * F.binary_cross_entropy_with_logits(student, teacher.sigmoid())
+
+
+def binary_kl_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) of labels each of which is a yes or no of its own, summed over them, mean over the batch.
+
+    Args:
+        student, teacher: logits, (batch, labels).
+    """
+    student, teacher = _wide(student, teacher)
+    return sum(
+        F.kl_div(F.logsigmoid(sign * student), F.logsigmoid(sign * teacher), reduction="batchmean", log_target=True)
+        for sign in (1, -1)
+    )
 
 
 def kl_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -174,12 +202,13 @@ class Pair:
     Attributes:
         student, teacher: model outputs with `logits` and, where a loss needs it, `trace`.
         token_mask: (batch, tokens), 1 for real tokens; None when there is no padding.
-        labels: class ids or scores, (batch,); only ground truth needs them.
+        labels: class ids or scores, (batch,), or zeros and ones, (batch, labels); only ground truth needs them.
         average: `padded` or `valid`.
         regression: whether the logits are scores rather than classes.
         temperature: of the logits loss; regression has none.
         layers: that the losses taken per layer read, see `distilled_layers`; None for all, and the embeddings too.
         causal: whether the logits, (batch, tokens, vocabulary), are about the next token, and the labels token ids.
+        multi_label: whether each logit is a yes or no of its own.
     """
 
     student: ModelOutput
@@ -191,6 +220,7 @@ class Pair:
     temperature: float = 1.0
     layers: tuple[int, ...] | None = None
     causal: bool = False
+    multi_label: bool = False
 
     def traces(self) -> Iterator[tuple[LayerTrace, LayerTrace]]:
         """Student's and teacher's trace of every chosen layer."""
@@ -229,6 +259,8 @@ class Loss:
 def _logits(pair: Pair) -> torch.Tensor:
     if pair.regression:
         return F.mse_loss(*_wide(pair.student.logits, pair.teacher.logits))
+    if pair.multi_label:
+        return binary_soft_cross_entropy(pair.student.logits, pair.teacher.logits, pair.temperature)
     return soft_cross_entropy(pair.student.logits, pair.teacher.logits, pair.temperature)
 
 
@@ -244,6 +276,8 @@ def _ground_truth(pair: Pair) -> torch.Tensor:
     (logits,) = _wide(pair.student.logits)
     if pair.regression:
         return F.mse_loss(logits.squeeze(-1), pair.labels.to(logits.dtype))
+    if pair.multi_label:
+        return F.binary_cross_entropy_with_logits(logits, pair.labels.to(logits.dtype))
     return F.cross_entropy(logits, pair.labels)
 
 

@@ -5,7 +5,6 @@ tensors plugged in, and what it returns is reported under the name `assisted`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from .errors import TrituneError
 from .heads import EncodedData
 from .heads.head import Collate, Read, read_logits, stacked
 from .instrument import instrument
-from .load import is_quantized, positions
-from .models import load_model
+from .load import is_quantized
+from .models import fit_length, load_model
 from .modes import evaluation_mode
 from .products import weights_held
 from .recipes import FinetuneRecipe, Recipe, load_recipe, recipe_beside
@@ -32,8 +31,8 @@ from .tasks import Task
 from .trace import Intervention, Site
 
 EVALUATION_KEYS = ("max_length", "padding", "per_device_eval_batch_size")
-# Lengths and batches for a model that comes with neither recipe nor task.
-_ANY_TASK = Task("", "", ("text",), None, "", lambda predictions, labels: {}, 128, 32, 100)
+# Lengths and batches for a model that comes with neither recipe nor task; with no published ones, as own files have.
+_ANY_TASK = Task("", "", ("text",), None, "", lambda predictions, labels: {}, 128, 32, 100, files={})
 
 
 def predict(
@@ -104,9 +103,7 @@ def recipe_in_force(
         if key not in EVALUATION_KEYS:
             raise TrituneError(f"--set: {key} would change nothing here; known are {', '.join(EVALUATION_KEYS)}")
     recipe = load_recipe(recipe_beside(source), overrides, Recipe if is_quantized(model) else FinetuneRecipe)
-    if task is None and recipe.max_length is None:
-        recipe = replace(recipe, max_length=min(_ANY_TASK.max_length, positions(model) or _ANY_TASK.max_length))
-    return recipe.resolve(task or _ANY_TASK, train_rows=1)
+    return recipe.resolve(fit_length(task or _ANY_TASK, model), train_rows=1)
 
 
 def evaluate_source(
@@ -120,8 +117,8 @@ def evaluate_source(
 
     Args:
         source: a run, a teacher, or any classifier fine-tuned on `task`.
-        task: of the table.
-        data_folder: the task's original files; None reads the hub.
+        task: of the table, or of one's own files.
+        data_folder: a table task's original files; None reads the hub.
         overrides: `key=value` for `EVALUATION_KEYS` of the recipe beside the model.
         teacher_source: a second model to which the closeness is measured.
 

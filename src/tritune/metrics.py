@@ -57,6 +57,45 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {"accuracy": float(accuracy_score(labels, predicted))}
 
 
+def class_scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracy, and the plain mean of every class's F1 (`macro_f1`) over the classes that are true or predicted.
+
+    `predictions` are logits `(batch, num_labels)`, `labels` class ids `(batch,)`.
+
+    Raises TrituneError as `accuracy` does.
+    """
+    predicted, labels = _classes(predictions, labels)
+    macro = float(f1_score(labels, predicted, average="macro", zero_division=0.0))
+    return {"accuracy": float(accuracy_score(labels, predicted)), "macro_f1": macro}
+
+
+def multi_label_scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Scores of sets of labels: a label is given where its sigmoid is above 0.5, which is a logit above 0.
+
+    `predictions` are logits and `labels` zeros and ones, both `(batch, num_labels)`.
+
+    Returns:
+        `micro_f1`, the F1 of all decisions together; `macro_f1`, the plain mean of every label's F1, 0 for a label that
+        is neither true nor given anywhere; `subset_accuracy`, the share of rows with every decision right.
+
+    Raises:
+        TrituneError: shapes that do not match, non-finite logits, or labels other than 0 and 1.
+
+    >>> multi_label_scores(np.array([[2.0, -1.0], [1.0, 3.0]]), np.array([[1, 0], [0, 1]]))["subset_accuracy"]
+    0.5
+    """
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    if predictions.ndim != 2 or predictions.shape != labels.shape or len(labels) == 0:
+        raise TrituneError(f"cannot score predictions of shape {predictions.shape} against labels {labels.shape}")
+    if bad := int((~np.isfinite(predictions).all(axis=1)).sum()):
+        raise TrituneError(f"{bad} of {len(labels)} rows have NaN or infinite logits: there is no score")
+    if not np.isin(labels, (0, 1)).all():
+        raise TrituneError("a row's labels must be one 0 or 1 for each label")
+    given, true = predictions > 0, labels.astype(bool)
+    micro, macro = (float(f1_score(true, given, average=kind, zero_division=0.0)) for kind in ("micro", "macro"))
+    return {"micro_f1": micro, "macro_f1": macro, "subset_accuracy": float((given == true).all(axis=1).mean())}
+
+
 def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Matthews correlation, CoLA's metric in GLUE (Wang et al., 2019); 0.0 where either side is constant.
 

@@ -1,5 +1,6 @@
 """Models for a task, checked against it before anything is computed or written."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -7,7 +8,7 @@ from transformers import PreTrainedModel
 from .checkpoint import is_packed
 from .errors import TrituneError
 from .instrument import instrument_of
-from .load import is_quantized, load_config, load_pretrained
+from .load import is_quantized, load_config, load_pretrained, positions
 from .quantization import Quantization
 from .swap import quantizer_tensors
 from .tasks import Task
@@ -32,6 +33,12 @@ def load_model(source: str | Path, task: Task, *, new_head: bool = False) -> Pre
     model = load_pretrained(task.head.auto_model, source)
     model.config.update({name: value for name, value in task.head.options(task).items() if name == "problem_type"})
     return model
+
+
+def fit_length(task: Task, model: PreTrainedModel) -> Task:
+    """The task, its length cut to the model's positions; in the table lengths are published ones and stay."""
+    room = positions(model) if task.files is not None and task.max_length else None
+    return task if room is None else replace(task, max_length=min(task.max_length, room))
 
 
 def load_student(

@@ -5,25 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 from transformers import PreTrainedModel
 
-from .data.table import columns_of, listed
 from .devices import this_process
+from .distill import MULTI_LABEL
 from .errors import TrituneError
 from .evaluate import predict, recipe_in_force
-from .heads.text import check_room, collator
+from .heads.text import check_room, collator, text_of
+from .heads.text import text_columns as find_columns
 from .load import load_classifier, load_tokenizer
-
-# The columns that are looked for, in this order, where nobody names any.
-_KNOWN_COLUMNS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("text", "text_pair"),
-    ("sentence",),
-    ("text",),
-)
+from .table import columns_of, listed
 
 
 def predict_rows(
@@ -45,13 +37,16 @@ def predict_rows(
         name: what messages call the rows.
 
     Returns:
-        The rows with `prediction`, a label's name or a score, and with `probability_<label>` where asked for.
+        The rows with `prediction`, a label's name, a list of the labels that are more likely than not where a row may
+        have many, or a score, and with `probability_<label>` where asked for.
 
     Raises:
         TrituneError: the model, a row or a column cannot be used.
     """
-    columns = _columns(columns_of(rows), text_columns, name)
-    texts = [[_text(row, column, f"{name}, row {number}") for number, row in enumerate(rows, 1)] for column in columns]
+    columns = find_columns(columns_of(rows), text_columns, name)
+    texts = [
+        [text_of(row, column, f"{name}, row {number}") for number, row in enumerate(rows, 1)] for column in columns
+    ]
     model = load_classifier(source)
     labels = _labels(model, source, probabilities)
     added = ["prediction", *(f"probability_{label}" for label in labels if probabilities)]
@@ -67,37 +62,13 @@ def predict_rows(
     # argmax of a NaN row is a label like any other.
     if len(bad := np.flatnonzero(~np.isfinite(logits).all(-1))):
         raise TrituneError(f"{source}: answers row {bad[0] + 1} of {name} with NaN or infinite values; train it anew")
-    return [row | answer for row, answer in zip(rows, _answers(labels, logits, probabilities), strict=True)]
-
-
-def _columns(present: Sequence[str], wanted: Sequence[str] | None, name: str) -> tuple[str, ...]:
-    if wanted is not None:
-        if not 1 <= len(wanted) <= 2:
-            raise TrituneError(f"--text-columns takes one or two columns, got {listed(wanted)}")
-        if missing := [column for column in wanted if column not in present]:
-            raise TrituneError(f"{name}: no column {listed(missing)}; there are {listed(present)}")
-        return tuple(wanted)
-    found = next((columns for columns in _KNOWN_COLUMNS if all(column in present for column in columns)), None)
-    if found is None and len(present) == 1:
-        found = tuple(present)
-    if found is None:
-        raise TrituneError(f"{name}: say with --text-columns which of {listed(present)} hold the text")
-    return found
-
-
-def _text(row: dict[str, Any], column: str, where: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        found = "nothing" if value is None else listed([value])
-        raise TrituneError(f"{where}: {listed([column])} must be text, found {found}; fill it in or drop the row")
-    return value
+    answers = _label_sets if model.config.problem_type == MULTI_LABEL else _answers
+    return [row | answer for row, answer in zip(rows, answers(labels, logits, probabilities), strict=True)]
 
 
 def _labels(model: PreTrainedModel, source: str | Path, probabilities: bool) -> list[str]:
     """The names of the labels in the order of the logits; none for a score."""
-    if model.config.problem_type == "multi_label_classification":
-        raise TrituneError(f"{source}: gives several labels to one text; tritune predicts one label, or a score")
-    if model.config.num_labels > 1:
+    if model.config.num_labels > 1 or model.config.problem_type == MULTI_LABEL:
         return [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
     if probabilities:
         raise TrituneError(f"--probabilities would change nothing: {source} gives a score, not labels")
@@ -112,5 +83,18 @@ def _answers(labels: Sequence[str], logits: np.ndarray, probabilities: bool) -> 
         exponents = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
         shares = exponents / exponents.sum(-1, keepdims=True)
         for answer, row in zip(answers, shares, strict=True):
-            answer |= {f"probability_{name}": round(float(share), 6) for name, share in zip(labels, row, strict=True)}
+            answer |= _probabilities(labels, row)
     return answers
+
+
+def _label_sets(labels: Sequence[str], logits: np.ndarray, probabilities: bool) -> list[dict[str, Any]]:
+    """All labels whose sigmoid is above 0.5, in id order."""
+    answers: list[dict[str, Any]] = [{"prediction": [labels[i] for i in np.flatnonzero(row > 0)]} for row in logits]
+    if probabilities:
+        for answer, row in zip(answers, expit(logits.astype(np.float64)), strict=True):
+            answer |= _probabilities(labels, row)
+    return answers
+
+
+def _probabilities(labels: Sequence[str], shares: np.ndarray) -> dict[str, float]:
+    return {f"probability_{name}": round(float(share), 6) for name, share in zip(labels, shares, strict=True)}

@@ -8,10 +8,12 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .errors import TrituneError
+from .errors import TrituneError, shown
 from .heads import HEADS, TEXT_CLASSIFICATION, Head
 from .metrics import Measure, accuracy, matthews_correlation, mean_accuracy_f1, mean_pearson_spearman
+from .task_file import check_files, is_task_file, read_task_file
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Task:
     the task, among them `metric`, the one that selects checkpoints (higher is better). `labels` holds the class names
     in id order, or None for regression. The first of `dev_splits` is the one that selects. `head` says what is done
     with rows and outputs. `files` gives the file of every split of a user's own data; `label_column` holds its label.
+    `multi_label` is whether a row may have any number of labels; it is then scored against `(batch, num_labels)`.
     """
 
     name: str
@@ -37,11 +40,17 @@ class Task:
     head: Head = TEXT_CLASSIFICATION
     files: Mapping[str, Path] | None = None
     label_column: str = "label"
+    multi_label: bool = False
 
     @property
     def is_regression(self) -> bool:
         """Whether the label is a score instead of a class."""
         return self.labels is None
+
+    @property
+    def problem(self) -> str:
+        """`single_label`, `multi_label` or `regression`."""
+        return "regression" if self.labels is None else "multi_label" if self.multi_label else "single_label"
 
     @property
     def num_labels(self) -> int:
@@ -79,36 +88,61 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """The task of that name, in the hub's spelling or the paper's, in any case.
+    """The task of that name, in the hub's spelling or the paper's, in any case; or that of a task file.
 
-    Raises TrituneError for an unknown name, listing the known ones.
+    Raises TrituneError for an unknown name, listing the known ones, and for a task file that cannot be used.
 
     >>> get_task("STS-B") is get_task("stsb")
     True
     """
+    if is_task_file(name):
+        return own_task(**read_task_file(name))
     key = name.strip().lower().replace("-", "").replace("_", "")
     if key in TASKS:
         return TASKS[key]
+    if name in HEADS:
+        raise TrituneError(f"--task {name} is a kind of task: give its files with --train-file and --dev-file")
     close = difflib.get_close_matches(key, TASKS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise TrituneError(f"there is no task {name!r}: {hint}known tasks are {', '.join(TASKS)}")
+    raise TrituneError(
+        f"there is no task {name!r}: {hint}known tasks are {', '.join(TASKS)}; kinds for files of one's own are "
+        f"{', '.join(HEADS)}"
+    )
 
 
 def own_task(
-    kind: str, files: Mapping[str, Path], columns: Sequence[str] | None = None, label_column: str | None = None
+    kind: str,
+    files: Mapping[str, Path],
+    columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    **options: Any,
 ) -> Task:
     """A task of the user's own files.
 
     Args:
         kind: a name of `HEADS`.
-        files: "train" and "validation" to their files.
+        files: "train" and "validation" to their files (or folders).
         columns: that hold the inputs; None looks for the usual ones.
         label_column: that holds the label; None looks for "label".
+        **options: of the kind, see `Head.file_options`; None is as if it were not given.
 
     Raises:
         TrituneError: there is no such kind, or a file cannot be used.
     """
     if kind not in HEADS:
         raise TrituneError(f"there is no kind of task {kind!r}; known are {', '.join(HEADS)}")
-    fields = HEADS[kind].describe(files, columns, label_column)
-    return Task(**{"name": kind, "title": kind, "head": HEADS[kind], "files": files} | fields)
+    head, files = HEADS[kind], check_files(files)
+    options = {name: value for name, value in options.items() if value is not None}
+    # Every task file names the labels; a kind that finds them by itself must find those.
+    labels = None if "labels" in head.file_options else options.pop("labels", None)
+    metric = None if "metric" in head.file_options else options.pop("metric", None)
+    if unknown := options.keys() - {*head.file_options}:
+        raise TrituneError(f"{kind}: takes no {', '.join(sorted(unknown))}")
+    fields = head.describe(files, columns, label_column, **options)
+    title = f"{kind} of {files.get('validation', files.get('train')).name}"
+    task = Task(**{"name": kind, "title": title, "head": head, "files": files} | fields)
+    if labels and task.labels is not None and tuple(labels) != task.labels:
+        raise TrituneError(f"{title}: its labels are {shown(list(task.labels))}, expected {shown(list(labels))}")
+    if metric and metric != task.metric:
+        raise TrituneError(f"metric: {kind} is selected by {task.metric}, not by {shown(metric)}")
+    return task

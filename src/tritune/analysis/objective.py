@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from ..distill import AVERAGES, LOSSES, Pair
+from ..distill import AVERAGES, LOSSES, MULTI_LABEL, Pair
 from ..errors import TrituneError, shown
 from ..instrument import instrument
 from ..modes import evaluation_mode
@@ -37,8 +37,8 @@ def objective(
     mode they are in.
 
     Args:
-        name: a row of `distill.LOSSES`; `ground_truth` is the task's own loss (mean cross-entropy on the labels, mean
-            squared error for regression).
+        name: a row of `distill.LOSSES`; `ground_truth` is the task's own loss (mean cross-entropy on the labels,
+            binary for many labels a row, mean squared error for regression).
         batch: model inputs by name and, for `ground_truth`, `labels`, (batch,).
         teacher: a float model of the same shape; `ground_truth` needs none.
         average: `padded` or `valid`, see `distill`.
@@ -64,7 +64,9 @@ def objective(
         """The loss of `model`, a scalar."""
         output = model(**inputs, output_trace=loss.fields)
         regression = model.config.num_labels == 1
-        pair = Pair(output, answer, inputs.get("attention_mask"), batch.get("labels"), average, regression)
+        multi_label = model.config.problem_type == MULTI_LABEL
+        labels = batch.get("labels")
+        pair = Pair(output, answer, inputs.get("attention_mask"), labels, average, regression, multi_label=multi_label)
         return loss.compute(pair)
 
     return evaluate

@@ -9,8 +9,12 @@ from . import options
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run, a teacher or any fine-tuned model.", metavar="MODEL")],
-    task: options.Task,
+    task: options.AnyTask,
     data: options.Data = None,
+    dev_file: options.DevFile = None,
+    columns: options.Columns = None,
+    label_column: options.LabelColumn = None,
+    problem: options.Problem = None,
     teacher: Annotated[str | None, typer.Option(help="Also measure how close MODEL is to this teacher.")] = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
@@ -20,11 +24,13 @@ def evaluate(
     Those are read from the recipe.yaml beside it, or else from the task table; `--set` overrides them. Per-tensor
     activation scales make a score depend on the batch size.
 
-    Example: `tritune evaluate run/ --task sst2 --data glue/SST-2 --json`
+    Examples: `tritune evaluate run/ --task sst2 --data glue/SST-2 --json`,
+    `tritune evaluate run/ --task run/task.yaml --dev-file test.csv`
     """
     options.quiet_libraries()
     from ..evaluate import evaluate_source
-    from ..tasks import get_task
     from .show import show_scores
 
-    show_scores(evaluate_source(model, get_task(task), data, overrides or [], teacher), as_json=json)
+    own = options.OwnFiles(None, dev_file, columns, label_column, problem)
+    asked = options.open_task(task, own, model, trains=False)
+    show_scores(evaluate_source(model, asked, data, overrides or [], teacher), as_json=json)

@@ -27,7 +27,9 @@ def export(
     verify: Annotated[
         Path | None, typer.Option(help="Folder of a task's files: run its dev set through both.", metavar="DIR")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="The task of --verify.", metavar="NAME")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The task of --verify, or a task file alone.", metavar="NAME")
+    ] = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
 ) -> None:
@@ -40,9 +42,9 @@ def export(
     Example: `tritune export run/ --output onnx/ --verify glue/SST-2 --task sst2`
     """
     options.quiet_libraries()
-    if (verify is None) != (task is None):
-        raise TrituneError("--verify needs --task, and --task needs --verify")
-    if verify is None and overrides:
+    if verify is not None and task is None:
+        raise TrituneError("--verify needs --task")
+    if task is None and overrides:
         raise TrituneError("--set changes how --verify reads its data; without --verify it would change nothing")
     from ..evaluate import recipe_in_force
     from ..load import load_classifier, load_tokenizer
@@ -52,6 +54,8 @@ def export(
 
     _check_output(output, model, format)
     known = get_task(task) if task else None
+    if known and known.files is None and verify is None:
+        raise TrituneError(f"--task {task}: --verify must name the folder of its files")
     loaded = load_model(model, known) if known else load_classifier(model)
     recipe = recipe_in_force(model, loaded, overrides or [], known)
     tokenizer = load_tokenizer(model, loaded, recipe.max_length)

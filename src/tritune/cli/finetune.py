@@ -9,9 +9,14 @@ from . import options
 
 def finetune(
     model: Annotated[str, typer.Argument(help="Pretrained model: a folder or a hub name.", metavar="MODEL")],
-    task: options.Task,
+    task: options.AnyTask,
     output: options.Output,
     data: options.Data = None,
+    train_file: options.TrainFile = None,
+    dev_file: options.DevFile = None,
+    columns: options.Columns = None,
+    label_column: options.LabelColumn = None,
+    problem: options.Problem = None,
     recipe: Annotated[str, typer.Option(help="A YAML file of one's own.", metavar="FILE")] = "finetune",
     overrides: options.Overrides = None,
     overwrite: options.Overwrite = False,
@@ -22,15 +27,17 @@ def finetune(
 
     The checkpoint with the best dev score is kept; metrics.json says which, and what the last one scored.
 
-    Example: `tritune finetune bert-base-uncased --task sst2 --data glue/SST-2 --output teacher/`
+    Examples: `tritune finetune bert-base-uncased --task sst2 --data glue/SST-2 --output teacher/`,
+    `tritune finetune bert-base-uncased --task text-classification --train-file train.csv --dev-file dev.csv
+    --text-columns premise,hypothesis --label-column verdict --output teacher/`
     """
     options.quiet_libraries()
     from ..recipes import FinetuneRecipe, load_recipe
-    from ..tasks import get_task
     from ..training.finetune import finetune as run
     from ..training.job import open_job
     from .show import show_finetuned
 
     recipe = load_recipe(recipe, overrides or [], FinetuneRecipe)
-    job = open_job(model, get_task(task), data, recipe, output, overwrite=overwrite, resume=resume)
+    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
+    job = open_job(model, options.open_task(task, own), data, recipe, output, overwrite=overwrite, resume=resume)
     show_finetuned(run(job, resume), output, as_json=json)

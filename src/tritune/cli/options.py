@@ -1,11 +1,60 @@
 """Options that several subcommands share, and what happens before any of them works."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-Task = Annotated[str, typer.Option(help="A task of the table: sst2 or SST-2, cola, mrpc, …", metavar="NAME")]
+if TYPE_CHECKING:
+    from .. import tasks
+
+Task = Annotated[
+    str,
+    typer.Option(
+        help="A task of the table: sst2 or SST-2, cola, mrpc, …; or a task file, as a training on one's own files "
+        "leaves it beside the model: teacher/task.yaml.",
+        metavar="NAME",
+    ),
+]
+AnyTask = Annotated[
+    str,
+    typer.Option(
+        help="A task of the table: sst2 or SST-2, cola, mrpc, …; for one's own --train-file and --dev-file their kind, "
+        "text-classification; or a task file, as such a training leaves it: teacher/task.yaml.",
+        metavar="NAME",
+    ),
+]
+TrainFile = Annotated[
+    Path | None,
+    typer.Option(help="One's own training data: .csv, .tsv, .json, .jsonl or .parquet.", metavar="FILE"),
+]
+DevFile = Annotated[Path | None, typer.Option(help="One's own dev data, which selects and scores.", metavar="FILE")]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        "--text-columns",
+        "--columns",
+        help="The column of the text, or the two of a pair, with a comma between. Without it, GLUE's names are looked "
+        "for.",
+        metavar="NAMES",
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="The column of the label; with commas, a column of 0 and 1 for each of many labels. Without it: label.",
+        metavar="NAME",
+    ),
+]
+Problem = Annotated[
+    str | None,
+    typer.Option(
+        help="single_label (words and whole numbers are classes), multi_label (lists, or names with | between) or "
+        "regression (numbers). Without it, the label column's values say which, or the fine-tuned model.",
+        metavar="WHAT",
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Option(help="Folder of the task's original tsv files. Without it, `nyu-mll/glue` is read from the hub."),
@@ -20,6 +69,67 @@ Overrides = Annotated[
     typer.Option("--set", help="Override a key of the recipe; may be given often.", metavar="KEY=VALUE"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else is on stderr.")]
+
+
+@dataclass(frozen=True)
+class OwnFiles:
+    """The options that say what one's own files are."""
+
+    train_file: Path | None
+    dev_file: Path | None
+    columns: str | None
+    label_column: str | None
+    problem: str | None
+
+    def arguments(self) -> dict[str, Any]:
+        """Those given, as `tasks.own_task` calls them."""
+        columns = None if self.columns is None else [column.strip() for column in self.columns.split(",")]
+        given = {"columns": columns, "label_column": self.label_column, "problem": self.problem}
+        files = {"train": self.train_file, "validation": self.dev_file}
+        given["files"] = {split: path for split, path in files.items() if path is not None} or None
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def open_task(name: str, own: OwnFiles, model: str | None = None, *, trains: bool = True) -> "tasks.Task":
+    """The task that `--task` and the options of one's own files ask for; what was taken of a file is said on stderr.
+
+    Args:
+        name: of the table, a kind, or a task file, whose values the options replace.
+        own: those options.
+        model: one that knows the labels already; None for one that is fine-tuned first.
+        trains: whether a training file is needed.
+
+    Raises:
+        TrituneError: the name is not known, options do not fit it, or a file cannot be used.
+    """
+    from ..errors import TrituneError
+    from ..heads import HEADS
+    from ..load import load_config
+    from ..task_file import is_task_file, read_task_file
+    from ..tasks import get_task, own_task
+    from .show import show_task
+
+    given = own.arguments()
+    if is_task_file(name):
+        values = read_task_file(name)
+    elif name in HEADS and "files" in given:
+        values = {"kind": name}
+    elif given:
+        get_task(name)
+        raise TrituneError(f"--task {name}: a task of the table, whose columns are known; --data names its files")
+    else:
+        return get_task(name)
+    files = values.get("files", {}) | given.get("files", {})
+    for option, split in (("--train-file", "train"), ("--dev-file", "validation")):
+        if split not in files and (trains or split == "validation"):
+            raise TrituneError(f"--task {name}: {option} is missing")
+    if not trains:
+        files.pop("train", None)  # a score on it may be asked for
+    kind = values["kind"]
+    known = HEADS[kind].known(load_config(model)) if model is not None and kind in HEADS else {}
+    task = own_task(**(known | values | given | {"files": files}))
+    show_task(task)
+    return task
 
 
 def quiet_libraries() -> None:

@@ -11,7 +11,8 @@ from . import options
 def predict(
     model: Annotated[str, typer.Argument(help="A run, a teacher or any fine-tuned model.", metavar="MODEL")],
     input: Annotated[
-        str, typer.Option("--input", help="A .csv, .tsv, .jsonl or .txt file; - reads lines from standard input.")
+        str,
+        typer.Option("--input", help="A .csv, .tsv, .jsonl, .parquet or .txt file; - reads standard input."),
     ] = "-",
     output: Annotated[
         Path | None, typer.Option("--output", help="A .csv, .tsv or .jsonl file; standard output (CSV) without it.")
@@ -26,6 +27,8 @@ def predict(
 ) -> None:
     """Write MODEL's answer beside every row of a file: the label's name, or a score.
 
+    Where a row may have many labels, all that are more likely than not: names with `|` between, in .jsonl a list.
+
     A line of plain text is one example; with a tab in it, a pair. With per-tensor activation scales (the papers'
     recipes) an answer may depend on the other rows of its batch.
 
@@ -33,8 +36,8 @@ def predict(
     `echo "what a film" | tritune predict run/`
     """
     options.quiet_libraries()
-    from ..data.table import check_writable, read_table, table_name, write_table
     from ..predict import predict_rows
+    from ..table import check_writable, read_table, table_name, write_table
 
     if output is not None:
         check_writable(output)
@@ -42,4 +45,10 @@ def predict(
     if output is not None:
         check_writable(output, rows)
     columns = None if text_columns is None else [column.strip() for column in text_columns.split(",")]
-    write_table(output, predict_rows(model, rows, columns, overrides or [], probabilities, table_name(input)))
+    answers = predict_rows(model, rows, columns, overrides or [], probabilities, table_name(input))
+    if output is None or output.suffix.lower() in (".csv", ".tsv"):
+        # As such files give many labels to a training.
+        for answer in answers:
+            if isinstance(answer["prediction"], list):
+                answer["prediction"] = "|".join(answer["prediction"])
+    write_table(output, answers)

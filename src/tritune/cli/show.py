@@ -27,6 +27,17 @@ def show_plan(recipe: Any, phases: list) -> None:
     _say(f"{recipe.name}, seed {recipe.seed}: {', '.join(parts)}", error=True)
 
 
+def show_task(task: Any) -> None:
+    """What was taken of one's own files, on stderr before they are used."""
+    if task.labels is None:
+        labels = "a score" if task.is_regression else "no labels"
+    else:
+        names = ", ".join(task.labels[:20]) + ", …" * (len(task.labels) > 20)
+        labels = f"{'any of ' * task.multi_label}{len(task.labels)} labels ({names})"
+    columns = ", ".join(task.text_columns)
+    _say(f"{task.title}: {columns} to {labels} in {task.label_column}; selected by {task.metric}", error=True)
+
+
 def show_dry_run(recipe: Any, phases: list, student: Any) -> None:
     """What a training would do: the recipe in force, the split of the budget, modules with their bits, the size."""
     print(to_yaml(recipe))

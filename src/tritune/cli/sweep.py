@@ -10,9 +10,14 @@ from . import options
 def sweep(
     teacher: Annotated[str, typer.Argument(help="Fine-tuned model: a folder or a hub name.", metavar="TEACHER")],
     space: Annotated[str, typer.Option(help="What is tried: `mixing`, `mixing-grid`, or a YAML file.")],
-    task: options.Task,
+    task: options.AnyTask,
     output: options.Output,
     data: options.Data = None,
+    train_file: options.TrainFile = None,
+    dev_file: options.DevFile = None,
+    columns: options.Columns = None,
+    label_column: options.LabelColumn = None,
+    problem: options.Problem = None,
     overrides: options.Overrides = None,
     storage: Annotated[
         str | None,
@@ -42,13 +47,13 @@ def sweep(
     """
     options.quiet_libraries()
     from ..recipes import load_sweeps, parse_overrides
-    from ..tasks import get_task
     from ..training.sweep import open_sweep, run_sweep
     from ..training.sweep_results import write_results
     from .show import show_sweep, show_sweep_plan
 
     title, sweeps = load_sweeps(space, parse_overrides(overrides or []), trials)
-    job = open_sweep(teacher, get_task(task), data, title, sweeps, output, storage, resume)
+    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
+    job = open_sweep(teacher, options.open_task(task, own, teacher), data, title, sweeps, output, storage, resume)
     if dry_run:
         show_sweep_plan(job, as_json=json)
         return

@@ -18,9 +18,14 @@ class Step(StrEnum):
 
 def train(
     teacher: Annotated[str, typer.Argument(help="Fine-tuned model: a folder or a hub name.", metavar="TEACHER")],
-    task: options.Task,
+    task: options.AnyTask,
     output: options.Output,
     data: options.Data = None,
+    train_file: options.TrainFile = None,
+    dev_file: options.DevFile = None,
+    columns: options.Columns = None,
+    label_column: options.LabelColumn = None,
+    problem: options.Problem = None,
     recipe: Annotated[str, typer.Option(help="A name that `tritune recipes` lists, or a YAML file.")] = "ti-g",
     overrides: options.Overrides = None,
     phase: Annotated[Step | None, typer.Option(help="Run one step of the two alone.")] = None,
@@ -48,7 +53,8 @@ def train(
     model card.
     Load the student with any Auto class after `import tritune`.
 
-    Example: `tritune train teacher/ --task sst2 --data glue/SST-2 --recipe ti-g --set max_steps=1000 --output run/`
+    Examples: `tritune train teacher/ --task sst2 --data glue/SST-2 --recipe ti-g --set max_steps=1000 --output run/`,
+    `tritune train teacher/ --task teacher/task.yaml --output run/` for a teacher made from one's own files.
     """
     options.quiet_libraries()
     from ..devices import this_process
@@ -56,15 +62,15 @@ def train(
     from ..prepare import prepare
     from ..quantization import Quantization
     from ..recipes import load_recipe
-    from ..tasks import get_task
     from ..training.card import check_login, push
     from ..training.job import open_job
     from ..training.run import plan, run
     from .show import show_dry_run, show_plan, show_run
 
+    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     job = open_job(
         teacher,
-        get_task(task),
+        options.open_task(task, own, teacher),
         data,
         load_recipe(recipe, overrides or []),
         output,

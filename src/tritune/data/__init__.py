@@ -16,11 +16,11 @@ __all__ = ["load_glue_folder", "load_hub", "load_task_data"]
 def load_task_data(
     task: Task, folder: str | Path | None = None, splits: Sequence[str] | None = None, augmented: bool = False
 ) -> DatasetDict:
-    """The task's data: the user's own files, or from a folder of original tsv files when one is given, else the hub.
+    """The task's data: its own files, or a folder of original tsv files when one is given, else the hub.
 
-    Every split has the columns `task.text_columns` and `label` (ClassLabel, or float32 for regression). `splits` names
-    the wanted ones out of "train" and `task.dev_splits`; None means all of them. With `augmented` the training rows
-    are those of the folder's `train_aug.tsv`.
+    Every split has the columns `task.text_columns` and `label` (ClassLabel, float32 for regression, or a float32 for
+    each of many labels). `splits` names the wanted ones out of "train" and `task.dev_splits`; None means all of them.
+    With `augmented` the training rows are those of the folder's `train_aug.tsv`.
 
     Raises TrituneError as `load_glue_folder`, `load_hub` and the head's `read_files` do, and for augmented rows
     without a folder.
@@ -28,5 +28,11 @@ def load_task_data(
     if augmented and (folder is None or task.files is not None):
         raise TrituneError("augmented: true needs a folder with train_aug.tsv; give it with --data FOLDER")
     if task.files is not None:
-        return task.head.read_files(task, wanted_splits(task, splits))
+        if folder is not None:
+            raise TrituneError(f"--data {folder}: {task.title} has files of its own; leave --data out")
+        wanted = wanted_splits(task, splits)
+        for option, split in (("--train-file", "train"), ("--dev-file", "validation")):
+            if split in wanted and split not in task.files:
+                raise TrituneError(f"{task.title}: the {split} file is missing; give it with {option}")
+        return task.head.read_files(task, wanted)
     return load_hub(task, splits) if folder is None else load_glue_folder(task, folder, splits, augmented)

@@ -64,11 +64,13 @@ class Head(ABC):
         name: the hub's name of the kind, as a task file spells it.
         auto_model: the transformers class that loads such a model.
         auto_processor: the one that loads what turns its inputs into tensors.
+        file_options: further arguments that `describe` takes: `problem`, `labels`, `metric`.
     """
 
     name: ClassVar[str]
     auto_model: ClassVar[type]
     auto_processor: ClassVar[type]
+    file_options: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def options(self, task: Any) -> dict[str, Any]:
@@ -95,6 +97,10 @@ class Head(ABC):
         Raises:
             TrituneError: a row cannot be used.
         """
+
+    def known(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """What the config of a fine-tuned model says for `describe`, by the names of `file_options`: its labels."""
+        return {}
 
     def describe(
         self, files: "Mapping[str, Path]", columns: Sequence[str] | None, label_column: str | None

@@ -1,6 +1,6 @@
-"""From texts to token ids, and from rows to padded batches."""
+"""From rows of a table to texts, from texts to token ids, and from rows to padded batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,18 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ..errors import TrituneError
+from ..table import listed
+
+# The columns that are looked for, in this order, where nobody names any.
+_KNOWN_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text", "text_pair"),
+    ("sentence",),
+    ("text",),
+)
 
 # Tokenizing fewer rows than this takes about a second: a bar would only be noise.
 _ROWS_WORTH_A_BAR = 20_000
@@ -25,6 +37,64 @@ def _bar_only_for(rows: int) -> Iterator[None]:
     finally:
         if silence:
             datasets.enable_progress_bars()
+
+
+def text_columns(present: Sequence[str], wanted: Sequence[str] | None, name: str) -> tuple[str, ...]:
+    """The one or two columns of a table that hold the texts: those wanted, those that GLUE uses, or the only one.
+
+    Raises:
+        TrituneError: a column is missing, or nothing says which it is; the message names the table.
+    """
+    if wanted is not None:
+        if not 1 <= len(wanted) <= 2:
+            raise TrituneError(f"--text-columns takes one or two columns, got {listed(wanted)}")
+        if missing := [column for column in wanted if column not in present]:
+            raise TrituneError(f"{name}: no column {listed(missing)}; there are {listed(present)}")
+        return tuple(wanted)
+    if not present:
+        raise TrituneError(f"{name}: there is no column for the text")
+    found = next((columns for columns in _KNOWN_COLUMNS if all(column in present for column in columns)), None)
+    if found is None and len(present) == 1:
+        found = tuple(present)
+    if found is None:
+        raise TrituneError(f"{name}: say with --text-columns which of {listed(present)} hold the text")
+    return found
+
+
+def text_of(row: dict[str, Any], column: str, where: str) -> str:
+    """The text in one cell; TrituneError, naming `where`, for a cell that holds something else."""
+    value = row.get(column)
+    if not isinstance(value, str):
+        found = "nothing" if value is None else listed([value])
+        raise TrituneError(f"{where}: {listed([column])} must be text, found {found}; fill it in or drop the row")
+    return value
+
+
+def training_texts(rows: Sequence[dict[str, Any]], column: str, name: str) -> list[str]:
+    """The texts of a column to learn from: none empty, and not all of them numbers.
+
+    Raises:
+        TrituneError: a row's text is missing, or the column holds numbers; the message names table and row.
+    """
+    texts = [row.get(column) for row in rows]
+    empty = [number for number, text in enumerate(texts, 1) if text is None or not str(text).strip()]
+    if empty:
+        raise TrituneError(
+            f"{name}, row {empty[0]}: {column!r} is empty, as in {len(empty)} of {len(rows)} rows; fill it in or drop "
+            "the row"
+        )
+    texts = [text_of(row, column, f"{name}, row {number}") for number, row in enumerate(rows, 1)]
+    if all(_is_number(text) for text in texts):
+        raise TrituneError(f"{name}, row 1: {column!r} holds numbers ({texts[0]}), not text; name the text's column")
+    return texts
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def check_room(tokenizer: PreTrainedTokenizerBase, texts: int, max_length: int) -> None:

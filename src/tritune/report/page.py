@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from ..cli.show import size
 from ..errors import TrituneError
+from ..task_file import TASK_FILE
 from ..tasks import TASKS
 from ..training.run_folder import BEST, write_text
 from . import curves, tables
@@ -162,8 +163,9 @@ def _loading(run: Run) -> dict[str, str]:
         f"tokenizer = AutoTokenizer.from_pretrained({source})",
     ]
     quoted = shlex.quote(str(folder))
+    task = str(run.folder / TASK_FILE) if "data" in run.metrics else run.metrics["task"]
     shell = [
-        f"tritune evaluate {quoted} --task {shlex.quote(run.metrics['task'])}",
+        f"tritune evaluate {quoted} --task {shlex.quote(task)}",
         f"tritune predict {quoted} --input sentences.txt",
     ]
     return {"name": run.name, "python": "\n".join(lines), "shell": "\n".join(shell)}

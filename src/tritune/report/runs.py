@@ -16,6 +16,7 @@ from ..errors import TrituneError, shown
 from ..plots import Span, schedule_spans
 from ..recipes import RECIPE_FILE
 from ..schedule import SCHEDULES
+from ..task_file import TASK_FILE
 from ..tasks import get_task
 from ..training.run_folder import BEST, CHECKPOINTS, DEMO, HISTORY, METRICS
 from .analyses import Analysis, read_analyses
@@ -97,6 +98,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
                 f"{run.folder}: its task is {run.metrics['task']}, that of {first.folder} is {first.metrics['task']}; "
                 "a report is about one task"
             )
+        if _dev_data(run.metrics) != _dev_data(first.metrics):
+            raise TrituneError(
+                f"{run.folder}: scored on other data than {first.folder} ({TASK_FILE}); a report is about one task"
+            )
         if run.is_student != first.is_student:
             teacher = first if run.is_student else run
             raise TrituneError(
@@ -104,6 +109,14 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
                 "teacher's score anyway. Give it a report of its own"
             )
     return runs
+
+
+def _dev_data(metrics: dict[str, Any]) -> tuple[Any, ...]:
+    """What a task of one's own is scored on: its labels and its dev file."""
+    data = metrics.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("sha256"), dict):
+        return ()
+    return data.get("labels"), data["sha256"].get("validation")
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -142,11 +155,12 @@ def _places(folder: Path) -> list[Path]:
 def _unfinished(folder: Path, metrics: dict[str, Any], recipe: dict[str, Any], path: Path) -> dict[str, Any]:
     """The metrics of a run that goes on or was stopped, with what the recipe and the best so far add to them."""
     if "base_sha256" in metrics:
+        metric = metrics.get("metric")  # fine-tuned on a task of the table, it writes none down before it ends
         try:
-            task = get_task(str(metrics.get("task")))
+            metric = metric if isinstance(metric, str) else get_task(str(metrics.get("task"))).metric
         except TrituneError as error:
             raise TrituneError(f"{path}: {error}") from None
-        known = {"metric": task.metric, "recipe": recipe.get("name"), "seed": recipe.get("seed")}
+        known = {"metric": metric, "recipe": recipe.get("name"), "seed": recipe.get("seed")}
         metrics = known | {"steps": {"fine-tuning": recipe.get("max_steps")}} | metrics
     selection = folder / BEST / _SELECTION
     if selection.is_file():

@@ -13,6 +13,7 @@ from ..evaluate import dev_logits, dev_scores
 from ..load import weights_sha256
 from ..recipes import RECIPE_FILE, to_yaml
 from ..size import size_bytes
+from ..task_file import TASK_FILE, task_record, task_to_yaml
 from ..versions import library_versions
 from .arguments import bert_adam, training_arguments, without_clip_and_schedule
 from .callbacks import BestModel, History, StepTimer
@@ -38,7 +39,7 @@ def finetune(job: Job, resume: bool = False) -> dict[str, Any]:
     """
     recipe, output, process = job.recipe, job.output, this_process()
     with claimed(output, resume):
-        origin = {"task": job.task.name, "base_sha256": weights_sha256(job.model)}
+        origin = {"task": job.task.name, **task_record(job.task), "base_sha256": weights_sha256(job.model)}
         _keep_recipe(job, origin)
         if done := read_json(output / METRICS):
             _remove_leftovers(output)
@@ -76,17 +77,19 @@ def _remove_leftovers(output: Path) -> None:
         remove(output / name)
 
 
-def _keep_recipe(job: Job, origin: dict[str, str]) -> None:
+def _keep_recipe(job: Job, origin: dict[str, Any]) -> None:
     """Write down what is trained from what, or refuse to go on with a run of other making."""
     path, text, beside = job.output / RECIPE_FILE, to_yaml(job.recipe), job.output / CHECKPOINTS / METRICS
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise TrituneError(f"{job.output}: --resume: the run there has another recipe ({RECIPE_FILE})")
     earlier = read_json(job.output / METRICS) or read_json(beside)
     if earlier and any(earlier.get(key) != value for key, value in origin.items()):
-        raise TrituneError(f"{job.output}: --resume: the run there has another task or base model")
+        raise TrituneError(f"{job.output}: --resume: the run there has another task, data or base model")
     beside.parent.mkdir(parents=True, exist_ok=True)
     write_json(beside, origin)
     write_text(path, text)
+    if job.task.files is not None:
+        write_text(job.output / TASK_FILE, task_to_yaml(job.task))
 
 
 def _trainer(job: Job) -> Trainer:

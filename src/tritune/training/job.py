@@ -15,7 +15,7 @@ from ..errors import TrituneError
 from ..heads import EncodedData
 from ..instrument import instrument, instrument_of
 from ..load import is_quantized
-from ..models import load_model
+from ..models import fit_length, load_model
 from ..recipes import FinetuneRecipe, Recipe
 from ..tasks import Task
 from .arguments import check_precision
@@ -89,8 +89,8 @@ def open_job(
 
     Args:
         source: the model's folder or hub name.
-        task: of the table.
-        data_folder: the task's original files; None reads the hub.
+        task: of the table, or of one's own files.
+        data_folder: a table task's original files; None reads the hub.
         recipe: not resolved yet. A `Recipe` takes a fine-tuned teacher, a plain `FinetuneRecipe` gives a new head.
         output: the folder that the run will write.
         overwrite: whether a run that lies there may be replaced.
@@ -102,14 +102,15 @@ def open_job(
     Raises:
         TrituneError: anything that is missing, does not fit, or is in the way; one line that says what to do.
     """
-    inputs = (source, *filter(None, (*other_inputs, student_source, data_folder)))
+    inputs = (source, *filter(None, (*other_inputs, student_source, data_folder)), *(task.files or {}).values())
     check_free(output, overwrite, resume, inputs=inputs)
     # A new classifier is drawn while the model is loaded.
     set_seed(recipe.seed)
     splits = load_task_data(task, data_folder, augmented=recipe.augmented)
     distils = isinstance(recipe, Recipe)
-    recipe = _resolved(recipe, task, len(splits["train"]))
     model = load_model(source, task, new_head=not distils)
+    task = fit_length(task, model)
+    recipe = _resolved(recipe, task, len(splits["train"]))
     processor = task.head.load_processor(source, model, recipe.max_length)
     if is_quantized(model):
         raise TrituneError(f"{source}: quantized already; give a float model")

@@ -13,6 +13,7 @@ from ..quantization import Quantization
 from ..recipes import RECIPE_FILE, to_yaml
 from ..schedule import SCHEDULES
 from ..size import size_bytes
+from ..task_file import TASK_FILE, task_record, task_to_yaml
 from ..trace import Site
 from ..versions import library_versions
 from .callbacks import BestModel, StepTimer
@@ -94,6 +95,7 @@ class Recorder:
             "seed": job.recipe.seed,
             "steps": {phase.name: phase.steps for phase in phases},
             "versions": library_versions(),
+            **task_record(job.task),
         }
         self.finished = read_json(job.output / METRICS)
         self._check(self.finished or read_json(self.path))
@@ -103,7 +105,8 @@ class Recorder:
         if not earlier:
             return
         recipe = (self.job.output / RECIPE_FILE).read_text(encoding="utf-8")
-        if recipe != to_yaml(self.job.recipe) or any(earlier[key] != self.metrics[key] for key in ("task", "steps")):
+        same = all(earlier.get(key) == self.metrics.get(key) for key in ("task", "data", "metric", "steps"))
+        if recipe != to_yaml(self.job.recipe) or not same:
             raise TrituneError(f"{self.job.output}: --resume: the run there has another task or recipe ({RECIPE_FILE})")
         if earlier["teacher"]["sha256"] != weights_sha256(self.job.model):
             raise TrituneError(f"{self.job.output}: --resume: the run there has another teacher")
@@ -130,6 +133,8 @@ class Recorder:
         self.metrics["seconds"] = 0.0
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.job.output / RECIPE_FILE, to_yaml(self.job.recipe))
+        if self.job.task.files is not None:
+            write_text(self.job.output / TASK_FILE, task_to_yaml(self.job.task))
         write_json(self.path, self.metrics)
 
     def phase(self, student: PreTrainedModel, phase: Phase, timer: StepTimer, seconds: float) -> None:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from ..devices import this_process
 from ..errors import CannotWriteError, TrituneError
 from ..recipes import RECIPE_FILE
+from ..task_file import TASK_FILE
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
@@ -88,7 +89,7 @@ def claimed(folder: Path, resume: bool = False) -> Iterator[None]:
         if not resume:
             for name in (CHECKPOINTS, BEST, ANALYSIS):
                 remove(folder / name)
-            for name in (METRICS, RECIPE_FILE, HISTORY, "config.json", "model.safetensors"):
+            for name in (METRICS, RECIPE_FILE, TASK_FILE, HISTORY, "config.json", "model.safetensors"):
                 (folder / name).unlink(missing_ok=True)
         process.wait_for_everyone()
         yield
@@ -101,7 +102,7 @@ def remove_students(output: Path) -> None:
     """Delete the students of a finished run and leave what was measured, as a sweep of many runs wants it."""
     remove(output / BEST)
     for path in output.iterdir():
-        if path.is_file() and path.name not in (METRICS, RECIPE_FILE, HISTORY, LOCK):
+        if path.is_file() and path.name not in (METRICS, RECIPE_FILE, TASK_FILE, HISTORY, LOCK):
             path.unlink()
 
 

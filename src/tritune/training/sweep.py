@@ -23,6 +23,7 @@ from ..load import weights_sha256
 from ..prepare import prepare
 from ..quantization import Quantization
 from ..recipes import SWEEP_FILE, Range, Sweep, label, sweeps_to_yaml
+from ..task_file import task_record
 from ..tasks import Task
 from .job import Job, fit, open_job, with_recipe
 from .run import plan, run
@@ -290,6 +291,7 @@ def _made_of(job: SweepJob, sweep: Sweep) -> dict[str, Any]:
     settings = ("seeds", "sampler", "sampler_seed", "objective", "pruner", "pruner_startup_trials")
     return {
         "task": job.job.task.name,
+        **({"dataset": record} if (record := task_record(job.job.task)) else {}),
         "teacher": weights_sha256(job.job.model),
         "data": {name: len(split) for name, split in job.job.data.splits.items()},
         "recipe": asdict(sweep.base),

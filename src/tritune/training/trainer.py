@@ -15,6 +15,7 @@ from ..distill import (
     ALL_LAYERS,
     AVERAGES,
     LOSSES,
+    MULTI_LABEL,
     Pair,
     check_temperature,
     distillation_losses,
@@ -199,6 +200,7 @@ class DistillationTrainer(Trainer):
             temperature=self.temperature,
             layers=self.layers,
             causal=_is_language_model(self.teacher, teacher),
+            multi_label=self.teacher.config.problem_type == MULTI_LABEL,
         )
         losses = distillation_losses(pair, self.coefficients)
         self._check_and_sum(losses)

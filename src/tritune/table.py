@@ -1,4 +1,4 @@
-"""Texts of one's own: rows from CSV, TSV, JSON lines or plain lines, and the same formats out again.
+"""Texts of one's own: rows from CSV, TSV, JSON, plain lines or Parquet, and the same formats (but Parquet) out again.
 
 CSV has quotes; TSV has none, as in the GLUE files: a row lies between two line feeds, a field between two tabs.
 """
@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import TrituneError
+from .errors import TrituneError
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".txt": "text"}
+PARQUET = ".parquet"
 STDIN = "-"
 
 # The csv module refuses fields over 128 kB by default; a document may be longer.
@@ -29,17 +30,22 @@ _brief.maxlist, _brief.maxstring = 20, 60
 def read_table(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a file by its ending; `-` is plain lines from standard input.
 
-    A plain line is a row with the one column `text`, or `text` and `text_pair` where it holds a tab.
+    A plain line is a row with the one column `text`, or `text` and `text_pair` where it holds a tab. JSON is one object
+    a line, or a list of objects.
 
     Raises:
         TrituneError: the file is missing, of another kind, empty, not UTF-8, or a row does not fit; the message names
             file and line.
     """
-    kind = "text" if str(path) == STDIN else FORMATS.get(Path(path).suffix.lower())
-    if kind is None:
-        raise TrituneError(f"{path}: unknown kind of file; known are {', '.join(FORMATS)} and - for standard input")
-    name = table_name(path)
-    rows = list(_READERS[kind](_decoded(path, name), name))
+    name, ending = table_name(path), Path(path).suffix.lower()
+    kind = "text" if str(path) == STDIN else FORMATS.get(ending)
+    if ending == PARQUET:
+        rows = _read_parquet(Path(path))
+    elif kind is None:
+        known = ", ".join((*FORMATS, PARQUET))
+        raise TrituneError(f"{path}: unknown kind of file; known are {known} and - for standard input")
+    else:
+        rows = list(_READERS[kind](_decoded(path, name), name))
     if not rows:
         raise TrituneError(f"{name}: holds no rows")
     return rows
@@ -153,11 +159,52 @@ def _named(records: Iterable[tuple[int, list[str]]], name: str, delimiter: str) 
         yield dict(zip(header, fields, strict=True))
 
 
-def _check_header(header: list[str], where: str, delimiter: str) -> None:
-    if twice := [name for name in dict.fromkeys(header) if header.count(name) > 1]:
+def _check_names(names: list[str], where: str) -> None:
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise TrituneError(f"{where}: the header has {listed(twice)} more than once; rename the columns")
+
+
+def _check_header(header: list[str], where: str, delimiter: str) -> None:
+    _check_names(header, where)
     if len(header) == 1 and any(other in header[0] for other in {",", ";", "\t"} - {delimiter}):
         raise TrituneError(f"{where}: one column {listed(header)}; fields must be parted by {delimiter!r}")
+
+
+def _read_json(text: str, name: str) -> Iterator[dict[str, Any]]:
+    return _read_json_list(text, name) if text.lstrip().startswith("[") else _read_json_lines(text, name)
+
+
+def _read_json_list(text: str, name: str) -> Iterator[dict[str, Any]]:
+    try:
+        rows = json.loads(text)
+        json.dumps(rows, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise TrituneError(f"{name}, line {error.lineno}: not a JSON list of objects ({error.msg})") from None
+    except UnicodeEncodeError:
+        raise TrituneError(f"{name}: half of a surrogate pair (\\ud800 to \\udfff)") from None
+    except (ValueError, RecursionError):
+        raise TrituneError(f"{name}: not a JSON list of objects") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise TrituneError(f"{name}, row {number}: not a JSON object")
+        yield row
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            _check_names(file.schema_arrow.names, str(path))
+            return file.read().to_pylist()
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise TrituneError(f"{path}: cannot be read ({reason})") from None
+    except (ArrowException, ValueError) as error:
+        if isinstance(error, TrituneError):
+            raise
+        raise TrituneError(f"{path}: not Parquet ({str(error).splitlines()[0]})") from None
 
 
 def _read_json_lines(text: str, name: str) -> Iterator[dict[str, Any]]:
@@ -184,7 +231,7 @@ def _read_lines(text: str, name: str) -> Iterator[dict[str, str]]:
         yield dict(zip(("text", "text_pair"), fields, strict=False))
 
 
-_READERS = {"csv": _read_csv, "tsv": _read_tsv, "jsonl": _read_json_lines, "text": _read_lines}
+_READERS = {"csv": _read_csv, "tsv": _read_tsv, "jsonl": _read_json, "text": _read_lines}
 
 
 def _cell(value: Any) -> str:

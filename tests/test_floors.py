@@ -18,6 +18,7 @@ FLOORS = [
     (
         "recipes",
         "metrics",
+        "span_metrics",
         "load",
         "heads",
         "tasks",

@@ -21,6 +21,8 @@ from .modes import evaluation_mode
 
 Node = torch.autograd.graph.Node
 PARTS = ("query_key_value", "attention_projection", "ffn_in", "ffn_out", "embeddings", "pooler", "classifier")
+# What a classifier's Linear yields, under the names that models give it.
+_LOGITS = ("logits", "start_logits")
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def find_anatomy(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor])
     word_embedding = model.get_input_embeddings()
     names = {module: name for name, module in model.named_modules()}
     before = [call.name for call in recording.calls[: starts[0]] if call.kind == "linear"]
-    has_logits = bool(tail) and head[0] == "logits"
+    has_logits = bool(tail) and head[0] in _LOGITS
     return Anatomy(
         sites=tuple(sites),
         embeddings=((names[word_embedding],) if isinstance(word_embedding, nn.Embedding) else ()) + tuple(before),
@@ -212,7 +214,7 @@ def _record(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[_Recordi
         for handle in handles:
             handle.remove()
     head = next(
-        ((key, output[key].grad_fn) for key in ("logits", "pooler_output") if output.get(key) is not None), None
+        ((key, output[key].grad_fn) for key in (*_LOGITS, "pooler_output") if output.get(key) is not None), None
     )
     return recording, head
 

@@ -11,8 +11,10 @@ from .data.table import columns_of, listed
 from .devices import this_process
 from .errors import TrituneError
 from .evaluate import predict, recipe_in_force
+from .heads import TEXT_CLASSIFICATION, Head, head_of
 from .heads.text import check_room, collator
-from .load import load_classifier, load_tokenizer
+from .load import load_classifier, load_config, load_pretrained, load_tokenizer
+from .tasks import TASKS
 
 # The columns that are looked for, in this order, where nobody names any.
 _KNOWN_COLUMNS = (
@@ -45,11 +47,17 @@ def predict_rows(
         name: what messages call the rows.
 
     Returns:
-        The rows with `prediction`, a label's name or a score, and with `probability_<label>` where asked for.
+        The rows with `prediction`, a label's name or a score, and with `probability_<label>` where asked for; those of
+        other kinds of tasks with the columns that `Head.predictable` names.
 
     Raises:
         TrituneError: the model, a row or a column cannot be used.
     """
+    head = head_of(load_config(source))
+    if head is not TEXT_CLASSIFICATION:
+        if probabilities:
+            raise TrituneError(f"--probabilities: only for text classification; {source} is for {head.name}")
+        return _predict_rows(head, source, rows, text_columns, overrides, name)
     columns = _columns(columns_of(rows), text_columns, name)
     texts = [[_text(row, column, f"{name}, row {number}") for number, row in enumerate(rows, 1)] for column in columns]
     model = load_classifier(source)
@@ -68,6 +76,29 @@ def predict_rows(
     if len(bad := np.flatnonzero(~np.isfinite(logits).all(-1))):
         raise TrituneError(f"{source}: answers row {bad[0] + 1} of {name} with NaN or infinite values; train it anew")
     return [row | answer for row, answer in zip(rows, _answers(labels, logits, probabilities), strict=True)]
+
+
+def _predict_rows(
+    head: Head,
+    source: str | Path,
+    rows: Sequence[dict[str, Any]],
+    columns: Sequence[str] | None,
+    overrides: Sequence[str],
+    name: str,
+) -> list[dict[str, Any]]:
+    """Rows with the answers of a model of any kind beside them."""
+    model = load_pretrained(head.auto_model, source)
+    # The table's lengths, where no recipe lies beside the model.
+    known = next(task for task in TASKS.values() if task.head.name == head.name)
+    recipe = recipe_in_force(source, model, overrides, known)
+    processor = head.load_processor(source, model, recipe.max_length)
+    asked = head.predictable(rows, columns, model, processor, recipe.max_length, recipe.padding, name)
+    model.to(this_process().device)
+    read = predict(model, asked.examples, asked.collate, recipe.per_device_eval_batch_size, head.read)
+    answers = asked.answers(read)
+    if taken := [column for column in columns_of(answers) if column in columns_of(rows)]:
+        raise TrituneError(f"{name}: has {listed(taken)} already; rename or drop it")
+    return [row | answer for row, answer in zip(rows, answers, strict=True)]
 
 
 def _columns(present: Sequence[str], wanted: Sequence[str] | None, name: str) -> tuple[str, ...]:

@@ -53,10 +53,12 @@ def pointing(windows, at):
 @pytest.mark.parametrize("answer", ["Dora", "the 2nd", "Übersee", "«Faro»", "Faro»."])
 def test_labels_lead_back_to_the_answer(tokenizer, answer):
     rows = rows_of(("where?", LONG, [answer]))
-    windows, spans = cut(rows, tokenizer, 48, "Test")
-    labels = windows["labels"]
-    assert len(windows) > 2 and all(len(ids) <= 48 for ids in windows["input_ids"])
-    assert [0, 0] in list(labels) and list(labels)[-1] != [0, 0]  # it stands at the very end
+    windows, spans = cut(rows, tokenizer, 32, "Test")
+    labels = list(windows["labels"])
+    assert len(windows) > 2 and all(len(ids) <= 32 for ids in windows["input_ids"])
+    assert [0, 0] in labels and labels != [[0, 0]] * len(labels)
+    if LONG.endswith(answer):
+        assert labels[-1] != [0, 0]
     logits = pointing(windows, labels)
     # A window without the answer points at its first token, which is no span, so the answer wins.
     (span,) = spans(logits)
@@ -65,7 +67,7 @@ def test_labels_lead_back_to_the_answer(tokenizer, answer):
 
 @every_tokenizer
 def test_windows_cover_the_context_and_overlap(tokenizer):
-    windows, spans = cut(rows_of(("where?", LONG, ["Faro"])), tokenizer, 48, "Test")
+    windows, spans = cut(rows_of(("where?", LONG, ["Faro"])), tokenizer, 32, "Test")
     places = spans.keywords["windows"]
     seen = [(one["starts_at"][0], one["ends_at"][-1]) for one in places]
     assert seen[0][0] == 0 and seen[-1][1] == len(LONG)
@@ -79,7 +81,7 @@ def test_windows_cover_the_context_and_overlap(tokenizer):
 @every_tokenizer
 def test_an_answer_that_no_window_holds_whole_is_nowhere(tokenizer):
     answer = LONG[5:110]
-    windows, _ = cut(rows_of(("where?", LONG, [answer])), tokenizer, 48, "Test")
+    windows, _ = cut(rows_of(("where?", LONG, [answer])), tokenizer, 32, "Test")
     assert list(windows["labels"]) == [[0, 0]] * len(windows)
 
 

@@ -55,7 +55,7 @@ def model_card(metrics: dict[str, Any], task: Task, recipe: Recipe, name: str) -
     ]
     result = EvalResult(
         task_type=head.name,
-        dataset_type="glue",
+        dataset_type=task.repository or "glue",
         dataset_name=task.title,
         metric_type=metric,
         metric_value=round(metrics["last"][metric], 4),

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForQuestionAnswering
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForTokenClassification,
+    BertConfig,
+    BertForQuestionAnswering,
+    DistilBertConfig,
+    RobertaConfig,
+)
 
 import small_answers
 from small_answers import question, squad
@@ -20,6 +27,8 @@ from tritune.heads import QUESTION_ANSWERING, head_of
 from tritune.heads.answer_windows import LONGEST_ANSWER, cut
 from tritune.heads.head import stacked
 from tritune.heads.squad_file import read_squad
+from tritune.instrument import instrument, instrument_of
+from tritune.prepare import prepare
 from tritune.tasks import TASKS, own_task
 
 TOKENIZERS = {"bert": small_answers.bert_tokenizer, "roberta": small_answers.roberta_tokenizer}
@@ -281,6 +290,20 @@ def test_closeness_against_loops(tmp_path):
     assert close["kl_to_teacher"] == pytest.approx(total / len(data.dev) / 2, rel=1e-6)
     places = [data.measures["validation"].places(of) for of in (student, teacher)]
     assert close["agreement"] == sum(a == b for a, b in zip(*places, strict=True)) / 9
+
+
+@pytest.mark.parametrize("kind", [AutoModelForQuestionAnswering, AutoModelForTokenClassification])
+@pytest.mark.parametrize("family", [BertConfig, RobertaConfig, DistilBertConfig])
+def test_the_classifier_is_found_and_stays_float(kind, family):
+    names = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 16}
+    if family is not DistilBertConfig:
+        names = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    model = instrument(kind.from_config(family(vocab_size=40, **names)))
+    anatomy = instrument_of(model).anatomy
+    assert anatomy.classifier == ("qa_outputs" if kind is AutoModelForQuestionAnswering else "classifier",)
+    assert anatomy.pooler == () and len(anatomy.sites) == 2
+    prepare(model)
+    assert type(model.get_submodule(anatomy.classifier[0])) is torch.nn.Linear
 
 
 def test_the_kind_is_read_from_the_class():

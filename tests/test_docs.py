@@ -33,7 +33,7 @@ FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 # What a shortened training is given besides; the widths of its evaluations and checkpoints with it.
 SHORT = {"max_steps": 8, "eval_steps": 4, "save_steps": 4}
-NEEDS_NETWORK = ("bert-base-uncased", "glue/", "torchrun", "accelerate", "sst2")
+NEEDS_NETWORK = ("bert-base-uncased", "glue/", "torchrun", "accelerate", "sst2", "squad", "conll")
 
 
 def prose(path: Path) -> str:
@@ -417,7 +417,7 @@ def test_layer_maps_of_shrink():
             assert tuple(map(int, cell.split(", "))) == mapped_layers(choice, student, 12)
 
 
-@pytest.mark.parametrize("name", ["index.md", "use.md", "analyse.md", "format.md"])
+@pytest.mark.parametrize("name", ["index.md", "use.md", "analyse.md", "format.md", "tasks.md"])
 def test_python_blocks_run(at_demo, name):
     for block in blocks(DOCS / name, "python"):
         exec(compile(block, name, "exec"), {})

@@ -31,6 +31,7 @@ FLOORS = [
     (
         "recipes",
         "metrics",
+        "span_metrics",
         "load",
         "heads",
         "table",

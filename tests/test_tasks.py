@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tritune.errors import TrituneError
+from tritune.heads import TEXT_CLASSIFICATION
 from tritune.metrics import class_scores, multi_label_scores
 from tritune.tasks import TASKS, get_task
 
@@ -23,7 +24,12 @@ ROWS = {  # name: title, metric, max length, batch, evaluate every, number of la
     "rte": ("RTE", "accuracy", 128, 32, 20, 2),
     "wnli": ("WNLI", "accuracy", 128, 32, 20, 2),
     "demo": ("Demo", "accuracy", 32, 32, 50, 2),
+    "squad": ("SQuAD 1.1", "f1", 384, 16, 500, 2),
+    "squad_v2": ("SQuAD 2.0", "f1", 384, 16, 500, 2),
+    "conll2003": ("CoNLL-2003", "entity_f1", 128, 32, 200, 9),
 }
+CLASSIFY = {name: task for name, task in TASKS.items() if task.head is TEXT_CLASSIFICATION}
+every_classification = pytest.mark.parametrize("task", CLASSIFY.values(), ids=CLASSIFY)
 
 
 def logits_of(classes, num_labels=2):
@@ -93,7 +99,7 @@ def test_table_row(name):
     assert row == ROWS[name]
     assert task.name == name
     assert task.is_regression == (task.labels is None) == (name == "stsb")
-    assert len(task.text_columns) == (1 if name in ("cola", "sst2", "demo") else 2)
+    assert len(task.text_columns) == (1 if name in ("cola", "sst2", "demo", "conll2003") else 2)
     with pytest.raises(dataclasses.FrozenInstanceError):
         task.max_length = 1
 
@@ -126,7 +132,7 @@ def test_unknown_task_lists_the_known_and_suggests():
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+@every_classification
 def test_perfect_predictions_score_one(task):
     labels = np.array([0.0, 2.5, 5.0, 1.0]) if task.is_regression else np.array([0, 1, 1, 0])
     predictions = labels[:, None] if task.is_regression else logits_of(labels, task.num_labels)
@@ -180,7 +186,7 @@ def test_constant_predictions_are_finite(name, rows):
     assert {name: scores[name] for name in undefined} == dict.fromkeys(undefined, 0.0)
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+@every_classification
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_non_finite_logits_are_not_scored(task, bad):
     predictions = np.zeros((5, task.num_labels))

@@ -28,6 +28,8 @@ MULTI_LABEL = "multi_label_classification"  # as transformers' configs name it
 
 # Keeps log-probabilities finite where a probability underflows; the value of the published code.
 SMALLEST_PROBABILITY = 1e-8
+# The label of a token that has none, as transformers writes it.
+IGNORED = -100
 
 
 def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -67,6 +69,47 @@ def binary_kl_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.
         F.kl_div(F.logsigmoid(sign * student), F.logsigmoid(sign * teacher), reduction="batchmean", log_target=True)
         for sign in (1, -1)
     )
+
+
+def token_soft_cross_entropy(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    token_mask: torch.Tensor | None,
+    average: str,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """`soft_cross_entropy` of every token's class (token classification).
+
+    Args:
+        student, teacher: logits, (batch, tokens, classes).
+        token_mask: (batch, tokens), 1 for real tokens; None when there is no padding.
+        average: `padded` or `valid`.
+        temperature: see `soft_cross_entropy`.
+    """
+    student, teacher = (logits / temperature for logits in _wide(student, teacher))
+    per_token = temperature**2 * -(teacher.softmax(-1) * student.log_softmax(-1)).sum(-1)
+    everywhere = average == "padded" or token_mask is None
+    return _mean(per_token, torch.ones_like(per_token) if everywhere else token_mask, average)
+
+
+def position_soft_cross_entropy(
+    student: torch.Tensor, teacher: torch.Tensor, token_mask: torch.Tensor | None, temperature: float = 1.0
+) -> torch.Tensor:
+    """`soft_cross_entropy` over the positions of a sequence (where an answer starts, or ends).
+
+    Padding is no position that an answer could have, so it is left out whatever the average.
+
+    Args:
+        student, teacher: logits, (batch, tokens).
+        token_mask: (batch, tokens), 1 for real tokens; None when there is no padding.
+        temperature: see `soft_cross_entropy`.
+    """
+    if token_mask is None:
+        return soft_cross_entropy(student, teacher, temperature)
+    hidden = token_mask == 0
+    student, teacher = (_hide(logits / temperature, hidden) for logits in _wide(student, teacher))
+    terms = (teacher.softmax(-1) * student.log_softmax(-1)).masked_fill(hidden, 0)
+    return temperature**2 * -terms.sum(-1).mean()
 
 
 def kl_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -195,14 +238,29 @@ def _token_weight(token_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return mask / mask.sum(-1, keepdim=True).clamp(min=1)
 
 
+def _hide(logits: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits that say no; finite, because a sequence may be hidden whole."""
+    return logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
+
+
+def _mean(values: torch.Tensor, counted: torch.Tensor, average: str) -> torch.Tensor:
+    """Mean of (batch, places) where `counted` is 1: of all together, or `valid`, first within a row."""
+    if average == "padded":
+        return (values * counted).sum() / counted.sum().clamp(min=1)
+    return (values * _token_weight(counted, values.dtype)).sum(-1).mean()
+
+
 @dataclass(frozen=True)
 class Pair:
     """A student's and a teacher's outputs for one batch, and what the losses need to compare them.
 
     Attributes:
-        student, teacher: model outputs with `logits` and, where a loss needs it, `trace`.
+        student, teacher: model outputs with `logits`, (batch, classes) or (batch, tokens, classes), or with
+            `start_logits` and `end_logits`, each (batch, tokens); and, where a loss needs it, `trace`.
         token_mask: (batch, tokens), 1 for real tokens; None when there is no padding.
-        labels: class ids or scores, (batch,), or zeros and ones, (batch, labels); only ground truth needs them.
+        labels: class ids or scores, (batch,), or zeros and ones, (batch, labels); of tokens (batch, tokens); of an
+            answer its first and its last token, (batch, 2). Negative class ids do not count. Only ground truth and
+            language models need them.
         average: `padded` or `valid`.
         regression: whether the logits are scores rather than classes.
         temperature: of the logits loss; regression has none.
@@ -256,12 +314,25 @@ class Loss:
     fields: tuple[str, ...] = ()
 
 
+def _positions(output: ModelOutput) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Start and end logits, each (batch, tokens), of a model that points at an answer; None for any other."""
+    start = getattr(output, "start_logits", None)
+    return None if start is None else (start, output.end_logits)
+
+
 def _logits(pair: Pair) -> torch.Tensor:
+    """Soft cross-entropy; of an answer's start and end their mean, as in the task's own loss."""
+    if positions := _positions(pair.student):
+        both = zip(positions, _positions(pair.teacher), strict=True)
+        return sum(position_soft_cross_entropy(*one, pair.token_mask, pair.temperature) for one in both) / 2
+    student, teacher = pair.student.logits, pair.teacher.logits
     if pair.regression:
-        return F.mse_loss(*_wide(pair.student.logits, pair.teacher.logits))
+        return F.mse_loss(*_wide(student, teacher))
     if pair.multi_label:
-        return binary_soft_cross_entropy(pair.student.logits, pair.teacher.logits, pair.temperature)
-    return soft_cross_entropy(pair.student.logits, pair.teacher.logits, pair.temperature)
+        return binary_soft_cross_entropy(student, teacher, pair.temperature)
+    if student.ndim == 3:
+        return token_soft_cross_entropy(student, teacher, pair.token_mask, pair.average, pair.temperature)
+    return soft_cross_entropy(student, teacher, pair.temperature)
 
 
 def _token_scaled_logits(pair: Pair) -> torch.Tensor:
@@ -271,14 +342,31 @@ def _token_scaled_logits(pair: Pair) -> torch.Tensor:
 
 
 def _ground_truth(pair: Pair) -> torch.Tensor:
+    """Cross-entropy on the labels; of an answer's start and end their mean."""
     if pair.causal:
         return next_token_cross_entropy(pair.student.logits, pair.labels, pair.token_mask)
+    if positions := _positions(pair.student):
+        start, end = _wide(*positions)
+        if pair.token_mask is not None:
+            start, end = (_hide(logits, pair.token_mask == 0) for logits in (start, end))
+        # A position beyond the window is one that the model cannot point at.
+        labels = pair.labels.masked_fill(pair.labels >= start.shape[-1], IGNORED)
+        return _labelled(torch.stack([start, end], dim=1), labels, pair.average)
     (logits,) = _wide(pair.student.logits)
     if pair.regression:
         return F.mse_loss(logits.squeeze(-1), pair.labels.to(logits.dtype))
     if pair.multi_label:
         return F.binary_cross_entropy_with_logits(logits, pair.labels.to(logits.dtype))
+    if logits.ndim == 3:
+        return _labelled(logits, pair.labels, pair.average)
     return F.cross_entropy(logits, pair.labels)
+
+
+def _labelled(logits: torch.Tensor, labels: torch.Tensor, average: str) -> torch.Tensor:
+    """Mean cross-entropy of (batch, places, classes) over the places whose label, (batch, places), counts."""
+    labels = labels.masked_fill(labels < 0, IGNORED)
+    values = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
+    return _mean(values, labels != IGNORED, average)
 
 
 def _hidden_states(pair: Pair) -> torch.Tensor:

@@ -138,5 +138,5 @@ def evaluate_source(
         teacher = instrument(load_model(teacher_source, task)).to(model.device)
         task.head.load_processor(source, teacher, recipe.max_length)
         teachers = dev_logits(teacher, data, task, recipe.per_device_eval_batch_size)
-        scores |= task.head.closeness(logits[data.select], teachers[data.select], task)
+        scores |= task.head.closeness(logits[data.select], teachers[data.select], task, data)
     return scores | {"rows": len(data.dev), "size_bytes": size_bytes(model)}

@@ -12,10 +12,12 @@ from .devices import this_process
 from .distill import MULTI_LABEL
 from .errors import TrituneError
 from .evaluate import predict, recipe_in_force
+from .heads import TEXT_CLASSIFICATION, Head, head_of
 from .heads.text import check_room, collator, text_of
 from .heads.text import text_columns as find_columns
-from .load import load_classifier, load_tokenizer
+from .load import load_classifier, load_config, load_pretrained, load_tokenizer
 from .table import columns_of, listed
+from .tasks import TASKS
 
 
 def predict_rows(
@@ -38,11 +40,17 @@ def predict_rows(
 
     Returns:
         The rows with `prediction`, a label's name, a list of the labels that are more likely than not where a row may
-        have many, or a score, and with `probability_<label>` where asked for.
+        have many, or a score, and with `probability_<label>` where asked for; those of other kinds of tasks with the
+        columns that `Head.predictable` names.
 
     Raises:
         TrituneError: the model, a row or a column cannot be used.
     """
+    head = head_of(load_config(source))
+    if head is not TEXT_CLASSIFICATION:
+        if probabilities:
+            raise TrituneError(f"--probabilities: only for text classification; {source} is for {head.name}")
+        return _predict_rows(head, source, rows, text_columns, overrides, name)
     columns = find_columns(columns_of(rows), text_columns, name)
     texts = [
         [text_of(row, column, f"{name}, row {number}") for number, row in enumerate(rows, 1)] for column in columns
@@ -64,6 +72,29 @@ def predict_rows(
         raise TrituneError(f"{source}: answers row {bad[0] + 1} of {name} with NaN or infinite values; train it anew")
     answers = _label_sets if model.config.problem_type == MULTI_LABEL else _answers
     return [row | answer for row, answer in zip(rows, answers(labels, logits, probabilities), strict=True)]
+
+
+def _predict_rows(
+    head: Head,
+    source: str | Path,
+    rows: Sequence[dict[str, Any]],
+    columns: Sequence[str] | None,
+    overrides: Sequence[str],
+    name: str,
+) -> list[dict[str, Any]]:
+    """Rows with the answers of a model of any kind beside them."""
+    model = load_pretrained(head.auto_model, source)
+    # The table's lengths, where no recipe lies beside the model.
+    known = next(task for task in TASKS.values() if task.head.name == head.name)
+    recipe = recipe_in_force(source, model, overrides, known)
+    processor = head.load_processor(source, model, recipe.max_length)
+    asked = head.predictable(rows, columns, model, processor, recipe.max_length, recipe.padding, name)
+    model.to(this_process().device)
+    read = predict(model, asked.examples, asked.collate, recipe.per_device_eval_batch_size, head.read)
+    answers = asked.answers(read)
+    if taken := [column for column in columns_of(answers) if column in columns_of(rows)]:
+        raise TrituneError(f"{name}: has {listed(taken)} already; rename or drop it")
+    return [row | answer for row, answer in zip(rows, answers, strict=True)]
 
 
 def _labels(model: PreTrainedModel, source: str | Path, probabilities: bool) -> list[str]:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import TrituneError, shown
-from .heads import HEADS, TEXT_CLASSIFICATION, Head
+from .heads import HEADS, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Head
+from .heads.question_answering import SQUAD, UNANSWERABLE
+from .heads.token_classification import CONLL
 from .metrics import Measure, accuracy, matthews_correlation, mean_accuracy_f1, mean_pearson_spearman
 from .task_file import check_files, is_task_file, read_task_file
 
@@ -25,6 +27,7 @@ class Task:
     in id order, or None for regression. The first of `dev_splits` is the one that selects. `head` says what is done
     with rows and outputs. `files` gives the file of every split of a user's own data; `label_column` holds its label.
     `multi_label` is whether a row may have any number of labels; it is then scored against `(batch, num_labels)`.
+    `repository` is the data set's name on the hub where it is none of GLUE's.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Task:
     files: Mapping[str, Path] | None = None
     label_column: str = "label"
     multi_label: bool = False
+    repository: str | None = None
 
     @property
     def is_regression(self) -> bool:
@@ -83,6 +87,9 @@ TASKS: dict[str, Task] = {
         _task("rte", "RTE", _TWO, _ENTAILED, accuracy, 128, 32, 20),
         _task("wnli", "WNLI", _TWO, ("not_entailment", "entailment"), accuracy, 128, 32, 20),
         _task("demo", "Demo", _ONE, _ACCEPTABLE, accuracy, 32, 32, 50),
+        Task("squad", "SQuAD 1.1", **SQUAD, head=QUESTION_ANSWERING, repository="rajpurkar/squad"),
+        Task("squad_v2", "SQuAD 2.0", **SQUAD, head=UNANSWERABLE, repository="rajpurkar/squad_v2"),
+        Task("conll2003", "CoNLL-2003", **CONLL, head=TOKEN_CLASSIFICATION, repository="lhoestq/conll2003"),
     )
 }
 
@@ -97,17 +104,21 @@ def get_task(name: str) -> Task:
     """
     if is_task_file(name):
         return own_task(**read_task_file(name))
-    key = name.strip().lower().replace("-", "").replace("_", "")
-    if key in TASKS:
-        return TASKS[key]
+    known = {_letters(spelling): task for task in TASKS.values() for spelling in (task.title, task.name)}
+    if _letters(name) in known:
+        return known[_letters(name)]
     if name in HEADS:
         raise TrituneError(f"--task {name} is a kind of task: give its files with --train-file and --dev-file")
-    close = difflib.get_close_matches(key, TASKS, n=1)
+    close = difflib.get_close_matches(_letters(name), TASKS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise TrituneError(
         f"there is no task {name!r}: {hint}known tasks are {', '.join(TASKS)}; kinds for files of one's own are "
         f"{', '.join(HEADS)}"
     )
+
+
+def _letters(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
 
 
 def own_task(

@@ -47,12 +47,15 @@ def export(
     if task is None and overrides:
         raise TrituneError("--set changes how --verify reads its data; without --verify it would change nothing")
     from ..evaluate import recipe_in_force
-    from ..load import load_classifier, load_tokenizer
+    from ..heads import QUESTION_ANSWERING, TOKEN_CLASSIFICATION, head_of
+    from ..load import load_classifier, load_config, load_tokenizer
     from ..models import load_model
     from ..tasks import get_task
     from .show import show_export
 
     _check_output(output, model, format)
+    if (kind := head_of(load_config(model))) in (QUESTION_ANSWERING, TOKEN_CLASSIFICATION):
+        raise TrituneError(f"{model}: for {kind.name}, which is not exported yet; `tritune convert` packs it")
     known = get_task(task) if task else None
     if known and known.files is None and verify is None:
         raise TrituneError(f"--task {task}: --verify must name the folder of its files")

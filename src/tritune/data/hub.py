@@ -24,12 +24,14 @@ def load_hub(task: Task, splits: Sequence[str] | None = None) -> DatasetDict:
     if task.name == "demo":
         raise TrituneError(f"{task.title} is not on the hub: give its tsv files with --data FOLDER")
     try:
-        loaded = load_dataset(REPOSITORY, task.name)
+        loaded = load_dataset(task.repository) if task.repository else load_dataset(REPOSITORY, task.name)
     except Exception as error:  # the network, the cache and the hub's client each fail with types of their own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrituneError(
-            f"cannot load {task.title} from the hub ({reason}): give its original tsv files with --data FOLDER"
+            f"cannot load {task.title} from the hub ({reason}): give its original files with --data FOLDER"
         ) from error
+    if task.repository:
+        return DatasetDict({split: task.head.from_hub(loaded[split], task, task.repository) for split in wanted})
     expected = features(task)
     for split in wanted:
         found = loaded[split].features if split in loaded else {}

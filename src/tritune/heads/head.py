@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..distill import kl_divergence
+from ..distill import IGNORED, kl_divergence
 from ..errors import TrituneError
 
 if TYPE_CHECKING:
@@ -47,14 +47,38 @@ class EncodedData:
         return self.measures[self.select](predictions)
 
 
+@dataclass(frozen=True)
+class Predictable:
+    """Inputs without labels.
+
+    Attributes:
+        examples: rows as the model takes them, not always one for one.
+        collate: makes batches of them.
+        answers: what `read` took of the outputs, (examples, ...), to the columns that are added to every row.
+    """
+
+    examples: Dataset
+    collate: Collate
+    answers: Callable[[np.ndarray], list[dict[str, Any]]]
+
+
 def read_logits(output: ModelOutput, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The logits, (batch, classes), of a classifier's output."""
     return output.logits
 
 
 def stacked(answers: list[torch.Tensor]) -> np.ndarray:
-    """The answers of all batches, each (batch, ...), one below the other in float32."""
-    return np.concatenate([answer.float().cpu().numpy() for answer in answers])
+    """The answers of all batches, each (batch, ...), one below the other in float32.
+
+    Answers token by token, (batch, tokens, ...), are as wide as the longest batch; what is beyond a row's own batch
+    holds `IGNORED`, as Trainer pads its predictions.
+    """
+    arrays = [answer.float().cpu().numpy() for answer in answers]
+    if arrays[0].ndim > 2:
+        tokens = max(array.shape[1] for array in arrays)
+        more = [((0, 0), (0, tokens - array.shape[1]), *[(0, 0)] * (array.ndim - 2)) for array in arrays]
+        arrays = [np.pad(*one, constant_values=IGNORED) for one in zip(arrays, more, strict=True)]
+    return np.concatenate(arrays)
 
 
 class Head(ABC):
@@ -129,8 +153,54 @@ class Head(ABC):
         """What is scored and compared of a model's output: logits, (batch, classes), unless a kind says otherwise."""
         return read_logits(output, batch)
 
-    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Any) -> dict[str, float]:
+    def model_inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch with its `labels` under the names by which the model takes them for a loss of its own."""
+        return batch
+
+    def folder_files(self, task: Any, folder: "Path") -> "dict[str, Path] | None":
+        """The file of every split in a folder of the original data; None where the GLUE reader finds them."""
+        return None
+
+    def from_hub(self, rows: Dataset, task: Any, source: str) -> Dataset:
+        """A split of the hub's data set `task.repository` as `read_files` gives it.
+
+        Raises:
+            TrituneError: the data set has other columns or labels; the message names `source`.
+        """
+        raise TrituneError(f"{source}: {self.name} is not read from the hub; give files")
+
+    def predictable(
+        self,
+        rows: Sequence[dict[str, Any]],
+        columns: Sequence[str] | None,
+        model: PreTrainedModel,
+        processor: Any,
+        max_length: int,
+        padding: str,
+        name: str,
+    ) -> "Predictable":
+        """Rows of a table without labels as the model takes them.
+
+        Args:
+            rows: at least one.
+            columns: that hold the inputs; None looks for the usual ones.
+            model: that will answer.
+            processor: beside it.
+            max_length, padding: of its recipe.
+            name: what messages call the table.
+
+        Raises:
+            TrituneError: a column or a row cannot be used, or this kind takes no tables.
+        """
+        raise TrituneError(f"{self.name}: `tritune predict` does not take models of this kind")
+
+    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Any, data: EncodedData) -> dict[str, float]:
         """How close a student's logits, (rows, labels), are to its teacher's from a pass of its own.
+
+        Args:
+            student, teacher: what `read` took of their outputs for the dev split that selects.
+            task: theirs.
+            data: that they were computed on.
 
         Returns:
             `agreement`, the share of rows with the same answer, and `kl_to_teacher`, KL(teacher || student) per row;

@@ -27,7 +27,7 @@ _ROWS_WORTH_A_BAR = 20_000
 
 
 @contextmanager
-def _bar_only_for(rows: int) -> Iterator[None]:
+def bar_only_for(rows: int) -> Iterator[None]:
     """Silences the datasets progress bar for small sets; the setting is global, so it is put back."""
     silence = rows < _ROWS_WORTH_A_BAR and not datasets.are_progress_bars_disabled()
     if silence:
@@ -104,6 +104,15 @@ def check_room(tokenizer: PreTrainedTokenizerBase, texts: int, max_length: int) 
         raise TrituneError(f"max_length {max_length} leaves no room for text: {special} tokens are special ones")
 
 
+def check_fast(tokenizer: PreTrainedTokenizerBase, source: object) -> None:
+    """Raise TrituneError for a tokenizer that cannot say from which characters of a text its tokens come."""
+    if not tokenizer.is_fast:
+        raise TrituneError(
+            f"{source}: {type(tokenizer).__name__} is a slow tokenizer, without character offsets; save the fast one "
+            "(a tokenizer.json) beside the model"
+        )
+
+
 def encode(dataset: Dataset, task: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Token ids of every row, truncated to `max_length` and not padded, in memory.
 
@@ -118,7 +127,7 @@ def encode(dataset: Dataset, task: Any, tokenizer: PreTrainedTokenizerBase, max_
         texts = [batch[column] for column in task.text_columns]
         return dict(tokenizer(*texts, truncation=True, max_length=max_length))
 
-    with _bar_only_for(len(dataset)):
+    with bar_only_for(len(dataset)):
         encoded = dataset.map(
             tokenize, batched=True, remove_columns=list(task.text_columns), keep_in_memory=True, desc=task.title
         )

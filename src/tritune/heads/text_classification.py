@@ -173,10 +173,10 @@ class TextClassification(Head):
         columns["label"] = [read(row, where) for where, row in placed(rows, file)]
         return Dataset.from_dict(columns, features=_features(task))
 
-    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Any) -> dict[str, float]:
+    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Any, data: EncodedData) -> dict[str, float]:
         """As of classes; with many labels a row agrees where every label's answer is the same, and the KL is summed."""
         if task.problem != "multi_label":
-            return super().closeness(student, teacher, task)
+            return super().closeness(student, teacher, task, data)
         divergence = binary_kl_divergence(torch.from_numpy(student).double(), torch.from_numpy(teacher).double())
         agreement = float(np.mean(((student > 0) == (teacher > 0)).all(-1)))
         return {"agreement": agreement, "kl_to_teacher": float(divergence)}

@@ -56,7 +56,7 @@ def model_card(metrics: dict[str, Any], task: Task, recipe: Recipe, name: str) -
     ]
     result = EvalResult(
         task_type=head.name,
-        dataset_type="glue" if task.files is None else "custom",
+        dataset_type=task.repository or ("glue" if task.files is None else "custom"),
         dataset_name=task.title,
         metric_type=metric,
         metric_value=round(metrics["last"][metric], 4),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, set_seed
+from transformers import set_seed
 
 from ..devices import this_process
 from ..errors import TrituneError
@@ -17,6 +17,7 @@ from ..task_file import TASK_FILE, task_record, task_to_yaml
 from ..versions import library_versions
 from .arguments import bert_adam, training_arguments, without_clip_and_schedule
 from .callbacks import BestModel, History, StepTimer
+from .head_trainer import HeadTrainer
 from .job import Job
 from .resume import train
 from .run import metrics_function
@@ -92,11 +93,11 @@ def _keep_recipe(job: Job, origin: dict[str, Any]) -> None:
         write_text(job.output / TASK_FILE, task_to_yaml(job.task))
 
 
-def _trainer(job: Job) -> Trainer:
+def _trainer(job: Job) -> HeadTrainer:
     recipe = job.recipe
     args = training_arguments(recipe, recipe.max_steps, job.output / CHECKPOINTS / "fine-tuning", data_seed=recipe.seed)
     published = recipe.optimizer == "bert_adam"
-    return Trainer(
+    return HeadTrainer(
         model=job.model,
         args=without_clip_and_schedule(args) if published else args,
         optimizer_cls_and_kwargs=bert_adam(args, recipe.max_steps, recipe.warmup_ratio) if published else None,
@@ -104,6 +105,7 @@ def _trainer(job: Job) -> Trainer:
         eval_dataset=job.data.dev,
         data_collator=job.data.collate,
         compute_metrics=metrics_function(job.data),
+        head=job.task.head,
     )
 
 

@@ -58,7 +58,7 @@ class _Measure:
         job = self.job
         logits = dev_logits(student, job.data, job.task, self.batch_size)
         pair = logits[job.data.select], self.teacher_logits[job.data.select]
-        return dev_scores(logits, job.data, job.task) | job.task.head.closeness(*pair, job.task)
+        return dev_scores(logits, job.data, job.task) | job.task.head.closeness(*pair, job.task, job.data)
 
     def assisted(self, student: PreTrainedModel, site: Site) -> dict[str, Any]:
         """A student's scores with the teacher inside, under names that say so."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_utils import TrainOutput
 
@@ -29,6 +29,7 @@ from ..recipes import OPTIMIZERS
 from ..schedule import SCHEDULES
 from ..trace import Intervention, Site
 from .arguments import bert_adam, check_precision, separate_learned_scales, without_clip_and_schedule
+from .head_trainer import HeadTrainer
 from .hidden_projection import HiddenProjection
 from .optimizer import learning_rate
 from .pairing import pairing
@@ -57,7 +58,7 @@ class _ClearGradients(TrainerCallback):
         self.module.zero_grad()
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(HeadTrainer):
     """Trains a QAT student against a float teacher; evaluation is of the student alone.
 
         student = tritune.prepare(model)
@@ -84,13 +85,11 @@ class DistillationTrainer(Trainer):
         learned_scale_learning_rate: of what quantizers learn, in a group of its own that is not decayed.
         teacher_cache: where the teacher's outputs are kept between epochs; the rows of `train_dataset` then carry
             their numbers in a column "row". None computes them every time.
-        **kwargs: as Trainer takes them.
+        **kwargs: as Trainer takes them, and `head`, the kind of task (text classification without it).
 
     Raises:
         TrituneError: the student is not prepared, or teacher and student do not match, or a name is unknown.
     """
-
-    loss_is_scaled_for_ga = False
 
     def __init__(
         self,

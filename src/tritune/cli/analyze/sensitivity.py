@@ -31,15 +31,22 @@ def sensitivity(
     from ...analysis import sensitivity as analysis
     from ...analysis.sensitivity import plot_sensitivity, summarize_sensitivity
     from ...analysis.subjects import open_subjects
+    from ...errors import TrituneError
     from ...evaluate import predict
+    from ...heads import QUESTION_ANSWERING, TOKEN_CLASSIFICATION
+    from ...heads.question_answering import UNANSWERABLE
     from ...load import is_quantized
     from ...prepare import prepare
     from ...quantization import Quantization
     from ...recipes import load_recipe, recipe_beside
     from ...tasks import get_task
 
-    folder = common.output_folder(output, model, "sensitivity")
     table_task = get_task(task)
+    if table_task.head in (QUESTION_ANSWERING, UNANSWERABLE, TOKEN_CLASSIFICATION):
+        raise TrituneError(
+            f"sensitivity scores rows one by one, which {table_task.title} cannot; take another analysis"
+        )
+    folder = common.output_folder(output, model, "sensitivity")
     subjects = open_subjects(table_task, data, None, [model], rows, overrides or [])
     (student,) = subjects.models.values()
     trained = is_quantized(student)
@@ -49,7 +56,7 @@ def sensitivity(
 
     def score(candidate: Any) -> float:
         """The task's own metric on the rows."""
-        logits = predict(candidate, subjects.rows, subjects.data.collate, subjects.batch_size)
+        logits = predict(candidate, subjects.rows, subjects.data.collate, subjects.batch_size, table_task.head.read)
         return table_task.measure(logits, np.asarray(subjects.rows["labels"]))[table_task.metric]
 
     result = analysis(student, score)

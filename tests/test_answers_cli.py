@@ -1,0 +1,125 @@
+"""Question answering and token classification from files to predictions, through the command line."""
+
+import json
+
+import pytest
+
+import small_answers
+from tritune.errors import TrituneError
+from tritune.recipes import load_recipe
+from tritune.recipes.recipe import FinetuneRecipe
+from tritune.tasks import get_task
+from tritune.training.finetune import finetune
+from tritune.training.job import open_job
+
+SET = ("max_length=48", "padding=longest", "per_device_eval_batch_size=4")
+KINDS = {"squad_v2": "f1", "conll2003": "entity_f1"}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def workspace(request, tmp_path_factory):
+    """Task name, its data, a teacher with its metrics, and a student with its own."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "conll2003":
+        data = small_answers.write_tagged(folder / "data")
+    else:
+        data = small_answers.write_squad(folder / "data", unanswerable=True)
+    base = small_answers.write_base(folder / "base")
+    values = (*SET, "max_steps=30", "eval_steps=15", "learning_rate=3e-3", "per_device_train_batch_size=8")
+    recipe = load_recipe("finetune", values, FinetuneRecipe)
+    metrics = finetune(open_job(base, get_task(request.param), data, recipe, folder / "teacher"))
+    return request.param, folder, metrics
+
+
+def trained(workspace, cli, *more):
+    name, folder, _ = workspace
+    values = (*SET, "max_steps=8", "eval_steps=4", "loss_average=valid", "ground_truth_coefficient=1", *more)
+    overrides = [part for value in values for part in ("--set", value)]
+    arguments = ["train", folder / "teacher", "--task", name, "--data", folder / "data", "--recipe", "ti-g"]
+    return cli(*arguments, *overrides, "--output", folder / "run", "--json", "--overwrite")
+
+
+def test_from_files_to_predictions(workspace, cli, tmp_path):
+    name, folder, _ = workspace
+    code, out, err = trained(workspace, cli)
+    assert code == 0, err
+    metrics, on_task = json.loads(out), ("--task", name, "--data", folder / "data")
+    assert metrics["metric"] == KINDS[name]
+    history = [json.loads(line) for line in (folder / "run" / "history.jsonl").read_text().splitlines()]
+    evaluated = [row for row in history if f"eval_{KINDS[name]}" in row]
+    # Trainer's own evaluation, and the one that metrics.json tells of.
+    assert evaluated[-1][f"eval_{KINDS[name]}"] == metrics["last"][KINDS[name]]
+    scores = json.loads(cli("evaluate", folder / "run", *on_task, "--teacher", folder / "teacher", "--json")[1])
+    assert {key: scores[key] for key in metrics["last"] if key != "step"} == {
+        key: value for key, value in metrics["last"].items() if key != "step"
+    }
+    assert cli("convert", folder / "run", "--output", tmp_path / "small")[0] == 0
+    packed = json.loads(cli("evaluate", tmp_path / "small", *on_task, "--json")[1])
+    assert {key: packed[key] for key in packed if key in metrics["last"]} == {
+        key: scores[key] for key in packed if key in metrics["last"]
+    }
+    table = tmp_path / "rows.jsonl"
+    rows = {
+        "squad_v2": {"question": "where lives Ada?", "context": "Ben lives in Como, Ada lives in Delft."},
+        "conll2003": {"tokens": ["Ada", "lives", "in", "Como", "x" * 60]},
+    }
+    table.write_text(json.dumps(rows[name]) + "\n")
+    answers = [cli("predict", folder_, "--input", table)[1] for folder_ in (folder / "run", tmp_path / "small")]
+    assert answers[0] == answers[1]
+    code, out, err = cli("predict", folder / "run", "--input", table, "--output", tmp_path / "answers.jsonl")
+    assert code == 0, err
+    answer = json.loads((tmp_path / "answers.jsonl").read_text())
+    if name == "squad_v2":
+        assert answer["answer"] in answer["context"] and 0 < answer["score"] < 1 and 0 < answer["no_answer_score"] < 1
+    else:
+        assert len(answer["tags"]) == 5 and set(answer["tags"]) <= set(get_task(name).labels)
+
+
+def test_fine_tuning_selects_by_the_score_that_evaluate_gives(workspace):
+    name, folder, metrics = workspace
+    history = [json.loads(line) for line in (folder / "teacher" / "history.jsonl").read_text().splitlines()]
+    scores = {row["step"]: row[f"eval_{KINDS[name]}"] for row in history if f"eval_{KINDS[name]}" in row}
+    assert scores[30] == metrics["last"][KINDS[name]]
+    assert scores[metrics["best"]["step"]] == metrics["best"][KINDS[name]] == max(scores.values())
+    losses = [row["loss"] for row in history if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_what_is_refused_in_one_line(workspace, cli, tmp_path):
+    folder = workspace[1]
+    code, _, err = trained(workspace, cli, "cache_teacher=true", "schedule=null")
+    assert code == 2 and "cache_teacher: only for text classification" in err
+    table = tmp_path / "rows.jsonl"
+    table.write_text('{"other": 1}\n')
+    code, _, err = cli("predict", folder / "teacher", "--input", table)
+    assert code == 2 and str(table) in err and err.count("\n") == 1
+    code, _, err = cli("predict", folder / "teacher", "--input", table, "--probabilities")
+    assert code == 2 and "--probabilities" in err
+    code, _, err = cli("evaluate", folder / "teacher", "--task", "sst2", "--data", folder / "data")
+    assert code == 2 and err.count("\n") == 1
+    code, _, err = cli("export", folder / "teacher", "--output", tmp_path / "onnx")
+    assert code == 2 and err.count("\n") == 1
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_attention_is_analysed(workspace, cli, tmp_path):
+    name, folder, _ = workspace
+    code, _, err = cli(
+        *("analyze", "attention", "--teacher", folder / "teacher", "--student", folder / "teacher"),
+        *("--task", name, "--data", folder / "data", "--rows", 4, "--output", tmp_path / "analysis"),
+    )
+    assert code == 0, err
+    assert list((tmp_path / "analysis").rglob("*.json"))
+
+
+def test_labels_of_another_kind_are_refused(workspace):
+    name, folder, _ = workspace
+    other = "conll2003" if name == "squad_v2" else "squad"
+    with pytest.raises(TrituneError, match="labels"):
+        get_task(other).head.check(_config(folder / "teacher"), get_task(other), "model")
+
+
+def _config(folder):
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder)

@@ -17,6 +17,7 @@ FLOORS = [
     ("swap", "prepare", "convert", "checkpoint"),
     (
         "recipes",
+        "table",
         "metrics",
         "load",
         "heads",

@@ -21,10 +21,10 @@ import tritune
 from test_data import LAYOUTS
 from tritune import TrituneError
 from tritune.data.glue import read_glue_file
-from tritune.data.table import FORMATS, read_table, write_table
 from tritune.load import load_tokenizer
 from tritune.models import load_model
 from tritune.recipes import FinetuneRecipe, Recipe, load_recipe, to_yaml
+from tritune.table import FORMATS, read_table, write_table
 from tritune.tasks import TASKS, get_task
 
 # The same examples every time: a test that fails is to fail for everyone.

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, pipeline
 
 import tritune  # noqa: F401  (the pipeline needs its attention and its checkpoints)
+from tritune import table
 from tritune.cli import main
-from tritune.data import load_task_data, table
+from tritune.data import load_task_data
 from tritune.evaluate import dev_logits
 from tritune.load import load_tokenizer
 from tritune.models import load_model

@@ -33,8 +33,8 @@ def predict(
     `echo "what a film" | tritune predict run/`
     """
     options.quiet_libraries()
-    from ..data.table import check_writable, read_table, table_name, write_table
     from ..predict import predict_rows
+    from ..table import check_writable, read_table, table_name, write_table
 
     if output is not None:
         check_writable(output)

@@ -40,7 +40,7 @@ def compare_on_dev(
     logits = [dev_logits(each, data, task, recipe.per_device_eval_batch_size) for each in (model, exported)]
     ours, theirs = (np.concatenate([of[split] for split in task.dev_splits]) for of in logits)
     difference = np.abs(ours - theirs)
-    same = difference[:, 0] <= 1e-3 if task.is_regression else ours.argmax(-1) == theirs.argmax(-1)
+    same = (difference <= 1e-3).all(-1) if task.is_regression else ours.argmax(-1) == theirs.argmax(-1)
     scores = [dev_scores(of, data, task)[task.metric] for of in logits]
     return {
         "task": task.name,

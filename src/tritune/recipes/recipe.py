@@ -129,6 +129,7 @@ class Coefficients:
     context_coefficient: float = 0.0
     projection_coefficient: float = 0.0
     ground_truth_coefficient: float = 0.0
+    embedding_coefficient: float = 0.0
 
 
 @dataclass(frozen=True)

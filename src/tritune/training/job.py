@@ -90,9 +90,12 @@ def open_job(
     check_free(output, overwrite, resume, inputs=inputs)
     # A new classifier is drawn while the model is loaded.
     set_seed(recipe.seed)
-    splits = load_task_data(task, data_folder)
     distils = isinstance(recipe, Recipe)
-    recipe = _resolved(recipe, task, len(splits["train"]))
+    if not (distils or task.head.has_logits):
+        raise TrituneError(f"{task.title}: there are no labels to fine-tune on; distil a model as it comes")
+    splits = load_task_data(task, data_folder)
+    recipe = _resolved(recipe, task, task.head.train_rows(splits["train"]))
+    task = task.for_model(source)
     model = load_model(source, task, new_head=not distils)
     processor = task.head.load_processor(source, model, recipe.max_length)
     if is_quantized(model):
@@ -146,6 +149,10 @@ def _resolved(recipe: FinetuneRecipe, task: Task, train_rows: int) -> FinetuneRe
 
 def _fitted(recipe: Recipe, task: Task, model: PreTrainedModel) -> Recipe:
     """A resolved recipe with the split of its budget, and a check of what depends on the model."""
+    for name in ("embedding",) if task.head.has_logits else ("logits", "ground_truth"):
+        if recipe.coefficients()[name]:
+            advice = "" if task.head.has_logits else "; take recipe features, or features-ti-g"
+            raise TrituneError(f"{name}_coefficient: {task.title} has no such loss, so it must be 0{advice}")
     layers = len(instrument_of(instrument(model)).anatomy.sites)
     distilled_layers(recipe.distil_layers, layers)
     check_temperature(recipe.temperature, task.is_regression)

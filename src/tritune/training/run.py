@@ -114,7 +114,7 @@ def _sample(job: Job) -> dict[str, torch.Tensor]:
     """The first rows of the training data: learned ranges of activations start from them, on every device alike."""
     rows = job.data.splits["train"]
     batch = job.data.collate([rows[i] for i in range(min(len(rows), job.recipe.per_device_train_batch_size))])
-    batch.pop("labels")
+    batch.pop("labels", None)
     return batch.to(job.model.device)
 
 
@@ -136,7 +136,7 @@ def _teacher_cache(job: Job) -> TeacherCache:
     recipe, rows = job.recipe, job.data.splits["train"]
     fields, teacher = trace_fields(recipe.coefficients()), instrument(job.model)
     batch = job.data.collate([rows[0]])
-    batch.pop("labels")
+    batch.pop("labels", None)
     with evaluation_mode(job.model), torch.no_grad():
         sample = teacher(**batch.to(job.model.device), output_trace=fields)
     length = recipe.max_length if recipe.padding == "max_length" else max(map(len, rows["input_ids"]))
@@ -171,6 +171,7 @@ def _train(
         warmup_ratio=recipe.warmup_ratio,
         learned_scale_learning_rate=recipe.learned_scale_learning_rate,
         teacher_cache=cache,
+        read=None if job.task.head.has_logits else job.task.head.read,
         train_dataset=rows if cache is None else rows.add_column(ROW, range(len(rows))),
         eval_dataset=job.data.dev,
         data_collator=job.data.collate,

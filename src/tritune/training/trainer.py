@@ -21,6 +21,7 @@ from ..distill import (
     trace_fields,
 )
 from ..errors import TrituneError
+from ..heads.head import Read
 from ..instrument import instrument, instrument_of, is_instrumented
 from ..products import forget_weights, weights_held
 from ..recipes import OPTIMIZERS
@@ -63,6 +64,8 @@ class DistillationTrainer(Trainer):
             the published values), or `adamw`, Trainer's own. `optimizers` among the further arguments beats both.
         warmup_ratio: of `bert_adam`, the fraction of steps spent warming up.
         learned_scale_learning_rate: of what quantizers learn, in a group of its own that is not decayed.
+        read: of a model without logits, what its evaluation and the embedding loss are of: from an output and its batch
+            to (batch, width), see `heads.Head.read`. None for a model with logits.
         teacher_cache: where the teacher's outputs are kept between epochs; the rows of `train_dataset` then carry
             their numbers in a column "row". None computes them every time.
         **kwargs: as Trainer takes them.
@@ -87,15 +90,17 @@ class DistillationTrainer(Trainer):
         optimizer: str = "bert_adam",
         warmup_ratio: float = 0.1,
         learned_scale_learning_rate: float = 1e-4,
+        read: Read | None = None,
         teacher_cache: TeacherCache | None = None,
         **kwargs: Any,
     ):
         self.coefficients = dict(TERNARYBERT if coefficients is None else coefficients)
         self.schedule, self.loss_average, self.temperature = schedule, loss_average, temperature
         self.optimizer_name, self.warmup_ratio, self.teacher_cache = optimizer, warmup_ratio, teacher_cache
-        self.learned_scale_learning_rate = learned_scale_learning_rate
+        self.learned_scale_learning_rate, self.read = learned_scale_learning_rate, read
         _check_names(self.coefficients, schedule, loss_average, optimizer)
         layers = _check_models(model, teacher)
+        _check_head(self.coefficients, model, read)
         self.layers = distilled_layers(distil_layers, layers)
         check_temperature(temperature, teacher.config.num_labels == 1)
         # What the losses read, of which layers; none of the rest is recorded.
@@ -169,11 +174,27 @@ class DistillationTrainer(Trainer):
             regression=self.teacher.config.num_labels == 1,
             temperature=self.temperature,
             layers=self.layers,
+            embeddings=None if self.read is None else (self.read(student, batch), self.read(teacher, batch)),
         )
         losses = distillation_losses(pair, self.coefficients)
         self._check_and_sum(losses)
         loss = sum(self.coefficients[name] * value for name, value in losses.items())
         return (loss, student) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Trainer's; of a model without logits, no loss, what `read` takes of a batch, and its labels."""
+        if self.read is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        batch = self._prepare_inputs(inputs)
+        labels = batch.pop("labels", None)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return None, self.read(model(**batch), batch), labels
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log with the mean of every loss since the last one beside it."""
@@ -211,6 +232,9 @@ class DistillationTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
+        if self.read is not None and "labels" not in self._signature_columns:
+            # Such a model takes none, and Trainer would drop those of its dev set.
+            self._signature_columns = [*self._signature_columns, "labels"]
         if self.teacher_cache is not None and ROW not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, ROW]
 
@@ -228,6 +252,7 @@ class DistillationTrainer(Trainer):
             self.args.world_size > 1
             and not self.coefficients.get("logits")
             and not self.coefficients.get("ground_truth")
+            and instrument_of(self.model).anatomy.classifier
         ):
             raise TrituneError("on many devices the classifier must be trained: give logits_coefficient a value")
 
@@ -268,6 +293,19 @@ def _check_names(coefficients: dict[str, float], schedule: str | None, average: 
             raise TrituneError(f"unknown {what} {value!r}; known are {', '.join(str(name) for name in known)}")
     if not any(coefficients.values()):
         raise TrituneError("every loss has the coefficient 0; there is nothing to train on")
+
+
+def _check_head(coefficients: dict[str, float], student: PreTrainedModel, read: Read | None) -> None:
+    """Check that the losses fit what the model ends in."""
+    if read is None:
+        if coefficients.get("embedding"):
+            raise TrituneError("embedding: such a loss needs `read`, which takes a sentence's embedding of an output")
+        return
+    if named := [name for name in ("logits", "ground_truth") if coefficients.get(name)]:
+        raise TrituneError(f"{named[0]}: a model whose embeddings are read has no logits; give the coefficient 0")
+    # The embedding does not come from the pooler: without a gradient, DDP would wait for it forever.
+    for name in instrument_of(student).anatomy.pooler:
+        student.get_submodule(name).requires_grad_(False)
 
 
 def _check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> int:

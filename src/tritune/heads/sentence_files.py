@@ -160,7 +160,7 @@ def _options(source: str | Path) -> dict[str, bytes]:
         for key in ("default_prompt_name", "do_lower_case"):
             if config.get(key):
                 raise TrituneError(
-                    f"{source}/{name}: {key} {shown(config[key])} cannot be served; texts are read as is"
+                    f"{source}/{name}: {key}: {shown(config[key])} cannot be served; texts are read as is"
                 )
     return found
 

@@ -387,6 +387,9 @@ def test_what_a_sentence_encoder_does_not_do(cli, inputs):
     assert code == 2 and "no labels to fine-tune on" in err
     code, _, err = cli("predict", inputs / "encoder", stdin=b"a man\n")
     assert code == 2 and "a sentence encoder gives embeddings" in err
+    common = ["--verify", inputs / "pairs", "--task", "features", "--output", inputs / "out"]
+    code, _, err = cli("export", inputs / "encoder", *common)
+    assert code == 2 and "only models that answer with logits are exported" in err
     assert not (inputs / "out").exists()
 
 

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from .devices import this_process
 from .errors import TrituneError
 from .evaluate import predict, recipe_in_force
-from .heads.sentence_files import is_sentence_encoder
 from .heads.text import check_room, collator
 from .load import load_classifier, load_tokenizer
 from .table import columns_of, listed
@@ -53,8 +52,6 @@ def predict_rows(
     """
     columns = _columns(columns_of(rows), text_columns, name)
     texts = [[_text(row, column, f"{name}, row {number}") for number, row in enumerate(rows, 1)] for column in columns]
-    if is_sentence_encoder(source):
-        raise TrituneError(f"{source}: a sentence encoder gives embeddings, not labels; use sentence-transformers")
     model = load_classifier(source)
     labels = _labels(model, source, probabilities)
     added = ["prediction", *(f"probability_{label}" for label in labels if probabilities)]

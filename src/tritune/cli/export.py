@@ -52,6 +52,8 @@ def export(
 
     _check_output(output, model, format)
     known = get_task(task) if task else None
+    if known and not known.head.has_logits:
+        raise TrituneError(f"--task {task}: only models that answer with logits are exported")
     loaded = load_model(model, known) if known else load_classifier(model)
     recipe = recipe_in_force(model, loaded, overrides or [], known)
     tokenizer = load_tokenizer(model, loaded, recipe.max_length)

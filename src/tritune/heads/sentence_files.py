@@ -73,11 +73,6 @@ class SentenceProcessor:
         self.files.write(folder)
 
 
-def is_sentence_encoder(source: str | Path) -> bool:
-    """Whether a folder or hub repository holds modules of sentence-transformers."""
-    return _content(source, MODULES) is not None
-
-
 def read_sentence_files(source: str | Path) -> SentenceFiles:
     """The files of a model in a folder or on the hub; the defaults where there are none.
 

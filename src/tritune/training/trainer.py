@@ -252,7 +252,7 @@ class DistillationTrainer(Trainer):
             self.args.world_size > 1
             and not self.coefficients.get("logits")
             and not self.coefficients.get("ground_truth")
-            and instrument_of(self.model).anatomy.classifier
+            and self.read is None
         ):
             raise TrituneError("on many devices the classifier must be trained: give logits_coefficient a value")
 

@@ -30,9 +30,7 @@ from .errors import TrituneError, shown
 def load_classifier(source: str | Path) -> PreTrainedModel:
     """A sequence classifier with whatever labels it has, see `load_pretrained`."""
     if (Path(source) / "modules.json").is_file():
-        raise TrituneError(
-            f"{source}: a sentence encoder gives embeddings, not labels; use sentence-transformers"
-        )
+        raise TrituneError(f"{source}: a sentence encoder gives embeddings, not labels; use sentence-transformers")
     return load_pretrained(AutoModelForSequenceClassification, source)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification, TrainingArguments, set_seed
+from transformers import BertConfig, BertForSequenceClassification, BertModel, TrainingArguments, set_seed
 
 from tritune import DistillationTrainer, Quantization, prepare
+from tritune.heads import FEATURE_EXTRACTION, TEXT_CLASSIFICATION
 
 GLOBAL_BATCH, STEPS = 8, 10
 PER_TOKEN = Quantization(weight_granularity="row", activation_granularity="token")
@@ -44,7 +45,8 @@ def main(folder: str, schedule: str, processes: int, *flags: str) -> None:
         attention_probs_dropout_prob=0.0,
         max_position_embeddings=8,
     )
-    teacher = BertForSequenceClassification(config).double()
+    headless = schedule == "features"
+    teacher = (BertModel if headless else BertForSequenceClassification)(config).double()
     for parameter in teacher.parameters():
         parameter.data.mul_(4)
     student = prepare(copy.deepcopy(teacher), QUANTIZATIONS.get(schedule, PER_TOKEN))
@@ -73,13 +75,16 @@ def main(folder: str, schedule: str, processes: int, *flags: str) -> None:
         "attention_map": 1.0,
         "block_output": 1.0,
     }
+    if headless:
+        coefficients |= {"logits": 0.0, "embedding": 1.0}
     trainer = DistillationTrainer(
         model=student,
         teacher=teacher,
         args=args,
         coefficients=coefficients,
-        schedule=None if schedule in ("none", *QUANTIZATIONS) else schedule,
+        schedule=None if schedule in ("none", "features", *QUANTIZATIONS) else schedule,
         loss_average="valid",
+        head=FEATURE_EXTRACTION if headless else TEXT_CLASSIFICATION,
         train_dataset=rows(),
     )
     trainer.train()

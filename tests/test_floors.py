@@ -30,6 +30,7 @@ FLOORS = [
     ("swap", "prepare", "convert", "shrink", "checkpoint"),
     (
         "recipes",
+        "table",
         "metrics",
         "span_metrics",
         "load",

@@ -288,8 +288,8 @@ def rows_of(output: SimpleNamespace, rows: slice) -> SimpleNamespace:
     return SimpleNamespace(logits=output.logits[rows], trace=trace)
 
 
-# Of models that these outputs are not of; tests/test_next_token.py has it.
-ELSEWHERE = {"token_scaled_logits"}
+# Of models that these outputs are not of: tests/test_next_token.py and tests/test_features.py have them.
+ELSEWHERE = {"token_scaled_logits", "embedding"}
 ALL = {name: 1.0 for name in LOSSES if name not in ELSEWHERE}
 
 

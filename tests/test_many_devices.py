@@ -14,7 +14,7 @@ import ddp_job
 from tritune import DistillationTrainer, TrituneError
 from workspace import make_workspace, train_arguments
 
-MODES = ("none", "map", "context", "projection", "stochastic", "learned")
+MODES = ("none", "map", "context", "projection", "stochastic", "learned", "features")
 JOB = str(Path(ddp_job.__file__))
 
 
@@ -100,6 +100,7 @@ PLAIN = {"n_gpu": 1, "gradient_checkpointing": False, "world_size": 1, "fp16": F
 )
 def test_what_cannot_be_served_is_refused(change, message):
     plain = {"is_deepspeed_enabled": False, "is_fsdp_enabled": False, "coefficients": {"logits": 1.0}, "args": PLAIN}
+    plain["read"] = None
     change = plain | change
     change["args"] = SimpleNamespace(**change["args"])
     with pytest.raises(TrituneError, match=message):

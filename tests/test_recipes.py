@@ -32,7 +32,21 @@ PUBLISHED = {
 
 
 # Ours: what a published recipe is changed in, and why is said in its file.
-OWN = {"ti-g-deploy": ("ti-g", {"activation_granularity": "token", "weight_granularity": "row"})}
+_PER_TOKEN = {"activation_granularity": "token", "weight_granularity": "row"}
+_EMBEDDING = {
+    "logits_coefficient": 0.0,
+    "attention_scores_coefficient": 0.0,
+    "attention_map_coefficient": 1.0,
+    "block_output_coefficient": 1.0,
+    "embedding_coefficient": 1.0,
+    "loss_average": "valid",
+    "padding": "longest",
+}
+OWN = {
+    "ti-g-deploy": ("ti-g", _PER_TOKEN),
+    "features": ("ternarybert", _EMBEDDING | _PER_TOKEN),
+    "features-ti-g": ("features", {"schedule": "gradual"}),
+}
 
 
 def test_what_ships():

@@ -23,6 +23,7 @@ ROWS = {  # name: title, metric, max length, batch, evaluate every, number of la
     "qnli": ("QNLI", "accuracy", 128, 32, 1000, 2),
     "rte": ("RTE", "accuracy", 128, 32, 20, 2),
     "wnli": ("WNLI", "accuracy", 128, 32, 20, 2),
+    "features": ("Features", "spearman", 128, 32, 100, 1),
     "demo": ("Demo", "accuracy", 32, 32, 50, 2),
     "squad": ("SQuAD 1.1", "f1", 384, 16, 500, 2),
     "squad_v2": ("SQuAD 2.0", "f1", 384, 16, 500, 2),
@@ -98,7 +99,7 @@ def test_table_row(name):
     row = (task.title, task.metric, task.max_length, task.batch_size, task.eval_steps, task.num_labels)
     assert row == ROWS[name]
     assert task.name == name
-    assert task.is_regression == (task.labels is None) == (name == "stsb")
+    assert task.is_regression == (task.labels is None) == (name in ("stsb", "features"))
     assert len(task.text_columns) == (1 if name in ("cola", "sst2", "demo", "conll2003") else 2)
     with pytest.raises(dataclasses.FrozenInstanceError):
         task.max_length = 1

@@ -185,6 +185,21 @@ def attention_map_kl(student: torch.Tensor, teacher: torch.Tensor, token_mask: t
     return (rows * _token_weight(token_mask, rows.dtype)[:, None]).sum(-1).mean()
 
 
+def embedding_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """|s - t|^2 / |t|^2, mean over the batch; for embeddings of length 1 that is 2 (1 - cosine).
+
+    The squared distance of *Making Monolingual Sentence Embeddings Multilingual using Knowledge Distillation* (Reimers
+    & Gurevych, EMNLP 2020, eq. 1), measured in the teacher's own length so that neither width nor scale sets its weight
+    among the other losses.
+
+    Args:
+        student, teacher: pooled embeddings, (batch, width).
+    """
+    student, teacher = _wide(student, teacher)
+    lengths = teacher.square().sum(-1).clamp(min=SMALLEST_PROBABILITY)
+    return ((student - teacher).square().sum(-1) / lengths).mean()
+
+
 def distilled_layers(choice: str | Sequence[int], count: int) -> tuple[int, ...] | None:
     """The layers, counted from 0, that a `distil_layers` chooses of `count`; None for `all`.
 
@@ -267,6 +282,7 @@ class Pair:
         layers: that the losses taken per layer read, see `distilled_layers`; None for all, and the embeddings too.
         causal: whether the logits, (batch, tokens, vocabulary), are about the next token, and the labels token ids.
         multi_label: whether each logit is a yes or no of its own.
+        embeddings: the student's and the teacher's pooled embeddings, each (batch, width), of a sentence encoder.
     """
 
     student: ModelOutput
@@ -279,6 +295,7 @@ class Pair:
     layers: tuple[int, ...] | None = None
     causal: bool = False
     multi_label: bool = False
+    embeddings: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def traces(self) -> Iterator[tuple[LayerTrace, LayerTrace]]:
         """Student's and teacher's trace of every chosen layer."""
@@ -369,6 +386,12 @@ def _labelled(logits: torch.Tensor, labels: torch.Tensor, average: str) -> torch
     return _mean(values, labels != IGNORED, average)
 
 
+def _embedding(pair: Pair) -> torch.Tensor:
+    if pair.embeddings is None:
+        raise TrituneError("embedding: only a sentence encoder has one, and here none is read")
+    return embedding_distance(*pair.embeddings)
+
+
 def _hidden_states(pair: Pair) -> torch.Tensor:
     return sum(token_mse(student, teacher, pair.token_mask, pair.average) for student, teacher in pair.hidden_states())
 
@@ -410,6 +433,7 @@ LOSSES: dict[str, Loss] = {
     "context": _per_layer("context"),
     "projection": _per_layer("attention_projection"),
     "ground_truth": Loss(_ground_truth),
+    "embedding": Loss(_embedding),
 }
 
 

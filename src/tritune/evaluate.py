@@ -125,6 +125,7 @@ def evaluate_source(
     Raises:
         TrituneError: model, data or an override cannot be used.
     """
+    task = task.for_model(source)
     model = load_model(source, task)
     recipe = recipe_in_force(source, model, overrides, task)
     processor = task.head.load_processor(source, model, recipe.max_length)
@@ -137,6 +138,7 @@ def evaluate_source(
         # Through our attention, as in a training: the closeness is then that of metrics.json to the last bit.
         teacher = instrument(load_model(teacher_source, task)).to(model.device)
         task.head.load_processor(source, teacher, recipe.max_length)
-        teachers = dev_logits(teacher, data, task, recipe.per_device_eval_batch_size)
+        own = task.for_model(teacher_source)
+        teachers = dev_logits(teacher, data, own, recipe.per_device_eval_batch_size)
         scores |= task.head.closeness(logits[data.select], teachers[data.select], task, data)
     return scores | {"rows": len(data.dev), "size_bytes": size_bytes(model)}

@@ -31,6 +31,8 @@ from .errors import TrituneError, shown
 
 def load_classifier(source: str | Path) -> PreTrainedModel:
     """A sequence classifier with whatever labels it has, see `load_pretrained`."""
+    if (Path(source) / "modules.json").is_file():
+        raise TrituneError(f"{source}: a sentence encoder gives embeddings, not labels; use sentence-transformers")
     return load_pretrained(AutoModelForSequenceClassification, source)
 
 
@@ -183,8 +185,11 @@ def _check_weights(model: PreTrainedModel, report: dict, source: str | Path, new
     if is_packed(model) and not new_head:
         _check_complete(report, source)
     missing = sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]})
-    encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key]
-    if encoder or (missing and not new_head):
+    is_bare = model.base_model is model
+    prefix = "" if is_bare else f"{model.base_model_prefix}."
+    encoder = [key for key in missing if key.startswith(prefix) and "pooler." not in key]
+    # Many sentence encoders come without the pooler, which their embedding does not need.
+    if encoder or (missing and not new_head and not is_bare):
         advice = "the weights are not this model's" if encoder else "fine-tune it first (tritune finetune)"
         raise TrituneError(f"{source}: {', '.join((encoder or missing)[:3])} have no weights; {advice}")
     if not new_head and (extra := _unknown_layers(model, report["unexpected_keys"])):

@@ -122,6 +122,16 @@ def mean_accuracy_f1(predictions: np.ndarray, labels: np.ndarray) -> dict[str, f
     return {"accuracy": right, "f1": f1, "mean_accuracy_f1": (right + f1) / 2}
 
 
+def spearman(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Spearman's rank correlation, by which sentence encoders are compared (Reimers & Gurevych, 2019, section 4).
+
+    `predictions` are scores `(batch,)` or `(batch, 1)`, `labels` scores `(batch,)`; 0.0 where it is undefined.
+
+    Raises TrituneError as `mean_pearson_spearman` does.
+    """
+    return {"spearman": mean_pearson_spearman(predictions, labels)["spearman"]}
+
+
 def mean_pearson_spearman(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Pearson and Spearman correlation and their mean: STS-B in GLUE (Wang et al., 2019); 0.0 where undefined.
 

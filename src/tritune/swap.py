@@ -95,6 +95,16 @@ def pack_modules(model: nn.Module) -> None:
                 )
     for name, module in modules.items():
         model.set_submodule(name, _PACKED[type(module)].from_quantized(module))
+        if isinstance(module, nn.Embedding):
+            _move_behind_its_siblings(model, name)
+
+
+def _move_behind_its_siblings(model: nn.Module, name: str) -> None:
+    """Others take a model's dtype from its first parameter, and bytes are no dtype to compute in."""
+    path, _, own = name.rpartition(".")
+    parent = model.get_submodule(path)
+    if not isinstance(parent, nn.Sequential | nn.ModuleList):
+        parent._modules[own] = parent._modules.pop(own)
 
 
 def packed_modules(model: nn.Module) -> dict[str, PackedLinear | PackedEmbedding]:

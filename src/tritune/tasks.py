@@ -6,15 +6,15 @@ in the id order of the hub data set `nyu-mll/glue`, so a model fine-tuned elsewh
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import TrituneError, shown
-from .heads import HEADS, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Head
+from .heads import FEATURE_EXTRACTION, HEADS, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Head
 from .heads.question_answering import SQUAD, UNANSWERABLE
 from .heads.token_classification import CONLL
-from .metrics import Measure, accuracy, matthews_correlation, mean_accuracy_f1, mean_pearson_spearman
+from .metrics import Measure, accuracy, matthews_correlation, mean_accuracy_f1, mean_pearson_spearman, spearman
 from .task_file import check_files, is_task_file, read_task_file
 
 
@@ -61,6 +61,10 @@ class Task:
         """Width of the logits: the number of classes, or 1 for regression."""
         return 1 if self.labels is None else len(self.labels)
 
+    def for_model(self, source: str | Path) -> "Task":
+        """The task with its head as the model at `source` wants it, see `Head.for_model`."""
+        return replace(self, head=self.head.for_model(source))
+
 
 _ONE, _TWO, _QUESTIONS = ("sentence",), ("sentence1", "sentence2"), ("question1", "question2")
 _ENTAILED = ("entailment", "not_entailment")
@@ -86,6 +90,7 @@ TASKS: dict[str, Task] = {
         _task("qnli", "QNLI", ("question", "sentence"), _ENTAILED, accuracy, 128, 32, 1000),
         _task("rte", "RTE", _TWO, _ENTAILED, accuracy, 128, 32, 20),
         _task("wnli", "WNLI", _TWO, ("not_entailment", "entailment"), accuracy, 128, 32, 20),
+        _task("features", "Features", _TWO, None, spearman, 128, 32, 100, head=FEATURE_EXTRACTION),
         _task("demo", "Demo", _ONE, _ACCEPTABLE, accuracy, 32, 32, 50),
         Task("squad", "SQuAD 1.1", **SQUAD, head=QUESTION_ANSWERING, repository="rajpurkar/squad"),
         Task("squad_v2", "SQuAD 2.0", **SQUAD, head=UNANSWERABLE, repository="rajpurkar/squad_v2"),

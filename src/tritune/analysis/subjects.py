@@ -126,10 +126,11 @@ def open_subjects(
     """
     sources = {"teacher": teacher} if teacher else {}
     sources |= dict(zip(short_names(students), students, strict=True))
+    task = task.for_model(next(iter(sources.values())))
     models = {name: load_model(source, task) for name, source in sources.items()}
     first = short_names(students)[0] if students else "teacher"
     recipe = recipe_in_force(sources[first], models[first], overrides, task)
-    tokenizer = task.head.load_processor(sources[first], models[first], recipe.max_length)
+    processor = task.head.load_processor(sources[first], models[first], recipe.max_length)
     if untrained and is_quantized(models[first]):
         quantization = models[first].config.quantization_config.quantization
         models[UNTRAINED] = prepare(copy.deepcopy(models["teacher"]), quantization)
@@ -137,7 +138,8 @@ def open_subjects(
     models = {name: instrument(model).to(device).eval() for name, model in models.items()}
     _check_shapes(models, {**sources, UNTRAINED: UNTRAINED})
     splits = load_task_data(task, data_folder, task.dev_splits)
-    data = task.head.encode(splits, task, tokenizer, recipe.max_length, recipe.padding)
+    data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
+    tokenizer = getattr(processor, "tokenizer", processor)
     count = len(data.dev) if rows is None else min(rows, len(data.dev))
     if count < 1:
         raise TrituneError("--rows must be at least 1, and the dev set must have a row")

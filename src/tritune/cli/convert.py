@@ -54,6 +54,7 @@ def convert(
 def _write(source: str | Path, output: Path, dtype: "torch.dtype") -> dict[str, Any]:
     """Convert, and write the output whole or not at all; returns its sizes."""
     from ..convert import convert
+    from ..heads.sentence_files import read_sentence_files
     from ..load import load, load_tokenizer
     from ..recipes import recipe_beside
     from ..training.run_folder import replace_folder
@@ -61,12 +62,15 @@ def _write(source: str | Path, output: Path, dtype: "torch.dtype") -> dict[str, 
     model = convert(load(source), dtype)
     has_text = model.main_input_name == "input_ids"
     tokenizer = load_tokenizer(source, model, max_length=1) if has_text else None
+    sentence_files = read_sentence_files(source) if has_text and model.base_model is model else None
     with replace_folder(output) as folder:
         model.save_pretrained(folder)
         beside = [recipe_beside(source), None if has_text else Path(source) / "preprocessor_config.json"]
         for path in filter(None, beside):
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
+        if sentence_files is not None:
+            sentence_files.write(folder)
         model_bytes = _folder_bytes(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -94,4 +98,4 @@ def _sizes(
 
 
 def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

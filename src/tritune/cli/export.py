@@ -57,6 +57,8 @@ def export(
     if (kind := head_of(load_config(model))) in (QUESTION_ANSWERING, TOKEN_CLASSIFICATION):
         raise TrituneError(f"{model}: for {kind.name}, which is not exported yet; `tritune convert` packs it")
     known = get_task(task) if task else None
+    if known and not known.head.has_logits:
+        raise TrituneError(f"--task {task}: only models that answer with logits are exported")
     if known and known.files is None and verify is None:
         raise TrituneError(f"--task {task}: --verify must name the folder of its files")
     loaded = load_model(model, known) if known else load_classifier(model)

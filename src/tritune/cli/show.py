@@ -60,7 +60,8 @@ def show_run(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
         _print_json(metrics)
         return
     name, further = metrics["metric"], [key for key, value in metrics["teacher"].items() if isinstance(value, dict)]
-    closeness = "agreement" if "agreement" in metrics["last"] else "mse_to_teacher"
+    known = ("agreement", "cosine_to_teacher", "mse_to_teacher")
+    closeness = next(key for key in known if key in metrics["last"])
     title = f"{metrics['task']}, {metrics['recipe']}, seed {metrics['seed']}"
     table = _table("model", name, *further, closeness, "step", "size*", title=title)
     labels = {

@@ -51,6 +51,7 @@ _LAYOUTS = {
     "qnli": _Layout(("question", "sentence"), named=True),
     "rte": _Layout(_TWO, named=True),
     "wnli": _Layout(_TWO),
+    "features": _Layout(_TWO, "score"),
     "demo": _Layout(_ONE),
 }
 

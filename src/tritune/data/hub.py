@@ -9,6 +9,8 @@ from ..tasks import Task
 from .glue import features, wanted_splits
 
 REPOSITORY = "nyu-mll/glue"
+# Tasks that read another task's rows.
+_SUBSETS = {"features": "stsb"}
 
 
 def load_hub(task: Task, splits: Sequence[str] | None = None) -> DatasetDict:
@@ -24,7 +26,8 @@ def load_hub(task: Task, splits: Sequence[str] | None = None) -> DatasetDict:
     if task.name == "demo":
         raise TrituneError(f"{task.title} is not on the hub: give its tsv files with --data FOLDER")
     try:
-        loaded = load_dataset(task.repository) if task.repository else load_dataset(REPOSITORY, task.name)
+        subset = _SUBSETS.get(task.name, task.name)
+        loaded = load_dataset(task.repository) if task.repository else load_dataset(REPOSITORY, subset)
     except Exception as error:  # the network, the cache and the hub's client each fail with types of their own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrituneError(

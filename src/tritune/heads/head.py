@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from ..distill import IGNORED, kl_divergence
@@ -89,12 +89,25 @@ class Head(ABC):
         auto_model: the transformers class that loads such a model.
         auto_processor: the one that loads what turns its inputs into tensors.
         file_options: further arguments that `describe` takes: `problem`, `labels`, `metric`.
+        has_logits: whether such a model ends in a head whose logits are compared; without, `read` says what is.
+        library, pipeline_tag: of its model card; an empty tag is the name.
     """
 
     name: ClassVar[str]
     auto_model: ClassVar[type]
     auto_processor: ClassVar[type]
     file_options: ClassVar[tuple[str, ...]] = ()
+    has_logits: ClassVar[bool] = True
+    library: ClassVar[str] = "transformers"
+    pipeline_tag: ClassVar[str] = ""
+
+    def for_model(self, source: "str | Path") -> "Head":
+        """The same kind as the model at `source` wants it, where further files beside the model say more.
+
+        Raises:
+            TrituneError: such a file cannot be used.
+        """
+        return self
 
     @abstractmethod
     def options(self, task: Any) -> dict[str, Any]:
@@ -111,6 +124,10 @@ class Head(ABC):
         Raises:
             TrituneError: there is none, or it does not belong to the model.
         """
+
+    def train_rows(self, rows: Dataset) -> int:
+        """How many rows `encode` makes of the training split as a reader gives it."""
+        return len(rows)
 
     @abstractmethod
     def encode(
@@ -213,3 +230,14 @@ class Head(ABC):
             "agreement": float(np.mean(student.argmax(-1) == teacher.argmax(-1))),
             "kl_to_teacher": float(divergence),
         }
+
+    def usage(self, name: str) -> str:
+        """Python code that loads a student of this name, for its card."""
+        model, processor = self.auto_model.__name__, self.auto_processor.__name__
+        return (
+            "import tritune  # without it, loading fails\n"
+            f"from transformers import {model}, {processor}\n\n"
+            f'model = {model}.from_pretrained("{name}")\n'
+            f"{'tokenizer' if self.auto_processor is AutoTokenizer else 'processor'} = "
+            f'{processor}.from_pretrained("{name}")'
+        )

@@ -116,7 +116,8 @@ def check_fast(tokenizer: PreTrainedTokenizerBase, source: object) -> None:
 def encode(dataset: Dataset, task: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Token ids of every row, truncated to `max_length` and not padded, in memory.
 
-    The texts are replaced by what the tokenizer returns (`input_ids` etc., each `(length,)`), `label` becomes `labels`.
+    The texts are replaced by what the tokenizer returns (`input_ids` etc., each `(length,)`), `label`, where there is
+    one, becomes `labels`.
 
     Raises TrituneError if `max_length` leaves no room for text beside the special tokens.
     """
@@ -131,7 +132,7 @@ def encode(dataset: Dataset, task: Any, tokenizer: PreTrainedTokenizerBase, max_
         encoded = dataset.map(
             tokenize, batched=True, remove_columns=list(task.text_columns), keep_in_memory=True, desc=task.title
         )
-    return encoded.rename_column("label", "labels")
+    return encoded.rename_column("label", "labels") if "label" in encoded.column_names else encoded
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, padding: str, max_length: int) -> DataCollatorWithPadding:

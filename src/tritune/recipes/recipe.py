@@ -133,6 +133,7 @@ class Coefficients:
     projection_coefficient: float = 0.0
     ground_truth_coefficient: float = 0.0
     token_scaled_logits_coefficient: float = 0.0
+    embedding_coefficient: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ..versions import library_versions
 from .runs import MODELS, Run
 
 NOTHING = "–"
-_CLOSENESS = ("kl_to_teacher", "mse_to_teacher")
+_CLOSENESS = ("kl_to_teacher", "mse_to_teacher", "cosine_to_teacher")
 _NO_SCORES = ("path", "sha256", "size_bytes", "step", "site")
 _GROUP_NOTES = {
     "best": "chosen on this dev set, so a little too good",

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_token
-from transformers import AutoTokenizer
 
 from ..errors import TrituneError
 from ..recipes import Recipe
@@ -26,11 +25,7 @@ Scores are on the dev set, one seed ({seed}), {steps} steps; `best` was chosen o
 Sizes are computed from the bit widths; the weights here are the latent float ones, from which training can go on.
 
 ```python
-import tritune  # without it, loading fails
-from transformers import {auto_model}, {auto_processor}
-
-model = {auto_model}.from_pretrained("{name}")
-{processor} = {auto_processor}.from_pretrained("{name}")
+{usage}
 ```
 
 `metrics.json` has everything that was measured, `recipe.yaml` every value that was in force.
@@ -63,8 +58,8 @@ def model_card(metrics: dict[str, Any], task: Task, recipe: Recipe, name: str) -
     )
     data = ModelCardData(
         model_name=Path(name).name,
-        library_name="transformers",
-        pipeline_tag=head.name,
+        library_name=head.library,
+        pipeline_tag=head.pipeline_tag or head.name,
         tags=["tritune", "ternary", "quantization-aware-training"],
         eval_results=[result],
     )
@@ -79,10 +74,7 @@ def model_card(metrics: dict[str, Any], task: Task, recipe: Recipe, name: str) -
         rows="\n".join(rows),
         seed=metrics["seed"],
         steps=sum(metrics["steps"].values()),
-        name=name,
-        auto_model=head.auto_model.__name__,
-        auto_processor=head.auto_processor.__name__,
-        processor="tokenizer" if head.auto_processor is AutoTokenizer else "processor",
+        usage=head.usage(name),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 

@@ -51,8 +51,8 @@ class HeadTrainer(Trainer):
         inputs: dict[str, torch.Tensor],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """The loss of a batch, what the head reads of the output, (batch, ...), and the labels.
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """The loss of a batch (None without logits), what the head reads of the output, (batch, ...), and the labels.
 
         Args:
             model: wrapped or not.
@@ -63,6 +63,10 @@ class HeadTrainer(Trainer):
         if "labels" not in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
+        if not self.head.has_logits:
+            labels = inputs.pop("labels")
+            with torch.no_grad(), self.compute_loss_context_manager():
+                return None, self.head.read(model(**inputs), inputs).detach(), labels
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, output = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:

@@ -106,11 +106,14 @@ def open_job(
     check_free(output, overwrite, resume, inputs=inputs)
     # A new classifier is drawn while the model is loaded.
     set_seed(recipe.seed)
-    splits = load_task_data(task, data_folder, augmented=recipe.augmented)
     distils = isinstance(recipe, Recipe)
+    if not (distils or task.head.has_logits):
+        raise TrituneError(f"{task.title}: there are no labels to fine-tune on; distil a model as it comes")
+    splits = load_task_data(task, data_folder, augmented=recipe.augmented)
+    task = task.for_model(source)
     model = load_model(source, task, new_head=not distils)
     task = fit_length(task, model)
-    recipe = _resolved(recipe, task, len(splits["train"]))
+    recipe = _resolved(recipe, task, task.head.train_rows(splits["train"]))
     processor = task.head.load_processor(source, model, recipe.max_length)
     if is_quantized(model):
         raise TrituneError(f"{source}: quantized already; give a float model")
@@ -178,6 +181,10 @@ def _resolved(recipe: FinetuneRecipe, task: Task, train_rows: int) -> FinetuneRe
 
 def _fitted(recipe: Recipe, task: Task, teacher: PreTrainedModel, student: PreTrainedModel | None) -> Recipe:
     """A resolved recipe with its budget and its layer map spelt out, and a check of what depends on the models."""
+    for name in ("embedding",) if task.head.has_logits else ("logits", "ground_truth"):
+        if recipe.coefficients()[name]:
+            advice = "" if task.head.has_logits else "; take recipe features, or features-ti-g"
+            raise TrituneError(f"{name}_coefficient: {task.title} has no such loss, so it must be 0{advice}")
     student = teacher if student is None else student
     layers = len(instrument_of(instrument(student)).anatomy.sites)
     distilled_layers(recipe.distil_layers, layers)

@@ -116,7 +116,7 @@ def _sample(job: Job) -> dict[str, torch.Tensor]:
     """The first rows of the training data: learned ranges of activations start from them, on every device alike."""
     rows = job.data.splits["train"]
     batch = job.data.collate([rows[i] for i in range(min(len(rows), job.recipe.per_device_train_batch_size))])
-    batch.pop("labels")
+    batch.pop("labels", None)
     return batch.to(job.model.device)
 
 
@@ -140,7 +140,7 @@ def _teacher_cache(job: Job) -> TeacherCache:
     recipe, rows = job.recipe, job.data.splits["train"]
     fields, teacher = trace_fields(recipe.coefficients()), instrument(job.model)
     batch = job.data.collate([rows[0]])
-    batch.pop("labels")
+    batch.pop("labels", None)
     with evaluation_mode(job.model), torch.no_grad():
         sample = teacher(**batch.to(job.model.device), output_trace=fields)
     sample.trace = sample.trace.mapped(recipe.layer_map)

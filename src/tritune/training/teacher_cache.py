@@ -19,11 +19,13 @@ from ..errors import TrituneError
 from ..trace import LayerTrace, ModelTrace
 
 ROW = "row"
-_LOGITS, _HIDDEN = "logits", "hidden_states"
+_HIDDEN = "hidden_states"
+# Of an output beside its trace: logits, or the state that a sentence's embedding is pooled of.
+_ANSWERS = ("logits", "last_hidden_state")
 # Fields with a key axis beside the token axis.
 _SQUARE = ("attention_scores", "attention_probs")
 # Fields whose token axis is the one before the last.
-_PER_TOKEN = ("context", "attention_projection", "attention_block_output", _HIDDEN)
+_PER_TOKEN = ("context", "attention_projection", "attention_block_output", _HIDDEN, "last_hidden_state")
 
 Forward = Callable[[dict[str, torch.Tensor]], ModelOutput]
 
@@ -36,7 +38,7 @@ class TeacherCache:
             know what a crash left of them.
         rows: of the training set.
         length: tokens of its longest batch. Shorter batches must be padded on the right.
-        fields: of `LayerTrace`, or "hidden_states", that are kept beside the logits.
+        fields: of `LayerTrace`, or "hidden_states", that are kept beside the logits or the last state.
         sample: the model's output, with a trace of `fields`, for any batch; its shapes are taken.
         layers: whose fields are kept, as `distill.distilled_layers` says; None for all, and the embeddings too.
 
@@ -99,24 +101,24 @@ class TeacherCache:
             name: torch.from_numpy(np.stack([file[number][_cut(name, tokens)] for number in index])).to(device)
             for name, file in self.files.items()
         }
-        logits, hidden = read.pop(_LOGITS), read.pop(_HIDDEN, None)
+        answers, hidden = {name: read.pop(name) for name in _ANSWERS if name in read}, read.pop(_HIDDEN, None)
         layers = [LayerTrace() for _ in range(self.count)]
         for name, tensor in read.items():
             for place, layer in enumerate(self._kept(self.count)):
                 setattr(layers[layer], name, tensor[:, place])
         if hidden is None:
-            return ModelOutput(logits=logits, trace=ModelTrace(layers))
+            return ModelOutput(**answers, trace=ModelTrace(layers))
         states = dict(zip(self._kept(hidden.shape[1], after=1), hidden.unbind(1), strict=True))
         length = self.count + 1 if self.layers is not None else hidden.shape[1]
-        return ModelOutput(logits=logits, trace=ModelTrace(layers, tuple(map(states.get, range(length)))))
+        return ModelOutput(**answers, trace=ModelTrace(layers, tuple(map(states.get, range(length)))))
 
     def _kept(self, count: int, after: int = 0) -> Sequence[int]:
         """Places that are kept of `count`; hidden state l + 1 comes `after` layer l."""
         return range(count) if self.layers is None else [layer + after for layer in self.layers]
 
     def _packed(self, output: ModelOutput) -> dict[str, torch.Tensor]:
-        """Field to one tensor, (batch, layers, ...); the logits are (batch, classes)."""
-        packed = {_LOGITS: output.logits}
+        """Field to one tensor, (batch, layers, ...), or for what is no layer's (batch, ...)."""
+        packed = {name: output[name] for name in _ANSWERS if output.get(name) is not None}
         for name in sorted(self.fields):
             hidden, trace = name == _HIDDEN, output.trace
             tensors = trace.hidden_states if hidden else [getattr(layer, name) for layer in trace.layers]

@@ -23,6 +23,7 @@ from ..distill import (
     trace_fields,
 )
 from ..errors import TrituneError
+from ..heads import TEXT_CLASSIFICATION, Head
 from ..instrument import instrument_of, is_instrumented
 from ..products import forget_weights, weights_held
 from ..recipes import OPTIMIZERS
@@ -83,9 +84,10 @@ class DistillationTrainer(HeadTrainer):
             the published values), or `adamw`, Trainer's own. `optimizers` among the further arguments beats both.
         warmup_ratio: of `bert_adam`, the fraction of steps spent warming up.
         learned_scale_learning_rate: of what quantizers learn, in a group of its own that is not decayed.
+        head: the kind of task; of a model without logits, its `read` gives the embeddings that are compared.
         teacher_cache: where the teacher's outputs are kept between epochs; the rows of `train_dataset` then carry
             their numbers in a column "row". None computes them every time.
-        **kwargs: as Trainer takes them, and `head`, the kind of task (text classification without it).
+        **kwargs: as Trainer takes them.
 
     Raises:
         TrituneError: the student is not prepared, or teacher and student do not match, or a name is unknown.
@@ -106,6 +108,7 @@ class DistillationTrainer(HeadTrainer):
         optimizer: str = "bert_adam",
         warmup_ratio: float = 0.1,
         learned_scale_learning_rate: float = 1e-4,
+        head: Head = TEXT_CLASSIFICATION,
         teacher_cache: TeacherCache | None = None,
         **kwargs: Any,
     ):
@@ -115,6 +118,7 @@ class DistillationTrainer(HeadTrainer):
         self.learned_scale_learning_rate = learned_scale_learning_rate
         _check_names(self.coefficients, schedule, loss_average, optimizer)
         layers = _check_models(model, teacher)
+        _check_head(self.coefficients, model, head)
         pair = pairing(model, teacher, self.coefficients, schedule, layer_map)
         self.layers, self.layer_map = distilled_layers(distil_layers, layers), pair.layer_map
         check_temperature(temperature, teacher.config.num_labels == 1)
@@ -130,7 +134,7 @@ class DistillationTrainer(HeadTrainer):
             self.optimizer_name = optimizer = "adamw"
         if optimizer == "bert_adam":
             args = without_clip_and_schedule(args)
-        super().__init__(model=model, args=args, **kwargs)
+        super().__init__(model=model, args=args, head=head, **kwargs)
         self.add_callback(_ForgetWeights())
         if pair.hidden_widths is not None:
             self._add_hidden_projection(pair.hidden_widths, kwargs.get("optimizers", (None, None))[0])
@@ -200,6 +204,7 @@ class DistillationTrainer(HeadTrainer):
             layers=self.layers,
             causal=_is_language_model(self.teacher, teacher),
             multi_label=self.teacher.config.problem_type == MULTI_LABEL,
+            embeddings=None if self.head.has_logits else tuple(self.head.read(o, batch) for o in (student, teacher)),
         )
         losses = distillation_losses(pair, self.coefficients)
         self._check_and_sum(losses)
@@ -267,6 +272,9 @@ class DistillationTrainer(HeadTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
+        if not self.head.has_logits and "labels" not in self._signature_columns:
+            # Such a model takes none, and Trainer would drop those of its dev set.
+            self._signature_columns = [*self._signature_columns, "labels"]
         if self.teacher_cache is not None and ROW not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, ROW]
 
@@ -284,6 +292,7 @@ class DistillationTrainer(HeadTrainer):
             self.args.world_size > 1
             and not self.coefficients.get("logits")
             and not self.coefficients.get("ground_truth")
+            and self.head.has_logits
         ):
             raise TrituneError("on many devices the classifier must be trained: give logits_coefficient a value")
 
@@ -330,6 +339,19 @@ def _is_language_model(model: PreTrainedModel, output: ModelOutput) -> bool:
     """Whether the logits at a token of a causal model are about the next one."""
     logits = output.get("logits")
     return instrument_of(model).anatomy.is_causal and logits is not None and logits.ndim == 3
+
+
+def _check_head(coefficients: dict[str, float], student: PreTrainedModel, head: Head) -> None:
+    """Check that the losses fit what the model ends in."""
+    if head.has_logits:
+        if coefficients.get("embedding"):
+            raise TrituneError("embedding: only for sentence encoders; give `head`, which reads a sentence's embedding")
+        return
+    if named := [name for name in ("logits", "ground_truth") if coefficients.get(name)]:
+        raise TrituneError(f"{named[0]}: a model whose embeddings are read has no logits; give the coefficient 0")
+    # The embedding does not come from the pooler: without a gradient, DDP would wait for it forever.
+    for name in instrument_of(student).anatomy.pooler:
+        student.get_submodule(name).requires_grad_(False)
 
 
 def _check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import TrituneError
-from .heads import HEADS, TEXT_CLASSIFICATION, Head
+from .heads import HEADS, IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, Head
 from .metrics import Measure, accuracy, matthews_correlation, mean_accuracy_f1, mean_pearson_spearman
 
 
@@ -22,6 +22,7 @@ class Task:
     the task, among them `metric`, the one that selects checkpoints (higher is better). `labels` holds the class names
     in id order, or None for regression. The first of `dev_splits` is the one that selects. `head` says what is done
     with rows and outputs. `files` gives the file of every split of a user's own data; `label_column` holds its label.
+    `max_length` is None where inputs have no length to cut.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Task:
     labels: tuple[str, ...] | None
     metric: str
     measure: Measure
-    max_length: int
+    max_length: int | None
     batch_size: int
     eval_steps: int
     dev_splits: tuple[str, ...] = ("validation",)
@@ -53,6 +54,8 @@ _ONE, _TWO, _QUESTIONS = ("sentence",), ("sentence1", "sentence2"), ("question1"
 _ENTAILED = ("entailment", "not_entailment")
 _MNLI_LABELS, _MNLI_DEV = ("entailment", "neutral", "contradiction"), ("validation_matched", "validation_mismatched")
 _ACCEPTABLE = ("unacceptable", "acceptable")
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_IMAGES = {"head": IMAGE_CLASSIFICATION, "dev_splits": ("test",)}
 
 
 def _task(name: str, title: str, columns: tuple, labels: tuple | None, measure: Measure, *lengths, **more) -> Task:
@@ -74,6 +77,7 @@ TASKS: dict[str, Task] = {
         _task("rte", "RTE", _TWO, _ENTAILED, accuracy, 128, 32, 20),
         _task("wnli", "WNLI", _TWO, ("not_entailment", "entailment"), accuracy, 128, 32, 20),
         _task("demo", "Demo", _ONE, _ACCEPTABLE, accuracy, 32, 32, 50),
+        _task("cifar10", "CIFAR-10", ("image",), _CIFAR10, accuracy, None, 64, 100, **_IMAGES),
     )
 }
 

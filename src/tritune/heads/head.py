@@ -13,6 +13,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from ..distill import kl_divergence
 from ..errors import TrituneError
+from .augmented import Augment, AugmentedRows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,17 +31,24 @@ class EncodedData:
         collate: rows to a batch of tensors.
         measures: for every dev split, predictions (rows, ...) to named metrics.
         select: the dev split whose metric selects checkpoints.
+        augment: changes a training row at every visit, where the kind of task knows a way.
     """
 
     splits: DatasetDict
     collate: Collate
     measures: Mapping[str, Callable[[np.ndarray], dict[str, float]]]
     select: str
+    augment: Augment | None = None
 
     @property
     def dev(self) -> Dataset:
         """The rows of the dev split that selects."""
         return self.splits[self.select]
+
+    def training_rows(self, augmentation: str | None, seed: int) -> Dataset | AugmentedRows:
+        """The rows of "train" as a training visits them, changed anew every time where `augmentation` is "standard"."""
+        rows = self.splits["train"]
+        return AugmentedRows(rows, self.augment, seed) if augmentation == "standard" else rows
 
     def measure(self, predictions: np.ndarray) -> dict[str, float]:
         """Metrics of predictions (rows, ...) for the dev split that selects."""
@@ -64,11 +72,15 @@ class Head(ABC):
         name: the hub's name of the kind, as a task file spells it.
         auto_model: the transformers class that loads such a model.
         auto_processor: the one that loads what turns its inputs into tensors.
+        unused_keys: of a recipe, that mean nothing to this kind, with the reason.
+        default_keys: of a recipe, that mean something to this kind alone, with the value that null stands for.
     """
 
     name: ClassVar[str]
     auto_model: ClassVar[type]
     auto_processor: ClassVar[type]
+    unused_keys: ClassVar[Mapping[str, str]] = {"image_augmentation": "there are no images"}
+    default_keys: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def options(self, task: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from ..errors import CannotWriteError, Interrupted
+from ..heads.augmented import AugmentedRows, EpochOf
 from .callbacks import EvaluateAtEnd, PhaseProgress
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -77,7 +78,8 @@ def train(
     stop = StopOnSignal()
     trainer.remove_callback(ProgressCallback)
     bars = [PhaseProgress(name, site)] if bar else []
-    for callback in (EvaluateAtEnd(), *bars, *callbacks, stop):
+    epochs = [EpochOf(trainer.train_dataset)] if isinstance(trainer.train_dataset, AugmentedRows) else []
+    for callback in (EvaluateAtEnd(), *epochs, *bars, *callbacks, stop):
         trainer.add_callback(callback)
     with stop.listening(), _writable(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

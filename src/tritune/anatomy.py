@@ -17,10 +17,20 @@ from transformers import PreTrainedModel
 
 from .attention import observe_attention
 from .errors import UnsupportedModelError
+from .layers import is_patch_convolution
 from .modes import evaluation_mode
 
 Node = torch.autograd.graph.Node
-PARTS = ("query_key_value", "attention_projection", "ffn_in", "ffn_out", "embeddings", "pooler", "classifier")
+PARTS = (
+    "query_key_value",
+    "attention_projection",
+    "ffn_in",
+    "ffn_out",
+    "embeddings",
+    "patch_embedding",
+    "pooler",
+    "classifier",
+)
 
 
 @dataclass(frozen=True)
@@ -56,12 +66,14 @@ class Anatomy:
         embeddings: the word embedding and the Linears between it and the first layer.
         pooler: the Linears between the encoder and the classifier.
         classifier: the Linear that yields the logits, if there is one.
+        patch_embedding: the convolutions over patches before the first layer, of an image model.
     """
 
     sites: tuple[AttentionSite, ...]
     embeddings: tuple[str, ...] = ()
     pooler: tuple[str, ...] = ()
     classifier: tuple[str, ...] = ()
+    patch_embedding: tuple[str, ...] = ()
 
     @property
     def shares_weights(self) -> bool:
@@ -77,6 +89,7 @@ class Anatomy:
             "ffn_in": [name for site in sites for name in site.ffn_in],
             "ffn_out": [name for site in sites for name in site.ffn_out],
             "embeddings": self.embeddings,
+            "patch_embedding": self.patch_embedding,
             "pooler": self.pooler,
             "classifier": self.classifier,
         }
@@ -97,12 +110,18 @@ class _Call:
 class _Recording:
     calls: list[_Call] = field(default_factory=list)
     linear_outputs: dict[Node, int] = field(default_factory=dict)
+    patches: list[str] = field(default_factory=list)
 
     def add(self, kind: str, name: str, inputs: Iterable[torch.Tensor], output: torch.Tensor) -> None:
         """Note a call of a module, with the tensors it took and gave."""
         if kind == "linear":
             self.linear_outputs[output.grad_fn] = len(self.calls)
         self.calls.append(_Call(kind, name, tuple(tensor.grad_fn for tensor in inputs), output.grad_fn))
+
+    def add_patches(self, name: str) -> None:
+        """Note a call of a convolution over patches, if no layer came before."""
+        if not any(call.kind == "attention" for call in self.calls):
+            self.patches.append(name)
 
     def upstream(self, node: Node | None, *more_stops: Node) -> set[Node]:
         """The nearest Linear outputs, parameters and `more_stops` from which `node` was computed."""
@@ -154,6 +173,7 @@ def find_anatomy(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor])
         embeddings=((names[word_embedding],) if isinstance(word_embedding, nn.Embedding) else ()) + tuple(before),
         pooler=tuple(recording.calls[i].name for i in (tail[1:] if has_logits else tail)),
         classifier=(recording.calls[tail[0]].name,) if has_logits else (),
+        patch_embedding=tuple(recording.patches),
     )
 
 
@@ -193,6 +213,8 @@ def _record(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[_Recordi
     handles = []
     for module, name in names.items():
         kind = "linear" if isinstance(module, nn.Linear) else "norm" if _is_norm(module) else None
+        if is_patch_convolution(module):
+            handles.append(module.register_forward_hook(lambda *_, name=name: recording.add_patches(name)))
         if kind:
             handles.append(
                 module.register_forward_hook(

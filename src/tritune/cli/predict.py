@@ -1,4 +1,4 @@
-"""`tritune predict`: answers for texts of one's own."""
+"""`tritune predict`: answers for texts or images of one's own."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,12 @@ from . import options
 def predict(
     model: Annotated[str, typer.Argument(help="A run, a teacher or any fine-tuned model.", metavar="MODEL")],
     input: Annotated[
-        str, typer.Option("--input", help="A .csv, .tsv, .jsonl or .txt file; - reads lines from standard input.")
+        str,
+        typer.Option(
+            "--input",
+            help="A .csv, .tsv, .jsonl or .txt file; - reads lines from standard input. Of images: a folder, an image "
+            "or a .parquet file.",
+        ),
     ] = "-",
     output: Annotated[
         Path | None, typer.Option("--output", help="A .csv, .tsv or .jsonl file; standard output (CSV) without it.")
@@ -27,17 +32,25 @@ def predict(
     """Write MODEL's answer beside every row of a file: the label's name, or a score.
 
     A line of plain text is one example; with a tab in it, a pair. With per-tensor activation scales (the papers'
-    recipes) an answer may depend on the other rows of its batch.
+    recipes) an answer may depend on the other rows of its batch. Images are named by their `file` or their `row`.
 
     Examples: `tritune predict run/ --input reviews.csv --output answers.csv --probabilities`,
     `echo "what a film" | tritune predict run/`
     """
     options.quiet_libraries()
     from ..data.table import check_writable, read_table, table_name, write_table
-    from ..predict import predict_rows
+    from ..errors import TrituneError
+    from ..heads.image_classification import takes_images
+    from ..load import load_config
+    from ..predict import predict_images, predict_rows
 
     if output is not None:
         check_writable(output)
+    if takes_images(load_config(model)):
+        if input == "-" or text_columns is not None:
+            raise TrituneError(f"{model}: takes images: give --input a folder, an image or a .parquet file, no columns")
+        write_table(output, predict_images(model, input, overrides or [], probabilities))
+        return
     rows = read_table(input)
     if output is not None:
         check_writable(output, rows)

@@ -4,11 +4,11 @@ import random
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from datasets import DatasetDict, Image
+from datasets import Dataset, DatasetDict
 from PIL import Image as Pillow
 from transformers import (
     AutoImageProcessor,
@@ -20,13 +20,15 @@ from transformers import (
 
 from ..errors import TrituneError
 from ..metrics import accuracy
-from .head import EncodedData
+from .head import Collate, EncodedData
 from .image_augmentation import augmented
 from .images import IMAGE, LABEL, label_names, labelled, read_labelled
 from .text_classification import TextClassification
 
 # Named as the model's input, because Trainer keeps no other columns.
 PIXELS = "pixel_values"
+# Shows the shape of what a processor gives.
+_PROBE = Pillow.new("RGB", (80, 60))
 
 
 class ImageClassification(TextClassification):
@@ -35,14 +37,14 @@ class ImageClassification(TextClassification):
     name = "image-classification"
     auto_model = AutoModelForImageClassification
     auto_processor = AutoImageProcessor
-    unused_keys = {"max_length": "images are not cut to a number of tokens"}
-    default_keys = {"image_augmentation": "standard"}
+    unused_keys: ClassVar[Mapping[str, str]] = {"max_length": "images are not cut to a number of tokens"}
+    default_keys: ClassVar[Mapping[str, Any]] = {"image_augmentation": "standard"}
 
     def load_processor(self, source: str | Path, model: PreTrainedModel, max_length: int | None) -> Any:
         """The image processor beside a model, by Pillow; `max_length` has no meaning for images."""
         try:
             processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
-            _, *found = _pixels(processor, [Pillow.new(_mode(processor), (80, 60))]).shape
+            _, *found = _pixels(processor, [_PROBE]).shape
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise TrituneError(
@@ -55,19 +57,15 @@ class ImageClassification(TextClassification):
         self, splits: DatasetDict, task: Any, processor: Any, max_length: int | None, padding: str
     ) -> EncodedData:
         """Images stay encoded: each is decoded and processed when a batch needs it, training images augmented."""
-        mode = _mode(processor)
         encoded = DatasetDict(
-            {
-                split: rows.cast_column(IMAGE, Image(mode=mode)).rename_columns({IMAGE: PIXELS, LABEL: "labels"})
-                for split, rows in splits.items()
-            }
+            {split: as_pixels(rows, processor)[0].rename_column(LABEL, "labels") for split, rows in splits.items()}
         )
         measures = {
             split: partial(task.measure, labels=np.asarray(encoded[split]["labels"]))
             for split in task.dev_splits
             if split in encoded
         }
-        height, width = _pixels(processor, [Pillow.new(mode, (80, 60))]).shape[-2:]
+        height, width = _pixels(processor, [_PROBE]).shape[-2:]
         augment = partial(_augment, processor=processor, width=width, height=height)
         return EncodedData(encoded, partial(collate, processor=processor), measures, task.dev_splits[0], augment)
 
@@ -107,6 +105,11 @@ def takes_images(config: PreTrainedConfig) -> bool:
     return type(config) in AutoModelForImageClassification._model_mapping
 
 
+def as_pixels(rows: Dataset, processor: Any) -> tuple[Dataset, Collate]:
+    """Rows of the column `image` under the name of a model's input, and what makes batches of them."""
+    return rows.rename_column(IMAGE, PIXELS), partial(collate, processor=processor)
+
+
 def collate(rows: Sequence[dict[str, Any]], processor: Any) -> BatchFeature:
     """Rows to `pixel_values`, (batch, channels, height, width), and what else they hold as numbers, (batch,).
 
@@ -126,12 +129,9 @@ def _augment(row: dict[str, Any], generator: random.Random, *, processor: Any, w
 
 
 def _pixels(processor: Any, images: list[Pillow.Image], **options: Any) -> torch.Tensor:
-    return processor(images, return_tensors="pt", **options)[PIXELS]
-
-
-def _mode(processor: Any) -> str:
-    """Pillow's mode of the images that a processor takes."""
-    return "L" if len(getattr(processor, "image_mean", None) or "RGB") == 1 else "RGB"
+    """Images of any mode, in colour or gray as the processor's mean says, to (batch, channels, height, width)."""
+    mode = "L" if len(getattr(processor, "image_mean", None) or "RGB") == 1 else "RGB"
+    return processor([image.convert(mode) for image in images], return_tensors="pt", **options)[PIXELS]
 
 
 def _check_fits(found: list[int], config: PreTrainedConfig, source: str | Path) -> None:

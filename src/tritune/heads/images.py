@@ -171,7 +171,7 @@ def labelled(rows: Dataset, names: Sequence[str], where: str) -> Dataset:
             what = "no label" if name is None else f"the label {shown(name)}, which training does not know"
             raise TrituneError(f"{where}, row {number}: {what}; known are {known}")
     numbers = [ids[str(name)] for name in given]
-    rows = rows.remove_columns(LABEL).add_column(LABEL, numbers).cast_column(LABEL, ClassLabel(names=list(names)))
+    rows = rows.remove_columns(LABEL).add_column(LABEL, numbers, feature=ClassLabel(names=list(names)))
     return verified(as_images(rows, where), where)
 
 
@@ -181,6 +181,8 @@ def as_images(rows: Dataset, where: str) -> Dataset:
     Raises:
         TrituneError: it holds something else.
     """
+    if isinstance(rows.features[IMAGE], Image):
+        return rows
     try:
         return rows.cast_column(IMAGE, Image())
     except Exception as error:

@@ -128,7 +128,7 @@ def _check_cache(job: Job, phase: Phase) -> None:
         )
     if recipe.image_augmentation == "standard":
         raise TrituneError("cache_teacher: no image is seen twice alike; take image_augmentation none, or do without")
-    if "input_ids" in job.data.dev.column_names and recipe.padding == "longest" and job.processor.padding_side != "right":
+    if recipe.padding == "longest" and getattr(job.processor, "padding_side", "right") != "right":
         raise TrituneError("cache_teacher: this tokenizer pads on the left, so it needs padding: max_length")
     if this_process().num_processes > 1:
         raise TrituneError("cache_teacher: only for a single process")

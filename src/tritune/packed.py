@@ -98,6 +98,11 @@ class _Packed:
         return twin
 
     @property
+    def packed(self) -> torch.Tensor:
+        """The bytes, uint8, (rows, bytes of a row)."""
+        return self.weight
+
+    @property
     def columns(self) -> int:
         """Codes of a row."""
         return self.in_features if isinstance(self, nn.Linear) else self.embedding_dim
@@ -110,12 +115,12 @@ class _Packed:
     @property
     def codes(self) -> torch.Tensor:
         """The codes, int8, (rows, columns)."""
-        return unpack(self.weight, self.weight_quantizer.bits, self.columns, self.weight_quantizer.codes)
+        return unpack(self.packed, self.weight_quantizer.bits, self.columns, self.weight_quantizer.codes)
 
     @property
     def quantized_weight(self) -> torch.Tensor:
         """What the QAT twin multiplied by or looked up in, in its shape and in the dtype of the float rest."""
-        return self._unpacker(self._float.dtype).fake(self.weight)[0].view(self.latent_shape)
+        return self._unpacker(self._float.dtype).fake(self.packed)[0].view(self.latent_shape)
 
     def check(self, name: str) -> None:
         """Check that the bytes are codes of this width and that the scale is a scale.
@@ -123,7 +128,7 @@ class _Packed:
         Raises:
             TrituneError: they are not; the message names the weight.
         """
-        check_packed(self.weight, self.weight_quantizer.bits, self.columns, name, self.weight_quantizer.codes)
+        check_packed(self.packed, self.weight_quantizer.bits, self.columns, name, self.weight_quantizer.codes)
         if not (self.weight_scale.isfinite() & (self.weight_scale >= 0)).all():
             raise TrituneError(f"{name}: its scale must be finite and not negative; the file is damaged")
 
@@ -179,14 +184,25 @@ class PackedEmbedding(_Packed, nn.Embedding):
 
 
 class PackedConv2d(_Packed, nn.Conv2d):
-    """`QuantConv2d` with a packed weight: uint8, (out channels, bytes of a flat kernel), and its `weight_scale`."""
+    """`QuantConv2d` with a packed weight: `weight_codes`, uint8, (out channels, bytes of a flat kernel), and its scale.
+
+    Image models bring their pixels to the dtype of this very `weight`: therefore it is an empty float, not the bytes.
+    """
 
     input_quantizer: Quantizer | None
 
     @classmethod
     def from_quantized(cls, convolution: QuantConv2d) -> "PackedConv2d":
         """A twin of a `QuantConv2d` whose weight has a quantizer; on the meta device, the empty shape of one."""
-        return cls._of(convolution)
+        twin = cls._of(convolution)
+        twin._buffers["weight_codes"] = twin.weight.data
+        twin.weight = nn.Parameter(convolution.weight.data.flatten(1)[:, :0].clone(), requires_grad=False)
+        return twin
+
+    @property
+    def packed(self) -> torch.Tensor:
+        """The bytes."""
+        return self.weight_codes
 
     @property
     def columns(self) -> int:
@@ -201,7 +217,7 @@ class PackedConv2d(_Packed, nn.Conv2d):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(batch, channels, height, width) to (batch, out channels, rows, columns)."""
         rows, unpacker = patches(input, self.kernel_size), self._unpacker(input.dtype)
-        return products.linear(rows, self.weight, self.bias, self.input_quantizer, unpacker).permute(0, 3, 1, 2)
+        return products.linear(rows, self.packed, self.bias, self.input_quantizer, unpacker).permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
         """As `nn.Conv2d`, with the quantizers."""

@@ -31,9 +31,11 @@ def size_bytes(model: nn.Module) -> int:
     learned = {
         id(p) for quantizer in quantizers.values() if isinstance(quantizer, Calibrated) for p in quantizer.parameters()
     }
-    scales = [module.weight_scale for module in model.modules() if isinstance(module, _PACKED)]
+    packed = [module for module in model.modules() if isinstance(module, _PACKED)]
+    beside = [module.weight_scale for module in packed]
+    beside += [module.packed for module in packed if module.packed is not module.weight]
     parameters = [parameter for parameter in model.parameters() if id(parameter) not in learned]
-    return sum(_parameter_bytes(p, quantizers.get(id(p))) for p in parameters) + sum(s.nbytes for s in scales)
+    return sum(_parameter_bytes(p, quantizers.get(id(p))) for p in parameters) + sum(tensor.nbytes for tensor in beside)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def sizes_by_part(model: PreTrainedModel) -> list[PartSize]:
             if isinstance(module, _PACKED):
                 count = math.prod(module.latent_shape)
                 parameters[part] = parameters.get(part, 0) + count
-                sizes[part] = sizes.get(part, 0) + module.weight.nbytes + module.weight_scale.nbytes
+                sizes[part] = sizes.get(part, 0) + module.packed.nbytes + module.weight_scale.nbytes
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameters["float rest"] += parameter.numel()

@@ -24,14 +24,16 @@ def swap(model: PreTrainedModel, quantization: Quantization) -> None:
     """Quantize the parts of `model` that `quantization` names, in place.
 
     Raises:
-        TrituneError: the model holds quantized modules already, or `quantization.layers` or a pattern of
-            `quantization.modules` does not fit it.
+        TrituneError: the model holds quantized modules already, or `quantization.layers`, `patch_embedding` or a
+            pattern of `quantization.modules` does not fit it.
     """
     if any(isinstance(module, (*_PACKED, *_PACKED.values())) for module in model.modules()):
         raise TrituneError(f"this {type(model).__name__} is prepared already; start from the float model")
     instrument = instrument_of(model)
     layers = _layers(instrument.anatomy, quantization)
     parts = instrument.anatomy.parts(layers)
+    if quantization.patch_embedding and not parts["patch_embedding"]:
+        raise TrituneError(f"patch_embedding: this {type(model).__name__} has no convolution over patches")
     names = [name for part, names in parts.items() if getattr(quantization, part) for name in names]
     states = {instrument.anatomy.sites[s.layers[0]].attention: s for s in instrument.states if s.layers[0] in layers}
     _check_patterns(quantization, [*names, *(states if quantization.attention_products else ())])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, set_seed
+from transformers import set_seed
 
 from ..devices import this_process
 from ..errors import TrituneError
@@ -17,7 +17,7 @@ from ..versions import library_versions
 from .arguments import bert_adam, training_arguments, without_clip_and_schedule
 from .callbacks import BestModel, History, StepTimer
 from .job import Job
-from .resume import train
+from .resume import ResumableTrainer, train
 from .run import metrics_function
 from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, claimed, read_json, remove, write_json, write_text
 
@@ -89,11 +89,11 @@ def _keep_recipe(job: Job, origin: dict[str, str]) -> None:
     write_text(path, text)
 
 
-def _trainer(job: Job) -> Trainer:
+def _trainer(job: Job) -> ResumableTrainer:
     recipe = job.recipe
     args = training_arguments(recipe, recipe.max_steps, job.output / CHECKPOINTS / "fine-tuning", data_seed=recipe.seed)
     published = recipe.optimizer == "bert_adam"
-    return Trainer(
+    return ResumableTrainer(
         model=job.model,
         args=without_clip_and_schedule(args) if published else args,
         optimizer_cls_and_kwargs=bert_adam(args, recipe.max_steps, recipe.warmup_ratio) if published else None,

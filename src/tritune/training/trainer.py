@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_utils import TrainOutput
 
@@ -28,6 +28,7 @@ from ..schedule import SCHEDULES
 from ..trace import Intervention, Site
 from .arguments import bert_adam, check_precision, separate_learned_scales, without_clip_and_schedule
 from .optimizer import learning_rate
+from .resume import ResumableTrainer
 from .teacher_cache import ROW, TeacherCache
 
 TERNARYBERT = {"logits": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
@@ -41,7 +42,7 @@ class _ForgetWeights(TrainerCallback):
         forget_weights()
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(ResumableTrainer):
     """Trains a QAT student against a float teacher; evaluation is of the student alone.
 
         student = tritune.prepare(model)

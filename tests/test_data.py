@@ -102,7 +102,7 @@ def tokenizer(**special):
 # Reading
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_reads_the_original_layout(tmp_path, name):
     task = write_task(tmp_path, name)
     data = load_task_data(task, tmp_path)
@@ -239,7 +239,7 @@ def as_on_the_hub(task, rows, **changed):
     return DatasetDict(dict.fromkeys(("train", *task.dev_splits, "test"), split))
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "demo"])
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "demo"])
 def test_hub_gives_what_the_folder_gives(tmp_path, monkeypatch, name):
     task = write_task(tmp_path, name)
     rows = [(*row, i) for i, row in enumerate(LAYOUTS[name][1])]

@@ -22,6 +22,7 @@ ROWS = {  # name: title, metric, max length, batch, evaluate every, number of la
     "rte": ("RTE", "accuracy", 128, 32, 20, 2),
     "wnli": ("WNLI", "accuracy", 128, 32, 20, 2),
     "demo": ("Demo", "accuracy", 32, 32, 50, 2),
+    "cifar10": ("CIFAR-10", "accuracy", None, 64, 100, 10),
 }
 
 
@@ -56,7 +57,7 @@ def test_table_row(name):
     assert row == ROWS[name]
     assert task.name == name
     assert task.is_regression == (task.labels is None) == (name == "stsb")
-    assert len(task.text_columns) == (1 if name in ("cola", "sst2", "demo") else 2)
+    assert len(task.text_columns) == (1 if name in ("cola", "sst2", "demo", "cifar10") else 2)
     with pytest.raises(dataclasses.FrozenInstanceError):
         task.max_length = 1
 
@@ -70,7 +71,8 @@ def test_label_order_is_the_hub_data_sets():
 
 def test_dev_splits():
     assert TASKS["mnli"].dev_splits == ("validation_matched", "validation_mismatched")
-    assert all(task.dev_splits == ("validation",) for name, task in TASKS.items() if name != "mnli")
+    assert all(task.dev_splits == ("validation",) for name, task in TASKS.items() if name not in ("mnli", "cifar10"))
+    assert TASKS["cifar10"].dev_splits == ("test",)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -81,7 +83,9 @@ def test_get_task_takes_both_spellings_in_any_case(task):
 
 
 def test_unknown_task_lists_the_known_and_suggests():
-    with pytest.raises(TrituneError, match=r"no task 'MNLY': did you mean 'mnli'\? known tasks are cola, sst2, .*demo"):
+    with pytest.raises(
+        TrituneError, match=r"no task 'MNLY': did you mean 'mnli'\? known tasks are cola, .*cifar10"
+    ):
         get_task("MNLY")
     with pytest.raises(TrituneError) as error:
         get_task("translation")

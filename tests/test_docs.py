@@ -16,6 +16,7 @@ import pytest
 import typer
 import yaml
 
+from pictures import make_folder, make_parquet
 from tritune.cli import main
 from tritune.recipes import FinetuneRecipe, Recipe, Sweep, load_recipe, load_sweeps, shipped_recipes, shipped_spaces
 from workspace import make_workspace, train_arguments
@@ -314,6 +315,28 @@ def test_commands_and_python_blocks_of_pack_run(at_demo):
         exec(compile(block, "pack.md", "exec"), {})
     small, again = (at_demo / name / "model.safetensors" for name in ("small", "small_too"))
     assert small.read_bytes() == again.read_bytes() and (at_demo / "deploy_small" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_commands_and_code_of_vision_run(tmp_path, monkeypatch):
+    """Everything on the page, with a ViT of two narrow layers."""
+    pytest.importorskip("onnxscript", reason="needs tritune[onnx]")
+    pytest.importorskip("onnxruntime", reason="needs tritune[onnx]")
+    monkeypatch.chdir(tmp_path)
+    make_parquet(Path("cifar10/train.parquet"), 40)
+    make_parquet(Path("cifar10/test.parquet"), 20)
+    for split in ("train", "dev"):
+        make_folder(Path("photos") / split, 3)
+    first, second = blocks(DOCS / "vision.md", "python")
+    for old, new in (("hidden_size=128", "hidden_size=16"), ("layers=6", "layers=2"), ("e_size=256", "e_size=32")):
+        assert old in first
+        first = first.replace(old, new)
+    for block in (first, second):
+        exec(compile(block, "vision.md", "exec"), {})
+    run_commands(DOCS / "vision.md")
+    assert (tmp_path / "my-teacher" / "metrics.json").is_file() and (tmp_path / "onnx" / "model.onnx").is_file()
+    assert len((tmp_path / "answers.csv").read_text().splitlines()) == 10
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 20
 
 
 def test_table_of_deploy_is_the_measured_one():

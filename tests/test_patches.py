@@ -149,6 +149,16 @@ def test_a_text_model_has_none():
         tritune.prepare(FAMILIES["bert"].build(), Quantization(patch_embedding=True))
 
 
+@torch.no_grad()
+def test_with_scales_per_token_no_answer_depends_on_its_batch():
+    quantization = Quantization(activation_granularity="token", weight_granularity="row", patch_embedding=True)
+    model = tritune.prepare(FAMILIES["vit"].build(), quantization).eval()
+    images = torch.randn(7, 3, 8, 8)
+    together = model(pixel_values=images).logits
+    for row in range(7):
+        assert torch.equal(model(pixel_values=images[row : row + 1]).logits[0], together[row])
+
+
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("settings", SETTINGS[:3], ids=str)

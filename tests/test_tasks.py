@@ -83,9 +83,7 @@ def test_get_task_takes_both_spellings_in_any_case(task):
 
 
 def test_unknown_task_lists_the_known_and_suggests():
-    with pytest.raises(
-        TrituneError, match=r"no task 'MNLY': did you mean 'mnli'\? known tasks are cola, .*cifar10"
-    ):
+    with pytest.raises(TrituneError, match=r"no task 'MNLY': did you mean 'mnli'\? known tasks are cola, .*cifar10"):
         get_task("MNLY")
     with pytest.raises(TrituneError) as error:
         get_task("translation")

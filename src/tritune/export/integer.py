@@ -101,6 +101,11 @@ class IntegerConv2d(IntegerLinear):
         super().__init__(*linear)
         self.kernel = kernel
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """Something of the dtype that image models bring their pixels to; they ask for that of the weight."""
+        return self.scale.float()
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(batch, channels, height, width) to (batch, out channels, rows, columns)."""
         return super().forward(patches(input, self.kernel)).permute(0, 3, 1, 2)

@@ -16,6 +16,7 @@ import pytest
 import typer
 import yaml
 
+from pictures import make_folder, make_parquet
 from tritune.cli import main
 from tritune.data import load_task_data
 from tritune.data.augment import PAPER_VARIANTS, VARIANTS
@@ -360,6 +361,28 @@ def test_commands_and_python_blocks_of_augment_run(at_demo):
 def test_table_of_augment():
     documented = {name.strip("`"): int(count) for name, count in table_rows(DOCS / "augment.md", 2) if count.isdigit()}
     assert documented == {name: VARIANTS.get(name, PAPER_VARIANTS) for name in TASKS}
+
+
+@pytest.mark.slow
+def test_commands_and_code_of_vision_run(tmp_path, monkeypatch):
+    """Everything on the page, with a ViT of two narrow layers."""
+    pytest.importorskip("onnxscript", reason="needs tritune[onnx]")
+    pytest.importorskip("onnxruntime", reason="needs tritune[onnx]")
+    monkeypatch.chdir(tmp_path)
+    make_parquet(Path("cifar10/train.parquet"), 40)
+    make_parquet(Path("cifar10/test.parquet"), 20)
+    for split in ("train", "dev"):
+        make_folder(Path("photos") / split, 3)
+    first, second = blocks(DOCS / "vision.md", "python")
+    for old, new in (("hidden_size=128", "hidden_size=16"), ("layers=6", "layers=2"), ("e_size=256", "e_size=32")):
+        assert old in first
+        first = first.replace(old, new)
+    for block in (first, second):
+        exec(compile(block, "vision.md", "exec"), {})
+    run_commands(DOCS / "vision.md")
+    assert (tmp_path / "my-teacher" / "metrics.json").is_file() and (tmp_path / "onnx" / "model.onnx").is_file()
+    assert len((tmp_path / "answers.csv").read_text().splitlines()) == 10
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 20
 
 
 def test_table_of_deploy_is_the_measured_one():

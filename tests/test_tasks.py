@@ -28,6 +28,7 @@ ROWS = {  # name: title, metric, max length, batch, evaluate every, number of la
     "squad": ("SQuAD 1.1", "f1", 384, 16, 500, 2),
     "squad_v2": ("SQuAD 2.0", "f1", 384, 16, 500, 2),
     "conll2003": ("CoNLL-2003", "entity_f1", 128, 32, 200, 9),
+    "cifar10": ("CIFAR-10", "accuracy", None, 64, 100, 10),
 }
 CLASSIFY = {name: task for name, task in TASKS.items() if task.head is TEXT_CLASSIFICATION}
 every_classification = pytest.mark.parametrize("task", CLASSIFY.values(), ids=CLASSIFY)
@@ -100,7 +101,7 @@ def test_table_row(name):
     assert row == ROWS[name]
     assert task.name == name
     assert task.is_regression == (task.labels is None) == (name in ("stsb", "features"))
-    assert len(task.text_columns) == (1 if name in ("cola", "sst2", "demo", "conll2003") else 2)
+    assert len(task.text_columns) == (1 if name in ("cola", "sst2", "demo", "conll2003", "cifar10") else 2)
     with pytest.raises(dataclasses.FrozenInstanceError):
         task.max_length = 1
 
@@ -114,7 +115,8 @@ def test_label_order_is_the_hub_data_sets():
 
 def test_dev_splits():
     assert TASKS["mnli"].dev_splits == ("validation_matched", "validation_mismatched")
-    assert all(task.dev_splits == ("validation",) for name, task in TASKS.items() if name != "mnli")
+    assert all(task.dev_splits == ("validation",) for name, task in TASKS.items() if name not in ("mnli", "cifar10"))
+    assert TASKS["cifar10"].dev_splits == ("test",)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -125,7 +127,7 @@ def test_get_task_takes_both_spellings_in_any_case(task):
 
 
 def test_unknown_task_lists_the_known_and_suggests():
-    with pytest.raises(TrituneError, match=r"no task 'MNLY': did you mean 'mnli'\? known tasks are cola, sst2, .*demo"):
+    with pytest.raises(TrituneError, match=r"no task 'MNLY': did you mean 'mnli'\? known tasks are cola, .*cifar10"):
         get_task("MNLY")
     with pytest.raises(TrituneError) as error:
         get_task("translation")

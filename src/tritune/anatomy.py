@@ -18,13 +18,23 @@ from transformers.pytorch_utils import Conv1D
 
 from .attention import ObservedAttention, observe_attention
 from .errors import UnsupportedModelError
+from .layers import is_patch_convolution
 from .modes import evaluation_mode
 
 Node = torch.autograd.graph.Node
 # What a model may answer, the most particular first; the pooled state comes from no classifier.
 _POOLED = "pooler_output"
 _HEADS = ("logits", "start_logits", "text_embeds", "image_embeds", _POOLED)
-PARTS = ("query_key_value", "attention_projection", "ffn_in", "ffn_out", "embeddings", "pooler", "classifier")
+PARTS = (
+    "query_key_value",
+    "attention_projection",
+    "ffn_in",
+    "ffn_out",
+    "embeddings",
+    "patch_embedding",
+    "pooler",
+    "classifier",
+)
 
 
 @dataclass(frozen=True)
@@ -65,12 +75,14 @@ class Anatomy:
         embeddings: the word embedding and the Linears between it and the first layer.
         pooler: the Linears between the encoder and the classifier.
         classifier: the Linears that yield the answer: none, one, or more where answers are averaged, as in DeiT.
+        patch_embedding: the convolutions over patches before the first layer, of an image model.
     """
 
     sites: tuple[AttentionSite, ...]
     embeddings: tuple[str, ...] = ()
     pooler: tuple[str, ...] = ()
     classifier: tuple[str, ...] = ()
+    patch_embedding: tuple[str, ...] = ()
 
     @property
     def shares_weights(self) -> bool:
@@ -96,6 +108,7 @@ class Anatomy:
             "ffn_in": [name for site in sites for name in site.ffn_in],
             "ffn_out": [name for site in sites for name in site.ffn_out],
             "embeddings": self.embeddings,
+            "patch_embedding": self.patch_embedding,
             "pooler": self.pooler,
             "classifier": self.classifier,
         }
@@ -123,6 +136,7 @@ class _Call:
 class _Recording:
     calls: list[_Call] = field(default_factory=list)
     linear_outputs: dict[Node, int] = field(default_factory=dict)
+    patches: list[str] = field(default_factory=list)
 
     def add(self, kind: str, name: str, inputs: Iterable[torch.Tensor], output: torch.Tensor) -> None:
         """Note a call of a module, with the tensors it took and gave."""
@@ -139,6 +153,11 @@ class _Recording:
             raise unsupported(model, f"{name} hides later tokens by its mask without saying that it is causal")
         nodes = tuple(tensor.grad_fn for tensor in call.operands)
         self.calls.append(_Call("attention", name, nodes, call.context.grad_fn, call.operands, call.causal))
+
+    def add_patches(self, name: str) -> None:
+        """Note a call of a convolution over patches, if no layer came before."""
+        if not any(call.kind == "attention" for call in self.calls):
+            self.patches.append(name)
 
     def upstream(self, node: Node | None, *more_stops: Node) -> set[Node]:
         """The nearest Linear outputs, parameters and `more_stops` from which `node` was computed."""
@@ -189,6 +208,7 @@ def find_anatomy(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor])
         embeddings=((names[word_embedding],) if isinstance(word_embedding, nn.Embedding) else ()) + tuple(before),
         pooler=pooler,
         classifier=classifiers,
+        patch_embedding=tuple(recording.patches),
     )
 
 
@@ -243,6 +263,8 @@ def _record(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[_Recordi
     handles = []
     for module, name in names.items():
         kind = "linear" if isinstance(module, nn.Linear) else "norm" if _is_norm(module) else None
+        if is_patch_convolution(module):
+            handles.append(module.register_forward_hook(lambda *_, name=name: recording.add_patches(name)))
         if kind:
             handles.append(
                 module.register_forward_hook(

@@ -196,7 +196,7 @@ def _check_loaded(model: PreTrainedModel) -> None:
     """Check that everything of a packed model came out of its files, and is what can have been packed."""
     for name, module in packed_modules(model).items():
         # Set by transformers on what came out of a file; without it the weight is whatever lay in memory.
-        if not _came(module.weight) or not _came(module.weight_scale):
+        if not (_came(module.weight) and _came(module.packed) and _came(module.weight_scale)):
             raise TrituneError(f"{name} has no packed weight of its shape; load with the class that was saved")
         module.check(name)
     for name, tensor in quantizer_tensors(model).items():

@@ -5,6 +5,7 @@ tensors plugged in, and what it returns is reported under the name `assisted`.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from transformers import PreTrainedModel
 from .data import load_task_data
 from .devices import this_process
 from .errors import TrituneError
-from .heads import EncodedData
+from .heads import IMAGE_CLASSIFICATION, EncodedData
 from .heads.head import Collate, Read, read_logits, stacked
+from .heads.image_classification import takes_images
 from .instrument import instrument
 from .load import is_quantized
 from .models import fit_length, load_model
@@ -33,6 +35,7 @@ from .trace import Intervention, Site
 EVALUATION_KEYS = ("max_length", "padding", "per_device_eval_batch_size")
 # Lengths and batches for a model that comes with neither recipe nor task; with no published ones, as own files have.
 _ANY_TASK = Task("", "", ("text",), None, "", lambda predictions, labels: {}, 128, 32, 100, files={})
+_ANY_IMAGES = replace(_ANY_TASK, title="images", max_length=None, batch_size=64, head=IMAGE_CLASSIFICATION)
 
 
 def predict(
@@ -102,6 +105,12 @@ def recipe_in_force(
         key = override.partition("=")[0].strip()
         if key not in EVALUATION_KEYS:
             raise TrituneError(f"--set: {key} would change nothing here; known are {', '.join(EVALUATION_KEYS)}")
+    if task is None and takes_images(model.config):
+        task = _ANY_IMAGES
+    if task is not None and task.max_length is None:
+        for key in ("max_length", "padding"):
+            if any(override.partition("=")[0].strip() == key for override in overrides):
+                raise TrituneError(f"--set: {key} would change nothing: images have no tokens to cut or pad")
     recipe = load_recipe(recipe_beside(source), overrides, Recipe if is_quantized(model) else FinetuneRecipe)
     return recipe.resolve(fit_length(task or _ANY_TASK, model), train_rows=1)
 

@@ -1,4 +1,4 @@
-"""`QuantLinear`, `QuantEmbedding` and `RowLinear`: thin twins of their float classes.
+"""`QuantLinear`, `QuantEmbedding`, `QuantConv2d` and `RowLinear`: thin twins of their float classes.
 
 They hold the same parameters under the same names and quantize on the fly, so a state dict fits both ways and an
 optimizer updates the latent weights. A quantizer that is None is off.
@@ -22,7 +22,9 @@ def _twin(cls: type[nn.Module], module: nn.Module) -> nn.Module:
 
 def _quantized(module: nn.Module) -> torch.Tensor:
     weight = module.weight.detach()
-    return weight if module.weight_quantizer is None else module.weight_quantizer.fake(weight)[0]
+    if module.weight_quantizer is None:
+        return weight
+    return module.weight_quantizer.fake(weight.flatten(1))[0].view(weight.shape)
 
 
 class QuantLinear(nn.Linear):
@@ -109,3 +111,65 @@ class QuantEmbedding(nn.Embedding):
     def extra_repr(self) -> str:
         """As `nn.Embedding`, with the quantizer."""
         return f"{super().extra_repr()}, weight={self.weight_quantizer}"
+
+
+def is_patch_convolution(module: nn.Module) -> bool:
+    """Whether a module is a convolution over patches that neither overlap nor are padded: a Linear of each patch."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == module.stride
+        and module.dilation == (1, 1)
+        and module.padding == (0, 0)
+        and module.groups == 1
+    )
+
+
+def patches(images: torch.Tensor, kernel: tuple[int, int]) -> torch.Tensor:
+    """Images, (batch, channels, height, width), cut into patches: (batch, rows, columns, channels * kernel area).
+
+    What is left at the right and lower edge is dropped, as a convolution does.
+
+    >>> patches(torch.arange(6.0).view(1, 1, 2, 3), (2, 1)).tolist()
+    [[[[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]]]
+    """
+    batch, channels, height, width = images.shape
+    down, across = kernel
+    rows, columns = height // down, width // across
+    cut = images[..., : rows * down, : columns * across].reshape(batch, channels, rows, down, columns, across)
+    return cut.permute(0, 2, 4, 1, 3, 5).flatten(3)
+
+
+class QuantConv2d(nn.Conv2d):
+    """`nn.Conv2d` over patches (see `is_patch_convolution`) with a quantized weight and quantized patches.
+
+    It is computed as the `QuantLinear` that it is: a scale per token is one per patch, a scale per row one per output
+    channel.
+    """
+
+    weight_quantizer: Quantizer | None
+    input_quantizer: Quantizer | None
+
+    @classmethod
+    def from_float(
+        cls, convolution: nn.Conv2d, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None
+    ) -> "QuantConv2d":
+        """A twin that shares the parameters, hooks and mode of `convolution`."""
+        twin = _twin(cls, convolution)
+        twin.weight_quantizer, twin.input_quantizer = weight_quantizer, input_quantizer
+        return twin
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) to (batch, out channels, rows, columns)."""
+        if self.weight_quantizer is None and self.input_quantizer is None:
+            return super().forward(input)
+        rows, weight = patches(input, self.kernel_size), self.weight.flatten(1)
+        return products.linear(rows, weight, self.bias, self.input_quantizer, self.weight_quantizer).permute(0, 3, 1, 2)
+
+    @property
+    def quantized_weight(self) -> torch.Tensor:
+        """What the patches are multiplied by, (out channels, channels, kernel height, width), without a gradient."""
+        return _quantized(self)
+
+    def extra_repr(self) -> str:
+        """As `nn.Conv2d`, with the quantizers."""
+        return f"{super().extra_repr()}, weight={self.weight_quantizer}, input={self.input_quantizer}"

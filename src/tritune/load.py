@@ -48,6 +48,8 @@ def load_pretrained(kind: Any, source: str | Path, **head: Any) -> PreTrainedMod
         TrituneError: the source is not a model, or its weights are incomplete or not finite.
     """
     config = load_config(source)
+    if (takes := getattr(kind, "_model_mapping", None)) is not None and type(config) not in takes:
+        raise TrituneError(f"{source}: {shown(config.model_type)} is not a kind of model that {kind.__name__} knows")
     if not head:
         _check_label_names(config, source)
     # A config may ask for more outputs than we reckon with.

@@ -1,4 +1,4 @@
-"""`PackedLinear` and `PackedEmbedding`: twins of `QuantLinear` and `QuantEmbedding` that hold packed codes.
+"""`PackedLinear`, `PackedEmbedding` and `PackedConv2d`: twins of the quantized layers that hold packed codes.
 
 The bytes lie under the float weight's own name, with their packed shape, so that no loader takes them for a float
 weight; the scale lies beside them as `weight_scale`. They compute what their QAT twin computed, by the same operations,
@@ -15,7 +15,7 @@ from torch import nn
 
 from . import products
 from .errors import TrituneError
-from .layers import QuantEmbedding, QuantLinear
+from .layers import QuantConv2d, QuantEmbedding, QuantLinear, patches
 from .packing import check_packed, pack, unpack
 from .quant import Granularity, Quantizer
 
@@ -72,7 +72,7 @@ class Unpacker:
 
 
 class _Packed:
-    """What both twins share: a `weight` of bytes and a `weight_scale`, neither of which has a gradient."""
+    """What all twins share: a `weight` of bytes and a `weight_scale`, neither of which has a gradient."""
 
     weight: nn.Parameter
     weight_scale: torch.Tensor
@@ -82,7 +82,7 @@ class _Packed:
     def _of(cls, module: nn.Module) -> nn.Module:
         """A twin with the hooks, mode and bias of a quantized `module`, whose own weight is packed."""
         quantizer = module.weight_quantizer
-        codes, scale = quantizer.store(module.weight)
+        codes, scale = quantizer.store(module.weight.flatten(1))
         twin = cls.__new__(cls)
         twin.__dict__.update(module.__dict__)
         twin._parameters = dict(module._parameters)
@@ -98,19 +98,29 @@ class _Packed:
         return twin
 
     @property
+    def packed(self) -> torch.Tensor:
+        """The bytes, uint8, (rows, bytes of a row)."""
+        return self.weight
+
+    @property
     def columns(self) -> int:
         """Codes of a row."""
         return self.in_features if isinstance(self, nn.Linear) else self.embedding_dim
 
     @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of the weight that was packed."""
+        return self.weight.shape[0], self.columns
+
+    @property
     def codes(self) -> torch.Tensor:
         """The codes, int8, (rows, columns)."""
-        return unpack(self.weight, self.weight_quantizer.bits, self.columns, self.weight_quantizer.codes)
+        return unpack(self.packed, self.weight_quantizer.bits, self.columns, self.weight_quantizer.codes)
 
     @property
     def quantized_weight(self) -> torch.Tensor:
-        """What the QAT twin multiplied by or looked up in, (rows, columns), in the dtype of the float rest."""
-        return self._unpacker(self._float.dtype).fake(self.weight)[0]
+        """What the QAT twin multiplied by or looked up in, in its shape and in the dtype of the float rest."""
+        return self._unpacker(self._float.dtype).fake(self.packed)[0].view(self.latent_shape)
 
     def check(self, name: str) -> None:
         """Check that the bytes are codes of this width and that the scale is a scale.
@@ -118,7 +128,7 @@ class _Packed:
         Raises:
             TrituneError: they are not; the message names the weight.
         """
-        check_packed(self.weight, self.weight_quantizer.bits, self.columns, name, self.weight_quantizer.codes)
+        check_packed(self.packed, self.weight_quantizer.bits, self.columns, name, self.weight_quantizer.codes)
         if not (self.weight_scale.isfinite() & (self.weight_scale >= 0)).all():
             raise TrituneError(f"{name}: its scale must be finite and not negative; the file is damaged")
 
@@ -171,3 +181,44 @@ class PackedEmbedding(_Packed, nn.Embedding):
     def extra_repr(self) -> str:
         """As `nn.Embedding`, with the quantizer."""
         return f"{super().extra_repr()}, weight={self.weight_quantizer}"
+
+
+class PackedConv2d(_Packed, nn.Conv2d):
+    """`QuantConv2d` with a packed weight: `weight_codes`, uint8, (out channels, bytes of a flat kernel), and its scale.
+
+    Image models bring their pixels to the dtype of this very `weight`: therefore it is an empty float, not the bytes.
+    """
+
+    input_quantizer: Quantizer | None
+
+    @classmethod
+    def from_quantized(cls, convolution: QuantConv2d) -> "PackedConv2d":
+        """A twin of a `QuantConv2d` whose weight has a quantizer; on the meta device, the empty shape of one."""
+        twin = cls._of(convolution)
+        twin._buffers["weight_codes"] = twin.weight.data
+        twin.weight = nn.Parameter(convolution.weight.data.flatten(1)[:, :0].clone(), requires_grad=False)
+        return twin
+
+    @property
+    def packed(self) -> torch.Tensor:
+        """The bytes."""
+        return self.weight_codes
+
+    @property
+    def columns(self) -> int:
+        """Codes of a flat kernel."""
+        return math.prod(self.latent_shape[1:])
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of the weight that was packed, (out channels, channels, kernel height, width)."""
+        return self.out_channels, self.in_channels, *self.kernel_size
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) to (batch, out channels, rows, columns)."""
+        rows, unpacker = patches(input, self.kernel_size), self._unpacker(input.dtype)
+        return products.linear(rows, self.packed, self.bias, self.input_quantizer, unpacker).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        """As `nn.Conv2d`, with the quantizers."""
+        return f"{super().extra_repr()}, weight={self.weight_quantizer}, input={self.input_quantizer}"

@@ -1,4 +1,4 @@
-"""Answers of a trained model for texts that have no labels."""
+"""Answers of a trained model for texts and images that have no labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,9 @@ from .devices import this_process
 from .distill import MULTI_LABEL
 from .errors import TrituneError
 from .evaluate import predict, recipe_in_force
-from .heads import TEXT_CLASSIFICATION, Head, head_of
+from .heads import IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, Head, head_of
+from .heads.image_classification import as_pixels
+from .heads.images import unlabelled
 from .heads.text import check_room, collator, text_of
 from .heads.text import text_columns as find_columns
 from .load import load_classifier, load_config, load_pretrained, load_tokenizer
@@ -67,11 +69,44 @@ def predict_rows(
     examples = [{name: values[i] for name, values in encoded.items()} for i in range(len(rows))]
     collate = collator(tokenizer, recipe.padding, recipe.max_length)
     logits = predict(model.to(this_process().device), examples, collate, recipe.per_device_eval_batch_size)
-    # argmax of a NaN row is a label like any other.
-    if len(bad := np.flatnonzero(~np.isfinite(logits).all(-1))):
-        raise TrituneError(f"{source}: answers row {bad[0] + 1} of {name} with NaN or infinite values; train it anew")
+    _check_finite(logits, source, name)
     answers = _label_sets if model.config.problem_type == MULTI_LABEL else _answers
     return [row | answer for row, answer in zip(rows, answers(labels, logits, probabilities), strict=True)]
+
+
+def predict_images(
+    source: str | Path, images: str | Path, overrides: Sequence[str] = (), probabilities: bool = False
+) -> list[dict[str, Any]]:
+    """The model's answers for images.
+
+    Args:
+        source: an image classifier: a run, a teacher, or any other; a folder or a hub name.
+        images: a folder with images at any depth, one image file, or a parquet file.
+        overrides: `key=value` for the recipe beside the model.
+        probabilities: add one column a label.
+
+    Returns:
+        A row an image: `file` or, of a parquet file, `row`, counted from 1; `prediction`; `probability_<label>` where
+        asked for.
+
+    Raises:
+        TrituneError: the model or an image cannot be used.
+    """
+    rows, names = unlabelled(images)
+    head = IMAGE_CLASSIFICATION
+    model = load_pretrained(head.auto_model, source)
+    labels = _labels(model, source, probabilities)
+    recipe = recipe_in_force(source, model, overrides)
+    examples, collate = as_pixels(rows, head.load_processor(source, model, None))
+    logits = predict(model.to(this_process().device), examples, collate, recipe.per_device_eval_batch_size)
+    _check_finite(logits, source, str(images))
+    return [row | answer for row, answer in zip(names, _answers(labels, logits, probabilities), strict=True)]
+
+
+def _check_finite(logits: np.ndarray, source: str | Path, name: str) -> None:
+    """Argmax of a NaN row is a label like any other."""
+    if len(bad := np.flatnonzero(~np.isfinite(logits).all(-1))):
+        raise TrituneError(f"{source}: answers row {bad[0] + 1} of {name} with NaN or infinite values; train it anew")
 
 
 def _predict_rows(

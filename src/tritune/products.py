@@ -194,10 +194,12 @@ def _quantized_weight(weight: torch.Tensor, quantizer: Quantizer, dtype: torch.d
     if _held_weights is None or not _tells_changes(weight):
         return _quantized(weight, quantizer, dtype)
     key = _key(weight, quantizer, dtype)
-    if weight not in _held_weights or _held_weights[weight][1] != key:
+    # A convolution's weight comes as a view, made anew every time.
+    owner = weight if weight._base is None else weight._base
+    if owner not in _held_weights or _held_weights[owner][1] != key:
         # The alias keeps the weight's memory: given new values elsewhere, they could land at the same address.
-        _held_weights[weight] = (weight.detach(), key, _quantized(weight, quantizer, dtype))
-    return _held_weights[weight][2]
+        _held_weights[owner] = (weight.detach(), key, _quantized(weight, quantizer, dtype))
+    return _held_weights[owner][2]
 
 
 def _tells_changes(values: torch.Tensor) -> bool:

@@ -25,6 +25,7 @@ SWITCHES = (
     "ffn_in",
     "ffn_out",
     "embeddings",
+    "patch_embedding",
     "pooler",
     "classifier",
     "attention_products",
@@ -53,8 +54,8 @@ class Quantization:
         activation_granularity: `tensor`, or `token`, with which no answer depends on its batch mates.
         clip: weights and activations are clipped to plus or minus this.
         threshold_factor: TWN's 0.7.
-        query_key_value, attention_projection, ffn_in, ffn_out, embeddings, pooler, classifier: the parts of the model
-            that are quantized.
+        query_key_value, attention_projection, ffn_in, ffn_out, embeddings, patch_embedding, pooler, classifier: the
+            parts of the model that are quantized. Only image models have a patch embedding, whose input are pixels.
         attention_products: whether Q, K, probabilities and V are quantized inside attention.
         layers: the layers that are quantized, counted from 0; None for all.
         modules: settings of some of the quantized modules: a mapping from patterns over module names (`*`, `?` and
@@ -82,6 +83,7 @@ class Quantization:
     ffn_in: bool = True
     ffn_out: bool = True
     embeddings: bool = True
+    patch_embedding: bool = False
     pooler: bool = True
     classifier: bool = False
     attention_products: bool = True

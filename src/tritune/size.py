@@ -7,11 +7,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .instrument import instrument_of
-from .layers import QuantEmbedding, QuantLinear
-from .packed import PackedEmbedding, PackedLinear
+from .layers import QuantConv2d, QuantEmbedding, QuantLinear
+from .packed import PackedConv2d, PackedEmbedding, PackedLinear
 from .quant import Calibrated, Granularity, Quantizer
 
 _SCALE_BYTES = 4
+_QUANTIZED = (QuantLinear, QuantEmbedding, QuantConv2d)
+_PACKED = (PackedLinear, PackedEmbedding, PackedConv2d)
 
 
 def size_bytes(model: nn.Module) -> int:
@@ -24,16 +26,16 @@ def size_bytes(model: nn.Module) -> int:
     144
     """
     quantizers = {
-        id(module.weight): module.weight_quantizer
-        for module in model.modules()
-        if isinstance(module, QuantLinear | QuantEmbedding)
+        id(module.weight): module.weight_quantizer for module in model.modules() if isinstance(module, _QUANTIZED)
     }
     learned = {
         id(p) for quantizer in quantizers.values() if isinstance(quantizer, Calibrated) for p in quantizer.parameters()
     }
-    scales = [module.weight_scale for module in model.modules() if isinstance(module, PackedLinear | PackedEmbedding)]
+    packed = [module for module in model.modules() if isinstance(module, _PACKED)]
+    beside = [module.weight_scale for module in packed]
+    beside += [module.packed for module in packed if module.packed is not module.weight]
     parameters = [parameter for parameter in model.parameters() if id(parameter) not in learned]
-    return sum(_parameter_bytes(p, quantizers.get(id(p))) for p in parameters) + sum(s.nbytes for s in scales)
+    return sum(_parameter_bytes(p, quantizers.get(id(p))) for p in parameters) + sum(tensor.nbytes for tensor in beside)
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,13 @@ def sizes_by_part(model: PreTrainedModel) -> list[PartSize]:
     """Where the bytes of a packed model are, part by part; parts without a packed weight are in the float rest."""
     parameters, sizes = {"float rest": 0}, {"float rest": 0}
     for part, names in instrument_of(model).anatomy.parts().items():
+        part = "embeddings" if part == "patch_embedding" else part
         part = part if part in ("embeddings", "pooler", "classifier") else "encoder"
         for module in map(model.get_submodule, names):
-            if isinstance(module, PackedLinear | PackedEmbedding):
-                count = module.weight.shape[0] * module.columns
+            if isinstance(module, _PACKED):
+                count = math.prod(module.latent_shape)
                 parameters[part] = parameters.get(part, 0) + count
-                sizes[part] = sizes.get(part, 0) + module.weight.nbytes + module.weight_scale.nbytes
+                sizes[part] = sizes.get(part, 0) + module.packed.nbytes + module.weight_scale.nbytes
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameters["float rest"] += parameter.numel()

@@ -1,5 +1,6 @@
 """Module swap: float modules give way to quantized twins, and quantized ones to packed twins."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,26 +12,28 @@ from transformers import PreTrainedModel
 from .anatomy import Anatomy
 from .errors import TrituneError, shown
 from .instrument import instrument_of
-from .layers import QuantEmbedding, QuantLinear, RowLinear
-from .packed import PackedEmbedding, PackedLinear
+from .layers import QuantConv2d, QuantEmbedding, QuantLinear, RowLinear
+from .packed import PackedConv2d, PackedEmbedding, PackedLinear
 from .quant import QUANTIZERS, Calibrated, Granularity, MovingMinMax, Quantizer
 from .quantization import Quantization
 
-_PACKED = {QuantLinear: PackedLinear, QuantEmbedding: PackedEmbedding}
+_PACKED = {QuantLinear: PackedLinear, QuantEmbedding: PackedEmbedding, QuantConv2d: PackedConv2d}
 
 
 def swap(model: PreTrainedModel, quantization: Quantization) -> None:
     """Quantize the parts of `model` that `quantization` names, in place.
 
     Raises:
-        TrituneError: the model holds quantized modules already, or `quantization.layers` or a pattern of
-            `quantization.modules` does not fit it.
+        TrituneError: the model holds quantized modules already, or `quantization.layers`, `patch_embedding` or a
+            pattern of `quantization.modules` does not fit it.
     """
     if any(isinstance(module, (*_PACKED, *_PACKED.values())) for module in model.modules()):
         raise TrituneError(f"this {type(model).__name__} is prepared already; start from the float model")
     instrument = instrument_of(model)
     layers = _layers(instrument.anatomy, quantization)
     parts = instrument.anatomy.parts(layers)
+    if quantization.patch_embedding and not parts["patch_embedding"]:
+        raise TrituneError(f"patch_embedding: this {type(model).__name__} has no convolution over patches")
     names = [name for part, names in parts.items() if getattr(quantization, part) for name in names]
     states = {instrument.anatomy.sites[s.layers[0]].attention: s for s in instrument.states if s.layers[0] in layers}
     own_names = [*names, *(states if quantization.attention_products else ())]
@@ -107,7 +110,7 @@ def _move_behind_its_siblings(model: nn.Module, name: str) -> None:
         parent._modules[own] = parent._modules.pop(own)
 
 
-def packed_modules(model: nn.Module) -> dict[str, PackedLinear | PackedEmbedding]:
+def packed_modules(model: nn.Module) -> dict[str, PackedLinear | PackedEmbedding | PackedConv2d]:
     """The packed modules of `model` by name."""
     kinds = tuple(_PACKED.values())
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
@@ -132,16 +135,15 @@ class ModuleBits:
 
 
 def bits_of_modules(model: nn.Module) -> list[ModuleBits]:
-    """Every Linear and Embedding of `model` with its bits, those of alike layers in one row."""
+    """Every Linear, Embedding and convolution of `model` with its bits, those of alike layers in one row."""
     groups: dict[tuple, list[int]] = {}
     members: dict[tuple, list[str]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
             quantizers = (getattr(module, "weight_quantizer", None), getattr(module, "input_quantizer", None))
             pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
             key = (pattern, *(quantizer and quantizer.bits for quantizer in quantizers))
-            columns = module.in_features if isinstance(module, nn.Linear) else module.embedding_dim
-            groups.setdefault(key, []).append(module.weight.shape[0] * columns)
+            groups.setdefault(key, []).append(math.prod(getattr(module, "latent_shape", module.weight.shape)))
             members.setdefault(key, []).append(name)
     patterns = [key[0] for key in groups]
     names = {key: key[0] if patterns.count(key[0]) == 1 else _numbered(members[key]) for key in groups}
@@ -193,18 +195,20 @@ def _check_causal(quantization: Quantization, names: list[str]) -> None:
 def _twin(module: nn.Module, quantization: Quantization, parts: tuple[int, ...]) -> nn.Module:
     if isinstance(module, nn.Embedding):
         return QuantEmbedding.from_float(module, _started(quantization.embedding(*module.weight.shape), module))
-    activations = quantization.activations(module.in_features)
+    rows, columns = module.weight.flatten(1).shape
+    activations = quantization.activations(columns)
     if isinstance(activations, Calibrated):
         activations = _beside(activations, module.weight, module.training)
-    weights = quantization.weights(*module.weight.shape, parts)
-    return QuantLinear.from_float(module, _started(weights, module), activations)
+    weights = _started(quantization.weights(rows, columns, parts), module)
+    kind = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
+    return kind.from_float(module, weights, activations)
 
 
 def _started(quantizer: Quantizer | None, module: nn.Module) -> Quantizer | None:
     """The quantizer of a weight; what it learns starts from the weight."""
     if isinstance(quantizer, Calibrated):
         _beside(quantizer, module.weight, module.training).reset()
-        quantizer.calibrate(module.weight.detach())
+        quantizer.calibrate(module.weight.detach().flatten(1))
     return quantizer
 
 

@@ -77,7 +77,9 @@ def task_record(task: Any) -> dict[str, Any]:
 
 
 def _description(task: Any) -> dict[str, Any]:
-    values = {"columns": list(task.text_columns), "label_column": task.label_column}
+    values: dict[str, Any] = {}
+    if task.head.has_columns:
+        values = {"columns": list(task.text_columns) or None, "label_column": task.label_column}
     if "problem" in task.head.file_options:
         values["problem"] = task.problem
     if task.labels is not None:

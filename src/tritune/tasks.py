@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from .errors import TrituneError, shown
-from .heads import FEATURE_EXTRACTION, HEADS, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Head
+from .heads import (
+    FEATURE_EXTRACTION,
+    HEADS,
+    IMAGE_CLASSIFICATION,
+    QUESTION_ANSWERING,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    Head,
+)
 from .heads.question_answering import SQUAD, UNANSWERABLE
 from .heads.token_classification import CONLL
 from .metrics import Measure, accuracy, matthews_correlation, mean_accuracy_f1, mean_pearson_spearman, spearman
@@ -27,7 +35,8 @@ class Task:
     in id order, or None for regression. The first of `dev_splits` is the one that selects. `head` says what is done
     with rows and outputs. `files` gives the file of every split of a user's own data; `label_column` holds its label.
     `multi_label` is whether a row may have any number of labels; it is then scored against `(batch, num_labels)`.
-    `repository` is the data set's name on the hub where it is none of GLUE's.
+    `repository` is the data set's name on the hub where it is none of GLUE's. `max_length` is None where inputs have no
+    length to cut.
     """
 
     name: str
@@ -36,7 +45,7 @@ class Task:
     labels: tuple[str, ...] | None
     metric: str
     measure: Measure
-    max_length: int
+    max_length: int | None
     batch_size: int
     eval_steps: int
     dev_splits: tuple[str, ...] = ("validation",)
@@ -70,6 +79,8 @@ _ONE, _TWO, _QUESTIONS = ("sentence",), ("sentence1", "sentence2"), ("question1"
 _ENTAILED = ("entailment", "not_entailment")
 _MNLI_LABELS, _MNLI_DEV = ("entailment", "neutral", "contradiction"), ("validation_matched", "validation_mismatched")
 _ACCEPTABLE = ("unacceptable", "acceptable")
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_IMAGES = {"head": IMAGE_CLASSIFICATION, "dev_splits": ("test",)}
 
 
 def _task(name: str, title: str, columns: tuple, labels: tuple | None, measure: Measure, *lengths, **more) -> Task:
@@ -95,6 +106,7 @@ TASKS: dict[str, Task] = {
         Task("squad", "SQuAD 1.1", **SQUAD, head=QUESTION_ANSWERING, repository="rajpurkar/squad"),
         Task("squad_v2", "SQuAD 2.0", **SQUAD, head=UNANSWERABLE, repository="rajpurkar/squad_v2"),
         Task("conll2003", "CoNLL-2003", **CONLL, head=TOKEN_CLASSIFICATION, repository="lhoestq/conll2003"),
+        _task("cifar10", "CIFAR-10", ("image",), _CIFAR10, accuracy, None, 64, 100, **_IMAGES),
     )
 }
 

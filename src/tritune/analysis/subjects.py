@@ -79,6 +79,10 @@ class Subjects:
         Raises:
             TrituneError: there is no such row, or the text is empty or of the wrong number of parts.
         """
+        if "input_ids" not in self.data.dev.column_names:
+            raise TrituneError(
+                f"{self.task.title}: one row's attention is shown for texts only: their tokens have names"
+            )
         if text is not None:
             parts = text.split("\t")
             if len(parts) != len(self.task.text_columns) or not all(part.strip() for part in parts):

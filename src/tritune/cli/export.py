@@ -35,8 +35,9 @@ def export(
 ) -> None:
     """Write MODEL as ONNX, or as a float checkpoint that transformers loads without tritune.
 
-    An ONNX folder holds `model.onnx`, `config.json` and the tokenizer. The graph quantizes activations as the model
-    does and multiplies integers. A dense checkpoint keeps the ternary weights as floats; its activations are float.
+    An ONNX folder holds `model.onnx`, `config.json` and the tokenizer or image processor. The graph quantizes
+    activations as the model does and multiplies integers. A dense checkpoint keeps the ternary weights as floats; its
+    activations are float.
     `--verify` says on how many rows of a dev set both answer alike; `--set` then takes what `tritune evaluate` takes.
 
     Example: `tritune export run/ --output onnx/ --verify glue/SST-2 --task sst2`
@@ -47,8 +48,9 @@ def export(
     if task is None and overrides:
         raise TrituneError("--set changes how --verify reads its data; without --verify it would change nothing")
     from ..evaluate import recipe_in_force
-    from ..heads import QUESTION_ANSWERING, TOKEN_CLASSIFICATION, head_of
-    from ..load import load_classifier, load_config, load_tokenizer
+    from ..heads import IMAGE_CLASSIFICATION, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, head_of
+    from ..heads.image_classification import takes_images
+    from ..load import load_classifier, load_config, load_pretrained
     from ..models import load_model
     from ..tasks import get_task
     from .show import show_export
@@ -61,17 +63,23 @@ def export(
         raise TrituneError(f"--task {task}: only models that answer with logits are exported")
     if known and known.files is None and verify is None:
         raise TrituneError(f"--task {task}: --verify must name the folder of its files")
-    loaded = load_model(model, known) if known else load_classifier(model)
+    head = IMAGE_CLASSIFICATION if takes_images(load_config(model)) else TEXT_CLASSIFICATION
+    if known:
+        loaded = load_model(model, known)
+    elif head is TEXT_CLASSIFICATION:
+        loaded = load_classifier(model)
+    else:
+        loaded = load_pretrained(head.auto_model, model)
     recipe = recipe_in_force(model, loaded, overrides or [], known)
-    tokenizer = load_tokenizer(model, loaded, recipe.max_length)
-    written = _write(loaded, tokenizer, output, format, opset)
+    processor = head.load_processor(model, loaded, recipe.max_length)
+    written = _write(loaded, processor, output, format, opset)
     report: dict[str, Any] = {"output": str(output), "format": format.value, "size_bytes": written.stat().st_size}
     if known:
         from ..export.runtime import OnnxClassifier
         from ..export.verify import compare_on_dev
 
         exported = OnnxClassifier(written) if format is Format.ONNX else load_model(output, known)
-        report["verify"] = compare_on_dev(loaded, exported, known, verify, tokenizer, recipe)
+        report["verify"] = compare_on_dev(loaded, exported, known, verify, processor, recipe)
     show_export(report, as_json=json)
 
 
@@ -87,20 +95,20 @@ def _check_output(output: Path, model: str, format: Format) -> None:
     check_free(output, overwrite=False, inputs=(model,))
 
 
-def _write(model: Any, tokenizer: Any, output: Path, format: Format, opset: int) -> Path:
+def _write(model: Any, processor: Any, output: Path, format: Format, opset: int) -> Path:
     """The export whole or not at all; returns the file of the weights."""
     from ..export.dense import export_dense, plain_config
     from ..export.onnx import export_onnx
     from ..training.run_folder import replace_folder
 
     if format is Format.ONNX and output.suffix == ".onnx":
-        export_onnx(model, output, opset, tokenizer.model_input_names)
+        export_onnx(model, output, opset, processor.model_input_names)
         return output
     with replace_folder(output) as partial:
         if format is Format.ONNX:
-            export_onnx(model, partial / "model.onnx", opset, tokenizer.model_input_names)
+            export_onnx(model, partial / "model.onnx", opset, processor.model_input_names)
             plain_config(model).save_pretrained(partial)
         else:
             export_dense(model, partial)
-        tokenizer.save_pretrained(partial)
+        processor.save_pretrained(partial)
     return output / ("model.onnx" if format is Format.ONNX else "model.safetensors")

@@ -1,4 +1,4 @@
-"""`tritune predict`: answers for texts of one's own."""
+"""`tritune predict`: answers for texts or images of one's own."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,11 @@ def predict(
     model: Annotated[str, typer.Argument(help="A run, a teacher or any fine-tuned model.", metavar="MODEL")],
     input: Annotated[
         str,
-        typer.Option("--input", help="A .csv, .tsv, .jsonl, .parquet or .txt file; - reads standard input."),
+        typer.Option(
+            "--input",
+            help="A .csv, .tsv, .jsonl, .parquet or .txt file; - reads standard input. Of images: a folder, an image "
+            "or a .parquet file.",
+        ),
     ] = "-",
     output: Annotated[
         Path | None, typer.Option("--output", help="A .csv, .tsv or .jsonl file; standard output (CSV) without it.")
@@ -30,17 +34,25 @@ def predict(
     Where a row may have many labels, all that are more likely than not: names with `|` between, in .jsonl a list.
 
     A line of plain text is one example; with a tab in it, a pair. With per-tensor activation scales (the papers'
-    recipes) an answer may depend on the other rows of its batch.
+    recipes) an answer may depend on the other rows of its batch. Images are named by their `file` or their `row`.
 
     Examples: `tritune predict run/ --input reviews.csv --output answers.csv --probabilities`,
     `echo "what a film" | tritune predict run/`
     """
     options.quiet_libraries()
-    from ..predict import predict_rows
+    from ..errors import TrituneError
+    from ..heads.image_classification import takes_images
+    from ..load import load_config
+    from ..predict import predict_images, predict_rows
     from ..table import check_writable, read_table, table_name, write_table
 
     if output is not None:
         check_writable(output)
+    if takes_images(load_config(model)):
+        if input == "-" or text_columns is not None:
+            raise TrituneError(f"{model}: takes images: give --input a folder, an image or a .parquet file, no columns")
+        write_table(output, predict_images(model, input, overrides or [], probabilities))
+        return
     rows = read_table(input)
     if output is not None:
         check_writable(output, rows)

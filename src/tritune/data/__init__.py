@@ -7,11 +7,13 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from ..errors import TrituneError
+from ..heads import TEXT_CLASSIFICATION
 from ..tasks import Task
 from .glue import load_glue_folder, wanted_splits
 from .hub import load_hub
+from .images import REPOSITORIES, load_images
 
-__all__ = ["load_glue_folder", "load_hub", "load_task_data"]
+__all__ = ["load_glue_folder", "load_hub", "load_images", "load_task_data"]
 
 
 def load_task_data(
@@ -37,13 +39,15 @@ def load_task_data(
             if split in wanted and split not in task.files:
                 raise TrituneError(f"{task.title}: the {split} file is missing; give it with {option}")
         return task.head.read_files(task, wanted)
+    if augmented and task.head is not TEXT_CLASSIFICATION:
+        raise TrituneError(f"augmented: true is for GLUE's text tasks; {task.title} is none of them")
+    if task.name in REPOSITORIES:
+        return load_images(task, folder, splits)
     if folder is None:
         return load_hub(task, splits)
     files = task.head.folder_files(task, Path(folder))
     if files is None:
         return load_glue_folder(task, folder, splits, augmented)
-    if augmented:
-        raise TrituneError(f"augmented: true is for GLUE's text tasks; {task.title} is none of them")
     if not Path(folder).is_dir():
         raise TrituneError(f"{folder} is not a folder: give the one that holds {task.title}'s files")
     return load_task_data(replace(task, files=files), splits=splits)

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from ..errors import TrituneError
-from ..layers import QuantEmbedding, QuantLinear
-from ..packed import PackedEmbedding, PackedLinear
+from ..layers import QuantConv2d, QuantEmbedding, QuantLinear
+from ..packed import PackedConv2d, PackedEmbedding, PackedLinear
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Codes:
     """A quantized weight.
 
     Attributes:
-        codes: int8, shaped like the weight.
+        codes: int8, shaped like the weight; (out channels, flat kernel) of a convolution.
         scale: float, broadcastable against the codes.
         every: the codes of its quantizer.
     """
@@ -45,11 +45,11 @@ def codes_of(module: nn.Module) -> Codes | None:
     Raises:
         TrituneError: its weight is not scale * codes.
     """
-    if isinstance(module, QuantLinear | QuantEmbedding) and module.weight_quantizer is not None:
+    if isinstance(module, QuantLinear | QuantEmbedding | QuantConv2d) and module.weight_quantizer is not None:
         if module.weight_quantizer.has_offset:
             raise TrituneError(f"weights quantized by {type(module.weight_quantizer).__name__} cannot be exported")
-        return Codes(*module.weight_quantizer.quantize(module.weight), module.weight_quantizer.codes)
-    if isinstance(module, PackedLinear | PackedEmbedding):
+        return Codes(*module.weight_quantizer.quantize(module.weight.flatten(1)), module.weight_quantizer.codes)
+    if isinstance(module, PackedLinear | PackedEmbedding | PackedConv2d):
         quantizer = module.weight_quantizer
         codes, scale = quantizer.restore_integers(module.codes, module.weight_scale, torch.float32)
         return Codes(codes.to(torch.int8), scale, quantizer.codes)

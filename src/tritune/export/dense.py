@@ -25,7 +25,8 @@ def dense(model: PreTrainedModel) -> PreTrainedModel:
     for name, module in model.named_modules():
         if hasattr(module, "quantized_weight"):
             state[f"{name}.weight"] = module.quantized_weight
-            state.pop(f"{name}.weight_scale", None)
+            for own in ("weight_scale", "weight_codes"):
+                state.pop(f"{name}.{own}", None)
     plain.load_state_dict(state)
     return plain.eval()
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from .. import products
 from ..errors import TrituneError
 from ..instrument import instrument_of
+from ..layers import patches
 from ..packing import pack
 from ..quant import Granularity, Quantizer, Uniform
 from .codes import Codes, codes_of, signed
@@ -90,6 +91,28 @@ class IntegerLinear(nn.Module):
         return product if self.bias is None else product + self.bias
 
 
+class IntegerConv2d(IntegerLinear):
+    """`QuantConv2d`: an `IntegerLinear` of every patch.
+
+    Args:
+        kernel: height and width of a patch.
+        linear: what `IntegerLinear` takes.
+    """
+
+    def __init__(self, kernel: tuple[int, int], *linear: Any):
+        super().__init__(*linear)
+        self.kernel = kernel
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Something of the dtype that image models bring their pixels to; they ask for that of the weight."""
+        return self.scale.float()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) to (batch, out channels, rows, columns)."""
+        return super().forward(patches(input, self.kernel)).permute(0, 3, 1, 2)
+
+
 class IntegerEmbedding(nn.Module):
     """`QuantEmbedding` over packed rows: those of the batch are gathered, then unpacked."""
 
@@ -132,7 +155,7 @@ def count_integer_products(model: PreTrainedModel) -> int:
     """Products of two quantized operands in a forward pass of a QAT model; a layer called twice counts twice."""
     instrument, modules = instrument_of(model), dict(model.named_modules())
     anatomy = instrument.anatomy
-    names = [*anatomy.embeddings, *anatomy.pooler, *anatomy.classifier]
+    names = [*anatomy.embeddings, *anatomy.patch_embedding, *anatomy.pooler, *anatomy.classifier]
     for site in anatomy.sites:
         names += [site.query, site.key, site.value, site.projection, *site.ffn_in, *site.ffn_out]
     linears = sum(
@@ -154,6 +177,8 @@ def _stand_in(module: nn.Module) -> nn.Module | None:
     if isinstance(module, nn.Embedding):
         return IntegerEmbedding(weight)
     bias = None if module.bias is None else module.bias.detach()
+    if isinstance(module, nn.Conv2d):
+        return IntegerConv2d(module.kernel_size, weight, bias, module.input_quantizer)
     return IntegerLinear(weight, bias, module.input_quantizer)
 
 

@@ -4,6 +4,7 @@ from transformers import PreTrainedConfig
 
 from .features import FEATURE_EXTRACTION
 from .head import EncodedData, Head, Predictable
+from .image_classification import IMAGE_CLASSIFICATION
 from .question_answering import QUESTION_ANSWERING
 from .text_classification import TEXT_CLASSIFICATION
 from .token_classification import TOKEN_CLASSIFICATION
@@ -11,6 +12,7 @@ from .token_classification import TOKEN_CLASSIFICATION
 __all__ = [
     "FEATURE_EXTRACTION",
     "HEADS",
+    "IMAGE_CLASSIFICATION",
     "QUESTION_ANSWERING",
     "TEXT_CLASSIFICATION",
     "TOKEN_CLASSIFICATION",
@@ -21,7 +23,14 @@ __all__ = [
 ]
 
 HEADS: dict[str, Head] = {
-    head.name: head for head in (TEXT_CLASSIFICATION, QUESTION_ANSWERING, TOKEN_CLASSIFICATION, FEATURE_EXTRACTION)
+    head.name: head
+    for head in (
+        TEXT_CLASSIFICATION,
+        QUESTION_ANSWERING,
+        TOKEN_CLASSIFICATION,
+        FEATURE_EXTRACTION,
+        IMAGE_CLASSIFICATION,
+    )
 }
 
 

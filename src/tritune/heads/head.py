@@ -13,6 +13,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from ..distill import IGNORED, kl_divergence
 from ..errors import TrituneError
+from .augmented import Augment, AugmentedRows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,17 +31,24 @@ class EncodedData:
         collate: rows to a batch of tensors.
         measures: for every dev split, predictions (rows, ...) to named metrics.
         select: the dev split whose metric selects checkpoints.
+        augment: changes a training row at every visit, where the kind of task knows a way.
     """
 
     splits: DatasetDict
     collate: Collate
     measures: Mapping[str, Callable[[np.ndarray], dict[str, float]]]
     select: str
+    augment: Augment | None = None
 
     @property
     def dev(self) -> Dataset:
         """The rows of the dev split that selects."""
         return self.splits[self.select]
+
+    def training_rows(self, augmentation: str | None, seed: int) -> Dataset | AugmentedRows:
+        """The rows of "train" as a training visits them, changed anew every time where `augmentation` is "standard"."""
+        rows = self.splits["train"]
+        return AugmentedRows(rows, self.augment, seed) if augmentation == "standard" else rows
 
     def measure(self, predictions: np.ndarray) -> dict[str, float]:
         """Metrics of predictions (rows, ...) for the dev split that selects."""
@@ -67,6 +75,11 @@ def read_logits(output: ModelOutput, batch: dict[str, torch.Tensor]) -> torch.Te
     return output.logits
 
 
+def known_labels(config: PreTrainedConfig) -> dict[str, tuple[str, ...]]:
+    """The names of a classifier's labels in id order, as `Head.describe` takes them."""
+    return {"labels": tuple(str(config.id2label.get(index, index)) for index in range(config.num_labels))}
+
+
 def stacked(answers: list[torch.Tensor]) -> np.ndarray:
     """The answers of all batches, each (batch, ...), one below the other in float32.
 
@@ -89,17 +102,23 @@ class Head(ABC):
         auto_model: the transformers class that loads such a model.
         auto_processor: the one that loads what turns its inputs into tensors.
         file_options: further arguments that `describe` takes: `problem`, `labels`, `metric`.
+        has_columns: whether files of this kind have columns to choose from.
         has_logits: whether such a model ends in a head whose logits are compared; without, `read` says what is.
         library, pipeline_tag: of its model card; an empty tag is the name.
+        unused_keys: of a recipe, that mean nothing to this kind, with the reason.
+        default_keys: of a recipe, that mean something to this kind alone, with the value that null stands for.
     """
 
     name: ClassVar[str]
     auto_model: ClassVar[type]
     auto_processor: ClassVar[type]
     file_options: ClassVar[tuple[str, ...]] = ()
+    has_columns: ClassVar[bool] = True
     has_logits: ClassVar[bool] = True
     library: ClassVar[str] = "transformers"
     pipeline_tag: ClassVar[str] = ""
+    unused_keys: ClassVar[Mapping[str, str]] = {"image_augmentation": "there are no images"}
+    default_keys: ClassVar[Mapping[str, Any]] = {}
 
     def for_model(self, source: "str | Path") -> "Head":
         """The same kind as the model at `source` wants it, where further files beside the model say more.

@@ -22,7 +22,7 @@ from ..errors import TrituneError, shown
 from ..load import load_tokenizer
 from ..metrics import Measure, class_scores, mean_pearson_spearman, multi_label_scores
 from ..table import columns_of, listed, read_table
-from .head import EncodedData, Head
+from .head import EncodedData, Head, known_labels
 from .labels import PROBLEMS, LabelReader, guessed_problem, label_columns, label_names, placed
 from .text import collator, encode, text_columns, training_texts
 
@@ -105,8 +105,7 @@ class TextClassification(Head):
         if config.num_labels == 1:
             return {"problem": "regression"}
         problem = next((problem for problem, name in _TYPES.items() if name == config.problem_type), None)
-        labels = tuple(str(config.id2label.get(index, index)) for index in range(config.num_labels))
-        return {"labels": labels} | ({"problem": problem} if problem else {})
+        return known_labels(config) | ({"problem": problem} if problem else {})
 
     def describe(
         self,

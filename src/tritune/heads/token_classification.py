@@ -21,7 +21,7 @@ from ..distill import IGNORED, kl_divergence
 from ..errors import TrituneError
 from ..load import load_tokenizer
 from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
-from .head import EncodedData, Head, Predictable
+from .head import EncodedData, Head, Predictable, known_labels
 from .tag_files import FEATURES, labels_of, read_tagged
 from .text import bar_only_for, check_fast, check_room, collator
 from .text_classification import TEXT_CLASSIFICATION
@@ -55,6 +55,7 @@ class TokenClassification(Head):
     name = "token-classification"
     auto_model = AutoModelForTokenClassification
     auto_processor = AutoTokenizer
+    file_options = ("labels",)
 
     def options(self, task: Any) -> dict[str, Any]:
         """The number of tags and their names."""
@@ -87,18 +88,30 @@ class TokenClassification(Head):
         return {"train": folder / "train.txt", "validation": dev if dev.is_file() else folder / "valid.txt"}
 
     def describe(
-        self, files: Mapping[str, Path], columns: Sequence[str] | None, label_column: str | None
+        self,
+        files: Mapping[str, Path],
+        columns: Sequence[str] | None,
+        label_column: str | None,
+        labels: Sequence[str] | None = None,
     ) -> dict[str, Any]:
-        """The tags of the training file, or of the other where there is none; CoNLL's lengths."""
+        """The tags that a model knows, else of the training file, or of the other where there is none; CoNLL's lengths.
+
+        Raises:
+            TrituneError: a file or a column cannot be used.
+        """
         if columns is not None and len(columns) != 1:
             raise TrituneError(f"{self.name}: one column holds the words, got {', '.join(columns)}")
         words, tags = (columns or ("tokens",))[0], label_column or "tags"
         source = Path(next(files[split] for split in ("train", "validation") if split in files))
-        labels = labels_of(read_tagged(source, (words, tags)), source)
+        labels = tuple(labels or labels_of(read_tagged(source, (words, tags)), source))
         measure = entity_f1 if names_entities(labels) else tag_accuracy
         metric = "entity_f1" if names_entities(labels) else "accuracy"
         own = {"text_columns": (words,), "label_column": tags, "labels": labels, "measure": measure, "metric": metric}
         return CONLL | own
+
+    def known(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """The tags of a fine-tuned model."""
+        return known_labels(config)
 
     def read_files(self, task: Any, splits: Sequence[str]) -> DatasetDict:
         """Words and tags of every sentence, see `tag_files.read_tagged`."""

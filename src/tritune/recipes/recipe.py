@@ -17,6 +17,7 @@ Section = TypeVar("Section")
 PADDINGS = ("max_length", "longest")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
 OPTIMIZERS = ("bert_adam", "adamw")
+IMAGE_AUGMENTATIONS = ("standard", "none")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class FinetuneRecipe:
         logging_steps: updates between lines of `history.jsonl`.
         save_steps: updates between checkpoints of the running training.
         report_to: `none`, `tensorboard`, `trackio`, `wandb`, or whatever else transformers reports to.
+        image_augmentation: `standard`, random views of the training images (see `heads.image_augmentation`), or
+            `none`; null is `standard` for images and nothing for texts.
         seed: of everything that is random.
     """
 
@@ -76,12 +79,14 @@ class FinetuneRecipe:
     logging_steps: int = 10
     save_steps: int = 100
     report_to: str = "none"
+    image_augmentation: str | None = None
     seed: int = 42
 
     def __post_init__(self):
         _one_of(self, "optimizer", OPTIMIZERS)
         _one_of(self, "padding", PADDINGS)
         _one_of(self, "train_sampling_strategy", SAMPLING_STRATEGIES)
+        _one_of(self, "image_augmentation", (None, *IMAGE_AUGMENTATIONS))
         for key in ("learning_rate", "adam_epsilon"):
             _check(self, key, lambda value: value > 0, "must be positive")
         for key in ("weight_decay", "max_grad_norm"):
@@ -97,7 +102,16 @@ class FinetuneRecipe:
         _check(self, "seed", lambda value: 0 <= value < 2**32, "must be a whole number from 0 to 2^32 - 1")
 
     def resolve(self, task: Task, train_rows: int, processes: int = 1) -> "FinetuneRecipe":
-        """The recipe in force: every value that depends on the task, the data or the number of processes filled in."""
+        """The recipe in force: every value that depends on the task, the data or the number of processes filled in.
+
+        Raises:
+            TrituneError: a key was given a value that means nothing to this kind of task.
+        """
+        for key, reason in task.head.unused_keys.items():
+            if getattr(self, key) is not None:
+                raise TrituneError(f"{key} would change nothing for {task.title}: {reason}")
+        if task.max_length is None and self.train_sampling_strategy == "group_by_length":
+            raise TrituneError(f"train_sampling_strategy: {task.title} has no lengths to group by; take random")
         batch = self.per_device_train_batch_size or task.batch_size
         steps = self.max_steps
         if steps < 0:
@@ -110,6 +124,7 @@ class FinetuneRecipe:
             per_device_eval_batch_size=self.per_device_eval_batch_size or task.batch_size,
             max_length=self.max_length or task.max_length,
             eval_steps=self.eval_steps or task.eval_steps,
+            **{key: getattr(self, key) or value for key, value in task.head.default_keys.items()},
         )
 
     def unused_keys(self, given: set[str]) -> dict[str, str]:

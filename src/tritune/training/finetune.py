@@ -101,7 +101,7 @@ def _trainer(job: Job) -> HeadTrainer:
         model=job.model,
         args=without_clip_and_schedule(args) if published else args,
         optimizer_cls_and_kwargs=bert_adam(args, recipe.max_steps, recipe.warmup_ratio) if published else None,
-        train_dataset=job.data.splits["train"],
+        train_dataset=job.data.training_rows(recipe.image_augmentation, recipe.seed),
         eval_dataset=job.data.dev,
         data_collator=job.data.collate,
         compute_metrics=metrics_function(job.data),

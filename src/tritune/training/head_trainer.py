@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from transformers import Trainer
 
 from ..heads import TEXT_CLASSIFICATION, Head
+from .resume import ResumableTrainer
 
 
-class HeadTrainer(Trainer):
+class HeadTrainer(ResumableTrainer):
     """Trains a float model on the task's own loss; its evaluations give the scores of `evaluate.dev_scores`.
 
     Args:

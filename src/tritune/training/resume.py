@@ -14,12 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model
-from transformers import ProgressCallback, Trainer, TrainerCallback
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations import TensorBoardCallback
 
-from ..errors import CannotWriteError, Interrupted
+from ..errors import CannotWriteError, Interrupted, TrituneError
+from ..heads.augmented import AugmentedRows, EpochOf
 from .callbacks import EvaluateAtEnd, PhaseProgress
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -45,6 +49,33 @@ def _is_whole(path: Path, step: int) -> bool:
         return False
 
 
+@torch.no_grad()
+def load_weights(model: PreTrainedModel, path: Path) -> None:
+    """Put the weights of a checkpoint into a model.
+
+    `save_pretrained` writes some families (ViT) under older names than their parameters have now.
+
+    Raises:
+        TrituneError: the file has no value for a weight.
+    """
+    found = load_file(path)
+    written = revert_weight_conversion(model, {name: tensor.detach() for name, tensor in model.state_dict().items()})
+    for name in written.keys() & found.keys():
+        written[name].copy_(found[name])
+    # What modules share is written once.
+    came = {written[name].data_ptr() for name in written.keys() & found.keys()}
+    for name, tensor in written.items():
+        if tensor.data_ptr() not in came:
+            raise TrituneError(f"{path}: has no {name}; remove its folder, then --resume")
+
+
+class ResumableTrainer(Trainer):
+    """transformers' Trainer, which would go on from what it does not find by its name as if it were trained."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_weights(self.model if model is None else model, Path(resume_from_checkpoint) / _WEIGHTS)
+
+
 def train(
     trainer: Trainer,
     name: str,
@@ -68,7 +99,7 @@ def train(
     folder = Path(trainer.args.output_dir)
     checkpoint = newest_checkpoint(folder)
     if checkpoint is not None and checkpoint.name == f"checkpoint-{trainer.args.max_steps}":
-        load_model(trainer.model, checkpoint / _WEIGHTS)
+        load_weights(trainer.model, checkpoint / _WEIGHTS)
         return
     for callback in trainer.callback_handler.callbacks:
         # Beside the checkpoints, which are removed in the end, curves would be lost.
@@ -77,7 +108,8 @@ def train(
     stop = StopOnSignal()
     trainer.remove_callback(ProgressCallback)
     bars = [PhaseProgress(name, site)] if bar else []
-    for callback in (EvaluateAtEnd(), *bars, *callbacks, stop):
+    epochs = [EpochOf(trainer.train_dataset)] if isinstance(trainer.train_dataset, AugmentedRows) else []
+    for callback in (EvaluateAtEnd(), *epochs, *bars, *callbacks, stop):
         trainer.add_callback(callback)
     with stop.listening(), _writable(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

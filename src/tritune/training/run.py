@@ -130,7 +130,9 @@ def _check_cache(job: Job, phase: Phase) -> None:
             f"cache_teacher would change nothing: {phase.name} comes to no row a second time without intervention "
             f"({visits} visits, {rows} rows)"
         )
-    if recipe.padding == "longest" and job.processor.padding_side != "right":
+    if recipe.image_augmentation == "standard":
+        raise TrituneError("cache_teacher: no image is seen twice alike; take image_augmentation none, or do without")
+    if recipe.padding == "longest" and getattr(job.processor, "padding_side", "right") != "right":
         raise TrituneError("cache_teacher: this tokenizer pads on the left, so it needs padding: max_length")
     if this_process().num_processes > 1:
         raise TrituneError("cache_teacher: only for a single process")
@@ -144,7 +146,9 @@ def _teacher_cache(job: Job) -> TeacherCache:
     with evaluation_mode(job.model), torch.no_grad():
         sample = teacher(**batch.to(job.model.device), output_trace=fields)
     sample.trace = sample.trace.mapped(recipe.layer_map)
-    length = recipe.max_length if recipe.padding == "max_length" else max(map(len, rows["input_ids"]))
+    length = None
+    if "input_ids" in batch:
+        length = recipe.max_length if recipe.padding == "max_length" else max(map(len, rows["input_ids"]))
     layers = distilled_layers(recipe.distil_layers, len(sample.trace.layers))
     return TeacherCache(job.output / CHECKPOINTS / "teacher", len(rows), length, fields, sample, layers)
 
@@ -161,12 +165,13 @@ def _train(
     """One phase; returns the keeper of the best student in the last one."""
     recipe = job.recipe
     folder = job.output / CHECKPOINTS / phase.name.replace(" ", "_")
-    rows = job.data.splits["train"]
+    # Another order of the data in every phase: step two must not begin with the batches that step one saw.
+    data_seed = recipe.seed + phase.first_step
+    rows = job.data.training_rows(recipe.image_augmentation, data_seed)
     trainer = DistillationTrainer(
         model=student,
         teacher=job.model,
-        # Another order of the data in every phase: step two must not begin with the batches that step one saw.
-        args=training_arguments(recipe, phase.steps, folder, data_seed=recipe.seed + phase.first_step),
+        args=training_arguments(recipe, phase.steps, folder, data_seed),
         coefficients=recipe.coefficients(),
         schedule=phase.schedule,
         loss_average=recipe.loss_average,

@@ -37,7 +37,7 @@ class TeacherCache:
         folder: where the files lie; what lies there already is replaced. A run that goes on fills them again: it cannot
             know what a crash left of them.
         rows: of the training set.
-        length: tokens of its longest batch. Shorter batches must be padded on the right.
+        length: tokens of its longest batch. Shorter batches must be padded on the right. None where all have as many.
         fields: of `LayerTrace`, or "hidden_states", that are kept beside the logits or the last state.
         sample: the model's output, with a trace of `fields`, for any batch; its shapes are taken.
         layers: whose fields are kept, as `distill.distilled_layers` says; None for all, and the embeddings too.
@@ -50,7 +50,7 @@ class TeacherCache:
         self,
         folder: Path,
         rows: int,
-        length: int,
+        length: int | None,
         fields: frozenset[str],
         sample: ModelOutput,
         layers: tuple[int, ...] | None = None,
@@ -85,9 +85,11 @@ class TeacherCache:
             rows: row numbers, (batch).
             forward: the frozen model.
         """
-        index, tokens = rows.cpu().numpy(), batch["input_ids"].shape[1]
+        index = rows.cpu().numpy()
+        ids = batch.get("input_ids")
+        tokens = None if ids is None else ids.shape[1]
         if self.filled[index].all():
-            return self._read(index, tokens, batch["input_ids"].device)
+            return self._read(index, tokens, next(iter(batch.values())).device)
         output = forward(batch)
         for name, tensor in self._packed(output).items():
             cut = _cut(name, tokens)
@@ -96,7 +98,7 @@ class TeacherCache:
         self.filled[index] = True
         return output
 
-    def _read(self, index: np.ndarray, tokens: int, device: torch.device) -> ModelOutput:
+    def _read(self, index: np.ndarray, tokens: int | None, device: torch.device) -> ModelOutput:
         read = {
             name: torch.from_numpy(np.stack([file[number][_cut(name, tokens)] for number in index])).to(device)
             for name, file in self.files.items()
@@ -126,8 +128,10 @@ class TeacherCache:
         return packed
 
 
-def _row_shape(name: str, tensor: torch.Tensor, length: int) -> tuple[int, ...]:
+def _row_shape(name: str, tensor: torch.Tensor, length: int | None) -> tuple[int, ...]:
     shape = list(tensor.shape[1:])
+    if length is None:
+        return tuple(shape)
     if name in (*_SQUARE, *_PER_TOKEN):
         shape[-2] = length
     if name in _SQUARE:
@@ -135,8 +139,8 @@ def _row_shape(name: str, tensor: torch.Tensor, length: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _cut(name: str, tokens: int) -> tuple:
-    """The part of a row's array that a batch of so many tokens fills."""
+def _cut(name: str, tokens: int | None) -> tuple:
+    """The part of a row's array that a batch of so many tokens fills; None is all of it."""
     if name in _SQUARE:
         return (..., slice(tokens), slice(tokens))
     return (..., slice(tokens), slice(None)) if name in _PER_TOKEN else (...,)

@@ -142,7 +142,7 @@ def test_scores_are_scipys(tmp_path):
 
 def test_closeness_is_the_mean_cosine():
     student, teacher = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[3.0, 0.0], [2.0, 2.0]])
-    found = FEATURE_EXTRACTION.closeness(student, teacher, None)
+    found = FEATURE_EXTRACTION.closeness(student, teacher, None, None)
     assert found == {"cosine_to_teacher": pytest.approx((1 + math.sqrt(0.5)) / 2)}
 
 

@@ -1,6 +1,7 @@
 """Labelled images from folders, parquet files and the hub; what is no image or no label; views of training images."""
 
 import random
+import shutil
 from pathlib import Path
 
 import datasets
@@ -36,9 +37,9 @@ def processor(tmp_path):
 
 def test_folder_parquet_and_hub_give_the_same_rows(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "photos", 2)
-    task = own_task("image-classification", {"train": folder, "validation": folder})
+    task = own_task("image-classification", {"train": folder})
     assert task.labels == ("blue", "green", "red") and task.max_length is None and task.num_labels == 3
-    read = load_task_data(task)["train"]
+    read = load_task_data(task, splits="train")["train"]
     assert read.column_names == ["image", "label"] and read.features["label"] == ClassLabel(names=list(task.labels))
     assert [task.labels[label] for label in read["label"]] == ["blue", "blue", "green", "green", "red", "red"]
     expected = [np.asarray(Pillow.open(folder / name / f"{i}.png")) for name in task.labels for i in range(2)]
@@ -61,9 +62,10 @@ def test_folder_parquet_and_hub_give_the_same_rows(tmp_path, monkeypatch):
         (plain, ["image"], "kind"),
         (Path("who/photos"), None, None),
     ):
-        other = own_task("image-classification", {"train": source, "validation": source}, columns, label)
+        files = {"train": source} | ({} if source.exists() else {"validation": source})
+        other = own_task("image-classification", files, columns, label)
         assert other.labels == task.labels
-        for split in load_task_data(other).values():
+        for split in load_task_data(other, splits=[*files]).values():
             assert split["label"][:] == read["label"][:]
             assert all(np.array_equal(*pair) for pair in zip(pixels_of(split), expected, strict=True))
 
@@ -82,7 +84,7 @@ def test_labels_without_names(tmp_path, values, names):
     table = pyarrow.parquet.read_table(encoded).drop(["label"]).append_column("label", pyarrow.array(values))
     path = tmp_path / "plain.parquet"
     pyarrow.parquet.write_table(table.replace_schema_metadata(None), path)
-    task = own_task("image-classification", {"train": path, "validation": path})
+    task = own_task("image-classification", {"train": path})
     assert task.labels == names
     assert [task.labels[label] for label in load_task_data(task, splits="train")["train"]["label"]] == list(
         map(str, values)
@@ -183,7 +185,7 @@ FAULTS = (
 def test_a_fault_is_named(tmp_path, name):
     source, message = spoiled(tmp_path, name)
     with pytest.raises(TrituneError, match=message) as error:
-        load_task_data(own_task("image-classification", {"train": source, "validation": source}))
+        load_task_data(own_task("image-classification", {"train": source}), splits="train")
     assert "\n" not in str(error.value)
 
 
@@ -211,7 +213,8 @@ def test_images_of_any_kind_become_pixels(tmp_path, processor):
     for name, mode in (("a", "RGB"), ("b", "L"), ("c", "RGBA"), ("d", "P"), ("e", "1")):
         (folder / name).mkdir(parents=True)
         picture(COLOURS["red"], 1, (5, 9)).convert(mode).save(folder / name / "x.png")
-    task = own_task("image-classification", {"train": folder, "validation": folder})
+    shutil.copytree(folder, tmp_path / "dev")
+    task = own_task("image-classification", {"train": folder, "validation": tmp_path / "dev"})
     data = IMAGE_CLASSIFICATION.encode(load_task_data(task), task, processor, None, "longest")
     rows = data.splits["train"]
     batch = data.collate([rows[i] for i in range(5)])
@@ -294,8 +297,8 @@ def test_large_images_give_parts_of_themselves(width, height):
 
 def test_a_view_is_a_function_of_seed_epoch_and_row(tmp_path, processor):
     folder = make_folder(tmp_path / "photos", 3)
-    task = own_task("image-classification", {"train": folder, "validation": folder})
-    data = IMAGE_CLASSIFICATION.encode(load_task_data(task), task, processor, None, "longest")
+    task = own_task("image-classification", {"train": folder})
+    data = IMAGE_CLASSIFICATION.encode(load_task_data(task, splits="train"), task, processor, None, "longest")
     rows = data.training_rows("standard", seed=1)
     assert isinstance(rows, AugmentedRows) and len(rows) == 9
     assert data.training_rows("none", 1) is data.training_rows(None, 1) is data.splits["train"]
@@ -326,5 +329,5 @@ def test_describe_refuses_two_columns(tmp_path):
     folder = make_folder(tmp_path / "photos", 1)
     with pytest.raises(TrituneError, match="image-classification takes one column of images, got 2"):
         own_task("image-classification", {"train": folder}, ["a", "b"])
-    with pytest.raises(TrituneError, match="no validation images are given"):
+    with pytest.raises(TrituneError, match="the validation file is missing; give it with --dev-file"):
         load_task_data(own_task("image-classification", {"train": folder}))

@@ -308,7 +308,7 @@ def test_the_loss_of_many_labels_is_that_of_transformers():
 def test_closeness_of_many_labels(tmp_path):
     task = task_of(tmp_path, [["a"], ["b"]])
     student, teacher = torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.tensor([[2.0, -1.0], [-0.5, 3.0]])
-    close = task.head.closeness(student.numpy(), teacher.numpy(), task)
+    close = task.head.closeness(student.numpy(), teacher.numpy(), task, None)
     p, q = teacher.double().sigmoid(), student.double().sigmoid()
     divergence = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(-1).mean()
     assert close == pytest.approx({"agreement": 0.5, "kl_to_teacher": divergence.item()})

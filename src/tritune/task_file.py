@@ -7,6 +7,7 @@ It holds paths of this machine: it is never uploaded.
 import difflib
 import filecmp
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,14 @@ def read_task_file(path: str | Path) -> dict[str, Any]:
     if "kind" not in values:
         raise TrituneError(f"{path}: the key kind is missing; it says what the task is, such as text-classification")
     folder = Path(path).absolute().parent
-    files = {split: folder / Path(values.pop(key)).expanduser() for key, split in _SPLITS.items() if key in values}
+    files = {split: _located(values.pop(key), folder) for key, split in _SPLITS.items() if key in values}
     return values | {"files": files}
 
 
 def task_to_yaml(task: Any) -> str:
     """A task of one's own as the text of a task file; `read_task_file` gives the same task back."""
     values = {"kind": task.head.name}
-    values |= {key: str(task.files[split].absolute()) for key, split in _SPLITS.items() if split in task.files}
+    values |= {key: str(task.files[split]) for key, split in _SPLITS.items() if split in task.files}
     values |= _description(task) | {"metric": task.metric}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
@@ -87,26 +88,39 @@ def _description(task: Any) -> dict[str, Any]:
     return values
 
 
-def check_files(files: Mapping[str, str | Path]) -> dict[str, Path]:
-    """The files of a task's splits as absolute paths.
+def check_files(files: Mapping[str, str | Path], reads_hub: bool = False) -> dict[str, Path]:
+    """The files of a task's splits as absolute paths; names on the hub, where these may be given, as they are.
 
     Raises:
         TrituneError: there is none, one does not exist, or the dev file is the train file.
     """
     if not files:
         raise TrituneError("no file is given: name them with --train-file and --dev-file")
-    found = {split: Path(path).expanduser().absolute() for split, path in files.items()}
+    found = {split: _located(path, Path()) for split, path in files.items()}
     for path in found.values():
-        if not path.exists():
-            raise TrituneError(f"{path}: there is no such file")
+        if not path.exists() and not (reads_hub and _on_hub(path)):
+            raise TrituneError(f"{path}: there is no such file or folder")
     train, dev = found.get("train"), found.get("validation")
-    if train and dev and (train.samefile(dev) or (dev.is_file() and filecmp.cmp(train, dev, shallow=False))):
+    local = train and dev and train.exists() and dev.exists()
+    if local and (train.samefile(dev) or (dev.is_file() and filecmp.cmp(train, dev, shallow=False))):
         raise TrituneError(f"{dev}: the dev file is the train file ({train}); a score on it would say nothing")
     return found
 
 
+def _located(value: str | Path, folder: Path) -> Path:
+    """An absolute path, relative ones from `folder` on; what is nowhere there and looks like a hub's name stays one."""
+    path = (folder / Path(value).expanduser()).absolute()
+    return path if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(value)) else Path(value)
+
+
+def _on_hub(path: Path) -> bool:
+    return not path.is_absolute()
+
+
 def content_sha256(path: Path) -> str:
-    """A hash of a file's bytes, or of the names and sizes of all files in a folder."""
+    """A hash of a file's bytes, or of the names and sizes of all files in a folder; nothing for a name on the hub."""
+    if _on_hub(path):
+        return ""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

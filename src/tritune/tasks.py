@@ -159,7 +159,7 @@ def own_task(
     """
     if kind not in HEADS:
         raise TrituneError(f"there is no kind of task {kind!r}; known are {', '.join(HEADS)}")
-    head, files = HEADS[kind], check_files(files)
+    head, files = HEADS[kind], check_files(files, HEADS[kind].reads_hub)
     options = {name: value for name, value in options.items() if value is not None}
     # Every task file names the labels; a kind that finds them by itself must find those.
     labels = None if "labels" in head.file_options else options.pop("labels", None)

@@ -102,6 +102,8 @@ class Head(ABC):
         auto_model: the transformers class that loads such a model.
         auto_processor: the one that loads what turns its inputs into tensors.
         file_options: further arguments that `describe` takes: `problem`, `labels`, `metric`.
+        keeps_answers: whether the answers of all batches have one shape, so that a teacher's can be cached.
+        reads_hub: whether one of a user's own files may be the name of a data set on the hub.
         has_columns: whether files of this kind have columns to choose from.
         has_logits: whether such a model ends in a head whose logits are compared; without, `read` says what is.
         library, pipeline_tag: of its model card; an empty tag is the name.
@@ -113,6 +115,8 @@ class Head(ABC):
     auto_model: ClassVar[type]
     auto_processor: ClassVar[type]
     file_options: ClassVar[tuple[str, ...]] = ()
+    keeps_answers: ClassVar[bool] = True
+    reads_hub: ClassVar[bool] = False
     has_columns: ClassVar[bool] = True
     has_logits: ClassVar[bool] = True
     library: ClassVar[str] = "transformers"

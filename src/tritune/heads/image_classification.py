@@ -38,6 +38,7 @@ class ImageClassification(TextClassification):
     auto_model = AutoModelForImageClassification
     auto_processor = AutoImageProcessor
     file_options = ("labels",)
+    reads_hub = True
     unused_keys: ClassVar[Mapping[str, str]] = {"max_length": "images are not cut to a number of tokens"}
     default_keys: ClassVar[Mapping[str, Any]] = {"image_augmentation": "standard"}
 

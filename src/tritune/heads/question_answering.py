@@ -60,6 +60,7 @@ class QuestionAnswering(Head):
     name = "question-answering"
     auto_model = AutoModelForQuestionAnswering
     auto_processor = AutoTokenizer
+    keeps_answers = False
     has_columns = False
 
     def __init__(self, unanswerable: bool = False):

@@ -55,6 +55,7 @@ class TokenClassification(Head):
     name = "token-classification"
     auto_model = AutoModelForTokenClassification
     auto_processor = AutoTokenizer
+    keeps_answers = False
     file_options = ("labels",)
 
     def options(self, task: Any) -> dict[str, Any]:

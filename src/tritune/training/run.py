@@ -15,7 +15,7 @@ from transformers import EvalPrediction, PreTrainedModel, set_seed
 from ..devices import this_process
 from ..distill import distilled_layers, trace_fields
 from ..errors import TrituneError
-from ..heads import TEXT_CLASSIFICATION, EncodedData
+from ..heads import EncodedData
 from ..instrument import instrument
 from ..modes import evaluation_mode
 from ..prepare import prepare
@@ -121,8 +121,8 @@ def _sample(job: Job) -> dict[str, torch.Tensor]:
 
 
 def _check_cache(job: Job, phase: Phase) -> None:
-    if job.task.head is not TEXT_CLASSIFICATION:
-        raise TrituneError(f"cache_teacher: only for text classification yet, not for {job.task.head.name}")
+    if not job.task.head.keeps_answers:
+        raise TrituneError(f"cache_teacher: not for {job.task.head.name} yet, whose answers differ in length")
     recipe, rows = job.recipe, len(job.data.splits["train"])
     visits = phase.steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
     if phase.schedule is not None or visits <= rows:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, pipeline
 
 import tritune  # noqa: F401  (the pipeline needs its attention and its checkpoints)
+from tritune import predict as predicting
 from tritune import table
 from tritune.cli import main
 from tritune.data import load_task_data
@@ -221,9 +222,10 @@ def test_tsv_has_no_quotes(cli, run_folder, tmp_path):
     assert [(row["text"], row["id"]) for row in table.read_table(tmp_path / "out.tsv")] == [(text, '"7'), ("", "8")]
 
 
-def test_a_field_that_tsv_cannot_hold_is_found_before_the_work(cli, tmp_path):
+def test_a_field_that_tsv_cannot_hold_is_found_before_the_work(cli, workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr(predicting, "load_classifier", None)
     source = _write(tmp_path / "in.csv", 'text,note\na,b\nc,"d\te"\n')
-    message = cli.refusal("./no-model", "--input", source, "--output", tmp_path / "out.tsv")
+    message = cli.refusal(workspace / "teacher", "--input", source, "--output", tmp_path / "out.tsv")
     assert message == f"{tmp_path}/out.tsv: 'note' of row 2 holds a tab or a line end, which .tsv cannot; " + (
         "write .csv or .jsonl"
     )

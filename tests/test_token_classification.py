@@ -88,9 +88,9 @@ def test_own_files_say_which_tags_there_are(tmp_path):
         own_task("token-classification", {"train": written(tmp_path, "Ada O\nnaps O\n", "o.txt")})
     with pytest.raises(TrituneError, match="one column holds the words"):
         own_task("token-classification", {"train": train}, columns=("a", "b"))
-    with pytest.raises(TrituneError, match=r"none\.txt is missing"):
+    with pytest.raises(TrituneError, match=r"none\.txt: there is no such file"):
         own_task("token-classification", {"train": tmp_path / "none.txt"})
-    with pytest.raises(TrituneError, match="no file for validation"):
+    with pytest.raises(TrituneError, match="the validation file is missing"):
         load_task_data(own_task("token-classification", {"train": train}))
 
 

@@ -61,6 +61,6 @@ def predict(
     if output is None or output.suffix.lower() in (".csv", ".tsv"):
         # As such files give many labels to a training.
         for answer in answers:
-            if isinstance(answer["prediction"], list):
+            if isinstance(answer.get("prediction"), list):
                 answer["prediction"] = "|".join(answer["prediction"])
     write_table(output, answers)

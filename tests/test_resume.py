@@ -193,7 +193,7 @@ def test_fine_tuning_goes_on_only_with_what_it_began_with(workspace, tmp_path, c
     (tmp_path / "mine").mkdir()
     assert cli(*arguments(workspace / "base"))[0] == 0
     done = (tmp_path / "mine" / "metrics.json").read_bytes()
-    assert "another task or base model" in cli(*arguments(workspace / "teacher"))[2]
+    assert "another task, data or base model" in cli(*arguments(workspace / "teacher"))[2]
     assert cli(*arguments(workspace / "base"))[0] == 0
     assert (tmp_path / "mine" / "metrics.json").read_bytes() == done
     assert not (tmp_path / "mine" / "checkpoints").exists()
@@ -201,5 +201,5 @@ def test_fine_tuning_goes_on_only_with_what_it_began_with(workspace, tmp_path, c
     (tmp_path / "mine" / "checkpoints").mkdir()
     origin = {key: json.loads(done)[key] for key in ("task", "base_sha256")}
     (tmp_path / "mine" / "checkpoints" / "metrics.json").write_text(json.dumps(origin))
-    assert "another task or base model" in cli(*arguments(workspace / "teacher"))[2]
+    assert "another task, data or base model" in cli(*arguments(workspace / "teacher"))[2]
     assert cli(*arguments(workspace / "base"))[0] == 0

@@ -457,6 +457,8 @@ def test_bad_options(cli, mrpc, mlm, glove):
         (("--output", mrpc / "train.csv"), "a name of its own"),
         (("--output", mrpc / "none" / "a.tsv"), "there is no folder"),
         (("--data", mrpc / "dev.tsv"), "never a dev file"),
+        (("--task", "squad"), "only GLUE's tasks are augmented"),
+        (("--task", "cifar10"), "only GLUE's tasks are augmented"),
         (("--data", mrpc / "none"), "train.tsv is missing"),
         (("--mlm", mrpc), "not a model"),
     ]:

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tritune import TrituneError, convert, prepare
 from tritune.distill import Pair, distillation_losses, embedding_distance
 from tritune.evaluate import predict
 from tritune.heads import FEATURE_EXTRACTION
+from tritune.heads.features import FeatureExtraction
 from tritune.heads.pooling import POOLINGS, Pooling, cosines
 from tritune.heads.sentence_files import read_sentence_files
 from tritune.load import load
@@ -24,6 +26,7 @@ from tritune.models import load_model
 from tritune.quantization import Quantization
 from tritune.recipes import load_recipe
 from tritune.tasks import get_task, own_task
+from tritune.training import card
 from tritune.training.trainer import DistillationTrainer
 
 MASKS = {"ragged": [[1, 1, 1], [1, 0, 0]], "left": [[0, 1, 1], [1, 1, 1]], "none": [[0, 0, 0], [1, 1, 0]]}
@@ -323,6 +326,19 @@ def test_the_whole_job(cli, inputs):
             assert (folder / name).read_bytes() == (inputs / "encoder" / name).read_bytes()
     code, out, err = cli("evaluate", inputs / "small", "--task", "features", "--data", inputs / "pairs", "--json")
     assert code == 0 and json.loads(out)["spearman"] == metrics["last"]["spearman"]
+
+
+def test_a_pushed_encoder_is_whole(inputs, monkeypatch):
+    pushed = {}
+    for name in ("auto_model", "auto_processor"):
+        silent = SimpleNamespace(from_pretrained=lambda folder: SimpleNamespace(push_to_hub=lambda name: None))
+        monkeypatch.setattr(FeatureExtraction, name, silent)
+    monkeypatch.setattr(card, "upload_file", lambda **file: pushed.update({file["path_in_repo"]: file}))
+    monkeypatch.setattr(card, "model_card", lambda *_: SimpleNamespace(push_to_hub=lambda name: None))
+    card.push(inputs / "encoder", {}, get_task("features"), None, "me/encoder")
+    assert set(pushed) == {"modules.json", "1_Pooling/config.json", "sentence_bert_config.json"}
+    for name, file in pushed.items():
+        assert file["path_or_fileobj"] == (inputs / "encoder" / name).read_bytes() and file["repo_id"] == "me/encoder"
     code, out, _ = cli(
         "evaluate", run, "--task", "features", "--data", inputs / "pairs", "--json", "--teacher", inputs / "encoder"
     )

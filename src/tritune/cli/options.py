@@ -20,14 +20,19 @@ Task = Annotated[
 AnyTask = Annotated[
     str,
     typer.Option(
-        help="A task of the table: sst2 or SST-2, cola, mrpc, …; for one's own --train-file and --dev-file their kind, "
-        "text-classification; or a task file, as such a training leaves it: teacher/task.yaml.",
+        help="A task of the table: sst2 or SST-2, cola, mrpc, squad, conll2003, cifar10, features, …; for one's own "
+        "--train-file and --dev-file their kind: text-classification, question-answering, token-classification, "
+        "image-classification or feature-extraction; or a task file, as such a training leaves it: teacher/task.yaml.",
         metavar="NAME",
     ),
 ]
 TrainFile = Annotated[
     Path | None,
-    typer.Option(help="One's own training data: .csv, .tsv, .json, .jsonl or .parquet.", metavar="FILE"),
+    typer.Option(
+        help="One's own training data: .csv, .tsv, .json, .jsonl or .parquet; SQuAD's JSON for questions, columns as "
+        "CoNLL's for tags, a folder with one folder a class, or a hub name, for images.",
+        metavar="FILE",
+    ),
 ]
 DevFile = Annotated[Path | None, typer.Option(help="One's own dev data, which selects and scores.", metavar="FILE")]
 Columns = Annotated[
@@ -57,7 +62,7 @@ Problem = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(help="Folder of the task's original tsv files. Without it, `nyu-mll/glue` is read from the hub."),
+    typer.Option(help="Folder of the task's original files. Without it, the data set is read from the hub."),
 ]
 Output = Annotated[Path, typer.Option(help="Folder to write; it must be empty or new.", metavar="FOLDER")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that lies in the output folder.")]

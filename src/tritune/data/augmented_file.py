@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ..errors import Interrupted, TrituneError
+from ..heads import TEXT_CLASSIFICATION
 from ..tasks import Task
 from .augment import Augmenter
 from .glue import AUGMENTED_FILE, GlueFile, read_glue_fields
@@ -84,9 +85,11 @@ def open_output(
         resume: whether one that was begun there is to go on.
 
     Raises:
-        TrituneError: the folder is a file, such as the dev file; the output is no file of an augmentation, is there
-            already, or cannot be written.
+        TrituneError: the task has no tsv files; the folder is a file, such as the dev file; the output is no file of an
+            augmentation, is there already, or cannot be written.
     """
+    if task.head is not TEXT_CLASSIFICATION or task.files is not None:
+        raise TrituneError(f"{task.title}: only GLUE's tasks are augmented, which are read from tsv files")
     folder = Path(data_folder)
     if folder.is_file():
         raise TrituneError(f"{folder}: --data takes the folder; only its {TRAIN_FILE} is augmented, never a dev file")

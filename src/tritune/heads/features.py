@@ -143,6 +143,10 @@ class FeatureExtraction(Head):
         """`cosine_to_teacher`: of a student's embeddings, (rows, width), to its teacher's, mean over the rows."""
         return {"cosine_to_teacher": float(cosines(student, teacher).mean())}
 
+    def companions(self, folder: str | Path) -> Mapping[str, bytes]:
+        """The files by which sentence-transformers knows how to make embeddings."""
+        return read_sentence_files(folder).contents
+
     def usage(self, name: str) -> str:
         """Python code that loads a student."""
         return (

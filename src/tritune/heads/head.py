@@ -189,6 +189,10 @@ class Head(ABC):
         """
         raise TrituneError(f"{self.name}: files of one's own are not taken; name a task of the table")
 
+    def companions(self, folder: "str | Path") -> "Mapping[str, bytes]":
+        """What a model's folder holds beside model and processor and must be uploaded with them: path to bytes."""
+        return {}
+
     def read(self, output: ModelOutput, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """What is scored and compared of a model's output: logits, (batch, classes), unless a kind says otherwise."""
         return read_logits(output, batch)

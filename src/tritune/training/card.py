@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_token
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_token, upload_file
 
 from ..errors import TrituneError
 from ..recipes import Recipe
@@ -90,7 +90,7 @@ def check_login() -> None:
 
 
 def push(folder: Path, metrics: dict[str, Any], task: Task, recipe: Recipe, name: str) -> None:
-    """Upload the student of a run folder, its tokenizer and its card to the hub repository `name`.
+    """Upload the student of a run folder, its tokenizer or image processor, and its card to the hub repository `name`.
 
     Raises:
         TrituneError: the hub refuses or cannot be reached; the run folder is complete all the same.
@@ -98,6 +98,8 @@ def push(folder: Path, metrics: dict[str, Any], task: Task, recipe: Recipe, name
     try:
         for kind in (task.head.auto_model, task.head.auto_processor):
             kind.from_pretrained(folder).push_to_hub(name)
+        for path, content in task.head.companions(folder).items():
+            upload_file(path_or_fileobj=content, path_in_repo=path, repo_id=name)
         model_card(metrics, task, recipe, name).push_to_hub(name)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

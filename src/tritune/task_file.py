@@ -80,7 +80,8 @@ def task_record(task: Any) -> dict[str, Any]:
 def _description(task: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if task.head.has_columns:
-        values = {"columns": list(task.text_columns) or None, "label_column": task.label_column}
+        values = {"columns": list(task.text_columns)} if task.text_columns else {}
+        values["label_column"] = task.label_column
     if "problem" in task.head.file_options:
         values["problem"] = task.problem
     if task.labels is not None:

@@ -34,8 +34,10 @@ def show_task(task: Any) -> None:
     else:
         names = ", ".join(task.labels[:20]) + ", …" * (len(task.labels) > 20)
         labels = f"{'any of ' * task.multi_label}{len(task.labels)} labels ({names})"
-    columns = ", ".join(task.text_columns)
-    _say(f"{task.title}: {columns} to {labels} in {task.label_column}; selected by {task.metric}", error=True)
+    asked = ""
+    if task.head.has_columns:
+        asked = f"{', '.join(task.text_columns) or 'inputs'} to {labels} in {task.label_column}; "
+    _say(f"{task.title}: {asked}selected by {task.metric}", error=True)
 
 
 def show_dry_run(recipe: Any, phases: list, student: Any) -> None:

@@ -176,7 +176,9 @@ def test_gradient_checkpointing_changes_no_gradient(name, bf16):
                 output = model(
                     **batch, output_trace=fields, intervention=Intervention(site, theirs.trace) if site else None
                 )
-            losses = distillation_losses(Pair(output, theirs, batch["attention_mask"]), coefficients)
+            # Any vectors serve as the embeddings that the recipes of sentence encoders compare.
+            pair = Pair(output, theirs, batch["attention_mask"], embeddings=(output.logits, theirs.logits))
+            losses = distillation_losses(pair, coefficients)
             sum(coefficients[name] * loss for name, loss in losses.items()).backward()
             alone = model.eval()(**batch).logits
             results.append([*losses.values(), alone, *(parameter.grad for parameter in model.parameters())])

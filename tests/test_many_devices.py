@@ -12,6 +12,7 @@ import torch
 
 import ddp_job
 from tritune import DistillationTrainer, TrituneError
+from tritune.heads import TEXT_CLASSIFICATION
 from workspace import make_workspace, train_arguments
 
 MODES = ("none", "map", "context", "projection", "stochastic", "learned", "features")
@@ -100,7 +101,7 @@ PLAIN = {"n_gpu": 1, "gradient_checkpointing": False, "world_size": 1, "fp16": F
 )
 def test_what_cannot_be_served_is_refused(change, message):
     plain = {"is_deepspeed_enabled": False, "is_fsdp_enabled": False, "coefficients": {"logits": 1.0}, "args": PLAIN}
-    plain["read"] = None
+    plain["head"] = TEXT_CLASSIFICATION
     change = plain | change
     change["args"] = SimpleNamespace(**change["args"])
     with pytest.raises(TrituneError, match=message):

@@ -42,7 +42,7 @@ def step(student, teacher, batch, site, average="valid"):
     labels = torch.arange(len(batch["input_ids"])) % LABELS
     losses = distillation_losses(
         Pair(output, theirs, batch["attention_mask"], labels, average),
-        dict.fromkeys(set(LOSSES) - {"token_scaled_logits"}, 1.0),
+        dict.fromkeys(set(LOSSES) - {"token_scaled_logits", "embedding"}, 1.0),
     )
     sum(losses.values()).backward()
     gradients = {name: parameter.grad for name, parameter in student.named_parameters()}

@@ -48,28 +48,25 @@ def export(
     if task is None and overrides:
         raise TrituneError("--set changes how --verify reads its data; without --verify it would change nothing")
     from ..evaluate import recipe_in_force
-    from ..heads import IMAGE_CLASSIFICATION, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, head_of
-    from ..heads.image_classification import takes_images
+    from ..heads import IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, head_of
     from ..load import load_classifier, load_config, load_pretrained
     from ..models import load_model
     from ..tasks import get_task
     from .show import show_export
 
     _check_output(output, model, format)
-    if (kind := head_of(load_config(model))) in (QUESTION_ANSWERING, TOKEN_CLASSIFICATION):
-        raise TrituneError(f"{model}: for {kind.name}, which is not exported yet; `tritune convert` packs it")
     known = get_task(task) if task else None
     if known and not known.head.has_logits:
         raise TrituneError(f"--task {task}: only models that answer with logits are exported")
     if known and known.files is None and verify is None:
         raise TrituneError(f"--task {task}: --verify must name the folder of its files")
-    head = IMAGE_CLASSIFICATION if takes_images(load_config(model)) else TEXT_CLASSIFICATION
+    head = head_of(load_config(model))
+    if head not in (TEXT_CLASSIFICATION, IMAGE_CLASSIFICATION):
+        raise TrituneError(f"{model}: for {head.name}, which is not exported yet; `tritune convert` packs it")
     if known:
         loaded = load_model(model, known)
-    elif head is TEXT_CLASSIFICATION:
-        loaded = load_classifier(model)
     else:
-        loaded = load_pretrained(head.auto_model, model)
+        loaded = load_pretrained(head.auto_model, model) if head is IMAGE_CLASSIFICATION else load_classifier(model)
     recipe = recipe_in_force(model, loaded, overrides or [], known)
     processor = head.load_processor(model, loaded, recipe.max_length)
     written = _write(loaded, processor, output, format, opset)

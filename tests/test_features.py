@@ -120,7 +120,6 @@ def test_rows_of_both_kinds(tmp_path):
     decode = processor.tokenizer.decode
     texts = [decode(ids, skip_special_tokens=True) for ids in data.splits["train"]["input_ids"]]
     assert texts == ["a man", "the dog", "a cat", "a ball"] and "labels" not in data.splits["train"].column_names
-    assert task.head.train_rows(splits["train"]) == 4
     texts = [decode(ids, skip_special_tokens=True) for ids in data.dev["input_ids"]]
     assert texts == ["a man", "the dog", "the dog", "a cat", "a man", "a ball"]
     assert list(data.dev["labels"]) == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
@@ -246,7 +245,6 @@ def test_files_of_ones_own(tmp_path):
     task, data = own(tmp_path, "a man\nthe dog\ta cat\na man\n", "text\ttext_pair\tlabel\na\tb\t1\nc\td\t0.5\n")
     assert task.text_columns == ("text", "text_pair") and task.metric == "spearman"
     assert list(data["train"]["sentence"]) == ["a man", "the dog", "a cat", "a man"]
-    assert task.head.train_rows(data["train"]) == 3
     assert data["validation"][1] == {"text": "c", "text_pair": "d", "label": 0.5}
     task, data = own(tmp_path, "a\n", "x,y,gold,score\na,b,1,7\nc,d,2,8\n", ["x", "y"], "gold", "csv")
     assert list(data["validation"]["label"]) == [1.0, 2.0]

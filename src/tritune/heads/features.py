@@ -62,10 +62,6 @@ class FeatureExtraction(Head):
         """The tokenizer, see `load.load_tokenizer`, with the model's further files."""
         return SentenceProcessor(load_tokenizer(source, model, max_length), self.files)
 
-    def train_rows(self, rows: Dataset) -> int:
-        """The number of different sentences."""
-        return len(_lines(rows))
-
     def encode(
         self, splits: DatasetDict, task: Any, processor: SentenceProcessor, max_length: int | None, padding: str
     ) -> EncodedData:

@@ -148,10 +148,6 @@ class Head(ABC):
             TrituneError: there is none, or it does not belong to the model.
         """
 
-    def train_rows(self, rows: Dataset) -> int:
-        """How many rows `encode` makes of the training split as a reader gives it."""
-        return len(rows)
-
     @abstractmethod
     def encode(
         self, splits: DatasetDict, task: Any, processor: Any, max_length: int | None, padding: str

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -300,6 +301,23 @@ def embeddings(source, texts):
     rows = [dict(processor.tokenizer(text, truncation=True, max_length=16)) for text in texts]
     collate = task.head.encode(DatasetDict(), task, processor, 16, "longest").collate
     return predict(model, rows, collate, 1, task.head.read)
+
+
+def test_a_student_of_another_width_is_refused(inputs, cli):
+    shutil.rmtree(inputs / "encoder")
+    make_encoder(inputs / "encoder", None)
+    shutil.copytree(inputs / "encoder", inputs / "narrow")
+    config = BertModel.config_class.from_pretrained(inputs / "narrow", hidden_size=8)
+    BertModel(config).save_pretrained(inputs / "narrow")
+    code, _, err = train(cli, inputs, "run", "--student", inputs / "narrow")
+    assert code == 2 and "embeddings of 16, the model's are 8 wide" in err.splitlines()[-1]
+    assert not (inputs / "run").exists()
+
+
+def test_sensitivity_does_not_take_embeddings(inputs, cli):
+    on_pairs = ("--task", "features", "--data", inputs / "pairs")
+    code, _, err = cli("analyze", "sensitivity", "--model", inputs / "encoder", *on_pairs)
+    assert code == 2 and "sensitivity scores rows one by one" in err.splitlines()[-1]
 
 
 def test_a_pushed_encoder_is_whole(inputs, monkeypatch):

@@ -125,7 +125,9 @@ def get_task(name: str) -> Task:
     if _letters(name) in known:
         return known[_letters(name)]
     if name in HEADS:
-        raise TrituneError(f"--task {name} is a kind of task: give its files with --train-file and --dev-file")
+        raise TrituneError(
+            f"--task {name} is a kind of task: give a task file, or its files with --train-file and --dev-file"
+        )
     close = difflib.get_close_matches(_letters(name), TASKS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise TrituneError(

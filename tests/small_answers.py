@@ -53,6 +53,14 @@ def write_base(folder: Path, tokenizer=None) -> Path:
     return folder
 
 
+def write_left_padding(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """The tokenizer as one that pads on the left."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": "left"}))
+    return folder
+
+
 def squad(paragraphs: list[tuple[str, list[dict]]], version: str = "1.1") -> dict:
     """SQuAD's JSON of contexts with their questions."""
     inner = [{"context": context, "qas": asked} for context, asked in paragraphs]

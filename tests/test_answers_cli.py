@@ -53,6 +53,7 @@ def test_from_files_to_predictions(workspace, cli, tmp_path):
     assert {key: scores[key] for key in metrics["last"] if key != "step"} == {
         key: value for key, value in metrics["last"].items() if key != "step"
     }
+    assert scores["rows"] == {"squad_v2": 9, "conll2003": 12}[name]
     assert cli("convert", folder / "run", "--output", tmp_path / "small")[0] == 0
     packed = json.loads(cli("evaluate", tmp_path / "small", *on_task, "--json")[1])
     assert {key: packed[key] for key in packed if key in metrics["last"]} == {
@@ -73,6 +74,14 @@ def test_from_files_to_predictions(workspace, cli, tmp_path):
         assert answer["answer"] in answer["context"] and 0 < answer["score"] < 1 and 0 < answer["no_answer_score"] < 1
     else:
         assert len(answer["tags"]) == 5 and set(answer["tags"]) <= set(get_task(name).labels)
+
+
+def test_an_epoch_is_a_pass_over_all_windows(tmp_path):
+    task, data = get_task("squad"), small_answers.write_squad(tmp_path / "data")
+    values = (*SET, "num_train_epochs=1", "per_device_train_batch_size=1")
+    recipe = load_recipe("finetune", values, FinetuneRecipe)
+    job = open_job(small_answers.write_base(tmp_path / "base"), task, data, recipe, tmp_path / "teacher")
+    assert job.recipe.max_steps == len(job.data.splits["train"]) > 24
 
 
 def test_fine_tuning_selects_by_the_score_that_evaluate_gives(workspace):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,7 +121,6 @@ def test_rows_of_both_kinds(tmp_path):
     decode = processor.tokenizer.decode
     texts = [decode(ids, skip_special_tokens=True) for ids in data.splits["train"]["input_ids"]]
     assert texts == ["a man", "the dog", "a cat", "a ball"] and "labels" not in data.splits["train"].column_names
-    assert task.head.train_rows(splits["train"]) == 4
     texts = [decode(ids, skip_special_tokens=True) for ids in data.dev["input_ids"]]
     assert texts == ["a man", "the dog", "the dog", "a cat", "a man", "a ball"]
     assert list(data.dev["labels"]) == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
@@ -246,7 +246,6 @@ def test_files_of_ones_own(tmp_path):
     task, data = own(tmp_path, "a man\nthe dog\ta cat\na man\n", "text\ttext_pair\tlabel\na\tb\t1\nc\td\t0.5\n")
     assert task.text_columns == ("text", "text_pair") and task.metric == "spearman"
     assert list(data["train"]["sentence"]) == ["a man", "the dog", "a cat", "a man"]
-    assert task.head.train_rows(data["train"]) == 3
     assert data["validation"][1] == {"text": "c", "text_pair": "d", "label": 0.5}
     task, data = own(tmp_path, "a\n", "x,y,gold,score\na,b,1,7\nc,d,2,8\n", ["x", "y"], "gold", "csv")
     assert list(data["validation"]["label"]) == [1.0, 2.0]
@@ -302,6 +301,23 @@ def embeddings(source, texts):
     rows = [dict(processor.tokenizer(text, truncation=True, max_length=16)) for text in texts]
     collate = task.head.encode(DatasetDict(), task, processor, 16, "longest").collate
     return predict(model, rows, collate, 1, task.head.read)
+
+
+def test_a_student_of_another_width_is_refused(inputs, cli):
+    shutil.rmtree(inputs / "encoder")
+    make_encoder(inputs / "encoder", None)
+    shutil.copytree(inputs / "encoder", inputs / "narrow")
+    config = BertModel.config_class.from_pretrained(inputs / "narrow", hidden_size=8)
+    BertModel(config).save_pretrained(inputs / "narrow")
+    code, _, err = train(cli, inputs, "run", "--student", inputs / "narrow")
+    assert code == 2 and "embeddings of 16, the model's are 8 wide" in err.splitlines()[-1]
+    assert not (inputs / "run").exists()
+
+
+def test_sensitivity_does_not_take_embeddings(inputs, cli):
+    on_pairs = ("--task", "features", "--data", inputs / "pairs")
+    code, _, err = cli("analyze", "sensitivity", "--model", inputs / "encoder", *on_pairs)
+    assert code == 2 and "sensitivity scores rows one by one" in err.splitlines()[-1]
 
 
 def test_a_pushed_encoder_is_whole(inputs, monkeypatch):

@@ -248,6 +248,17 @@ def test_a_task_file_gives_the_task_back(tmp_path, name):
         assert get_task(str(path)).labels == task.labels[::-1]
 
 
+def test_a_task_file_never_reads_where_the_shell_is(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").write_text("text,label\na,0\nb,1\n")
+    (tmp_path / "other").mkdir()
+    path = tmp_path / "other" / "task.yaml"
+    path.write_text("kind: text-classification\ntrain_file: data/train.csv\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrituneError, match=r"other/data/train\.csv: there is no such file"):
+        get_task(str(path))
+
+
 def test_a_task_file_by_hand(tmp_path):
     write(tmp_path / "train.csv", table([0, 1]))
     path = tmp_path / "mine.yml"

@@ -262,6 +262,8 @@ def test_answers_do_not_depend_on_how_batches_are_padded(tmp_path):
     tokenizer, task = small_answers.bert_tokenizer(), TASKS["squad"]
     rows = load_task_data(task, small_answers.write_squad(tmp_path), ["validation"])
     model, scores = tiny(tokenizer).double(), []
+    left = small_answers.write_left_padding(tmp_path / "left", tokenizer)
+    tokenizer = task.head.load_processor(left, model, 40)
     for padding, batch in (("longest", 2), ("longest", 5), ("max_length", 3)):
         data = task.head.encode(rows, task, tokenizer, 40, padding)
         logits = dev_logits(model, data, task, batch)

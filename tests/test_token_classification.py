@@ -179,6 +179,8 @@ def test_scores_do_not_depend_on_how_batches_are_padded(tmp_path):
         num_labels=9,
     )
     model, found = BertForTokenClassification(config).double(), []
+    left = small_answers.write_left_padding(tmp_path / "left", tokenizer)
+    tokenizer = CONLL.head.load_processor(left, model, 40)
     for padding, batch in (("longest", 2), ("longest", 5), ("max_length", 3)):
         data = CONLL.head.encode(rows, CONLL, tokenizer, 40, padding)
         logits = dev_logits(model, data, CONLL, batch)

@@ -78,6 +78,7 @@ def test_the_whole_way(workspace, tmp_path, cli):
         }
     text = (student / "README.md").read_text()
     assert "AutoModelForImageClassification" in text and "AutoImageProcessor" in text
+    assert "type: uoft-cs/cifar10" in text
     assert "image_augmentation: standard" in (student / "recipe.yaml").read_text()
 
 

@@ -150,4 +150,4 @@ def evaluate_source(
         own = task.for_model(teacher_source)
         teachers = dev_logits(teacher, data, own, recipe.per_device_eval_batch_size)
         scores |= task.head.closeness(logits[data.select], teachers[data.select], task, data)
-    return scores | {"rows": len(data.dev), "size_bytes": size_bytes(model)}
+    return scores | {"rows": len(splits[data.select]), "size_bytes": size_bytes(model)}

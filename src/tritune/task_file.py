@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from .errors import TrituneError, shown
+from .heads import HEADS
 
 TASK_FILE = "task.yaml"
 _ENDINGS = (".yaml", ".yml")
@@ -54,7 +55,8 @@ def read_task_file(path: str | Path) -> dict[str, Any]:
     if "kind" not in values:
         raise TrituneError(f"{path}: the key kind is missing; it says what the task is, such as text-classification")
     folder = Path(path).absolute().parent
-    files = {split: _located(values.pop(key), folder) for key, split in _SPLITS.items() if key in values}
+    on_hub = getattr(HEADS.get(values["kind"]), "reads_hub", False)
+    files = {split: _located(values.pop(key), folder, on_hub) for key, split in _SPLITS.items() if key in values}
     return values | {"files": files}
 
 
@@ -97,9 +99,9 @@ def check_files(files: Mapping[str, str | Path], reads_hub: bool = False) -> dic
     """
     if not files:
         raise TrituneError("no file is given: name them with --train-file and --dev-file")
-    found = {split: _located(path, Path()) for split, path in files.items()}
+    found = {split: _located(path, Path(), reads_hub) for split, path in files.items()}
     for path in found.values():
-        if not path.exists() and not (reads_hub and _on_hub(path)):
+        if not path.exists() and not _on_hub(path):
             raise TrituneError(f"{path}: there is no such file or folder")
     train, dev = found.get("train"), found.get("validation")
     local = train and dev and train.exists() and dev.exists()
@@ -108,10 +110,10 @@ def check_files(files: Mapping[str, str | Path], reads_hub: bool = False) -> dic
     return found
 
 
-def _located(value: str | Path, folder: Path) -> Path:
-    """An absolute path, relative ones from `folder` on; what is nowhere there and looks like a hub's name stays one."""
+def _located(value: str | Path, folder: Path, reads_hub: bool) -> Path:
+    """An absolute path, relative ones from `folder` on; what is not there may be a hub's name and stays one."""
     path = (folder / Path(value).expanduser()).absolute()
-    return path if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(value)) else Path(value)
+    return path if not reads_hub or path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(value)) else Path(value)
 
 
 def _on_hub(path: Path) -> bool:

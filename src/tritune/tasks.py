@@ -80,7 +80,7 @@ _ENTAILED = ("entailment", "not_entailment")
 _MNLI_LABELS, _MNLI_DEV = ("entailment", "neutral", "contradiction"), ("validation_matched", "validation_mismatched")
 _ACCEPTABLE = ("unacceptable", "acceptable")
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_IMAGES = {"head": IMAGE_CLASSIFICATION, "dev_splits": ("test",)}
+_CIFAR = {"head": IMAGE_CLASSIFICATION, "dev_splits": ("test",), "repository": "uoft-cs/cifar10"}
 
 
 def _task(name: str, title: str, columns: tuple, labels: tuple | None, measure: Measure, *lengths, **more) -> Task:
@@ -106,7 +106,7 @@ TASKS: dict[str, Task] = {
         Task("squad", "SQuAD 1.1", **SQUAD, head=QUESTION_ANSWERING, repository="rajpurkar/squad"),
         Task("squad_v2", "SQuAD 2.0", **SQUAD, head=UNANSWERABLE, repository="rajpurkar/squad_v2"),
         Task("conll2003", "CoNLL-2003", **CONLL, head=TOKEN_CLASSIFICATION, repository="lhoestq/conll2003"),
-        _task("cifar10", "CIFAR-10", ("image",), _CIFAR10, accuracy, None, 64, 100, **_IMAGES),
+        _task("cifar10", "CIFAR-10", (), _CIFAR10, accuracy, None, 64, 100, **_CIFAR),
     )
 }
 
@@ -125,7 +125,9 @@ def get_task(name: str) -> Task:
     if _letters(name) in known:
         return known[_letters(name)]
     if name in HEADS:
-        raise TrituneError(f"--task {name} is a kind of task: give its files with --train-file and --dev-file")
+        raise TrituneError(
+            f"--task {name} is a kind of task: give a task file, or its files with --train-file and --dev-file"
+        )
     close = difflib.get_close_matches(_letters(name), TASKS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise TrituneError(

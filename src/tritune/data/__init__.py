@@ -11,9 +11,8 @@ from ..heads import TEXT_CLASSIFICATION
 from ..tasks import Task
 from .glue import load_glue_folder, wanted_splits
 from .hub import load_hub
-from .images import REPOSITORIES, load_images
 
-__all__ = ["load_glue_folder", "load_hub", "load_images", "load_task_data"]
+__all__ = ["load_glue_folder", "load_hub", "load_task_data"]
 
 
 def load_task_data(
@@ -41,8 +40,6 @@ def load_task_data(
         return task.head.read_files(task, wanted)
     if augmented and task.head is not TEXT_CLASSIFICATION:
         raise TrituneError(f"augmented: true is for GLUE's text tasks; {task.title} is none of them")
-    if task.name in REPOSITORIES:
-        return load_images(task, folder, splits)
     if folder is None:
         return load_hub(task, splits)
     files = task.head.folder_files(task, Path(folder))

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedM
 from transformers.modeling_outputs import ModelOutput
 
 from ..errors import TrituneError, shown
-from ..load import load_tokenizer
+from ..load import load_config, load_tokenizer
 from ..metrics import Measure, spearman
 from ..table import columns_of, listed, read_table
 from .head import EncodedData, Head
@@ -44,7 +44,9 @@ class FeatureExtraction(Head):
 
     def for_model(self, source: str | Path) -> "FeatureExtraction":
         """The same kind with the pooling of the model at `source`, see `read_sentence_files`."""
-        return replace(self, files=read_sentence_files(source))
+        files = read_sentence_files(source)
+        width = files.width or getattr(load_config(source), "hidden_size", None)
+        return replace(self, files=replace(files, width=width))
 
     def options(self, task: Any) -> dict[str, Any]:
         """Nothing: there is no head to make."""
@@ -55,16 +57,12 @@ class FeatureExtraction(Head):
         width = getattr(config, "hidden_size", None)
         if None not in (self.files.width, width) and self.files.width != width:
             raise TrituneError(
-                f"{source}: its Pooling config is of embeddings of {self.files.width}, the model's are {width} wide"
+                f"{source}: the pooling expects embeddings of {self.files.width}, the model's are {width} wide"
             )
 
     def load_processor(self, source: str | Path, model: PreTrainedModel, max_length: int | None) -> SentenceProcessor:
         """The tokenizer, see `load.load_tokenizer`, with the model's further files."""
         return SentenceProcessor(load_tokenizer(source, model, max_length), self.files)
-
-    def train_rows(self, rows: Dataset) -> int:
-        """The number of different sentences."""
-        return len(_lines(rows))
 
     def encode(
         self, splits: DatasetDict, task: Any, processor: SentenceProcessor, max_length: int | None, padding: str

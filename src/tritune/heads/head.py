@@ -1,5 +1,6 @@
 """What every kind of task says: the model's class, its new head, its input files, its batches and its scores."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,10 +149,6 @@ class Head(ABC):
             TrituneError: there is none, or it does not belong to the model.
         """
 
-    def train_rows(self, rows: Dataset) -> int:
-        """How many rows `encode` makes of the training split as a reader gives it."""
-        return len(rows)
-
     @abstractmethod
     def encode(
         self, splits: DatasetDict, task: Any, processor: Any, max_length: int | None, padding: str
@@ -261,10 +258,11 @@ class Head(ABC):
     def usage(self, name: str) -> str:
         """Python code that loads a student of this name, for its card."""
         model, processor = self.auto_model.__name__, self.auto_processor.__name__
+        quoted = json.dumps(name, ensure_ascii=False)
         return (
             "import tritune  # without it, loading fails\n"
             f"from transformers import {model}, {processor}\n\n"
-            f'model = {model}.from_pretrained("{name}")\n'
+            f"model = {model}.from_pretrained({quoted})\n"
             f"{'tokenizer' if self.auto_processor is AutoTokenizer else 'processor'} = "
-            f'{processor}.from_pretrained("{name}")'
+            f"{processor}.from_pretrained({quoted})"
         )

@@ -22,7 +22,7 @@ from ..errors import TrituneError
 from ..metrics import accuracy
 from .head import Collate, EncodedData, known_labels
 from .image_augmentation import augmented
-from .images import IMAGE, LABEL, label_names, labelled, read_labelled
+from .images import IMAGE, LABEL, label_names, labelled, read_labelled, with_label
 from .text_classification import TextClassification
 
 # Named as the model's input, because Trainer keeps no other columns.
@@ -104,14 +104,20 @@ class ImageClassification(TextClassification):
 
     def read_files(self, task: Any, splits: Sequence[str]) -> DatasetDict:
         """Images of a folder, a parquet file or the hub, every one of them decodable."""
-        read = {}
+        read, column = {}, next(iter(task.text_columns), None)
         for split in splits:
-            if split not in task.files:
-                raise TrituneError(f"{task.title}: no {split} images are given")
-            source, column = task.files[split], next(iter(task.text_columns), None)
+            source = task.files[split]
             rows = read_labelled(source, split, column, task.label_column)
             read[split] = labelled(rows, task.labels, str(source))
         return DatasetDict(read)
+
+    def folder_files(self, task: Any, folder: Path) -> dict[str, Path]:
+        """A parquet file per split: `train.parquet`, `test.parquet`."""
+        return {split: folder / f"{split}.parquet" for split in ("train", *task.dev_splits)}
+
+    def from_hub(self, rows: Dataset, task: Any, source: str) -> Dataset:
+        """Images and labels, every image decodable."""
+        return labelled(with_label(rows, None, task.label_column, source), task.labels, source)
 
 
 def takes_images(config: PreTrainedConfig) -> bool:

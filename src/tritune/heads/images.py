@@ -60,9 +60,14 @@ def read_labelled(source: str | Path, split: str, column: str | None, label_colu
     if path.is_dir():
         return _read_folder(path)
     rows = read_parquet(path) if path.is_file() else _read_hub(source, split)
-    column, label_column = image_column(rows, column, str(source)), label_column or LABEL
+    return with_label(rows, column, label_column, str(source))
+
+
+def with_label(rows: Dataset, column: str | None, label_column: str | None, where: str) -> Dataset:
+    """Two columns of a table, named `image` and `label`, see `read_labelled`."""
+    column, label_column = image_column(rows, column, where), label_column or LABEL
     if label_column not in rows.column_names:
-        raise TrituneError(f"{source}: no column {label_column!r}; there are {', '.join(rows.column_names)}")
+        raise TrituneError(f"{where}: no column {label_column!r}; there are {', '.join(rows.column_names)}")
     rows = rows.select_columns([column, label_column])
     return rows.rename_columns({old: new for old, new in ((column, IMAGE), (label_column, LABEL)) if old != new})
 

@@ -24,7 +24,7 @@ from ..span_metrics import answer_f1
 from .answer_windows import Span, cut
 from .head import EncodedData, Head, Predictable
 from .squad_file import has_unanswerable, questions, read_squad
-from .text import check_fast, collator
+from .text import collator, token_by_token
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,7 @@ class QuestionAnswering(Head):
         self, source: str | Path, model: PreTrainedModel, max_length: int | None
     ) -> PreTrainedTokenizerBase:
         """The tokenizer, a fast one; see `load.load_tokenizer`."""
-        tokenizer = load_tokenizer(source, model, max_length)
-        check_fast(tokenizer, source)
-        return tokenizer
+        return token_by_token(load_tokenizer(source, model, max_length), source)
 
     def folder_files(self, task: Any, folder: Path) -> dict[str, Path]:
         """`train.json` and `dev.json`."""

@@ -104,13 +104,19 @@ def check_room(tokenizer: PreTrainedTokenizerBase, texts: int, max_length: int) 
         raise TrituneError(f"max_length {max_length} leaves no room for text: {special} tokens are special ones")
 
 
-def check_fast(tokenizer: PreTrainedTokenizerBase, source: object) -> None:
-    """Raise TrituneError for a tokenizer that cannot say from which characters of a text its tokens come."""
+def token_by_token(tokenizer: PreTrainedTokenizerBase, source: object) -> PreTrainedTokenizerBase:
+    """A tokenizer for answers at tokens; it pads on the right, so that a token has the same place in every batch.
+
+    Raises:
+        TrituneError: it cannot say from which characters of a text its tokens come.
+    """
     if not tokenizer.is_fast:
         raise TrituneError(
             f"{source}: {type(tokenizer).__name__} is a slow tokenizer, without character offsets; save the fast one "
             "(a tokenizer.json) beside the model"
         )
+    tokenizer.padding_side = "right"
+    return tokenizer
 
 
 def encode(dataset: Dataset, task: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:

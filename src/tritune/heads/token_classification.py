@@ -23,7 +23,7 @@ from ..load import load_tokenizer
 from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
 from .head import EncodedData, Head, Predictable, known_labels
 from .tag_files import FEATURES, labels_of, read_tagged
-from .text import bar_only_for, check_fast, check_room, collator
+from .text import bar_only_for, check_room, collator, token_by_token
 from .text_classification import TEXT_CLASSIFICATION
 
 _KNOWN_COLUMNS = ("tokens", "words", "text", "sentence")
@@ -77,10 +77,10 @@ class TokenClassification(Head):
 
         A byte-level one (RoBERTa's) writes the space before a word into its tokens, so it must be told to.
         """
-        tokenizer = load_tokenizer(source, model, max_length)
-        check_fast(tokenizer, source)
+        tokenizer = token_by_token(load_tokenizer(source, model, max_length), source)
         if '"add_prefix_space":false' in tokenizer.backend_tokenizer.to_str():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, add_prefix_space=True)
+            tokenizer = token_by_token(tokenizer, source)
         return tokenizer
 
     def folder_files(self, task: Any, folder: Path) -> dict[str, Path]:

@@ -1,6 +1,5 @@
 """Run folders in, one HTML file out."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from markupsafe import Markup
 
 from ..cli.show import size
 from ..errors import TrituneError
+from ..heads import HEADS, IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION
 from ..task_file import TASK_FILE
 from ..tasks import TASKS
 from ..training.run_folder import BEST, write_text
@@ -154,18 +154,14 @@ def _loading(run: Run) -> dict[str, str]:
     folder = run.folder if run.finished else run.folder / BEST
     if not (folder / "config.json").is_file():
         return {"name": run.name, "python": "", "shell": ""}
-    source = json.dumps(str(folder), ensure_ascii=False)
-    lines = [
-        *["import tritune  # without it, loading fails"] * run.is_student,
-        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
-        "",
-        f"model = AutoModelForSequenceClassification.from_pretrained({source})",
-        f"tokenizer = AutoTokenizer.from_pretrained({source})",
-    ]
+    name = run.metrics["task"]
+    head = TASKS[name].head if name in TASKS else HEADS.get(name, TEXT_CLASSIFICATION)
+    needed, _, plain = head.usage(str(folder)).partition("\n")
+    lines = [*[needed] * run.is_student, plain]
     quoted = shlex.quote(str(folder))
     task = str(run.folder / TASK_FILE) if "data" in run.metrics else run.metrics["task"]
     shell = [
         f"tritune evaluate {quoted} --task {shlex.quote(task)}",
-        f"tritune predict {quoted} --input sentences.txt",
+        f"tritune predict {quoted} --input {'images/' if head is IMAGE_CLASSIFICATION else 'rows.jsonl'}",
     ]
-    return {"name": run.name, "python": "\n".join(lines), "shell": "\n".join(shell)}
+    return {"name": run.name, "python": "\n".join(lines), "shell": "\n".join(shell[: 1 + head.has_logits])}

@@ -113,7 +113,7 @@ def open_job(
     task = task.for_model(source)
     model = load_model(source, task, new_head=not distils)
     task = fit_length(task, model)
-    recipe = _resolved(recipe, task, task.head.train_rows(splits["train"]))
+    asked, recipe = recipe, _resolved(recipe, task, len(splits["train"]))
     processor = task.head.load_processor(source, model, recipe.max_length)
     if is_quantized(model):
         raise TrituneError(f"{source}: quantized already; give a float model")
@@ -121,6 +121,9 @@ def open_job(
     if distils:
         recipe = _fitted(recipe, task, model, student)
     data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
+    if len(data.splits["train"]) != len(splits["train"]):  # a row may become several, or none: these are passed over
+        recipe = _resolved(asked, task, len(data.splits["train"]))
+        recipe = _fitted(recipe, task, model, student) if distils else recipe
     started = {"student": student, "student_source": str(student_source or "")}
     return Job(model, processor, task, data, recipe, output, str(source), **started)
 

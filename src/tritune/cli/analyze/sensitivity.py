@@ -33,8 +33,7 @@ def sensitivity(
     from ...analysis.subjects import open_subjects
     from ...errors import TrituneError
     from ...evaluate import predict
-    from ...heads import QUESTION_ANSWERING, TOKEN_CLASSIFICATION
-    from ...heads.question_answering import UNANSWERABLE
+    from ...heads.text_classification import TextClassification
     from ...load import is_quantized
     from ...prepare import prepare
     from ...quantization import Quantization
@@ -42,7 +41,7 @@ def sensitivity(
     from ...tasks import get_task
 
     table_task = get_task(task)
-    if table_task.head in (QUESTION_ANSWERING, UNANSWERABLE, TOKEN_CLASSIFICATION):
+    if not isinstance(table_task.head, TextClassification):
         raise TrituneError(
             f"sensitivity scores rows one by one, which {table_task.title} cannot; take another analysis"
         )

@@ -8,15 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+import tritune
+from tritune import Quantization, TrituneError
 from tritune.cli import main
-from tritune.training.resume import newest_checkpoint
+from tritune.training.resume import load_weights, newest_checkpoint
 from tritune.training.run_folder import claimed
 from tritune.training.trainer import DistillationTrainer
 from workspace import make_workspace, train_arguments
+from zoo import SERVED
 
 SETTINGS = ("--set", "save_steps=2", "--set", "max_steps=16", "--set", "eval_steps=4", "--set", "logging_steps=1")
 KILLS, KILLS_SLOW = 3, 20
@@ -183,6 +189,27 @@ def test_only_whole_checkpoints_count(tmp_path):
     (tmp_path / "checkpoint-abc").mkdir()
     assert newest_checkpoint(tmp_path) == good
     assert newest_checkpoint(tmp_path) != _checkpoint(tmp_path, 14) == newest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["BERT", "ViT", "DINOv2", "DINOv2 with SwiGLU"])
+@pytest.mark.parametrize("quantizer", [None, "lsq"])
+def test_every_weight_is_read_back(tmp_path, family, quantizer):
+    """`save_pretrained` writes ViT under other names, and two weights of each SwiGLU as one."""
+    row = SERVED[family.removesuffix(" with SwiGLU")]
+    row = replace(row, values=row.values | ({"use_swiglu_ffn": True} if family.endswith("SwiGLU") else {}))
+    models = [tritune.prepare(row.build(seed), Quantization(weight_quantizer=quantizer)) for seed in (1, 2)]
+    models[0].save_pretrained(tmp_path)
+    load_weights(models[1], tmp_path / "model.safetensors")
+    for name, tensor in models[0].state_dict().items():
+        assert torch.equal(tensor, models[1].state_dict()[name]), name
+
+
+def test_a_weight_that_is_not_there_is_named(tmp_path):
+    model = SERVED["BERT"].build()
+    state = {name: tensor for name, tensor in model.state_dict().items() if name != "classifier.weight"}
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(TrituneError, match=r"has no classifier\.weight; remove its folder, then --resume"):
+        load_weights(model, tmp_path / "model.safetensors")
 
 
 def test_fine_tuning_goes_on_only_with_what_it_began_with(workspace, tmp_path, cli):

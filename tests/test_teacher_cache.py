@@ -14,6 +14,7 @@ import tritune
 from families import FAMILIES, text_batch
 from test_trainer import arguments, rows
 from tritune import TrituneError
+from tritune.distill import LOSSES
 from tritune.recipes import load_recipe
 from tritune.training.teacher_cache import ROW, TeacherCache
 from tritune.training.trainer import DistillationTrainer
@@ -198,6 +199,19 @@ def test_a_run_with_a_cache(workspace, cli):
     assert len(results[0]) == 20 and results[0] == pytest.approx(results[1], rel=1e-4)
     assert json.loads((workspace / "looked-up" / "metrics.json").read_text())["teacher_cache_bytes"] > 1e5
     assert not (workspace / "looked-up" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("schedule", ["null", "gradual"])
+def test_a_run_that_compares_nothing_but_logits(workspace, cli, schedule):
+    trace_losses = [f"{name}_coefficient=0" for name, loss in LOSSES.items() if loss.fields]
+    only_logits = [word for value in (*trace_losses, f"schedule={schedule}") for word in ("--set", value)]
+    results = []
+    for name, settings in (("asked", SETTINGS), ("looked-up", CACHED)):
+        output = workspace / f"{name}-logits-{schedule}"
+        code, _, err = cli(*train_arguments(workspace, output, *settings, *only_logits))
+        assert code == 0, err
+        results.append([row["loss"] for row in map(json.loads, (output / "history.jsonl").open()) if "loss" in row])
+    assert len(results[0]) == 20 and results[0] == pytest.approx(results[1], rel=1e-4)
 
 
 def test_a_run_with_a_cache_goes_on_after_a_stop(workspace, cli, monkeypatch):

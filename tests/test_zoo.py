@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 import tritune
 from tritune import DistillationTrainer, Intervention, Quantization, Site, TrituneError
 from tritune.anatomy import PARTS
-from tritune.instrument import instrument_of
+from tritune.instrument import instrument_of, instrument_skeleton
 from tritune.layers import QuantEmbedding, QuantLinear, RowLinear
 from zoo import SERVED, Served, table
 
@@ -157,9 +157,21 @@ def test_swin_has_blocks_to_choose_from_but_no_hidden_states(coefficients, tmp_p
     student = tritune.prepare(copy.deepcopy(teacher), family.quantization)
     if "hidden_states" in coefficients:
         with pytest.raises(TrituneError, match="distil_layers: this model reports 3 hidden states for 3 layers"):
-            train(student, teacher, family, tmp_path, None, coefficients=coefficients, distil_layers="last")
+            # Before the first step.
+            DistillationTrainer(student, teacher, coefficients=coefficients, distil_layers="last")
     else:
         train(student, teacher, family, tmp_path, None, coefficients=coefficients, distil_layers=[0, 2])
+
+
+def test_a_model_that_fails_in_silence_is_refused_in_words(monkeypatch):
+    """An error without a message, as `raise NotImplementedError` is."""
+
+    def silent(*args):
+        raise NotImplementedError
+
+    monkeypatch.setattr(importlib.import_module("tritune.instrument"), "find_anatomy", silent)
+    with pytest.raises(TrituneError, match=r"it cannot be run without weights \(NotImplementedError\)"):
+        instrument_skeleton(SERVED["BERT"].build())
 
 
 def test_mobilebert_quantizes_the_bottlenecks_of_the_layers_that_are_named():

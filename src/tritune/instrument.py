@@ -184,7 +184,8 @@ def instrument_skeleton(model: PreTrainedModel) -> PreTrainedModel:
     try:
         anatomy = find_anatomy(model, inputs)
     except (NotImplementedError, RuntimeError) as error:
-        raise unsupported(model, f"it cannot be run without weights ({str(error).splitlines()[0]})") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise unsupported(model, f"it cannot be run without weights ({reason})") from None
     finally:
         model.set_attn_implementation(IMPLEMENTATION)
     _attach(model, anatomy)

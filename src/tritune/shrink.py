@@ -117,7 +117,8 @@ def _shorter_config(model: PreTrainedModel, path: str, layers: Sequence[int], de
             with torch.device("meta"):
                 found = len(type(model)(config).get_submodule(path))
         except Exception as error:
-            failure = f"it cannot be built with {len(layers)} layers ({str(error).splitlines()[0][:200]})"
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            failure = f"it cannot be built with {len(layers)} layers ({reason})"
             continue
         if found == len(layers):
             return config

@@ -19,7 +19,7 @@ from ..models import fit_length, load_model
 from ..recipes import FinetuneRecipe, Recipe
 from ..tasks import Task
 from .arguments import check_precision
-from .pairing import pairing
+from .pairing import check_hidden_states, pairing
 from .run_folder import check_free
 
 
@@ -190,7 +190,7 @@ def _fitted(recipe: Recipe, task: Task, teacher: PreTrainedModel, student: PreTr
             raise TrituneError(f"{name}_coefficient: {task.title} has no such loss, so it must be 0{advice}")
     student = teacher if student is None else student
     layers = len(instrument_of(instrument(student)).anatomy.sites)
-    distilled_layers(recipe.distil_layers, layers)
+    check_hidden_states(student, recipe.coefficients(), distilled_layers(recipe.distil_layers, layers))
     check_temperature(recipe.temperature, task.is_regression)
     pair = pairing(student, teacher, recipe.coefficients(), recipe.schedule, recipe.layer_map)
     return replace(recipe, layer_map=pair.layer_map).with_split(task, layers)

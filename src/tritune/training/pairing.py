@@ -11,8 +11,9 @@ from itertools import starmap
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
 
-from ..distill import LOSSES, trace_fields
+from ..distill import LOSSES, Pair, trace_fields
 from ..errors import TrituneError
 from ..instrument import instrument, instrument_of, make_sample_inputs
 from ..layer_map import mapped_layers
@@ -80,6 +81,20 @@ def pairing(
     widths = _hidden_widths(own, theirs) if _HIDDEN in fields else None
     _check(_misfits(own, theirs, wanted, widths), coefficients, schedule, sites)
     return Pairing(mapped, widths)
+
+
+def check_hidden_states(model: PreTrainedModel, coefficients: dict[str, float], layers: Sequence[int] | None) -> None:
+    """Raise TrituneError if hidden states of some `layers` are to be compared and the model reports none per layer.
+
+    Args:
+        model: instrumented.
+        coefficients: of the losses of `distill.LOSSES`.
+        layers: as `distill.distilled_layers` gives them; None for all.
+    """
+    if layers is None or _HIDDEN not in trace_fields(coefficients):
+        return
+    output = ModelOutput(trace=_trace(model, frozenset({_HIDDEN})))
+    Pair(output, output, layers=tuple(layers)).hidden_states()
 
 
 def _alike(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:

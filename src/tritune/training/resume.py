@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -53,20 +54,32 @@ def _is_whole(path: Path, step: int) -> bool:
 def load_weights(model: PreTrainedModel, path: Path) -> None:
     """Put the weights of a checkpoint into a model.
 
-    `save_pretrained` writes some families (ViT) under older names than their parameters have now.
+    `save_pretrained` writes some families (ViT) under older names than their parameters have now, and some parameters
+    (DINOv2's SwiGLU) together as one.
 
     Raises:
         TrituneError: the file has no value for a weight.
     """
-    found = load_file(path)
-    written = revert_weight_conversion(model, {name: tensor.detach() for name, tensor in model.state_dict().items()})
+    found, own = load_file(path), {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    written = revert_weight_conversion(model, own)
     for name in written.keys() & found.keys():
         written[name].copy_(found[name])
     # What modules share is written once.
     came = {written[name].data_ptr() for name in written.keys() & found.keys()}
-    for name, tensor in written.items():
-        if tensor.data_ptr() not in came:
+    left = {name: tensor for name, tensor in own.items() if tensor.data_ptr() not in came}
+    if not left:
+        return
+    # Written as one with others: of numbers in the place of the weights one sees where each value has gone.
+    ends = list(accumulate(tensor.numel() for tensor in left.values()))
+    numbers = torch.arange(ends[-1]).tensor_split(ends[:-1])
+    places = {name: n.view(tensor.shape) for (name, tensor), n in zip(left.items(), numbers, strict=True)}
+    values = torch.empty(ends[-1])
+    for name, place in revert_weight_conversion(model, places).items():
+        if name not in found:
             raise TrituneError(f"{path}: has no {name}; remove its folder, then --resume")
+        values[place] = found[name].to(values.dtype)
+    for name, place in places.items():
+        left[name].copy_(values[place])
 
 
 class ResumableTrainer(Trainer):

@@ -145,11 +145,12 @@ def _teacher_cache(job: Job) -> TeacherCache:
     batch.pop("labels", None)
     with evaluation_mode(job.model), torch.no_grad():
         sample = teacher(**batch.to(job.model.device), output_trace=fields)
-    sample.trace = sample.trace.mapped(recipe.layer_map)
+    if fields:
+        sample.trace = sample.trace.mapped(recipe.layer_map)
     length = None
     if "input_ids" in batch:
         length = recipe.max_length if recipe.padding == "max_length" else max(map(len, rows["input_ids"]))
-    layers = distilled_layers(recipe.distil_layers, len(sample.trace.layers))
+    layers = distilled_layers(recipe.distil_layers, len(sample.trace.layers)) if fields else None
     return TeacherCache(job.output / CHECKPOINTS / "teacher", len(rows), length, fields, sample, layers)
 
 

@@ -39,7 +39,7 @@ class TeacherCache:
         rows: of the training set.
         length: tokens of its longest batch. Shorter batches must be padded on the right. None where all have as many.
         fields: of `LayerTrace`, or "hidden_states", that are kept beside the logits or the last state.
-        sample: the model's output, with a trace of `fields`, for any batch; its shapes are taken.
+        sample: the model's output, with a trace of `fields` if there are any, for any batch; its shapes are taken.
         layers: whose fields are kept, as `distill.distilled_layers` says; None for all, and the embeddings too.
 
     Raises:
@@ -55,7 +55,8 @@ class TeacherCache:
         sample: ModelOutput,
         layers: tuple[int, ...] | None = None,
     ):
-        self.folder, self.fields, self.layers, self.count = folder, fields, layers, len(sample.trace.layers)
+        self.folder, self.fields, self.layers = folder, fields, layers
+        self.count = len(sample.trace.layers) if fields else 0
         packed = self._packed(sample)
         shapes = {name: (rows, *_row_shape(name, tensor, length)) for name, tensor in packed.items()}
         shutil.rmtree(folder, ignore_errors=True)

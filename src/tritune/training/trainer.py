@@ -33,7 +33,7 @@ from .arguments import bert_adam, check_precision, separate_learned_scales, with
 from .head_trainer import HeadTrainer
 from .hidden_projection import HiddenProjection
 from .optimizer import learning_rate
-from .pairing import pairing
+from .pairing import check_hidden_states, pairing
 from .teacher_cache import ROW, TeacherCache
 
 HIDDEN_PROJECTION = "hidden_projection.pt"
@@ -121,6 +121,7 @@ class DistillationTrainer(HeadTrainer):
         _check_head(self.coefficients, model, head)
         pair = pairing(model, teacher, self.coefficients, schedule, layer_map)
         self.layers, self.layer_map = distilled_layers(distil_layers, layers), pair.layer_map
+        check_hidden_states(model, self.coefficients, self.layers)
         check_temperature(temperature, teacher.config.num_labels == 1)
         # What the losses read, of which layers; none of the rest is recorded.
         self.trace_wanted = dict.fromkeys(trace_fields(self.coefficients), self.layers)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
 
 from .errors import TrituneError, shown
-from .next_token import next_token_cross_entropy, token_scaled_soft_cross_entropy
+from .next_token import IGNORED, next_token_cross_entropy, token_scaled_soft_cross_entropy
 from .quant.granularity import wide_dtype
 from .trace import LayerTrace
 
@@ -28,8 +28,6 @@ MULTI_LABEL = "multi_label_classification"  # as transformers' configs name it
 
 # Keeps log-probabilities finite where a probability underflows; the value of the published code.
 SMALLEST_PROBABILITY = 1e-8
-# The label of a token that has none, as transformers writes it.
-IGNORED = -100
 
 
 def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:

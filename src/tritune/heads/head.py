@@ -12,8 +12,9 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..distill import IGNORED, kl_divergence
+from ..distill import kl_divergence
 from ..errors import TrituneError
+from ..next_token import IGNORED
 from .augmented import Augment, AugmentedRows
 
 if TYPE_CHECKING:

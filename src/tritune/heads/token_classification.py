@@ -17,9 +17,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..distill import IGNORED, kl_divergence
+from ..distill import kl_divergence
 from ..errors import TrituneError
 from ..load import load_tokenizer
+from ..next_token import IGNORED
 from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
 from .head import EncodedData, Head, Predictable, known_labels
 from .tag_files import FEATURES, labels_of, read_tagged

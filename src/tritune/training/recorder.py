@@ -50,7 +50,8 @@ class _Measure:
     def untrained(self, student: PreTrainedModel) -> dict[str, Any]:
         """Scores of the quantized float model, which follow from how it is quantized and on which rows calibrated."""
         recipe = self.job.recipe
-        made_of = recipe.section(Quantization), recipe.per_device_train_batch_size
+        # Of two patterns the first that matches wins, so their order counts; dictionaries compare without it.
+        made_of = recipe.section(Quantization), repr(recipe.modules), recipe.per_device_train_batch_size
         return self._once(("untrained", *made_of, self.batch_size), lambda: self.student(student))
 
     def student(self, student: PreTrainedModel) -> dict[str, Any]:

@@ -409,7 +409,7 @@ def test_predict_gives_every_label_that_is_likely(base, tmp_path, cli):
 REFUSALS = {
     "a_kind_alone": (
         ("--task", KIND),
-        "is a kind of task: give a task file, or its files with --train-file and --dev-file",
+        "is a kind of task: give a task file, or its files with",
     ),
     "no_dev": (("--task", KIND, "--train-file", "train.csv"), "--dev-file is missing"),
     "no_train": (("--task", KIND, "--dev-file", "dev.csv"), "--train-file is missing"),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 SST2_ROWS = 20_000
 STEPS = 115
-COLUMNS = ("model", "task", "arm", "seed", "metric", "score", "best", "agreement", "untrained", "steps", "size_mb")
+COLUMNS = ("model", "task", "arm", "seed", "metric", "score", "agreement", "kl", "untrained", "steps", "size_mb")
 MINILM, SKIP = "MiniLM-L6", "MiniLM-L6, layers 1, 3, 5"
 SHALLOW = "[1,3,5]"
 
@@ -172,12 +172,31 @@ def _numbers(folder: Path) -> dict[str, object]:
         "seed": metrics["seed"],
         "metric": metric,
         "score": percent(of[metric]),
-        "best": percent(metrics["best"][metric]),
         "agreement": percent(of.get("agreement")),
+        "kl": f"{of['kl_to_teacher']:.3f}" if "kl_to_teacher" in of else "",
         "untrained": percent(metrics.get("untrained", {}).get(metric)),
         "steps": sum(metrics["steps"].values()),
         "size_mb": round(metrics["size_bytes"] / 1e6, 1),
     }
+
+
+def page_table(table: str, rows: list[dict[str, object]]) -> str:
+    """A table of students as the documentation has it: an arm a line, its seeds beside each other."""
+    columns = ("score", "agreement", "kl", "size_mb")
+    text = [f"| {table} | score | agrees | KL | MB |", "|---|---|---|---|---|"]
+    for arm in dict.fromkeys(row["arm"] for row in rows if row["arm"] != "teacher"):
+        cells = [list(dict.fromkeys(str(row[column]) for row in rows if row["arm"] == arm)) for column in columns]
+        text.append(f"| {arm} | " + " | ".join(", ".join(cell) for cell in cells) + " |")
+    return "\n".join(text) + "\n"
+
+
+def write_page(page: Path, table: str, rows: list[dict[str, object]]) -> None:
+    """Put a table into the page, between the comments with its name, if the page has them."""
+    text = page.read_text(encoding="utf-8")
+    start, end = f"<!-- {table} -->\n\n", f"\n<!-- end of {table} -->"
+    if start in text:
+        before, rest = text.split(start)
+        page.write_text(before + start + page_table(table, rows) + end + rest.split(end)[1], encoding="utf-8")
 
 
 def main() -> None:
@@ -186,6 +205,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--page", type=Path, help="documentation page whose tables are written anew")
     parser.add_argument("--table", choices=TABLES, action="append")
     parser.add_argument("--task", choices=TASKS, action="append")
     parser.add_argument("--dry-run", action="store_true")
@@ -211,6 +231,8 @@ def main() -> None:
                 writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)
+        if arguments.page:
+            write_page(arguments.page, table, rows)
         for row in rows:
             print(*(row[column] for column in COLUMNS), sep=" | ")
 

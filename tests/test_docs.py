@@ -401,6 +401,21 @@ def test_table_of_deploy_is_the_measured_one():
             assert memory == f"{int(row['peak_memory_bytes']) / 1e6:.0f}"
 
 
+@pytest.mark.parametrize("table", ["signals", "bits", "quantizers"])
+def test_tables_of_accuracy_are_the_measured_ones(table):
+    with (ROOT / "benchmarks" / "results" / f"accuracy_{table}.csv").open() as file:
+        measured = [row for row in csv.DictReader(file) if row["arm"] != "teacher"]
+    page = (DOCS / "accuracy.md").read_text(encoding="utf-8")
+    lines = page.split(f"<!-- {table} -->")[1].split(f"<!-- end of {table} -->")[0].strip().splitlines()[2:]
+    cells = {arm: rest for arm, *rest in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)}
+    assert list(cells) == list(dict.fromkeys(row["arm"] for row in measured))
+    for arm, shown in cells.items():
+        for cell, column in zip(shown, ("score", "agreement", "kl", "size_mb"), strict=True):
+            values = [row[column] for row in measured if row["arm"] == arm]
+            assert cell == ", ".join(values if len(set(values)) > 1 else values[:1])
+    assert {row["seed"] for row in measured} == ({"42"} if table == "quantizers" else {"42", "52"})
+
+
 def test_tables_of_pack_are_the_measured_ones():
     """Every row of a table on the page is a row of its CSV file, and the sizes are what was promised."""
     page = (DOCS / "pack.md").read_text(encoding="utf-8")

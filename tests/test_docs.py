@@ -10,6 +10,7 @@ import sys
 import unicodedata
 from dataclasses import fields
 from pathlib import Path
+from statistics import fmean, stdev
 
 import datasets
 import pytest
@@ -414,6 +415,22 @@ def test_tables_of_accuracy_are_the_measured_ones(table):
             values = [row[column] for row in measured if row["arm"] == arm]
             assert cell == ", ".join(values if len(set(values)) > 1 else values[:1])
     assert {row["seed"] for row in measured} == ({"42"} if table == "quantizers" else {"42", "52"})
+
+
+def test_table_of_the_mix_is_the_measured_one():
+    with (ROOT / "benchmarks" / "results" / "mixing.csv").open() as file:
+        runs = list(csv.DictReader(file))
+    assert len(runs) == 54 and {run["state"] for run in runs} == {"complete"}
+    page = (DOCS / "accuracy.md").read_text(encoding="utf-8")
+    keys = {"block": "block_output_coefficient", "map": "attention_map_coefficient"}
+    for (sweep, key), name in zip(keys.items(), ("block output, with map 1", "map, with block output 1"), strict=True):
+        points: dict[str, list[float]] = {}
+        for run in runs:
+            if run["sweep"] == sweep:
+                points.setdefault(run[key], []).append(100 * float(run["last"]))
+        assert [len(scores) for scores in points.values()] == [3] * 9
+        cells = [f"{fmean(points[point]):.1f} ± {stdev(points[point]):.1f}" for point in sorted(points)]
+        assert f"| {name} | {' | '.join(cells)} |" in page
 
 
 def test_tables_of_pack_are_the_measured_ones():

@@ -38,7 +38,7 @@ class FeatureExtraction(Head):
     auto_model = AutoModel
     auto_processor = AutoTokenizer
     has_logits = False
-    library, pipeline_tag = "sentence-transformers", "sentence-similarity"
+    hub_library, pipeline_tag = "sentence-transformers", "sentence-similarity"
 
     files: SentenceFiles = field(default_factory=SentenceFiles)
 

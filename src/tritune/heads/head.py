@@ -108,7 +108,7 @@ class Head(ABC):
         reads_hub: whether one of a user's own files may be the name of a data set on the hub.
         has_columns: whether files of this kind have columns to choose from.
         has_logits: whether such a model ends in a head whose logits are compared; without, `read` says what is.
-        library, pipeline_tag: of its model card; an empty tag is the name.
+        hub_library, pipeline_tag: of its model card; an empty tag is the name.
         unused_keys: of a recipe, that mean nothing to this kind, with the reason.
         default_keys: of a recipe, that mean something to this kind alone, with the value that null stands for.
     """
@@ -121,7 +121,7 @@ class Head(ABC):
     reads_hub: ClassVar[bool] = False
     has_columns: ClassVar[bool] = True
     has_logits: ClassVar[bool] = True
-    library: ClassVar[str] = "transformers"
+    hub_library: ClassVar[str] = "transformers"
     pipeline_tag: ClassVar[str] = ""
     unused_keys: ClassVar[Mapping[str, str]] = {"image_augmentation": "there are no images"}
     default_keys: ClassVar[Mapping[str, Any]] = {}

@@ -58,7 +58,7 @@ def model_card(metrics: dict[str, Any], task: Task, recipe: Recipe, name: str) -
     )
     data = ModelCardData(
         model_name=Path(name).name,
-        library_name=head.library,
+        library_name=head.hub_library,
         pipeline_tag=head.pipeline_tag or head.name,
         tags=["tritune", "ternary", "quantization-aware-training"],
         eval_results=[result],

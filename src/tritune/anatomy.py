@@ -25,16 +25,6 @@ Node = torch.autograd.graph.Node
 # What a model may answer, the most particular first; the pooled state comes from no classifier.
 _POOLED = "pooler_output"
 _HEADS = ("logits", "start_logits", "text_embeds", "image_embeds", _POOLED)
-PARTS = (
-    "query_key_value",
-    "attention_projection",
-    "ffn_in",
-    "ffn_out",
-    "embeddings",
-    "patch_embedding",
-    "pooler",
-    "classifier",
-)
 
 
 @dataclass(frozen=True)

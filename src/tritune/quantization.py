@@ -19,7 +19,7 @@ from .quant import (
     make_quantizer,
 )
 
-SWITCHES = (
+PARTS = (
     "query_key_value",
     "attention_projection",
     "ffn_in",
@@ -28,8 +28,8 @@ SWITCHES = (
     "patch_embedding",
     "pooler",
     "classifier",
-    "attention_products",
 )
+SWITCHES = (*PARTS, "attention_products")
 SAME = "same"
 # What a pattern of `modules` may set.
 WEIGHT_KEYS = ("weight_bits", "weight_quantizer", "weight_granularity")

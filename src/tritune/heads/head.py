@@ -162,7 +162,7 @@ class Head(ABC):
 
     def known(self, config: PreTrainedConfig) -> dict[str, Any]:
         """What the config of a fine-tuned model says for `describe`, by the names of `file_options`: its labels."""
-        return {}
+        return known_labels(config) if "labels" in self.file_options else {}
 
     def describe(
         self, files: "Mapping[str, Path]", columns: Sequence[str] | None, label_column: str | None

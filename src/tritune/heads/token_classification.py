@@ -22,7 +22,7 @@ from ..errors import TrituneError
 from ..load import load_tokenizer
 from ..next_token import IGNORED
 from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
-from .head import EncodedData, Head, Predictable, known_labels
+from .head import EncodedData, Head, Predictable
 from .tag_files import FEATURES, labels_of, read_tagged
 from .text import bar_only_for, check_room, collator, token_by_token
 from .text_classification import TEXT_CLASSIFICATION
@@ -111,14 +111,8 @@ class TokenClassification(Head):
         own = {"text_columns": (words,), "label_column": tags, "labels": labels, "measure": measure, "metric": metric}
         return CONLL | own
 
-    def known(self, config: PreTrainedConfig) -> dict[str, Any]:
-        """The tags of a fine-tuned model."""
-        return known_labels(config)
-
     def read_files(self, task: Any, splits: Sequence[str]) -> DatasetDict:
         """Words and tags of every sentence, see `tag_files.read_tagged`."""
-        if missing := [split for split in splits if split not in task.files]:
-            raise TrituneError(f"{task.title}: no file for {missing[0]}")
         columns = (*task.text_columns, task.label_column)
         return DatasetDict({split: read_tagged(Path(task.files[split]), columns, task.labels) for split in splits})
 

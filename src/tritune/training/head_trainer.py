@@ -13,15 +13,15 @@ class HeadTrainer(ResumableTrainer):
 
     Args:
         *args: as Trainer takes them.
-        head: the kind of task; text classification when None.
+        head: the kind of task.
         **kwargs: as Trainer takes them.
     """
 
     # A mean over the batch, whatever it is that the model counts.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args: Any, head: Head | None = None, **kwargs: Any):
-        self.head = TEXT_CLASSIFICATION if head is None else head
+    def __init__(self, *args: Any, head: Head = TEXT_CLASSIFICATION, **kwargs: Any):
+        self.head = head
         super().__init__(*args, **kwargs)
         if self.args.label_names is None:
             # Of every kind; Trainer would take the names of the model's own arguments.

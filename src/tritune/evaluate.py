@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 from .data import load_task_data
 from .devices import this_process
 from .errors import TrituneError
-from .heads import IMAGE_CLASSIFICATION, EncodedData
+from .heads import IMAGE_CLASSIFICATION, EncodedData, head_of
 from .heads.head import Collate, Read, read_logits, stacked
-from .heads.image_classification import takes_images
 from .instrument import instrument
 from .load import is_quantized
 from .models import fit_length, load_model
@@ -105,7 +104,7 @@ def recipe_in_force(
         key = override.partition("=")[0].strip()
         if key not in EVALUATION_KEYS:
             raise TrituneError(f"--set: {key} would change nothing here; known are {', '.join(EVALUATION_KEYS)}")
-    if task is None and takes_images(model.config):
+    if task is None and head_of(model.config) is IMAGE_CLASSIFICATION:
         task = _ANY_IMAGES
     if task is not None and task.max_length is None:
         for key in ("max_length", "padding"):

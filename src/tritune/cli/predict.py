@@ -41,14 +41,14 @@ def predict(
     """
     options.quiet_libraries()
     from ..errors import TrituneError
-    from ..heads.image_classification import takes_images
+    from ..heads import IMAGE_CLASSIFICATION, head_of
     from ..load import load_config
     from ..predict import predict_images, predict_rows
     from ..table import check_writable, read_table, table_name, write_table
 
     if output is not None:
         check_writable(output)
-    if takes_images(load_config(model)):
+    if head_of(load_config(model)) is IMAGE_CLASSIFICATION:
         if input == "-" or text_columns is not None:
             raise TrituneError(f"{model}: takes images: give --input a folder, an image or a .parquet file, no columns")
         write_table(output, predict_images(model, input, overrides or [], probabilities))

@@ -35,9 +35,13 @@ HEADS: dict[str, Head] = {
 
 
 def head_of(config: PreTrainedConfig) -> Head:
-    """The kind of task that a model's class was made for; text classification where its config does not tell."""
+    """The kind of task that a model was made for.
+
+    Its class says so; where the config names none, the first kind that knows such a config: texts before anything else.
+    """
     for head in HEADS.values():
         ending = head.auto_model.__name__.removeprefix("AutoModel")
         if ending and any(name.endswith(ending) for name in config.architectures or ()):
             return head
-    return TEXT_CLASSIFICATION
+    knows = (head for head in HEADS.values() if type(config) in head.auto_model._model_mapping)
+    return next(knows, TEXT_CLASSIFICATION)

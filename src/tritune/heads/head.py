@@ -77,11 +77,6 @@ def read_logits(output: ModelOutput, batch: dict[str, torch.Tensor]) -> torch.Te
     return output.logits
 
 
-def known_labels(config: PreTrainedConfig) -> dict[str, tuple[str, ...]]:
-    """The names of a classifier's labels in id order, as `Head.describe` takes them."""
-    return {"labels": tuple(str(config.id2label.get(index, index)) for index in range(config.num_labels))}
-
-
 def stacked(answers: list[torch.Tensor]) -> np.ndarray:
     """The answers of all batches, each (batch, ...), one below the other in float32.
 
@@ -161,8 +156,8 @@ class Head(ABC):
         """
 
     def known(self, config: PreTrainedConfig) -> dict[str, Any]:
-        """What the config of a fine-tuned model says for `describe`, by the names of `file_options`: its labels."""
-        return known_labels(config) if "labels" in self.file_options else {}
+        """What the config of a fine-tuned model says for `describe`, by the names of `file_options`."""
+        return {}
 
     def describe(
         self, files: "Mapping[str, Path]", columns: Sequence[str] | None, label_column: str | None

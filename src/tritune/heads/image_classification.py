@@ -20,10 +20,10 @@ from transformers import (
 
 from ..errors import TrituneError
 from ..metrics import accuracy
-from .head import Collate, EncodedData, known_labels
+from .classifier import Classifier
+from .head import Collate, EncodedData
 from .image_augmentation import augmented
 from .images import IMAGE, LABEL, label_names, labelled, read_labelled, with_label
-from .text_classification import TextClassification
 
 # Named as the model's input, because Trainer keeps no other columns.
 PIXELS = "pixel_values"
@@ -31,13 +31,12 @@ PIXELS = "pixel_values"
 _PROBE = Pillow.new("RGB", (80, 60))
 
 
-class ImageClassification(TextClassification):
-    """Classes of images, from `AutoModelForImageClassification`; what is said of labels is said as for texts."""
+class ImageClassification(Classifier):
+    """Classes of images, from `AutoModelForImageClassification`."""
 
     name = "image-classification"
     auto_model = AutoModelForImageClassification
     auto_processor = AutoImageProcessor
-    file_options = ("labels",)
     reads_hub = True
     unused_keys: ClassVar[Mapping[str, str]] = {"max_length": "images are not cut to a number of tokens"}
     default_keys: ClassVar[Mapping[str, Any]] = {"image_augmentation": "standard"}
@@ -98,10 +97,6 @@ class ImageClassification(TextClassification):
             "label_column": label_column or LABEL,
         }
 
-    def known(self, config: PreTrainedConfig) -> dict[str, Any]:
-        """The labels of a fine-tuned model."""
-        return known_labels(config)
-
     def read_files(self, task: Any, splits: Sequence[str]) -> DatasetDict:
         """Images of a folder, a parquet file or the hub, every one of them decodable."""
         read, column = {}, next(iter(task.text_columns), None)
@@ -118,11 +113,6 @@ class ImageClassification(TextClassification):
     def from_hub(self, rows: Dataset, task: Any, source: str) -> Dataset:
         """Images and labels, every image decodable."""
         return labelled(with_label(rows, None, task.label_column, source), task.labels, source)
-
-
-def takes_images(config: PreTrainedConfig) -> bool:
-    """Whether a model of this config is an image classifier."""
-    return type(config) in AutoModelForImageClassification._model_mapping
 
 
 def as_pixels(rows: Dataset, processor: Any) -> tuple[Dataset, Collate]:

@@ -17,20 +17,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..distill import MULTI_LABEL, binary_kl_divergence
+from ..distill import binary_kl_divergence
 from ..errors import TrituneError, shown
 from ..load import load_tokenizer
 from ..metrics import Measure, class_scores, mean_pearson_spearman, multi_label_scores
 from ..table import columns_of, listed, read_table
-from .head import EncodedData, Head, known_labels
+from .classifier import PROBLEM_TYPES, Classifier
+from .head import EncodedData
 from .labels import PROBLEMS, LabelReader, guessed_problem, label_columns, label_names, placed
 from .text import collator, encode, text_columns, training_texts
 
-_TYPES = {
-    "single_label": "single_label_classification",
-    "multi_label": MULTI_LABEL,
-    "regression": "regression",
-}
 # How the rows of each problem are scored; the first metric selects where a task file does not say another one.
 _METRICS: dict[str, tuple[Measure, tuple[str, ...]]] = {
     "single_label": (class_scores, ("accuracy", "macro_f1")),
@@ -39,48 +35,13 @@ _METRICS: dict[str, tuple[Measure, tuple[str, ...]]] = {
 }
 
 
-class TextClassification(Head):
+class TextClassification(Classifier):
     """Classes, many labels or a score, from `AutoModelForSequenceClassification`."""
 
     name = "text-classification"
     auto_model = AutoModelForSequenceClassification
     auto_processor = AutoTokenizer
     file_options: ClassVar[tuple[str, ...]] = ("problem", "labels", "metric")
-
-    def options(self, task: Any) -> dict[str, Any]:
-        """The number of labels, their names and the loss that goes with them."""
-        if task.is_regression:
-            return {"num_labels": 1, "problem_type": self.problem_type(task)}
-        return {
-            "num_labels": task.num_labels,
-            "problem_type": self.problem_type(task),
-            "id2label": dict(enumerate(task.labels)),
-            "label2id": {label: index for index, label in enumerate(task.labels)},
-        }
-
-    def problem_type(self, task: Any) -> str:
-        """As transformers' configs name it."""
-        return _TYPES[task.problem]
-
-    def check(self, config: PreTrainedConfig, task: Any, source: str | Path) -> None:
-        """Raise TrituneError if the model has another number or another order of labels.
-
-        Of a task of one's own also if they have other names, or are answered in another way.
-        """
-        if config.num_labels != task.num_labels:
-            raise TrituneError(
-                f"{source}: the model has {config.num_labels} labels, {task.title} has {task.num_labels}"
-            )
-        names = [str(config.id2label.get(index, index)).lower() for index in range(config.num_labels)]
-        wanted = [label.lower() for label in task.labels or ()]
-        if names != wanted and sorted(names) == sorted(wanted):
-            raise TrituneError(f"{source}: the model's labels stand in the order {names}, {task.title}'s are {wanted}")
-        if task.files is None:
-            return
-        if wanted and names != wanted and names != [f"label_{index}" for index in range(len(names))]:
-            raise TrituneError(f"{source}: the model's labels are {listed(names)}, {task.title}'s are {listed(wanted)}")
-        if config.problem_type not in (None, self.problem_type(task)):
-            raise TrituneError(f"{source}: made for {config.problem_type}, {task.title} is {self.problem_type(task)}")
 
     def load_processor(
         self, source: str | Path, model: PreTrainedModel, max_length: int | None
@@ -104,8 +65,8 @@ class TextClassification(Head):
         """The problem and the labels of a fine-tuned model."""
         if config.num_labels == 1:
             return {"problem": "regression"}
-        problem = next((problem for problem, name in _TYPES.items() if name == config.problem_type), None)
-        return known_labels(config) | ({"problem": problem} if problem else {})
+        problem = next((problem for problem, name in PROBLEM_TYPES.items() if name == config.problem_type), None)
+        return super().known(config) | ({"problem": problem} if problem else {})
 
     def describe(
         self,

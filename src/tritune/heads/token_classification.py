@@ -12,7 +12,6 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     DataCollatorForTokenClassification,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -22,10 +21,10 @@ from ..errors import TrituneError
 from ..load import load_tokenizer
 from ..next_token import IGNORED
 from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
-from .head import EncodedData, Head, Predictable
+from .classifier import Classifier
+from .head import EncodedData, Predictable
 from .tag_files import FEATURES, labels_of, read_tagged
 from .text import bar_only_for, check_room, collator, token_by_token
-from .text_classification import TEXT_CLASSIFICATION
 
 _KNOWN_COLUMNS = ("tokens", "words", "text", "sentence")
 
@@ -47,7 +46,7 @@ class _Tags:
         return self.measure(tags_of(logits, self.first_tokens, self.labels), self.gold)
 
 
-class TokenClassification(Head):
+class TokenClassification(Classifier):
     """A class for every word, from `AutoModelForTokenClassification`; a word's first token carries it.
 
     Words beyond the maximal length are never seen and so count as tagged `O`.
@@ -57,19 +56,6 @@ class TokenClassification(Head):
     auto_model = AutoModelForTokenClassification
     auto_processor = AutoTokenizer
     keeps_answers = False
-    file_options = ("labels",)
-
-    def options(self, task: Any) -> dict[str, Any]:
-        """The number of tags and their names."""
-        return {
-            "num_labels": task.num_labels,
-            "id2label": dict(enumerate(task.labels)),
-            "label2id": {label: index for index, label in enumerate(task.labels)},
-        }
-
-    def check(self, config: PreTrainedConfig, task: Any, source: str | Path) -> None:
-        """Raise TrituneError if the model has another number or another order of tags."""
-        TEXT_CLASSIFICATION.check(config, task, source)
 
     def load_processor(
         self, source: str | Path, model: PreTrainedModel, max_length: int | None

@@ -223,7 +223,7 @@ def test_tsv_has_no_quotes(cli, run_folder, tmp_path):
 
 
 def test_a_field_that_tsv_cannot_hold_is_found_before_the_work(cli, workspace, tmp_path, monkeypatch):
-    monkeypatch.setattr(predicting, "load_classifier", None)
+    monkeypatch.setattr(predicting, "load_pretrained", None)
     source = _write(tmp_path / "in.csv", 'text,note\na,b\nc,"d\te"\n')
     message = cli.refusal(workspace / "teacher", "--input", source, "--output", tmp_path / "out.tsv")
     assert message == f"{tmp_path}/out.tsv: 'note' of row 2 holds a tab or a line end, which .tsv cannot; " + (

@@ -16,6 +16,7 @@ from transformers import (
     BertForQuestionAnswering,
     DistilBertConfig,
     RobertaConfig,
+    ViTConfig,
 )
 
 import small_answers
@@ -311,6 +312,7 @@ def test_the_classifier_is_found_and_stays_float(kind, family):
 def test_the_kind_is_read_from_the_class():
     assert head_of(BertConfig(architectures=["BertForQuestionAnswering"])) is QUESTION_ANSWERING
     assert head_of(BertConfig(architectures=None)).name == "text-classification"
+    assert head_of(ViTConfig(architectures=None)).name == "image-classification"
 
 
 @pytest.mark.data

@@ -5,7 +5,6 @@ tensors plugged in, and what it returns is reported under the name `assisted`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 from .data import load_task_data
 from .devices import this_process
 from .errors import TrituneError
-from .heads import IMAGE_CLASSIFICATION, EncodedData, head_of
+from .heads import TEXT_CLASSIFICATION, EncodedData, Head, head_of
 from .heads.head import Collate, Read, read_logits, stacked
 from .instrument import instrument
 from .load import is_quantized
@@ -28,13 +27,12 @@ from .modes import evaluation_mode
 from .products import weights_held
 from .recipes import FinetuneRecipe, Recipe, load_recipe, recipe_beside
 from .size import size_bytes
-from .tasks import Task
+from .tasks import TASKS, Task
 from .trace import Intervention, Site
 
 EVALUATION_KEYS = ("max_length", "padding", "per_device_eval_batch_size")
-# Lengths and batches for a model that comes with neither recipe nor task; with no published ones, as own files have.
-_ANY_TASK = Task("", "", ("text",), None, "", lambda predictions, labels: {}, 128, 32, 100, files={})
-_ANY_IMAGES = replace(_ANY_TASK, title="images", max_length=None, batch_size=64, head=IMAGE_CLASSIFICATION)
+# Lengths and batches for texts without recipe and task; with no published ones, as own files have.
+_ANY_TEXTS = Task("", "", ("text",), None, "", lambda predictions, labels: {}, 128, 32, 100, files={})
 
 
 def predict(
@@ -95,7 +93,7 @@ def _batches(
 def recipe_in_force(
     source: str | Path, model: PreTrainedModel, overrides: Sequence[str] = (), task: Task | None = None
 ) -> FinetuneRecipe:
-    """The recipe that lies beside a model, its empty values taken from the task table, else from general defaults.
+    """The recipe that lies beside a model, its empty values taken from the task, else from what is usual for its kind.
 
     Raises:
         TrituneError: the recipe cannot be read, or an override cannot be used.
@@ -104,14 +102,20 @@ def recipe_in_force(
         key = override.partition("=")[0].strip()
         if key not in EVALUATION_KEYS:
             raise TrituneError(f"--set: {key} would change nothing here; known are {', '.join(EVALUATION_KEYS)}")
-    if task is None and head_of(model.config) is IMAGE_CLASSIFICATION:
-        task = _ANY_IMAGES
-    if task is not None and task.max_length is None:
+    task = task or _usual_task(head_of(model.config))
+    if task.max_length is None:
         for key in ("max_length", "padding"):
             if any(override.partition("=")[0].strip() == key for override in overrides):
                 raise TrituneError(f"--set: {key} would change nothing: images have no tokens to cut or pad")
     recipe = load_recipe(recipe_beside(source), overrides, Recipe if is_quantized(model) else FinetuneRecipe)
-    return recipe.resolve(fit_length(task or _ANY_TASK, model), train_rows=1)
+    return recipe.resolve(fit_length(task, model), train_rows=1)
+
+
+def _usual_task(head: Head) -> Task:
+    """What a model of this kind is reckoned with where neither a recipe nor a task says more."""
+    if head is TEXT_CLASSIFICATION:
+        return _ANY_TEXTS
+    return next(task for task in TASKS.values() if task.head.name == head.name)
 
 
 def evaluate_source(

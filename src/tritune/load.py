@@ -15,6 +15,7 @@ from torch import nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -31,8 +32,6 @@ from .errors import TrituneError, shown
 
 def load_classifier(source: str | Path) -> PreTrainedModel:
     """A sequence classifier with whatever labels it has, see `load_pretrained`."""
-    if (Path(source) / "modules.json").is_file():
-        raise TrituneError(f"{source}: a sentence encoder gives embeddings, not labels; use sentence-transformers")
     return load_pretrained(AutoModelForSequenceClassification, source)
 
 
@@ -51,6 +50,8 @@ def load_pretrained(kind: Any, source: str | Path, **head: Any) -> PreTrainedMod
     if (takes := getattr(kind, "_model_mapping", None)) is not None and type(config) not in takes:
         raise TrituneError(f"{source}: {shown(config.model_type)} is not a kind of model that {kind.__name__} knows")
     if not head:
+        if kind is not AutoModel and (Path(source) / "modules.json").is_file():
+            raise TrituneError(f"{source}: a sentence encoder gives embeddings, not labels; use sentence-transformers")
         _check_label_names(config, source)
     # A config may ask for more outputs than we reckon with.
     plain = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}

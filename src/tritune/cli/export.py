@@ -49,7 +49,7 @@ def export(
         raise TrituneError("--set changes how --verify reads its data; without --verify it would change nothing")
     from ..evaluate import recipe_in_force
     from ..heads import IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, head_of
-    from ..load import load_classifier, load_config, load_pretrained
+    from ..load import load_config, load_pretrained
     from ..models import load_model
     from ..tasks import get_task
     from .show import show_export
@@ -63,10 +63,7 @@ def export(
     head = head_of(load_config(model))
     if head not in (TEXT_CLASSIFICATION, IMAGE_CLASSIFICATION):
         raise TrituneError(f"{model}: for {head.name}, which is not exported yet; `tritune convert` packs it")
-    if known:
-        loaded = load_model(model, known)
-    else:
-        loaded = load_pretrained(head.auto_model, model) if head is IMAGE_CLASSIFICATION else load_classifier(model)
+    loaded = load_model(model, known) if known else load_pretrained(head.auto_model, model)
     recipe = recipe_in_force(model, loaded, overrides or [], known)
     processor = head.load_processor(model, loaded, recipe.max_length)
     written = _write(loaded, processor, output, format, opset)

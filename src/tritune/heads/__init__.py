@@ -39,9 +39,11 @@ def head_of(config: PreTrainedConfig) -> Head:
 
     Its class says so; where the config names none, the first kind that knows such a config: texts before anything else.
     """
-    for head in HEADS.values():
-        ending = head.auto_model.__name__.removeprefix("AutoModel")
-        if ending and any(name.endswith(ending) for name in config.architectures or ()):
+    # Without an ending, a class takes what has no head.
+    endings = {head.auto_model.__name__.removeprefix("AutoModel"): head for head in HEADS.values()}
+    heads = {ending: head for ending, head in endings.items() if ending}
+    for ending, head in heads.items():
+        if any(name.endswith(ending) for name in config.architectures or ()):
             return head
-    knows = (head for head in HEADS.values() if type(config) in head.auto_model._model_mapping)
+    knows = (head for head in heads.values() if type(config) in head.auto_model._model_mapping)
     return next(knows, TEXT_CLASSIFICATION)

@@ -1,14 +1,18 @@
-"""What classifiers of texts, images and words have in common: the labels of their models."""
+"""What classifiers of texts, images and words have in common: the labels of their models, and answers by name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig
+import numpy as np
+from datasets import Dataset
+from scipy.special import expit, softmax
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..distill import MULTI_LABEL
 from ..errors import TrituneError
 from ..table import listed
-from .head import Head
+from .head import Collate, Head, Predictable
 
 # How transformers' configs name the problems.
 PROBLEM_TYPES = {
@@ -61,3 +65,42 @@ class Classifier(Head):
     def known(self, config: PreTrainedConfig) -> dict[str, Any]:
         """The names of a fine-tuned model's labels in id order."""
         return {"labels": tuple(str(config.id2label.get(index, index)) for index in range(config.num_labels))}
+
+
+def named_answers(
+    examples: Dataset | Sequence[dict[str, Any]], collate: Collate, model: PreTrainedModel, name: str
+) -> Predictable:
+    """Examples, one a row, whose logits become a `prediction`.
+
+    That is a label's name; where a row may have many labels, a list of those that are more likely than not, in id
+    order; of a model with a single logit, the score.
+
+    Args:
+        examples, collate: see `Predictable`.
+        model: that will answer.
+        name: what messages call the rows.
+    """
+    config, source = model.config, model.name_or_path
+    many = config.problem_type == MULTI_LABEL
+    is_score = config.num_labels == 1 and not many
+    labels = () if is_score else tuple(str(config.id2label[index]) for index in range(config.num_labels))
+
+    def answers(logits: np.ndarray) -> list[dict[str, Any]]:
+        """One answer a row."""
+        # Argmax of a NaN row is a label like any other.
+        if len(bad := np.flatnonzero(~np.isfinite(logits).all(-1))):
+            raise TrituneError(
+                f"{source}: answers row {bad[0] + 1} of {name} with NaN or infinite values; train it anew"
+            )
+        if is_score:
+            return [{"prediction": float(score)} for score in logits[:, 0]]
+        if many:
+            return [{"prediction": [labels[index] for index in np.flatnonzero(row > 0)]} for row in logits]
+        return [{"prediction": labels[index]} for index in logits.argmax(-1)]
+
+    def shares(logits: np.ndarray) -> np.ndarray:
+        """Softmax over the labels, or each label's sigmoid."""
+        wide = logits.astype(np.float64)
+        return expit(wide) if many else softmax(wide, axis=-1)
+
+    return Predictable(examples, collate, ("prediction",), answers, labels, None if is_score else shares)

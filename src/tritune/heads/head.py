@@ -64,12 +64,18 @@ class Predictable:
     Attributes:
         examples: rows as the model takes them, not always one for one.
         collate: makes batches of them.
-        answers: what `read` took of the outputs, (examples, ...), to the columns that are added to every row.
+        columns: names of the columns that are added to every row.
+        answers: what `read` took of the outputs, (examples, ...), to these columns.
+        labels: of a classifier.
+        shares: its logits, (rows, labels), to the share of every label; None where answers are no labels.
     """
 
-    examples: Dataset
+    examples: Dataset | Sequence[dict[str, Any]]
     collate: Collate
+    columns: tuple[str, ...]
     answers: Callable[[np.ndarray], list[dict[str, Any]]]
+    labels: tuple[str, ...] = ()
+    shares: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def read_logits(output: ModelOutput, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -102,6 +108,7 @@ class Head(ABC):
         keeps_answers: whether the answers of all batches have one shape, so that a teacher's can be cached.
         reads_hub: whether one of a user's own files may be the name of a data set on the hub.
         has_columns: whether files of this kind have columns to choose from.
+        has_shares: whether an input's answer is a label, so that there is a share of every label to show.
         has_logits: whether such a model ends in a head whose logits are compared; without, `read` says what is.
         hub_library, pipeline_tag: of its model card; an empty tag is the name.
         unused_keys: of a recipe, that mean nothing to this kind, with the reason.
@@ -115,6 +122,7 @@ class Head(ABC):
     keeps_answers: ClassVar[bool] = True
     reads_hub: ClassVar[bool] = False
     has_columns: ClassVar[bool] = True
+    has_shares: ClassVar[bool] = False
     has_logits: ClassVar[bool] = True
     hub_library: ClassVar[str] = "transformers"
     pipeline_tag: ClassVar[str] = ""
@@ -206,28 +214,33 @@ class Head(ABC):
         """
         raise TrituneError(f"{source}: {self.name} is not read from the hub; give files")
 
-    def predictable(
-        self,
-        rows: Sequence[dict[str, Any]],
-        columns: Sequence[str] | None,
-        model: PreTrainedModel,
-        processor: Any,
-        max_length: int,
-        padding: str,
-        name: str,
-    ) -> "Predictable":
-        """Rows of a table without labels as the model takes them.
+    def inputs(self, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None, name: str) -> Any:
+        """What the rows of a table ask, as `predictable` takes it.
 
         Args:
-            rows: at least one.
+            rows: at least one, without labels.
             columns: that hold the inputs; None looks for the usual ones.
-            model: that will answer.
-            processor: beside it.
-            max_length, padding: of its recipe.
             name: what messages call the table.
 
         Raises:
             TrituneError: a column or a row cannot be used, or this kind takes no tables.
+        """
+        raise TrituneError(f"{self.name}: `tritune predict` does not take models of this kind")
+
+    def predictable(
+        self, inputs: Any, model: PreTrainedModel, processor: Any, max_length: int | None, padding: str, name: str
+    ) -> Predictable:
+        """Inputs as the model takes them, and what its outputs say.
+
+        Args:
+            inputs: see `inputs`.
+            model: that will answer.
+            processor: beside it.
+            max_length, padding: of its recipe.
+            name: what messages call the inputs.
+
+        Raises:
+            TrituneError: an input cannot be used.
         """
         raise TrituneError(f"{self.name}: `tritune predict` does not take models of this kind")
 

@@ -20,8 +20,8 @@ from transformers import (
 
 from ..errors import TrituneError
 from ..metrics import accuracy
-from .classifier import Classifier
-from .head import Collate, EncodedData
+from .classifier import Classifier, named_answers
+from .head import Collate, EncodedData, Predictable
 from .image_augmentation import augmented
 from .images import IMAGE, LABEL, label_names, labelled, read_labelled, with_label
 
@@ -38,6 +38,7 @@ class ImageClassification(Classifier):
     auto_model = AutoModelForImageClassification
     auto_processor = AutoImageProcessor
     reads_hub = True
+    has_shares = True
     unused_keys: ClassVar[Mapping[str, str]] = {"max_length": "images are not cut to a number of tokens"}
     default_keys: ClassVar[Mapping[str, Any]] = {"image_augmentation": "standard"}
 
@@ -113,6 +114,12 @@ class ImageClassification(Classifier):
     def from_hub(self, rows: Dataset, task: Any, source: str) -> Dataset:
         """Images and labels, every image decodable."""
         return labelled(with_label(rows, None, task.label_column, source), task.labels, source)
+
+    def predictable(
+        self, inputs: Dataset, model: PreTrainedModel, processor: Any, max_length: int | None, padding: str, name: str
+    ) -> Predictable:
+        """Rows of the column `image`; adds `prediction`, see `classifier.named_answers`."""
+        return named_answers(*as_pixels(inputs, processor), model, name)
 
 
 def as_pixels(rows: Dataset, processor: Any) -> tuple[Dataset, Collate]:

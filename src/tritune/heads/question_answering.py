@@ -151,21 +151,8 @@ class QuestionAnswering(Head):
             divergences.append(float(F.kl_div(*logs, reduction="sum", log_target=True)) / 2)
         return {"agreement": float(same), "kl_to_teacher": float(np.mean(divergences))}
 
-    def predictable(
-        self,
-        rows: Sequence[dict[str, Any]],
-        columns: Sequence[str] | None,
-        model: PreTrainedModel,
-        processor: PreTrainedTokenizerBase,
-        max_length: int,
-        padding: str,
-        name: str,
-    ) -> Predictable:
-        """The columns `question` and `context`; adds `answer`, its `score`, and `no_answer_score`.
-
-        The scores are probabilities; the second one means something only in a model that was trained on questions
-        without answers.
-        """
+    def inputs(self, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None, name: str) -> dict[str, list[str]]:
+        """Questions and contexts, of the columns `question` and `context` unless others are named."""
         columns = tuple(columns or ("question", "context"))
         if len(columns) != 2:
             raise TrituneError(f"--text-columns: {self.name} takes two, of the question and of its context")
@@ -177,7 +164,23 @@ class QuestionAnswering(Head):
                     raise TrituneError(f"{name}, row {number}: {column!r} must be text; fill it in or drop the row")
             for key, value in zip(asked, (f"row {number}", *values), strict=True):
                 asked[key].append(value)
-        windows, spans = cut(Dataset.from_dict(asked), processor, max_length, name)
+        return asked
+
+    def predictable(
+        self,
+        inputs: dict[str, list[str]],
+        model: PreTrainedModel,
+        processor: PreTrainedTokenizerBase,
+        max_length: int,
+        padding: str,
+        name: str,
+    ) -> Predictable:
+        """Adds `answer`, its `score`, and `no_answer_score`.
+
+        The scores are probabilities; the second one means something only in a model that was trained on questions
+        without answers.
+        """
+        windows, spans = cut(Dataset.from_dict(inputs), processor, max_length, name)
 
         def answers(logits: np.ndarray) -> list[dict[str, Any]]:
             """One answer a row."""
@@ -187,10 +190,11 @@ class QuestionAnswering(Head):
                     "score": round(span.probability, 6),
                     "no_answer_score": round(span.none_probability, 6),
                 }
-                for context, span in zip(asked["context"], spans(logits), strict=True)
+                for context, span in zip(inputs["context"], spans(logits), strict=True)
             ]
 
-        return Predictable(windows, collator(processor, padding, max_length), answers)
+        columns = ("answer", "score", "no_answer_score")
+        return Predictable(windows, collator(processor, padding, max_length), columns, answers)
 
 
 QUESTION_ANSWERING = QuestionAnswering()

@@ -22,10 +22,10 @@ from ..errors import TrituneError, shown
 from ..load import load_tokenizer
 from ..metrics import Measure, class_scores, mean_pearson_spearman, multi_label_scores
 from ..table import columns_of, listed, read_table
-from .classifier import PROBLEM_TYPES, Classifier
-from .head import EncodedData
+from .classifier import PROBLEM_TYPES, Classifier, named_answers
+from .head import EncodedData, Predictable
 from .labels import PROBLEMS, LabelReader, guessed_problem, label_columns, label_names, placed
-from .text import collator, encode, text_columns, training_texts
+from .text import check_room, collator, encode, text_columns, text_of, training_texts
 
 # How the rows of each problem are scored; the first metric selects where a task file does not say another one.
 _METRICS: dict[str, tuple[Measure, tuple[str, ...]]] = {
@@ -41,6 +41,7 @@ class TextClassification(Classifier):
     name = "text-classification"
     auto_model = AutoModelForSequenceClassification
     auto_processor = AutoTokenizer
+    has_shares = True
     file_options: ClassVar[tuple[str, ...]] = ("problem", "labels", "metric")
 
     def load_processor(
@@ -132,6 +133,28 @@ class TextClassification(Classifier):
         read = LabelReader(task.problem, task.labels, targets, _origin(task, path))
         columns["label"] = [read(row, where) for where, row in placed(rows, file)]
         return Dataset.from_dict(columns, features=_features(task))
+
+    def inputs(self, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None, name: str) -> list[list[str]]:
+        """The texts of one or two columns."""
+        return [
+            [text_of(row, column, f"{name}, row {number}") for number, row in enumerate(rows, 1)]
+            for column in text_columns(columns_of(rows), columns, name)
+        ]
+
+    def predictable(
+        self,
+        inputs: list[list[str]],
+        model: PreTrainedModel,
+        processor: PreTrainedTokenizerBase,
+        max_length: int,
+        padding: str,
+        name: str,
+    ) -> Predictable:
+        """Adds `prediction`, see `classifier.named_answers`."""
+        check_room(processor, len(inputs), max_length)
+        encoded = processor(*inputs, truncation=True, max_length=max_length)
+        examples = [{key: values[row] for key, values in encoded.items()} for row in range(len(inputs[0]))]
+        return named_answers(examples, collator(processor, padding, max_length), model, name)
 
     def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Any, data: EncodedData) -> dict[str, float]:
         """As of classes; with many labels a row agrees where every label's answer is the same, and the KL is summed."""

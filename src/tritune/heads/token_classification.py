@@ -137,17 +137,8 @@ class TokenClassification(Classifier):
         agreement = float(np.mean(student.argmax(-1) == teacher.argmax(-1)))
         return {"agreement": agreement, "kl_to_teacher": float(divergence)}
 
-    def predictable(
-        self,
-        rows: Sequence[dict[str, Any]],
-        columns: Sequence[str] | None,
-        model: PreTrainedModel,
-        processor: PreTrainedTokenizerBase,
-        max_length: int,
-        padding: str,
-        name: str,
-    ) -> Predictable:
-        """One column, a list of words or a text that is split at spaces; adds `tags`, a list with a tag a word."""
+    def inputs(self, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None, name: str) -> list[list[str]]:
+        """The words of every row, of one column: a list of them, or a text that is split at spaces."""
         column = next((known for known in columns or _KNOWN_COLUMNS if known in rows[0]), None)
         if column is None or (columns is not None and len(columns) != 1):
             raise TrituneError(f"{name}: say with --text-columns which one of {', '.join(rows[0])} holds the words")
@@ -158,14 +149,26 @@ class TokenClassification(Classifier):
             if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
                 raise TrituneError(f"{name}, row {number}: {column!r} must hold words; fill it in or drop the row")
             sentences.append(words)
-        encoded, first_tokens = _encode(Dataset.from_dict({"tokens": sentences}), processor, max_length, name)
-        labels = tuple(str(model.config.id2label[index]) for index in range(model.config.num_labels))
+        return sentences
+
+    def predictable(
+        self,
+        inputs: list[list[str]],
+        model: PreTrainedModel,
+        processor: PreTrainedTokenizerBase,
+        max_length: int,
+        padding: str,
+        name: str,
+    ) -> Predictable:
+        """Adds `tags`, a list with a tag a word."""
+        encoded, first_tokens = _encode(Dataset.from_dict({"tokens": inputs}), processor, max_length, name)
+        (labels,) = self.known(model.config).values()
 
         def answers(logits: np.ndarray) -> list[dict[str, Any]]:
             """One list of tags a row."""
             return [{"tags": tags} for tags in tags_of(logits, first_tokens, labels)]
 
-        return Predictable(encoded, collator(processor, padding, max_length), answers)
+        return Predictable(encoded, collator(processor, padding, max_length), ("tags",), answers)
 
 
 def tags_of(logits: np.ndarray, first_tokens: Sequence[Sequence[int]], labels: Sequence[str]) -> list[list[str]]:

@@ -36,6 +36,14 @@ def processor(tmp_path):
 # Reading
 
 
+@pytest.mark.parametrize(("columns", "label"), [(["photo"], None), (None, "kind")])
+def test_columns_of_folders_are_refused(tmp_path, columns, label):
+    files = {"train": make_folder(tmp_path / "photos", 1)}
+    with pytest.raises(TrituneError, match="photos: folders have no columns"):
+        own_task("image-classification", files, columns, label)
+    assert own_task("image-classification", files, None, "label").labels == ("blue", "green", "red")
+
+
 def test_folder_parquet_and_hub_give_the_same_rows(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "photos", 2)
     task = own_task("image-classification", {"train": folder})

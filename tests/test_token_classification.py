@@ -88,6 +88,9 @@ def test_own_files_say_which_tags_there_are(tmp_path):
         own_task("token-classification", {"train": written(tmp_path, "Ada O\nnaps O\n", "o.txt")})
     with pytest.raises(TrituneError, match="one column holds the words"):
         own_task("token-classification", {"train": train}, columns=("a", "b"))
+    for columns, label in ((("words",), None), (None, "pos")):
+        with pytest.raises(TrituneError, match="lines of word and tag have no columns to name"):
+            own_task("token-classification", {"train": train}, columns, label)
     with pytest.raises(TrituneError, match=r"none\.txt: there is no such file"):
         own_task("token-classification", {"train": tmp_path / "none.txt"})
     with pytest.raises(TrituneError, match="the validation file is missing"):

@@ -40,15 +40,16 @@ Columns = Annotated[
     typer.Option(
         "--text-columns",
         "--columns",
-        help="The column of the text, or the two of a pair, with a comma between. Without it, GLUE's names are looked "
-        "for.",
+        help="The column of the text, or the two of a pair, with a comma between; of the words, or of the images. "
+        "Without it, the usual names are looked for. Folders and lines of word and tag have none.",
         metavar="NAMES",
     ),
 ]
 LabelColumn = Annotated[
     str | None,
     typer.Option(
-        help="The column of the label; with commas, a column of 0 and 1 for each of many labels. Without it: label.",
+        help="The column of the label; with commas, a column of 0 and 1 for each of many labels. Without it: label, "
+        "of words tags.",
         metavar="NAME",
     ),
 ]

@@ -45,6 +45,11 @@ def read_tagged(
     return Dataset.from_dict(found, features=FEATURES)
 
 
+def has_columns(path: Path) -> bool:
+    """Whether words and tags stand in named columns of such a file."""
+    return path.suffix.lower() in _READERS
+
+
 def labels_of(sentences: Dataset, source: Path) -> tuple[str, ...]:
     """The tags that occur, `O` first; of an entity that is tagged B or I, both.
 

@@ -23,7 +23,7 @@ from ..next_token import IGNORED
 from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
 from .classifier import Classifier
 from .head import EncodedData, Predictable
-from .tag_files import FEATURES, labels_of, read_tagged
+from .tag_files import FEATURES, has_columns, labels_of, read_tagged
 from .text import bar_only_for, check_room, collator, token_by_token
 
 _KNOWN_COLUMNS = ("tokens", "words", "text", "sentence")
@@ -90,6 +90,10 @@ class TokenClassification(Classifier):
         if columns is not None and len(columns) != 1:
             raise TrituneError(f"{self.name}: one column holds the words, got {', '.join(columns)}")
         words, tags = (columns or ("tokens",))[0], label_column or "tags"
+        if (words, tags) != ("tokens", "tags") and not any(has_columns(file) for file in files.values()):
+            raise TrituneError(
+                f"{self.name}: lines of word and tag have no columns to name; .jsonl, .json and .parquet do"
+            )
         source = Path(next(files[split] for split in ("train", "validation") if split in files))
         labels = tuple(labels or labels_of(read_tagged(source, (words, tags)), source))
         measure = entity_f1 if names_entities(labels) else tag_accuracy

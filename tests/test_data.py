@@ -262,6 +262,12 @@ def test_hub_with_other_labels_is_refused(monkeypatch):
         load_task_data(task)
 
 
+def test_hub_without_a_split_is_refused(monkeypatch):
+    monkeypatch.setattr(hub_reader, "load_dataset", lambda *args: DatasetDict(train=Dataset.from_dict({"img": [0]})))
+    with pytest.raises(TrituneError, match="uoft-cs/cifar10 has no split 'test'; there are train"):
+        load_task_data(get_task("cifar10"))
+
+
 def test_unreachable_hub_is_one_line_of_advice(monkeypatch):
     def unreachable(*args):
         raise ConnectionError("Couldn't reach 'nyu-mll/glue'\nsecond line")

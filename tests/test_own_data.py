@@ -479,3 +479,6 @@ def test_analyses_and_exports_take_a_task_file(cli, base, tmp_path):
     assert code == 0 and json.loads(out)["verify"]["agreement"] == 1, err
     code, _, err = cli("analyze", "sensitivity", "--model", teacher, *task, "--output", tmp_path / "s")
     assert code == 0, err
+    write(dev, table([["a"], ["c"]]))
+    code, _, err = cli("export", teacher, "--format", "dense", "--output", tmp_path / "new", *task)
+    assert code == 2 and f"{dev}, row 2" in err and not (tmp_path / "new").exists()

@@ -23,6 +23,16 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
+def first_line(error: BaseException) -> str:
+    r"""What a library says of its error, cut to one line; the error's type where it says nothing.
+
+    >>> first_line(OSError("the disk is full\nsee the manual")), first_line(KeyError())
+    ('the disk is full', 'KeyError')
+    """
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return "".join(character if character.isprintable() else "?" for character in line.strip()[:200])
+
+
 class TrituneError(ValueError):
     """Something the user gave cannot be used; the message says what, where, and what to do about it."""
 

@@ -24,7 +24,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from .anatomy import Anatomy, find_anatomy, unsupported
 from .attention import IMPLEMENTATION, STATE_ATTRIBUTE, WITHOUT_MASKS, AttentionState, ForwardPass
-from .errors import TrituneError, UnsupportedModelError
+from .errors import TrituneError, UnsupportedModelError, first_line
 from .modes import evaluation_mode
 from .quant import MovingMinMax
 from .trace import TRACE_FIELDS, Intervention, ModelTrace, Site
@@ -184,8 +184,7 @@ def instrument_skeleton(model: PreTrainedModel) -> PreTrainedModel:
     try:
         anatomy = find_anatomy(model, inputs)
     except (NotImplementedError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise unsupported(model, f"it cannot be run without weights ({reason})") from None
+        raise unsupported(model, f"it cannot be run without weights ({first_line(error)})") from None
     finally:
         model.set_attn_implementation(IMPLEMENTATION)
     _attach(model, anatomy)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .errors import TrituneError, shown
+from .errors import TrituneError, first_line, shown
 
 SECTION, OWN_CHECKSUM = "quantization_config", "config_checksum"
 # Of a header: a model with 100,000 tensors needs less. Checked before the header is read.
@@ -96,8 +96,7 @@ def verify_tensors(paths: Iterable[Path], checksums: dict[str, str]) -> None:
         except TrituneError:
             raise
         except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise TrituneError(f"{path}: damaged ({reason}); fetch or convert it anew") from None
+            raise TrituneError(f"{path}: damaged ({first_line(error)}); fetch or convert it anew") from None
     if missing := sorted(checksums.keys() - found):
         raise TrituneError(f"{', '.join(missing[:3])} missing in {', '.join(map(str, paths))}; fetch it anew")
 

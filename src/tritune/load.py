@@ -27,7 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
 from .checkpoint import METHOD, TrituneConfig, is_packed
-from .errors import TrituneError, shown
+from .errors import TrituneError, first_line, shown
 
 
 def load_classifier(source: str | Path) -> PreTrainedModel:
@@ -146,7 +146,7 @@ def _from_pretrained(
     except TrituneError as error:
         raise _named(error, source) from None
     except Exception as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         if "ignore_mismatched_sizes" in reason:
             reason = "the weights have other shapes than its config.json says"
         raise TrituneError(f"{source}: not a model that can be loaded ({reason}); save or fetch it anew") from None
@@ -231,7 +231,7 @@ def load_tokenizer(source: str | Path, model: PreTrainedModel, max_length: int) 
         largest = max(tokenizer.get_vocab().values(), default=-1)
     except Exception as error:
         raise TrituneError(
-            f"{source}: no tokenizer that can be loaded ({_first_line(error)}); put the model's own beside it"
+            f"{source}: no tokenizer that can be loaded ({first_line(error)}); put the model's own beside it"
         ) from None
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise TrituneError(f"{source}: no tokenizer lies beside the model (it would know no word)")
@@ -283,7 +283,7 @@ def load_config(source: str | Path) -> PreTrainedConfig:
         raise _named(error, source) from None
     except Exception as error:
         raise TrituneError(
-            f"{source}: not a model: its config cannot be read ({_first_line(error)}); fetch it anew"
+            f"{source}: not a model: its config cannot be read ({first_line(error)}); fetch it anew"
         ) from None
 
 
@@ -302,11 +302,6 @@ def positions(model: PreTrainedModel) -> int | None:
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - offset
     return getattr(model.config, "max_position_embeddings", None)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "".join(character if character.isprintable() else "?" for character in lines[0][:200])
 
 
 def _named(error: TrituneError, source: str | Path) -> TrituneError:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .anatomy import unsupported
-from .errors import TrituneError, shown
+from .errors import TrituneError, first_line, shown
 from .instrument import instrument, instrument_of
 
 # The config's note of what a shrunk model was made of: {"layers": [1, 3, 5], "of": 6}.
@@ -117,8 +117,7 @@ def _shorter_config(model: PreTrainedModel, path: str, layers: Sequence[int], de
             with torch.device("meta"):
                 found = len(type(model)(config).get_submodule(path))
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            failure = f"it cannot be built with {len(layers)} layers ({reason})"
+            failure = f"it cannot be built with {len(layers)} layers ({first_line(error)})"
             continue
         if found == len(layers):
             return config

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from .errors import TrituneError
+from .errors import TrituneError, first_line
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".txt": "text"}
 PARQUET = ".parquet"
@@ -199,12 +199,11 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
             _check_names(file.schema_arrow.names, str(path))
             return file.read().to_pylist()
     except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
-        raise TrituneError(f"{path}: cannot be read ({reason})") from None
+        raise TrituneError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from None
     except (ArrowException, ValueError) as error:
         if isinstance(error, TrituneError):
             raise
-        raise TrituneError(f"{path}: not Parquet ({str(error).splitlines()[0]})") from None
+        raise TrituneError(f"{path}: not Parquet ({first_line(error)})") from None
 
 
 def _read_json_lines(text: str, name: str) -> Iterator[dict[str, Any]]:

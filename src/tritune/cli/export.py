@@ -47,6 +47,7 @@ def export(
         raise TrituneError("--verify needs --task")
     if task is None and overrides:
         raise TrituneError("--set changes how --verify reads its data; without --verify it would change nothing")
+    from ..data import load_task_data
     from ..evaluate import recipe_in_force
     from ..heads import IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, head_of
     from ..load import load_config, load_pretrained
@@ -66,6 +67,10 @@ def export(
     loaded = load_model(model, known) if known else load_pretrained(head.auto_model, model)
     recipe = recipe_in_force(model, loaded, overrides or [], known)
     processor = head.load_processor(model, loaded, recipe.max_length)
+    if known:
+        # Before anything is written: a row may be one that cannot be used.
+        splits = load_task_data(known, verify, known.dev_splits)
+        data = head.encode(splits, known, processor, recipe.max_length, recipe.padding)
     written = _write(loaded, processor, output, format, opset)
     report: dict[str, Any] = {"output": str(output), "format": format.value, "size_bytes": written.stat().st_size}
     if known:
@@ -73,7 +78,7 @@ def export(
         from ..export.verify import compare_on_dev
 
         exported = OnnxClassifier(written) if format is Format.ONNX else load_model(output, known)
-        report["verify"] = compare_on_dev(loaded, exported, known, verify, processor, recipe)
+        report["verify"] = compare_on_dev(loaded, exported, known, data, recipe.per_device_eval_batch_size)
     show_export(report, as_json=json)
 
 

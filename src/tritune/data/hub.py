@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from datasets import DatasetDict, load_dataset
 
-from ..errors import TrituneError
+from ..errors import TrituneError, first_line
 from ..tasks import Task
 from .glue import features, wanted_splits
 
@@ -29,11 +29,12 @@ def load_hub(task: Task, splits: Sequence[str] | None = None) -> DatasetDict:
         subset = _SUBSETS.get(task.name, task.name)
         loaded = load_dataset(task.repository) if task.repository else load_dataset(REPOSITORY, subset)
     except Exception as error:  # the network, the cache and the hub's client each fail with types of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrituneError(
-            f"cannot load {task.title} from the hub ({reason}): give its original files with --data FOLDER"
+            f"cannot load {task.title} from the hub ({first_line(error)}): give its original files with --data FOLDER"
         ) from error
     if task.repository:
+        if missing := [split for split in wanted if split not in loaded]:
+            raise TrituneError(f"{task.repository} has no split {missing[0]!r}; there are {', '.join(loaded)}")
         return DatasetDict({split: task.head.from_hub(loaded[split], task, task.repository) for split in wanted})
     expected = features(task)
     for split in wanted:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import TrituneError
+from ..errors import TrituneError, first_line
 from ..instrument import is_instrumented, make_sample_inputs
 from ..modes import evaluation_mode
 from ..packing import pack
@@ -100,7 +100,7 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Seq
                 optimize=not is_instrumented(model),
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            cause = str(error.__cause__ or error).strip().splitlines()[0]
+            cause = first_line(error.__cause__ or error)
             raise TrituneError(f"{type(model).__name__} cannot be exported: {cause}") from None
     # Q, K and V quantize the same input.
     CommonSubexpressionEliminationPass()(program.model)

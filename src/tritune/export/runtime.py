@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from ..errors import TrituneError
+from ..errors import TrituneError, first_line
 
 
 def open_session(
@@ -39,8 +39,7 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TrituneError(f"{path}: ONNX Runtime cannot read it ({reason})") from None
+        raise TrituneError(f"{path}: ONNX Runtime cannot read it ({first_line(error)})") from None
 
 
 class OnnxClassifier(nn.Module):

@@ -1,15 +1,13 @@
 """Whether an exported model answers as the model it was made from: the dev set through both."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..data import load_task_data
 from ..evaluate import dev_logits, dev_scores
-from ..recipes import FinetuneRecipe
+from ..heads import EncodedData
 from ..tasks import Task
 
 
@@ -17,27 +15,23 @@ def compare_on_dev(
     model: PreTrainedModel,
     exported: nn.Module,
     task: Task,
-    data_folder: Path | None,
-    processor: Any,
-    recipe: FinetuneRecipe,
+    data: EncodedData,
+    batch_size: int,
 ) -> dict[str, Any]:
     """Run the task's dev splits through both, in the same batches.
 
     Args:
         model: what was exported.
         exported: takes batches as `model` does.
-        task: of the table.
-        data_folder: the task's original files; None reads the hub.
-        processor: the model's tokenizer or image processor.
-        recipe: resolved; says length, padding and batch size.
+        task: of the rows.
+        data: its dev splits.
+        batch_size: rows a batch.
 
     Returns:
         `rows`; `agreement`, the share of rows with the same label (for regression: the same score to 1e-3);
         `differing_rows`; `largest_logit_difference` and `median_logit_difference`; the metric of both.
     """
-    splits = load_task_data(task, data_folder, task.dev_splits)
-    data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
-    logits = [dev_logits(each, data, task, recipe.per_device_eval_batch_size) for each in (model, exported)]
+    logits = [dev_logits(each, data, task, batch_size) for each in (model, exported)]
     ours, theirs = (np.concatenate([of[split] for split in task.dev_splits]) for of in logits)
     difference = np.abs(ours - theirs)
     same = {

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..errors import TrituneError
+from ..errors import TrituneError, first_line
 from ..metrics import accuracy
 from .classifier import Classifier, named_answers
 from .head import Collate, EncodedData, Predictable
@@ -48,9 +48,8 @@ class ImageClassification(Classifier):
             processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
             _, *found = _pixels(processor, [_PROBE]).shape
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise TrituneError(
-                f"{source}: no image processor that can be loaded ({reason}); put the model's own beside it"
+                f"{source}: no image processor that can be loaded ({first_line(error)}); put the model's own beside it"
             ) from None
         _check_fits(found, model.config, source)
         return processor

@@ -6,7 +6,7 @@ named "train" or "test" for splits and drops the labels where there is a single 
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, l
 from PIL import Image as Pillow
 from tqdm.auto import tqdm
 
-from ..errors import TrituneError, shown
+from ..errors import TrituneError, first_line, shown
 
 IMAGE, LABEL = "image", "label"
 # The columns that are looked for where none is of the type `Image`.
@@ -94,7 +94,7 @@ def read_parquet(path: Path) -> Dataset:
     try:
         rows = Dataset(pyarrow.parquet.read_table(path))
     except Exception as error:  # of a damaged file, pyarrow and datasets say so in types of their own
-        raise TrituneError(f"{path}: not a parquet file that can be read ({_reason(error)})") from None
+        raise TrituneError(f"{path}: not a parquet file that can be read ({first_line(error)})") from None
     if not len(rows):
         raise TrituneError(f"{path}: holds no rows")
     return rows
@@ -108,7 +108,7 @@ def _read_hub(source: str | Path, split: str) -> Dataset:
         loaded: DatasetDict = load_dataset(name)
     except Exception as error:  # the network, the cache and the hub's client each fail with types of their own
         raise TrituneError(
-            f"{source}: no such file or folder, and no data set of the hub that can be loaded ({_reason(error)})"
+            f"{source}: no such file or folder, and no data set of the hub that can be loaded ({first_line(error)})"
         ) from None
     names = _DEV_SPLITS if split == "validation" else (split,)
     found = next((one for one in names if one in loaded), None)
@@ -191,7 +191,7 @@ def as_images(rows: Dataset, where: str) -> Dataset:
     try:
         return rows.cast_column(IMAGE, Image())
     except Exception as error:
-        raise TrituneError(f"{where}: its image column holds no images ({_reason(error)})") from None
+        raise TrituneError(f"{where}: its image column holds no images ({first_line(error)})") from None
 
 
 def verified(rows: Dataset, where: str) -> Dataset:
@@ -207,7 +207,7 @@ def verified(rows: Dataset, where: str) -> Dataset:
         except Exception as error:
             path = rows.cast_column(IMAGE, Image(decode=False))[number][IMAGE]["path"]
             place = path if path and Path(path).is_file() else f"{where}, row {number + 1}"
-            raise TrituneError(f"{place}: not an image that can be decoded ({_reason(error)}); replace it") from None
+            raise TrituneError(f"{place}: not an image that can be decoded ({first_line(error)}); replace it") from None
         if image is None:
             raise TrituneError(f"{where}, row {number + 1}: there is no image; fill it in or drop the row")
     return rows
@@ -235,8 +235,3 @@ def unlabelled(source: str | Path) -> tuple[Dataset, list[dict[str, Any]]]:
     images = Dataset.from_dict({IMAGE: [str(file) for file in files]}, features=Features({IMAGE: Value("string")}))
     names = [str(file.relative_to(path)) if path.is_dir() else str(file) for file in files]
     return verified(as_images(images, str(path)), str(path)), [{"file": name} for name in names]
-
-
-def _reason(error: Exception) -> str:
-    lines: Iterator[str] = iter(str(error).strip().splitlines())
-    return next(lines, type(error).__name__)[:200]

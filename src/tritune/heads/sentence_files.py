@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from ..errors import TrituneError, shown
+from ..errors import TrituneError, first_line, shown
 from .pooling import POOLINGS, Pooling
 
 MODULES = "modules.json"
@@ -169,8 +169,7 @@ def _content(source: str | Path, name: str) -> bytes | None:
         path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
         return None if path is None else Path(path).read_bytes()
     except OSError as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise TrituneError(f"{source}: {name} cannot be read ({reason})") from None
+        raise TrituneError(f"{source}: {name} cannot be read ({first_line(error)})") from None
 
 
 def _json(source: str | Path, name: str, content: bytes, kind: type) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_token, upload_file
 
-from ..errors import TrituneError
+from ..errors import TrituneError, first_line
 from ..recipes import Recipe
 from ..tasks import Task
 
@@ -102,5 +102,6 @@ def push(folder: Path, metrics: dict[str, Any], task: Task, recipe: Recipe, name
             upload_file(path_or_fileobj=content, path_in_repo=path, repo_id=name)
         model_card(metrics, task, recipe, name).push_to_hub(name)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise TrituneError(f"--push-to-hub {name}: {reason}; {folder} is complete, it can be pushed again") from None
+        raise TrituneError(
+            f"--push-to-hub {name}: {first_line(error)}; {folder} is complete, it can be pushed again"
+        ) from None

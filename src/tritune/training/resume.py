@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCall
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations import TensorBoardCallback
 
-from ..errors import CannotWriteError, Interrupted, TrituneError
+from ..errors import CannotWriteError, Interrupted, TrituneError, first_line
 from ..heads.augmented import AugmentedRows, EpochOf
 from .callbacks import EvaluateAtEnd, PhaseProgress
 
@@ -145,9 +145,9 @@ def _writable(trainer: Trainer) -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.errno not in _CANNOT_WRITE:
             raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        cause = getattr(error, "strerror", None) or first_line(error)
         raise CannotWriteError(
-            f"{trainer.args.output_dir}: cannot be written to after step {trainer.state.global_step} ({reason}); "
+            f"{trainer.args.output_dir}: cannot be written to after step {trainer.state.global_step} ({cause}); "
             "what was saved before is whole: make room, then --resume"
         ) from error
 

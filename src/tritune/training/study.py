@@ -24,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..errors import TrituneError, shown
+from ..errors import TrituneError, first_line, shown
 from .run_folder import LOCK
 
 POINT, WORKER, REASON = "point", "worker", "reason"
@@ -66,8 +66,9 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
                 url, engine_kwargs=patience, heartbeat_interval=_HEARTBEAT_SECONDS, grace_period=_GRACE_SECONDS
             )
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise TrituneError(f"--storage {shown(without_password(url))}: cannot be opened ({lines[0]})") from None
+        raise TrituneError(
+            f"--storage {shown(without_password(url))}: cannot be opened ({first_line(error)})"
+        ) from None
 
 
 def without_password(url: str) -> str:

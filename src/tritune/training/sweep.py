@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tqdm.auto import tqdm
 
 from ..devices import this_process
-from ..errors import CannotWriteError, Interrupted, TrituneError
+from ..errors import CannotWriteError, Interrupted, TrituneError, first_line
 from ..load import weights_sha256
 from ..prepare import prepare
 from ..quantization import Quantization
@@ -160,9 +160,7 @@ def _interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         raise Interrupted("stopped between two trainings; --resume goes on from there") from None
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-        raise TrituneError(
-            f"the storage of the study failed ({str(error).splitlines()[0]}); --resume goes on"
-        ) from error
+        raise TrituneError(f"the storage of the study failed ({first_line(error)}); --resume goes on") from error
 
 
 def open_queues(job: SweepJob, worker: Worker) -> list[Queue]:

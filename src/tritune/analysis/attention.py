@@ -92,7 +92,7 @@ def plot_attention(result: AttentionComparison) -> Figure:
             (line,) = axes.plot(layers, values.mean(-1), marker="o", label=name)
             axes.fill_between(layers, values.min(-1), values.max(-1), alpha=0.12, color=line.get_color(), lw=0)
         axes.set(title=title, xlabel="layer", xticks=layers)
-        if measure == "kl":
+        if measure == "kl" and result.kl.max() > 0:
             axes.set_yscale("log")
     figure.axes[0].legend(fontsize="small")
     figure.suptitle(f"Distance of the attention maps from the teacher's, {result.sequences} sequences")

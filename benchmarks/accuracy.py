@@ -213,7 +213,7 @@ def _metrics(folder: Path) -> dict | None:
 
 
 def _percent(value: float | None) -> float | str:
-    return "" if value is None else round(100 * value, 1)
+    return "" if value is None else round(100 * value, 1) + 0.0  # no -0.0
 
 
 def _teacher(cell: Cell, metrics: dict, output: Path) -> dict[str, object]:

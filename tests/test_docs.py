@@ -417,6 +417,23 @@ def test_tables_of_accuracy_are_the_measured_ones(table):
     assert {row["seed"] for row in measured} == ({"42"} if table == "quantizers" else {"42", "52"})
 
 
+def test_table_of_models_and_tasks_is_the_measured_one():
+    with (ROOT / "benchmarks" / "results" / "accuracy_tasks.csv").open() as file:
+        measured = {(row["model"], row["task"], row["arm"]): row for row in csv.DictReader(file)}
+    page = (DOCS / "accuracy.md").read_text(encoding="utf-8")
+    lines = page.split("<!-- tasks -->")[1].split("<!-- end of tasks -->")[0].strip().splitlines()[2:]
+    shown = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
+    expected = []
+    for model, task in dict.fromkeys(key[:2] for key in measured):
+        teacher = next(row for key, row in measured.items() if key[1:] == (task, "teacher"))
+        plain, intervened = (measured[model, task, arm] for arm in ("ternarybert-block", "ti-g"))
+        scores = [teacher["score"], plain["untrained"], plain["score"], intervened["score"]]
+        size = f"{teacher['size_mb']} to {plain['size_mb']}"
+        expected.append((model, task, teacher["metric"], *scores, size))
+        assert {(row["steps"], row["seed"]) for row in (plain, intervened)} == {("200", "42")}
+    assert shown == expected and len(shown) == 10
+
+
 def test_table_of_the_mix_is_the_measured_one():
     with (ROOT / "benchmarks" / "results" / "mixing.csv").open() as file:
         runs = list(csv.DictReader(file))

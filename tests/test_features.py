@@ -314,6 +314,19 @@ def test_a_student_of_another_width_is_refused(inputs, cli):
     assert not (inputs / "run").exists()
 
 
+def test_a_student_of_other_words_is_refused(inputs, cli):
+    shutil.copytree(inputs / "encoder", inputs / "foreign")
+    tokenizer = inputs / "foreign" / "tokenizer.json"
+    content = json.loads(tokenizer.read_text())
+    words = content["model"]["vocab"]
+    first, second = sorted(words, key=words.get)[-2:]
+    words[first], words[second] = words[second], words[first]
+    tokenizer.write_text(json.dumps(content))
+    code, _, err = train(cli, inputs, "run", "--student", inputs / "foreign")
+    assert code == 2 and "foreign: the student's tokenizer has other tokens" in err.splitlines()[-1]
+    assert not (inputs / "run").exists()
+
+
 def test_sensitivity_does_not_take_embeddings(inputs, cli):
     on_pairs = ("--task", "features", "--data", inputs / "pairs")
     code, _, err = cli("analyze", "sensitivity", "--model", inputs / "encoder", *on_pairs)

@@ -91,6 +91,19 @@ def expected_answers(folder, pictures):
     return [model.config.id2label[index] for index in logits.argmax(-1).tolist()], logits.double().softmax(-1)
 
 
+@pytest.mark.parametrize("change", [{"image_mean": [0.5, 0.5, 0.4]}, {"do_rescale": False}])
+def test_a_student_that_reads_other_pixels_is_refused(workspace, tmp_path, cli, change):
+    other = shutil.copytree(workspace / "base", tmp_path / "other")
+    shutil.copy(workspace / "teacher" / "config.json", other)
+    shutil.copy(workspace / "teacher" / "model.safetensors", other)
+    settings_file = other / "preprocessor_config.json"
+    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | change))
+    task = ("train", workspace / "teacher", *task_arguments(workspace), "--output", tmp_path / "run")
+    code, _, err = cli(*task, "--student", other, *settings(*LENGTHS))
+    assert code == 2 and "other: the student's image processor gives other sizes or values" in err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
 def test_predict_images(workspace, tmp_path, cli):
     folder = make_folder(tmp_path / "photos", 2)
     (folder / "deep" / "er").mkdir(parents=True)

@@ -64,6 +64,10 @@ class FeatureExtraction(Head):
         """The tokenizer, see `load.load_tokenizer`, with the model's further files."""
         return SentenceProcessor(load_tokenizer(source, model, max_length), self.files)
 
+    def check_processors(self, student: SentenceProcessor, teacher: SentenceProcessor, source: str | Path) -> None:
+        """Raise TrituneError if the student's tokenizer has other tokens."""
+        super().check_processors(student.tokenizer, teacher.tokenizer, source)
+
     def encode(
         self, splits: DatasetDict, task: Any, processor: SentenceProcessor, max_length: int | None, padding: str
     ) -> EncodedData:

@@ -153,6 +153,13 @@ class Head(ABC):
             TrituneError: there is none, or it does not belong to the model.
         """
 
+    def check_processors(self, student: Any, teacher: Any, source: "str | Path") -> None:
+        """Raise TrituneError, naming the student's `source`, if two processors read the same inputs differently."""
+        if student.get_vocab() != teacher.get_vocab():
+            raise TrituneError(
+                f"{source}: the student's tokenizer has other tokens than the teacher's; both read the same"
+            )
+
     @abstractmethod
     def encode(
         self, splits: DatasetDict, task: Any, processor: Any, max_length: int | None, padding: str

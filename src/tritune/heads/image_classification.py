@@ -27,8 +27,8 @@ from .images import IMAGE, LABEL, label_names, labelled, read_labelled, with_lab
 
 # Named as the model's input, because Trainer keeps no other columns.
 PIXELS = "pixel_values"
-# Shows the shape of what a processor gives.
-_PROBE = Pillow.new("RGB", (80, 60))
+# Shows what a processor gives: its shape, and from black to white its values.
+_PROBE = Pillow.linear_gradient("L").resize((80, 60)).convert("RGB")
 
 
 class ImageClassification(Classifier):
@@ -53,6 +53,15 @@ class ImageClassification(Classifier):
             ) from None
         _check_fits(found, model.config, source)
         return processor
+
+    def check_processors(self, student: Any, teacher: Any, source: str | Path) -> None:
+        """Raise TrituneError if the student's image processor gives another size, or other values."""
+        own, theirs = (_pixels(processor, [_PROBE]) for processor in (student, teacher))
+        if own.shape != theirs.shape or not torch.equal(own, theirs):
+            raise TrituneError(
+                f"{source}: the student's image processor gives other sizes or values than the teacher's; both read "
+                "the same"
+            )
 
     def encode(
         self, splits: DatasetDict, task: Any, processor: Any, max_length: int | None, padding: str

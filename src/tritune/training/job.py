@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from ..data import load_task_data
@@ -133,9 +133,7 @@ def _open_student(source: str | Path, task: Task, processor: Any, max_length: in
     model = load_model(source, task)
     if is_quantized(model):
         raise TrituneError(f"{source}: quantized already; --student takes a float model, --from a QAT student")
-    own = task.head.load_processor(source, model, max_length)
-    if isinstance(own, PreTrainedTokenizerBase) and own.get_vocab() != processor.get_vocab():
-        raise TrituneError(f"{source}: the student's tokenizer has other tokens than the teacher's; both read the same")
+    task.head.check_processors(task.head.load_processor(source, model, max_length), processor, source)
     return model
 
 

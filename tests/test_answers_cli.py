@@ -7,10 +7,10 @@ import pytest
 import small_answers
 from tritune.errors import TrituneError
 from tritune.recipes import load_recipe
-from tritune.recipes.recipe import FinetuneRecipe
+from tritune.recipes.recipe import FinetuneRecipe, Recipe
 from tritune.tasks import get_task
 from tritune.training.finetune import finetune
-from tritune.training.job import open_job
+from tritune.training.job import open_job, with_recipe
 
 SET = ("max_length=48", "padding=longest", "per_device_eval_batch_size=4")
 KINDS = {"squad_v2": "f1", "conll2003": "entity_f1"}
@@ -82,6 +82,21 @@ def test_an_epoch_is_a_pass_over_all_windows(tmp_path):
     recipe = load_recipe("finetune", values, FinetuneRecipe)
     job = open_job(small_answers.write_base(tmp_path / "base"), task, data, recipe, tmp_path / "teacher")
     assert job.recipe.max_steps == len(job.data.splits["train"]) > 24
+
+
+def test_an_epoch_of_a_sweep_is_a_pass_over_the_windows_of_its_length(tmp_path):
+    task, data = get_task("squad"), small_answers.write_squad(tmp_path / "data")
+    values = ("padding=longest", "num_train_epochs=1", "per_device_train_batch_size=1")
+
+    def recipe(length: int) -> Recipe:
+        return load_recipe("ternarybert", (*values, f"max_length={length}"))
+
+    base = small_answers.write_base(tmp_path / "base")
+    job = open_job(base, task, data, load_recipe("finetune", (*SET, "max_steps=1"), FinetuneRecipe), tmp_path / "t")
+    finetune(job)
+    job = open_job(tmp_path / "t", task, data, recipe(48), tmp_path / "run")
+    other = with_recipe(job, recipe(24), data, tmp_path / "other")
+    assert other.recipe.max_steps == len(other.data.splits["train"]) > len(job.data.splits["train"])
 
 
 def test_fine_tuning_selects_by_the_score_that_evaluate_gives(workspace):

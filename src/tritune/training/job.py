@@ -149,13 +149,15 @@ def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path
     Raises:
         TrituneError: the recipe does not fit the model or the task.
     """
-    recipe, data, measured = fit(job, recipe), job.data, job.measured
-    if (recipe.max_length, recipe.padding) != (job.recipe.max_length, job.recipe.padding):
-        splits = load_task_data(job.task, data_folder, augmented=recipe.augmented)
-        data, measured = job.task.head.encode(splits, job.task, job.processor, recipe.max_length, recipe.padding), {}
+    fitted, data, measured = fit(job, recipe), job.data, job.measured
+    if (fitted.max_length, fitted.padding) != (job.recipe.max_length, job.recipe.padding):
+        splits = load_task_data(job.task, data_folder, augmented=fitted.augmented)
+        data, measured = job.task.head.encode(splits, job.task, job.processor, fitted.max_length, fitted.padding), {}
+        # A long text is cut into windows, each of them a row: an epoch of shorter ones takes more steps.
+        fitted = fit(replace(job, data=data), recipe)
     # A trainer freezes its teacher; the student begins as a copy of it.
     job.model.requires_grad_(True)
-    return replace(job, recipe=recipe, data=data, output=output, measured=measured)
+    return replace(job, recipe=fitted, data=data, output=output, measured=measured)
 
 
 def fit(job: Job, recipe: Recipe) -> Recipe:

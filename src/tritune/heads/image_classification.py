@@ -85,7 +85,9 @@ class ImageClassification(Classifier):
         if columns is not None and len(columns) != 1:
             raise TrituneError(f"{self.name} takes one column of images, got {len(columns)}")
         split, source = next((split, files[split]) for split in ("train", "validation") if split in files)
-        if (columns or label_column not in (None, LABEL)) and all(file.is_dir() for file in files.values()):
+        # A dev file alone may come from a task file whose training images have columns.
+        is_named = columns is not None or label_column not in (None, LABEL)
+        if is_named and "train" in files and all(file.is_dir() for file in files.values()):
             raise TrituneError(f"{source}: folders have no columns, their classes are the names of the folders inside")
         rows = read_labelled(source, split, columns and columns[0], label_column)
         return {

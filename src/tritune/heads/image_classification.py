@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image as Pillow
@@ -20,7 +19,7 @@ from transformers import (
 
 from ..errors import TrituneError, first_line
 from ..metrics import accuracy
-from .classifier import Classifier, named_answers
+from .classifier import Classifier, measures_of, named_answers
 from .head import Collate, EncodedData, Predictable
 from .image_augmentation import augmented
 from .images import IMAGE, LABEL, label_names, labelled, read_labelled, with_label
@@ -61,14 +60,10 @@ class ImageClassification(Classifier):
         encoded = DatasetDict(
             {split: as_pixels(rows, processor)[0].rename_column(LABEL, "labels") for split, rows in splits.items()}
         )
-        measures = {
-            split: partial(task.measure, labels=np.asarray(encoded[split]["labels"]))
-            for split in task.dev_splits
-            if split in encoded
-        }
         height, width = _pixels(processor, [_PROBE]).shape[-2:]
         augment = partial(_augment, processor=processor, width=width, height=height)
-        return EncodedData(encoded, partial(collate, processor=processor), measures, task.dev_splits[0], augment)
+        batches = partial(collate, processor=processor)
+        return EncodedData(encoded, batches, measures_of(encoded, task), task.dev_splits[0], augment)
 
     def describe(
         self,

@@ -168,7 +168,7 @@ class TokenClassification(Classifier):
     ) -> Predictable:
         """Adds `tags`, a list with a tag a word."""
         encoded, first_tokens = _encode(Dataset.from_dict({"tokens": inputs}), processor, max_length, name)
-        (labels,) = self.known(model.config).values()
+        labels = self.known(model.config)["labels"]
 
         def answers(logits: np.ndarray) -> list[dict[str, Any]]:
             """One list of tags a row."""

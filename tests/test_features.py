@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from scipy.stats import spearmanr
-from transformers import BertModel
+from transformers import BertForSequenceClassification, BertModel
 
 from sentence_encoder import MEAN, make_encoder, make_pairs, modules, sentences, write_json
 from test_docs import DOCS, blocks, run_commands
@@ -22,7 +22,7 @@ from tritune.heads import FEATURE_EXTRACTION
 from tritune.heads.features import FeatureExtraction
 from tritune.heads.pooling import POOLINGS, Pooling, cosines
 from tritune.heads.sentence_files import read_sentence_files
-from tritune.load import load
+from tritune.load import load, load_config
 from tritune.models import load_model
 from tritune.quantization import Quantization
 from tritune.recipes import load_recipe
@@ -426,12 +426,23 @@ def test_losses_that_need_a_head_are_refused(cli, inputs, override, message):
     assert code == 2 and message in err and "take recipe features" in err and not (inputs / "run").exists()
 
 
+def test_a_cross_encoder_is_a_classifier(inputs):
+    """Sentence-transformers writes modules.json beside it as well."""
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(load_config(inputs / "encoder"))
+    model.save_pretrained(inputs / "encoder")
+    loaded = load_model(inputs / "encoder", get_task("sst2"))
+    assert torch.equal(loaded.classifier.weight, model.classifier.weight)
+
+
 def test_what_a_sentence_encoder_does_not_do(cli, inputs):
     common = ["--task", "features", "--data", inputs / "pairs", "--output", inputs / "out"]
     code, _, err = cli("finetune", inputs / "encoder", *common)
     assert code == 2 and "no labels to fine-tune on" in err
     code, _, err = cli("predict", inputs / "encoder", stdin=b"a man\n")
     assert code == 2 and "a sentence encoder gives embeddings" in err
+    with pytest.raises(TrituneError, match=r"a sentence encoder gives embeddings.*fine-tune it first"):
+        load_model(inputs / "encoder", get_task("sst2"))
     common = ["--verify", inputs / "pairs", "--task", "features", "--output", inputs / "out"]
     code, _, err = cli("export", inputs / "encoder", *common)
     assert code == 2 and "only models that answer with logits are exported" in err

@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import tritune.data.hub
 from pictures import COLOURS, SIZE, make_folder, make_parquet, make_vit, picture
+from tritune.cli.options import OwnFiles, open_task
 from tritune.data import load_task_data
 from tritune.errors import TrituneError
 from tritune.heads import IMAGE_CLASSIFICATION, images
@@ -42,6 +43,16 @@ def test_columns_of_folders_are_refused(tmp_path, columns, label):
     with pytest.raises(TrituneError, match="photos: folders have no columns"):
         own_task("image-classification", files, columns, label)
     assert own_task("image-classification", files, None, "label").labels == ("blue", "green", "red")
+
+
+def test_folders_are_scored_by_a_task_file_whose_training_file_has_columns(tmp_path):
+    names, dev = ["blue", "green", "red"], make_folder(tmp_path / "dev", 1)
+    make_parquet(tmp_path / "train.parquet", 3, names, "photo")
+    text = f"kind: image-classification\ntrain_file: train.parquet\ndev_file: {dev}\ncolumns: [photo]\n"
+    (tmp_path / "task.yaml").write_text(text)
+    for trains in (True, False):
+        task = open_task(str(tmp_path / "task.yaml"), OwnFiles(None, None, None, None, None), trains=trains)
+        assert load_task_data(task, splits=["validation"])["validation"]["label"][:] == [0, 1, 2]
 
 
 def test_folder_parquet_and_hub_give_the_same_rows(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import BertConfig, BertForTokenClassification
 
 import small_answers
+from tritune.cli.options import OwnFiles, open_task
 from tritune.data import load_task_data
 from tritune.errors import TrituneError
 from tritune.evaluate import dev_logits, dev_scores
@@ -101,6 +102,18 @@ def test_own_columns(tmp_path):
     path = written(tmp_path, '{"words": ["Ada"], "ner": ["B-PER"]}', "a.jsonl")
     task = own_task("token-classification", {"train": path}, columns=("words",), label_column="ner")
     assert load_task_data(task, splits=["train"])["train"].to_list() == [{"tokens": ["Ada"], "tags": ["B-PER"]}]
+
+
+def test_lines_are_scored_by_a_task_file_whose_training_file_has_columns(tmp_path):
+    written(tmp_path, '{"words": ["Ada"], "ner": ["B-PER"]}', "train.jsonl")
+    written(tmp_path, "Ada B-PER\n", "dev.txt")
+    text = (
+        "kind: token-classification\ntrain_file: train.jsonl\ndev_file: dev.txt\ncolumns: [words]\nlabel_column: ner\n"
+    )
+    own = OwnFiles(None, None, None, None, None)
+    for trains in (True, False):
+        task = open_task(str(written(tmp_path, text, "task.yaml")), own, trains=trains)
+        assert load_task_data(task, splits=["validation"])["validation"]["tags"][:] == [["B-PER"]]
 
 
 def test_the_hub_reader_names_the_tags():

@@ -15,6 +15,7 @@ import tritune
 from pictures import make_cifar_workspace, make_folder, make_vit, picture
 from tritune.data import load_task_data
 from tritune.errors import TrituneError
+from tritune.predict import predict_rows
 from tritune.recipes import FinetuneRecipe, load_recipe
 from tritune.tasks import get_task
 from tritune.training.finetune import finetune
@@ -127,6 +128,8 @@ def test_predict_images(workspace, tmp_path, cli):
     assert [row["prediction"] for row in rows] == expected_answers(workspace / "run", pictures)[0]
     code, out, err = cli("predict", workspace / "run", "--input", files[0])
     assert code == 0 and out.splitlines()[1].startswith(f"{files[0]},"), err
+    with pytest.raises(TrituneError, match="image-classification: models of this kind do not answer rows of a table"):
+        predict_rows(workspace / "run", [{"text": "a cat"}])
 
 
 @pytest.mark.parametrize("recipe", ["finetune", "ti-g"])

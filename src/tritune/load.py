@@ -50,8 +50,13 @@ def load_pretrained(kind: Any, source: str | Path, **head: Any) -> PreTrainedMod
     if (takes := getattr(kind, "_model_mapping", None)) is not None and type(config) not in takes:
         raise TrituneError(f"{source}: {shown(config.model_type)} is not a kind of model that {kind.__name__} knows")
     if not head:
-        if kind is not AutoModel and (Path(source) / "modules.json").is_file():
-            raise TrituneError(f"{source}: a sentence encoder gives embeddings, not labels; use sentence-transformers")
+        # A cross-encoder of sentence-transformers has the file too, and a head.
+        headless = not any("For" in name for name in config.architectures or ())
+        if kind is not AutoModel and headless and (Path(source) / "modules.json").is_file():
+            raise TrituneError(
+                f"{source}: a sentence encoder gives embeddings, not labels; fine-tune it first (tritune finetune), or "
+                "use sentence-transformers"
+            )
         _check_label_names(config, source)
     # A config may ask for more outputs than we reckon with.
     plain = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}

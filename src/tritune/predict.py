@@ -85,7 +85,8 @@ def _answered(
     if probabilities and asked.shares is None:
         raise TrituneError(f"--probabilities would change nothing: {source} gives a score, not labels")
     shown = [f"probability_{label}" for label in asked.labels] if probabilities else []
-    if taken := [column for column in (*asked.columns, *shown) if column in columns_of(rows)]:
+    present = set(columns_of(rows))
+    if taken := [column for column in (*asked.columns, *shown) if column in present]:
         raise TrituneError(f"{name}: has {listed(taken)} already; rename or drop it")
     model.to(this_process().device)
     read = predict(model, asked.examples, asked.collate, recipe.per_device_eval_batch_size, head.read)

@@ -37,11 +37,11 @@ HEADS: dict[str, Head] = {
 def head_of(config: PreTrainedConfig) -> Head:
     """The kind of task that a model was made for.
 
-    Its class says so; where the config names none, the first kind that knows such a config: texts before anything else.
+    Its class says so; where the config names none of a kind's, the first kind that knows such a config, texts before
+    anything else.
     """
     # Without an ending, a class takes what has no head.
-    endings = {head.auto_model.__name__.removeprefix("AutoModel"): head for head in HEADS.values()}
-    heads = {ending: head for ending, head in endings.items() if ending}
+    heads = {ending: head for head in HEADS.values() if (ending := head.auto_model.__name__.removeprefix("AutoModel"))}
     for ending, head in heads.items():
         if any(name.endswith(ending) for name in config.architectures or ()):
             return head

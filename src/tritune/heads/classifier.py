@@ -1,11 +1,12 @@
 """What classifiers of texts, images and words have in common: the labels of their models, and answers by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from scipy.special import expit, softmax
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -51,7 +52,7 @@ class Classifier(Head):
             raise TrituneError(
                 f"{source}: the model has {config.num_labels} labels, {task.title} has {task.num_labels}"
             )
-        names = [str(config.id2label.get(index, index)).lower() for index in range(config.num_labels)]
+        names = [name.lower() for name in _label_names(config)]
         wanted = [label.lower() for label in task.labels or ()]
         if names != wanted and sorted(names) == sorted(wanted):
             raise TrituneError(f"{source}: the model's labels stand in the order {names}, {task.title}'s are {wanted}")
@@ -64,7 +65,21 @@ class Classifier(Head):
 
     def known(self, config: PreTrainedConfig) -> dict[str, Any]:
         """The names of a fine-tuned model's labels in id order."""
-        return {"labels": tuple(str(config.id2label.get(index, index)) for index in range(config.num_labels))}
+        return {"labels": _label_names(config)}
+
+
+def _label_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """In id order; an id stands for a name that is missing."""
+    return tuple(str(config.id2label.get(index, index)) for index in range(config.num_labels))
+
+
+def measures_of(encoded: DatasetDict, task: Any) -> dict[str, Callable[[np.ndarray], dict[str, float]]]:
+    """For every dev split that there is, logits (rows, labels) to the task's metrics against the split's `labels`."""
+    return {
+        split: partial(task.measure, labels=np.asarray(encoded[split]["labels"]))
+        for split in task.dev_splits
+        if split in encoded
+    }
 
 
 def named_answers(
@@ -83,7 +98,7 @@ def named_answers(
     config, source = model.config, model.name_or_path
     many = config.problem_type == MULTI_LABEL
     is_score = config.num_labels == 1 and not many
-    labels = () if is_score else tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    labels = () if is_score else _label_names(config)
 
     def answers(logits: np.ndarray) -> list[dict[str, Any]]:
         """One answer a row."""

@@ -232,7 +232,7 @@ class Head(ABC):
         Raises:
             TrituneError: a column or a row cannot be used, or this kind takes no tables.
         """
-        raise TrituneError(f"{self.name}: `tritune predict` does not take models of this kind")
+        raise TrituneError(f"{self.name}: models of this kind do not answer rows of a table")
 
     def predictable(
         self, inputs: Any, model: PreTrainedModel, processor: Any, max_length: int | None, padding: str, name: str

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image as Pillow
@@ -20,7 +19,7 @@ from transformers import (
 
 from ..errors import TrituneError, first_line
 from ..metrics import accuracy
-from .classifier import Classifier, named_answers
+from .classifier import Classifier, measures_of, named_answers
 from .head import Collate, EncodedData, Predictable
 from .image_augmentation import augmented
 from .images import IMAGE, LABEL, label_names, labelled, read_labelled, with_label
@@ -70,14 +69,10 @@ class ImageClassification(Classifier):
         encoded = DatasetDict(
             {split: as_pixels(rows, processor)[0].rename_column(LABEL, "labels") for split, rows in splits.items()}
         )
-        measures = {
-            split: partial(task.measure, labels=np.asarray(encoded[split]["labels"]))
-            for split in task.dev_splits
-            if split in encoded
-        }
         height, width = _pixels(processor, [_PROBE]).shape[-2:]
         augment = partial(_augment, processor=processor, width=width, height=height)
-        return EncodedData(encoded, partial(collate, processor=processor), measures, task.dev_splits[0], augment)
+        batches = partial(collate, processor=processor)
+        return EncodedData(encoded, batches, measures_of(encoded, task), task.dev_splits[0], augment)
 
     def describe(
         self,
@@ -94,7 +89,9 @@ class ImageClassification(Classifier):
         if columns is not None and len(columns) != 1:
             raise TrituneError(f"{self.name} takes one column of images, got {len(columns)}")
         split, source = next((split, files[split]) for split in ("train", "validation") if split in files)
-        if (columns or label_column not in (None, LABEL)) and all(file.is_dir() for file in files.values()):
+        # A dev file alone may come from a task file whose training images have columns.
+        is_named = columns is not None or label_column not in (None, LABEL)
+        if is_named and "train" in files and all(file.is_dir() for file in files.values()):
             raise TrituneError(f"{source}: folders have no columns, their classes are the names of the folders inside")
         rows = read_labelled(source, split, columns and columns[0], label_column)
         return {

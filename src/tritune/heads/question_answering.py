@@ -21,10 +21,11 @@ from transformers.modeling_outputs import ModelOutput
 from ..errors import TrituneError
 from ..load import load_tokenizer
 from ..span_metrics import answer_f1
+from ..table import columns_of
 from .answer_windows import Span, cut
 from .head import EncodedData, Head, Predictable
 from .squad_file import has_unanswerable, questions, read_squad
-from .text import collator, token_by_token
+from .text import collator, text_columns, token_by_token
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ class QuestionAnswering(Head):
         columns = tuple(columns or ("question", "context"))
         if len(columns) != 2:
             raise TrituneError(f"--text-columns: {self.name} takes two, of the question and of its context")
+        text_columns(columns_of(rows), columns, name)
         asked: dict[str, list[str]] = {"id": [], "question": [], "context": []}
         for number, row in enumerate(rows, 1):
             values = [row.get(column) for column in columns]

@@ -1,7 +1,6 @@
 """One label, many labels or a score for a text or a pair of texts."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +21,7 @@ from ..errors import TrituneError, shown
 from ..load import load_tokenizer
 from ..metrics import Measure, class_scores, mean_pearson_spearman, multi_label_scores
 from ..table import columns_of, listed, read_table
-from .classifier import PROBLEM_TYPES, Classifier, named_answers
+from .classifier import PROBLEM_TYPES, Classifier, measures_of, named_answers
 from .head import EncodedData, Predictable
 from .labels import PROBLEMS, LabelReader, guessed_problem, label_columns, label_names, placed
 from .text import check_room, collator, encode, text_columns, text_of, training_texts
@@ -55,12 +54,8 @@ class TextClassification(Classifier):
     ) -> EncodedData:
         """Token ids of every text, see `text.encode`."""
         encoded = DatasetDict({name: encode(rows, task, processor, max_length) for name, rows in splits.items()})
-        measures = {
-            split: partial(task.measure, labels=np.asarray(encoded[split]["labels"]))
-            for split in task.dev_splits
-            if split in encoded
-        }
-        return EncodedData(encoded, collator(processor, padding, max_length), measures, task.dev_splits[0])
+        collate = collator(processor, padding, max_length)
+        return EncodedData(encoded, collate, measures_of(encoded, task), task.dev_splits[0])
 
     def known(self, config: PreTrainedConfig) -> dict[str, Any]:
         """The problem and the labels of a fine-tuned model."""

@@ -77,6 +77,17 @@ def test_one_sentence(analyze, tmp_path):
     torch.testing.assert_close(rows, torch.ones_like(rows))
 
 
+def test_a_sentence_where_neither_tokenizer_nor_batches_have_a_length(analyze, workspace, tmp_path):
+    student = shutil.copytree(workspace / "run", tmp_path / "student")
+    settings = json.loads((student / "tokenizer_config.json").read_text())
+    settings.pop("model_max_length", None)
+    (student / "tokenizer_config.json").write_text(json.dumps(settings))
+    more = ("--set", "padding=longest", "--set", "max_length=4", "--output", tmp_path / "out")
+    code, _, err = analyze("heads", "--text", "the dog was old", *more, student=student)
+    assert code == 0, err
+    assert json.loads((tmp_path / "out" / "heads.json").read_text())["tokens"] == ["[CLS]", "the", "dog", "[SEP]"]
+
+
 def test_ranges_over_many_rows(analyze, tmp_path):
     assert analyze("ranges", "--rows", "5", "--tensor", "context", "--output", tmp_path)[0] == 0
     written = json.loads((tmp_path / "ranges.json").read_text())

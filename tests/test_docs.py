@@ -367,6 +367,17 @@ def test_table_of_augment():
     }
 
 
+def test_table_of_tasks():
+    names = {"validation": "dev", "validation_matched": "dev_matched", "validation_mismatched": "dev_mismatched"}
+    documented = {row[0].strip("`"): row[1:] for row in table_rows(DOCS / "tasks.md", 7)}
+    assert documented.keys() == TASKS.keys()
+    for name, task in TASKS.items():
+        kind, files, metric, *numbers = documented[name]
+        assert (kind, metric) == (task.head.name, f"`{task.metric}`")
+        assert numbers == [str(task.max_length or ""), str(task.batch_size), str(task.eval_steps)]
+        assert all(f"{names.get(split, split)}." in files for split in ("train", *task.dev_splits))
+
+
 @pytest.mark.slow
 def test_commands_and_code_of_vision_run(tmp_path, monkeypatch):
     """Everything on the page, with a ViT of two narrow layers."""

@@ -214,6 +214,10 @@ def test_faults_are_one_line(workspace, tmp_path, cli):
         (("evaluate", workspace / "base", *task), "the model has 2 labels, CIFAR-10 has 10"),
         (("evaluate", run, *task, "--set", "max_length=8"), "max_length would change nothing: images have no tokens"),
         (("predict", run, "--input", photos), "red/0.png: not an image that can be decoded"),
+        (
+            ("analyze", "norms", "--teacher", workspace / "teacher", "--student", run, *task),
+            "norms are shown by groups of tokens, which images do not have",
+        ),
         (("predict", run), "takes images: give --input a folder, an image or a .parquet file"),
         (("predict", run, "--input", tmp_path / "absent"), "absent: there is no such file or folder"),
     ):  # fmt: skip

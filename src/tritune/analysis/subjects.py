@@ -38,6 +38,7 @@ class Subjects:
         data: the task's dev splits as token ids.
         rows: the dev rows to look at, in order.
         batch_size: rows per batch.
+        max_length: tokens that a text is cut to; None for images.
     """
 
     task: Task
@@ -46,6 +47,7 @@ class Subjects:
     data: EncodedData
     rows: Dataset
     batch_size: int
+    max_length: int | None
 
     @property
     def teacher(self) -> PreTrainedModel:
@@ -89,8 +91,7 @@ class Subjects:
                 raise TrituneError(
                     f"--text: {self.task.title} takes {len(self.task.text_columns)} text(s), tab between"
                 )
-            length = self.data.collate.max_length or self.tokenizer.model_max_length
-            encoded = self.tokenizer(*parts, truncation=True, max_length=length)
+            encoded = self.tokenizer(*parts, truncation=True, max_length=self.max_length)
         elif row < len(self.data.dev):
             encoded = {name: value for name, value in self.data.dev[row].items() if name != "labels"}
         else:
@@ -148,7 +149,7 @@ def open_subjects(
     if count < 1:
         raise TrituneError("--rows must be at least 1, and the dev set must have a row")
     rows_to_see = data.dev.select(range(count))
-    return Subjects(task, models, tokenizer, data, rows_to_see, recipe.per_device_eval_batch_size)
+    return Subjects(task, models, tokenizer, data, rows_to_see, recipe.per_device_eval_batch_size, recipe.max_length)
 
 
 def short_names(sources: Sequence[str]) -> list[str]:

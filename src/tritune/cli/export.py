@@ -23,7 +23,7 @@ def export(
     format: Annotated[Format, typer.Option(help="onnx: 2-bit weights, integer products. dense: float weights.")] = (
         Format.ONNX
     ),
-    opset: Annotated[int, typer.Option(help="Of ONNX, 18 to 25; below 25 codes are stored as bytes.")] = 25,
+    opset: Annotated[int, typer.Option(help="Of ONNX, 18 to 25; below 25 codes of 2 bits are stored as bytes.")] = 25,
     verify: Annotated[
         Path | None, typer.Option(help="Folder of a task's files: run its dev set through both.", metavar="DIR")
     ] = None,

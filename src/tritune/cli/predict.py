@@ -14,24 +14,28 @@ def predict(
         str,
         typer.Option(
             "--input",
-            help="A .csv, .tsv, .jsonl, .parquet or .txt file; - reads standard input. Of images: a folder, an image "
-            "or a .parquet file.",
+            help="A .csv, .tsv, .json, .jsonl, .parquet or .txt file; - reads standard input. Of images: a folder, an "
+            "image or a .parquet file.",
         ),
     ] = "-",
     output: Annotated[
         Path | None, typer.Option("--output", help="A .csv, .tsv or .jsonl file; standard output (CSV) without it.")
     ] = None,
     text_columns: Annotated[
-        str | None, typer.Option(help="The column of the text, or the two of a pair, with a comma between.")
+        str | None,
+        typer.Option(
+            help="The column of the text or of the words, or the two of a pair or of a question, with a comma between."
+        ),
     ] = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Add a column with each label's share.")
+        bool, typer.Option("--probabilities", help="Add a column with each label's share; for texts and images.")
     ] = False,
     overrides: options.Overrides = None,
 ) -> None:
     """Write MODEL's answer beside every row of a file: the label's name, or a score.
 
     Where a row may have many labels, all that are more likely than not: names with `|` between, in .jsonl a list.
+    Of a question the `answer` and its score, of words their `tags`.
 
     A line of plain text is one example; with a tab in it, a pair. With per-tensor activation scales (the papers'
     recipes) an answer may depend on the other rows of its batch. Images are named by their `file` or their `row`.

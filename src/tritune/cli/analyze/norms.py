@@ -36,6 +36,8 @@ def norms(
 
     folder = common.output_folder(output, students[0], "norms")
     subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [])
+    if "input_ids" not in subjects.data.dev.column_names:
+        raise TrituneError(f"{subjects.task.title}: norms are shown by groups of tokens, which images do not have")
     if group is not None and group not in ("cls", "sep", "punctuation", "other", "all", token):
         raise TrituneError(f"--group {group}: known are cls, sep, punctuation, other, all, and what --token names")
     groups = token_groups(subjects.tokenizer, subjects.teacher.get_input_embeddings().num_embeddings, token)

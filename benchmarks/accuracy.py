@@ -288,8 +288,9 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     data = arguments.output / "data"
-    link_data(arguments.data, data)
-    write_small_vit(arguments.output / "small-vit")
+    if not (arguments.list or arguments.dry_run):
+        link_data(arguments.data, data)
+        write_small_vit(arguments.output / "small-vit")
     asked = set()
     for table in arguments.table or TABLES:
         cells = [cell for cell in TABLES[table] if cell.task in (arguments.task or WORK)]
@@ -302,7 +303,7 @@ def main() -> None:
                 print(" ".join(program), flush=True)
                 if not arguments.dry_run:
                     subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
-        rows = list(lines(cells, arguments.output))
+        rows = list(lines(TABLES[table], arguments.output))
         if arguments.results:
             with (arguments.results / f"accuracy_{table}.csv").open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

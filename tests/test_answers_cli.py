@@ -124,6 +124,8 @@ def test_what_is_refused_in_one_line(workspace, cli, tmp_path):
     code, _, err = cli("export", folder / "teacher", "--output", tmp_path / "onnx")
     assert code == 2 and err.count("\n") == 1
     assert not (tmp_path / "onnx").exists()
+    code, _, err = cli("bench", folder / "teacher", "--output", tmp_path / "bench")
+    assert code == 2 and "bench measures models for text-classification" in err
 
 
 def test_attention_is_analysed(workspace, cli, tmp_path):

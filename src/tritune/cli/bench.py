@@ -32,7 +32,8 @@ def bench(
     options.quiet_libraries()
     from ..bench.contenders import check_peers
     from ..bench.measure import bench as measure
-    from ..load import load_classifier, positions
+    from ..heads import TEXT_CLASSIFICATION, head_of
+    from ..load import load_classifier, load_config, positions
     from .show import show_bench
 
     peers = [peer.strip() for peer in against.split(",") if peer.strip()]
@@ -42,6 +43,8 @@ def bench(
         from ..training.run_folder import check_free
 
         check_free(output, overwrite=False, inputs=(model,))
+    if (head := head_of(load_config(model))) is not TEXT_CLASSIFICATION:
+        raise TrituneError(f"{model}: for {head.name}; bench measures models for {TEXT_CLASSIFICATION.name}")
     loaded = load_classifier(model)
     if (room := positions(loaded)) is not None and max(shapes["lengths"]) > room:
         raise TrituneError(f"--lengths: {max(shapes['lengths'])} is more than the {room} positions of {model}")

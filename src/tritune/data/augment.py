@@ -25,8 +25,8 @@ from ..errors import TrituneError
 from ..load import positions
 from .neighbours import Neighbours
 
-# K and the threshold of the paper (section 4.2).
-CANDIDATES, PROBABILITY = 15, 0.4
+# The threshold of the paper (section 4.2).
+PROBABILITY = 0.4
 
 # N: 20 in the paper for every task, by task in the scripts its authors published (data_augmentation.py in TinyBERT/ of
 # github.com/huawei-noah/Pretrained-Language-Model). Tasks that are not here take the paper's.

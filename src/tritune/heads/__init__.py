@@ -3,7 +3,7 @@
 from transformers import PreTrainedConfig
 
 from .features import FEATURE_EXTRACTION
-from .head import EncodedData, Head, Predictable
+from .head import EncodedData, Head
 from .image_classification import IMAGE_CLASSIFICATION
 from .question_answering import QUESTION_ANSWERING
 from .text_classification import TEXT_CLASSIFICATION
@@ -18,7 +18,6 @@ __all__ = [
     "TOKEN_CLASSIFICATION",
     "EncodedData",
     "Head",
-    "Predictable",
     "head_of",
 ]
 

@@ -45,7 +45,7 @@ def read_tagged(
     return Dataset.from_dict(found, features=FEATURES)
 
 
-def has_columns(path: Path) -> bool:
+def is_table(path: Path) -> bool:
     """Whether words and tags stand in named columns of such a file."""
     return path.suffix.lower() in _READERS
 

@@ -23,7 +23,7 @@ from ..next_token import IGNORED
 from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
 from .classifier import Classifier
 from .head import EncodedData, Predictable
-from .tag_files import FEATURES, has_columns, labels_of, read_tagged
+from .tag_files import FEATURES, is_table, labels_of, read_tagged
 from .text import bar_only_for, check_room, collator, token_by_token
 
 _KNOWN_COLUMNS = ("tokens", "words", "text", "sentence")
@@ -92,7 +92,7 @@ class TokenClassification(Classifier):
         words, tags = (columns or ("tokens",))[0], label_column or "tags"
         # A dev file alone may come from a task file whose training file has columns.
         is_named = (words, tags) != ("tokens", "tags")
-        if is_named and "train" in files and not any(has_columns(file) for file in files.values()):
+        if is_named and "train" in files and not any(is_table(file) for file in files.values()):
             raise TrituneError(
                 f"{self.name}: lines of word and tag have no columns to name; .jsonl, .json and .parquet do"
             )

@@ -443,6 +443,17 @@ def test_table_of_models_and_tasks_is_the_measured_one():
         expected.append((model, task, teacher["metric"], *scores, size))
         assert {(row["steps"], row["seed"]) for row in (plain, intervened)} == {("200", "42")}
     assert shown == expected and len(shown) == 10
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tasks = re.search(r"\| model \| (CoLA .*) \| size \|", readme)[1].split(" | ")
+    for name, arm, column in (
+        ("teacher (float)", "teacher", "score"),
+        ("quantized, untrained", "ti-g", "untrained"),
+        ("`ternarybert-block`", "ternarybert-block", "score"),
+        ("`ti-g`", "ti-g", "score"),
+    ):
+        rows = [measured["MiniLM-L6", task, arm] for task in tasks]
+        size = {row["size_mb"] for row in rows}.pop()
+        assert f"| {name} | {' | '.join(row[column] for row in rows)} | {size} MB |" in readme.replace("**", "")
 
 
 def test_table_of_the_mix_is_the_measured_one():

@@ -107,6 +107,7 @@ TABLES = {
         *_both(VIT, "CIFAR-10"),
         *_both(MINILM, "STS-B pairs", recipes=("features", "features-ti-g")),
     ],
+    "rate": [cell for task in GLUE for cell in _both(MINILM, task, "learning_rate=1e-4")],
     "signals": [
         *_mrpc("TernaryBERT (hidden + scores)", "ternarybert"),
         *_mrpc("hidden + map", "kd-map"),
@@ -270,7 +271,7 @@ def write_page(page: Path, table: str, rows: list[dict[str, object]]) -> None:
     text = page.read_text(encoding="utf-8")
     start, end = f"<!-- {table} -->\n\n", f"\n<!-- end of {table} -->"
     if start in text:
-        drawn = tasks_table(rows) if table == "tasks" else arms_table(table, rows)
+        drawn = tasks_table(rows) if table in ("tasks", "rate") else arms_table(table, rows)
         before, rest = text.split(start)
         page.write_text(before + start + drawn + end + rest.split(end)[1], encoding="utf-8")
 

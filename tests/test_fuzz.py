@@ -372,7 +372,7 @@ def test_config_with_other_values(model_folder, unpickled):
     path = model_folder / "config.json"
     whole = path.read_text()
     for key in json.loads(whole):
-        for value in (None, -1, "zebra", {"a": 1}):
+        for value in (None, -1, "zebra", {"a": 1}, [1]):
             path.write_text(whole)
             rewrite(path, lambda config, key=key, value=value: config.update({key: value}))
             attempt_model(model_folder)

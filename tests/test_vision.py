@@ -208,7 +208,7 @@ def test_faults_are_one_line(workspace, tmp_path, cli):
     (photos / "red" / "0.png").write_bytes(b"nothing")
     for arguments, message in (
         (("finetune", tmp_path / "bert", *task, *output), "'bert' is not a kind of model that AutoModelForImage"),
-        (("bench", run), "'vit' is not a kind of model that AutoModelForSequenceClassification knows"),
+        (("bench", run), "for image-classification; bench measures models for text-classification"),
         (("finetune", workspace / "base", "--task", "cifar10", "--data", data, *output), "train.parquet: not a"),
         (("finetune", mismatched, *task, *output), "mismatched: the image processor gives 3 x 12 x 12"),
         (("evaluate", workspace / "base", *task), "the model has 2 labels, CIFAR-10 has 10"),

@@ -283,13 +283,17 @@ def load_config(source: str | Path) -> PreTrainedConfig:
     if path.is_dir() and not (path / "config.json").is_file():
         raise TrituneError(f"{source}: not a model: the folder has no config.json")
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except TrituneError as error:
         raise _named(error, source) from None
     except Exception as error:
         raise TrituneError(
             f"{source}: not a model: its config cannot be read ({first_line(error)}); fetch it anew"
         ) from None
+    names = config.architectures
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise TrituneError(f"{source}: architectures in its config.json must be a list of names, got {shown(names)}")
+    return config
 
 
 def _looks_local(source: str | Path) -> bool:

@@ -428,11 +428,12 @@ def test_tables_of_accuracy_are_the_measured_ones(table):
     assert {row["seed"] for row in measured} == ({"42"} if table == "quantizers" else {"42", "52"})
 
 
-def test_table_of_models_and_tasks_is_the_measured_one():
-    with (ROOT / "benchmarks" / "results" / "accuracy_tasks.csv").open() as file:
+@pytest.mark.parametrize(("table", "count"), [("tasks", 10), ("rate", 4)])
+def test_tables_of_models_and_tasks_are_the_measured_ones(table, count):
+    with (ROOT / "benchmarks" / "results" / f"accuracy_{table}.csv").open() as file:
         measured = {(row["model"], row["task"], row["arm"]): row for row in csv.DictReader(file)}
     page = (DOCS / "accuracy.md").read_text(encoding="utf-8")
-    lines = page.split("<!-- tasks -->")[1].split("<!-- end of tasks -->")[0].strip().splitlines()[2:]
+    lines = page.split(f"<!-- {table} -->")[1].split(f"<!-- end of {table} -->")[0].strip().splitlines()[2:]
     shown = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
     expected = []
     for model, task in dict.fromkeys(key[:2] for key in measured):
@@ -442,7 +443,12 @@ def test_table_of_models_and_tasks_is_the_measured_one():
         size = f"{teacher['size_mb']} to {plain['size_mb']}"
         expected.append((model, task, teacher["metric"], *scores, size))
         assert {(row["steps"], row["seed"]) for row in (plain, intervened)} == {("200", "42")}
-    assert shown == expected and len(shown) == 10
+    assert shown == expected and len(shown) == count
+
+
+def test_table_of_the_readme_is_the_measured_one():
+    with (ROOT / "benchmarks" / "results" / "accuracy_rate.csv").open() as file:
+        measured = {(row["model"], row["task"], row["arm"]): row for row in csv.DictReader(file)}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tasks = re.search(r"\| model \| (CoLA .*) \| size \|", readme)[1].split(" | ")
     for name, arm, column in (

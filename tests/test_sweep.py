@@ -285,6 +285,19 @@ def test_stopped_and_resumed(cli, workspace, undisturbed, tmp_path, how):
     assert not list(output.rglob("*.safetensors")), "students are not kept unless asked for"
 
 
+def test_a_sweep_that_another_process_has_just_begun_is_joined(cli, workspace, tmp_path):
+    output = tmp_path / "sweep"
+    output.mkdir()
+    open_storage(None, output)
+    text = "name: short\nset: {max_steps: 4}\nseeds: [1]\nspace: {learning_rate: [1e-3]}\n"
+    given = arguments(workspace, output, file(tmp_path, text))
+    code, _, err = cli(*given)
+    assert code == 2 and "give --resume" in err
+    code, _, err = cli(*given, "--resume")
+    assert code == 0, err
+    assert [row["state"] for row in table(output)] == ["complete"]
+
+
 @pytest.mark.slow
 def test_two_processes_share_a_study(workspace, undisturbed, tmp_path):
     output = tmp_path / "sweep"

@@ -28,7 +28,7 @@ from ..tasks import Task
 from .job import Job, fit, open_job, with_recipe
 from .run import plan, run
 from .run_folder import CHECKPOINTS, check_free, remove, remove_students, write_text
-from .study import REASON, Queue, Taken, Worker, open_storage
+from .study import DATABASE, REASON, Queue, Taken, Worker, open_storage
 
 TRIALS = "trials"
 VALUES = "values"
@@ -98,7 +98,9 @@ def open_sweep(
     if this_process().num_processes > 1:
         raise TrituneError("sweep: start one process per device, all with the same --storage, instead of torchrun")
     inputs = (str(source), *([str(data)] if data else []))
-    check_free(output, overwrite=False, resume=resume, inputs=inputs, mark=SWEEP_FILE)
+    # A process that has just begun makes its study first.
+    mark = next((name for name in (SWEEP_FILE, DATABASE) if (output / name).is_file()), SWEEP_FILE)
+    check_free(output, overwrite=False, resume=resume, inputs=inputs, mark=mark)
     first = sweeps[0]
     recipe = first.point(next(first.corners()), first.seeds[0])
     job = open_job(source, task, data, recipe, output / TRIALS / "none")  # every run has a folder of its own

@@ -20,12 +20,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, set_seed
-
 SST2_ROWS = 20_000
 COLUMNS = ("model", "task", "arm", "seed", "metric", "score", "agreement", "kl", "untrained", "steps", "size_mb")
 MINILM, SKIP, VIT = "MiniLM-L6", "MiniLM-L6, layers 1, 3, 5", "ViT, 6 layers of 128"
 SHALLOW = "[1,3,5]"
+ARMS = ("ternarybert-block", "ti-g")
+GLUE = ("CoLA", "MRPC", "SST-2", "STS-B")
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,9 @@ def _mrpc(arm: str, recipe: str, *keys: str, seeds: tuple[int, ...] = (42, 52)) 
     return [Cell(MINILM, "MRPC", arm, recipe, keys, seed, steps=115) for seed in seeds]
 
 
-def _both(model: str, task: str, *keys: str, recipes: tuple[str, str] = ("ternarybert-block", "ti-g")) -> list[Cell]:
+def _both(model: str, task: str, *keys: str, recipes: tuple[str, str] = ARMS) -> list[Cell]:
     """A student without and one with Teacher Intervention."""
     return [Cell(model, task, arm, recipe, keys) for arm, recipe in zip(ARMS, recipes, strict=True)]
-
-
-ARMS = ("ternarybert-block", "ti-g")
-GLUE = ("CoLA", "MRPC", "SST-2", "STS-B")
 
 
 TABLES = {
@@ -165,6 +161,9 @@ def write_small_vit(folder: Path) -> None:
     """A random ViT for images of 32 pixels, and its image processor."""
     if made(folder):
         return
+    # What only this takes seconds to import; `--list` and `--dry-run` need none of it.
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, set_seed
+
     set_seed(0)
     size = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 256}
     ViTForImageClassification(ViTConfig(image_size=32, patch_size=4, **size)).save_pretrained(folder)

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 import tritune
 from families import FAMILIES
-from tritune.load import load_classifier
+from tritune.load import load_pretrained
 from tritune.recipes import load_recipe, to_yaml
 from tritune.training.run_folder import BEST
 from workspace import make_workspace, train_arguments
@@ -22,7 +22,7 @@ def workspace(tmp_path_factory):
     folder = make_workspace(tmp_path_factory.mktemp("convert"))
     tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
     for run, shift in ((folder / "run", 0.1), (folder / "run" / BEST, 0.0)):
-        student = tritune.prepare(load_classifier(folder / "teacher"))
+        student = tritune.prepare(load_pretrained(AutoModelForSequenceClassification, folder / "teacher"))
         with torch.no_grad():
             student.classifier.weight.add_(shift * torch.randn(student.classifier.weight.shape))
         student.save_pretrained(run)

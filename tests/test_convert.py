@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from test_packing import CASES, weights
 from test_quantizer_laws import started
 from tritune import Quantization, TrituneError, products
 from tritune.layers import QuantEmbedding, QuantLinear
-from tritune.load import load_classifier
+from tritune.load import load_pretrained
 from tritune.packed import PackedEmbedding, PackedLinear
 from tritune.packing import pack, stored_bits
 from tritune.quant import Granularity, LearnedStep, Ternary, Uniform
@@ -402,7 +403,7 @@ def test_load_refuses_what_from_pretrained_would_make_up(bert, tmp_path):
         model = tritune.load(bert[0])
         change(model)
         model.save_pretrained(tmp_path)
-        for loader in (tritune.load, load_classifier):
+        for loader in (tritune.load, partial(load_pretrained, AutoModelForSequenceClassification)):
             with pytest.raises(TrituneError, match=message.replace(".", r"\.")):
                 loader(tmp_path)
 

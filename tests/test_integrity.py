@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import tritune
 from tritune import Quantization, TrituneError
 from tritune.checkpoint import verify
 from tritune.integrity import LARGEST_HEADER_BYTES, config_checksum, tensor_checksum, verify_config, verify_tensors
-from tritune.load import load_classifier
+from tritune.load import load_pretrained
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -112,7 +113,7 @@ LOADERS = {
     "auto class": AutoModelForSequenceClassification.from_pretrained,
     "base class": AutoModel.from_pretrained,
     "load": tritune.load,
-    "load_classifier": load_classifier,
+    "load_pretrained": partial(load_pretrained, AutoModelForSequenceClassification),
 }
 
 

@@ -36,7 +36,11 @@ _ANY_TEXTS = Task("", "", ("text",), None, "", lambda predictions, labels: {}, 1
 
 
 def predict(
-    model: PreTrainedModel, dataset: Dataset, collate: Collate, batch_size: int, read: Read = read_logits
+    model: PreTrainedModel,
+    dataset: Dataset | Sequence[dict[str, Any]],
+    collate: Collate,
+    batch_size: int,
+    read: Read = read_logits,
 ) -> np.ndarray:
     """What `read` takes of the outputs of `model` in evaluation mode, (rows, ...).
 
@@ -84,7 +88,7 @@ def dev_scores(logits: dict[str, np.ndarray], data: EncodedData, task: Task) -> 
 
 
 def _batches(
-    dataset: Dataset, collate: Collate, batch_size: int, device: torch.device
+    dataset: Dataset | Sequence[dict[str, Any]], collate: Collate, batch_size: int, device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
     for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collate), desc="evaluate", leave=False, delay=3):
         yield {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
@@ -128,7 +132,7 @@ def evaluate_source(
     """The dev score of a model in a folder or on the hub, taken with the lengths and batches of its recipe.
 
     Args:
-        source: a run, a teacher, or any classifier fine-tuned on `task`.
+        source: a run, a teacher, or any model fine-tuned on `task`.
         task: of the table, or of one's own files.
         data_folder: a table task's original files; None reads the hub.
         overrides: `key=value` for `EVALUATION_KEYS` of the recipe beside the model.

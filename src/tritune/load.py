@@ -17,7 +17,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -28,11 +27,6 @@ from transformers.utils import logging as transformers_logging
 
 from .checkpoint import METHOD, TrituneConfig, is_packed
 from .errors import TrituneError, first_line, shown
-
-
-def load_classifier(source: str | Path) -> PreTrainedModel:
-    """A sequence classifier with whatever labels it has, see `load_pretrained`."""
-    return load_pretrained(AutoModelForSequenceClassification, source)
 
 
 def load_pretrained(kind: Any, source: str | Path, **head: Any) -> PreTrainedModel:

@@ -33,7 +33,7 @@ def bench(
     from ..bench.contenders import check_peers
     from ..bench.measure import bench as measure
     from ..heads import TEXT_CLASSIFICATION, head_of
-    from ..load import load_classifier, load_config, positions
+    from ..load import load_config, load_pretrained, positions
     from .show import show_bench
 
     peers = [peer.strip() for peer in against.split(",") if peer.strip()]
@@ -45,7 +45,7 @@ def bench(
         check_free(output, overwrite=False, inputs=(model,))
     if (head := head_of(load_config(model))) is not TEXT_CLASSIFICATION:
         raise TrituneError(f"{model}: for {head.name}; bench measures models for {TEXT_CLASSIFICATION.name}")
-    loaded = load_classifier(model)
+    loaded = load_pretrained(head.auto_model, model)
     if (room := positions(loaded)) is not None and max(shapes["lengths"]) > room:
         raise TrituneError(f"--lengths: {max(shapes['lengths'])} is more than the {room} positions of {model}")
     results = {"model": model, **measure(loaded, peers, **shapes, repeats=repeats, threads=threads)}

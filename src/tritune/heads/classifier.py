@@ -31,17 +31,13 @@ class Classifier(Head):
     def options(self, task: Any) -> dict[str, Any]:
         """The number of labels, their names and the loss that goes with them."""
         if task.is_regression:
-            return {"num_labels": 1, "problem_type": self.problem_type(task)}
+            return {"num_labels": 1, "problem_type": PROBLEM_TYPES[task.problem]}
         return {
             "num_labels": task.num_labels,
-            "problem_type": self.problem_type(task),
+            "problem_type": PROBLEM_TYPES[task.problem],
             "id2label": dict(enumerate(task.labels)),
             "label2id": {label: index for index, label in enumerate(task.labels)},
         }
-
-    def problem_type(self, task: Any) -> str:
-        """As transformers' configs name it."""
-        return PROBLEM_TYPES[task.problem]
 
     def check(self, config: PreTrainedConfig, task: Any, source: str | Path) -> None:
         """Raise TrituneError if the model has another number or another order of labels.
@@ -60,8 +56,9 @@ class Classifier(Head):
             return
         if wanted and names != wanted and names != [f"label_{index}" for index in range(len(names))]:
             raise TrituneError(f"{source}: the model's labels are {listed(names)}, {task.title}'s are {listed(wanted)}")
-        if config.problem_type not in (None, self.problem_type(task)):
-            raise TrituneError(f"{source}: made for {config.problem_type}, {task.title} is {self.problem_type(task)}")
+        problem = PROBLEM_TYPES[task.problem]
+        if config.problem_type not in (None, problem):
+            raise TrituneError(f"{source}: made for {config.problem_type}, {task.title} is {problem}")
 
     def known(self, config: PreTrainedConfig) -> dict[str, Any]:
         """The names of a fine-tuned model's labels in id order."""

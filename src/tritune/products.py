@@ -6,7 +6,8 @@ computes, bit for bit. In two cases the operands are the codes themselves, and t
 - with a scale per token, in float32: sums of codes are exact while they stay below 2^24 (beyond it they are taken in
   float64), whatever order a matrix product adds them in. So no answer depends on the size of its batch, as float
   products do.
-- in bfloat16, which holds codes exactly; dequantized values would be rounded to its 8 bits a second time.
+- in bfloat16, which holds codes exactly; dequantized values would be rounded to its 8 bits a second time. Where each
+  operand has one scale, all of it is a single step of autograd, see `code_product`.
 
 float16 cannot hold sums of codes (127 * 127 * 5 is too large for it), so there the operands are dequantized.
 """
@@ -18,7 +19,9 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 
+from .code_product import Coded, code_product
 from .quant import Granularity, OwnGraph, Quantizer, straight_through
+from .quant.ste import surely_inside
 
 # Float32 holds every whole number up to this one.
 _LARGEST_EXACT_SUM = 2**24
@@ -74,6 +77,9 @@ def linear(
         (..., out features).
     """
     dtype = _code_dtype(input, input_quantizer, weight_quantizer)
+    if _have_one_scale_each(dtype, input_quantizer, weight_quantizer):
+        values = _coded(input, input_quantizer, dtype, _quantized_input)
+        return code_product(values, _coded(weight, weight_quantizer, dtype, _quantized_weight), bias)
     values, value_scale = _operand(input, input_quantizer, dtype, _quantized_input)
     weights, weight_scale = _operand(weight, weight_quantizer, dtype, _quantized_weight)
     if value_scale is None and weight_scale is None:
@@ -100,6 +106,9 @@ def scores(
         (batch, heads, query, key).
     """
     dtype = _code_dtype(query, query_quantizer, key_quantizer)
+    if _have_one_scale_each(dtype, query_quantizer, key_quantizer):
+        queries, keys = _coded(query, query_quantizer, dtype), _coded(key, key_quantizer, dtype)
+        return code_product(queries, keys, factor=scaling)
     queries, query_scale = _operand(query, query_quantizer, dtype)
     keys, key_scale = _operand(key, key_quantizer, dtype)
     product = torch.matmul(queries, keys.mT)
@@ -128,6 +137,9 @@ def context(
         (batch, heads, query, head width).
     """
     dtype = _code_dtype(attention_probs, probs_quantizer, value_quantizer)
+    if _have_one_scale_each(dtype, probs_quantizer, value_quantizer):
+        probs, values = _coded(attention_probs, probs_quantizer, dtype), _coded(value, value_quantizer, dtype)
+        return code_product(probs, values.mT)
     if value_quantizer is not None and value_quantizer.granularity is Granularity.TOKEN:
         values, value_scale = _operand(value, value_quantizer, dtype or value.dtype)
         if value_scale is not None:
@@ -158,6 +170,16 @@ def _code_dtype(
     return torch.float32 if largest_sum <= _LARGEST_EXACT_SUM else torch.float64
 
 
+def _have_one_scale_each(dtype: torch.dtype | None, *quantizers: Quantizer | None) -> bool:
+    """Whether a product is one of codes in bfloat16 with no more than two numbers to multiply it by."""
+    return (
+        dtype is torch.bfloat16
+        and all(q is not None and q.granularity is Granularity.TENSOR for q in quantizers)
+        and not any(isinstance(quantizer, OwnGraph) for quantizer in quantizers)
+        and not torch.compiler.is_compiling()
+    )
+
+
 def _quantized(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
     """Quantized values or codes, the codes' scale, and the largest magnitudes; without a gradient."""
     if dtype is not None:
@@ -176,6 +198,11 @@ def _operand(
         return quantizer.operand(values, dtype)
     quantized, scale, peak = quantized_by(values, quantizer, dtype)
     return straight_through(values, quantized, quantizer.clip, peak, scale), scale
+
+
+def _coded(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype, quantized_by=_quantized) -> Coded:
+    codes, scale, peak = quantized_by(values, quantizer, dtype)
+    return Coded(values, codes, scale, None if surely_inside(peak, quantizer.clip) else quantizer.clip)
 
 
 def _quantized_input(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:

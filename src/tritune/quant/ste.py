@@ -28,10 +28,12 @@ class _StraightThrough(torch.autograd.Function):
         elif scale is not None:
             # On CPUs operands of two dtypes are many times slower than a conversion.
             grad = grad.to(scale.dtype, copy=True).div_(scale)
-        grad = grad.to(ctx.dtype)
-        if latent is not None:
-            grad = torch.ops.aten.hardtanh_backward(grad, latent, -ctx.clip, ctx.clip)
-        return grad, None, None, None
+        return inside_clip(grad.to(ctx.dtype), latent, ctx.clip), None, None, None
+
+
+def inside_clip(grad: torch.Tensor, latent: torch.Tensor | None, clip: float | None) -> torch.Tensor:
+    """`grad` where |latent| < clip and zero elsewhere, shapes and dtypes alike; all of it where `latent` is None."""
+    return grad if latent is None else torch.ops.aten.hardtanh_backward(grad, latent, -clip, clip)
 
 
 def straight_through(

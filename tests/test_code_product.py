@@ -1,0 +1,136 @@
+"""`code_product`: one step of autograd for two operands of codes; against float64, result by result."""
+
+import pytest
+import torch
+
+from tritune import code_product as module
+from tritune import products
+from tritune.code_product import Coded, code_product
+from tritune.quant import Granularity, LearnedStep, Ternary, Uniform
+from tritune.quant.ste import surely_inside
+
+BFLOAT16 = torch.bfloat16
+# Half a unit in the last of bfloat16's 8 bits; and what float32 may lose before that.
+ONE_ROUNDING = 2**-8 + 2**-20
+
+# Shapes of left, right and whether there is a bias.
+SHAPES = {
+    "linear": ((3, 5, 64), (48, 64), True),
+    "linear without bias": ((7, 64), (48, 64), False),
+    "one vector": ((64,), (48, 64), True),
+    "one token, one feature": ((1, 1, 1), (1, 1), True),
+    "attention": ((2, 3, 5, 16), (2, 3, 7, 16), False),
+    "one matrix": ((4, 9), (4, 9), False),
+}
+
+
+def coded(values: torch.Tensor, quantizer: Ternary | Uniform) -> Coded:
+    codes, scale, peak = quantizer.integers(values, BFLOAT16)
+    return Coded(values, codes, scale, None if surely_inside(peak, quantizer.clip) else quantizer.clip)
+
+
+def example(name: str) -> tuple[Coded, Coded, torch.Tensor | None]:
+    """Operands that are clipped here and there, each with a row of zeros."""
+    left, right, has_bias = SHAPES[name]
+    values = [2 * torch.randn(shape) for shape in (left, right)]
+    for tensor in values:
+        if tensor.numel() > 64:
+            tensor.view(-1, tensor.shape[-1])[0] = 0
+    latent = [tensor.requires_grad_() for tensor in values]
+    bias = torch.randn(right[0], requires_grad=True) if has_bias else None
+    return coded(latent[0], Uniform(8)), coded(latent[1], Ternary() if len(right) == 2 else Uniform(8)), bias
+
+
+def exact(operand: Coded) -> torch.Tensor:
+    return operand.codes.double() * operand.scale.double().view(())
+
+
+@pytest.fixture(params=["numbers", "tensors"])
+def scales(request, monkeypatch):
+    """Scales as numbers, and as a GPU has them."""
+    if request.param == "tensors":
+        monkeypatch.setattr(module, "_number", lambda scale: scale.view(()))
+    return request.param
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_result_and_every_gradient_against_float64(name, scales):
+    left, right, bias = example(name)
+    output = code_product(left, right, bias, factor=0.25)
+    wide = [exact(operand).requires_grad_() for operand in (left, right)]
+    plain = 0.25 * wide[0] @ wide[1].mT
+    expected = plain if bias is None else plain + bias.detach().to(BFLOAT16)
+    assert output.dtype is BFLOAT16 and output.shape == expected.shape
+    roundings = 1 if scales == "numbers" else 3
+    largest = plain.abs() + (0 if bias is None else bias.detach().abs())
+    assert ((output.double() - expected).abs() <= roundings * ONE_ROUNDING * largest).all()
+    if scales == "numbers":
+        assert ((output.double() - expected).abs() <= ONE_ROUNDING * expected.abs() + 2**-20 * largest).all()
+
+    grad = torch.randn_like(output)
+    output.backward(grad)
+    expected.backward(grad.double())
+    magnitudes = [tensor.detach().abs().requires_grad_() for tensor in wide]
+    (0.25 * magnitudes[0] @ magnitudes[1].mT).backward(grad.double().abs())
+    for operand, value, magnitude in zip((left, right), wide, magnitudes, strict=True):
+        inside = (operand.latent.detach().abs() < 2.5).double()
+        error = (operand.latent.grad.double() - inside * value.grad).abs()
+        assert operand.latent.grad.dtype is torch.float32
+        assert (error <= roundings * ONE_ROUNDING * value.grad.abs() + 2**-20 * magnitude.grad).all()
+    if bias is not None:
+        rows = grad.double().reshape(-1, len(bias))
+        assert ((bias.grad.double() - rows.sum(0)).abs() <= ONE_ROUNDING * rows.abs().sum(0)).all()
+
+
+def test_only_wanted_gradients_are_computed():
+    for wanted in range(3):
+        left, right, bias = example("linear")
+        tensors = [left.latent, right.latent, bias]
+        for index, tensor in enumerate(tensors):
+            tensor.requires_grad_(index == wanted)
+        code_product(left, right, bias).sum().backward()
+        assert [tensor.grad is not None for tensor in tensors] == [index == wanted for index in range(3)]
+
+
+def test_nothing_latent_is_kept_where_nothing_was_clipped():
+    def kept(operand: float) -> int:
+        """Elements that a product keeps for the backward pass."""
+        sizes = []
+        values, weight = operand * torch.ones(5, 64), torch.full((48, 64), 0.1)
+        both = coded(values.requires_grad_(), Uniform(8)), coded(weight.requires_grad_(), Ternary())
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            code_product(*both)
+        return sum(sizes)
+
+    assert kept(1.0) == 5 * 64 + 48 * 64
+    assert kept(3.0) == 2 * 5 * 64 + 48 * 64
+
+
+def test_a_second_derivative_is_refused():
+    left, right, bias = example("linear")
+    (grad,) = torch.autograd.grad(code_product(left, right, bias).square().sum(), left.latent, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("of_input", "of_weight", "taken"),
+    [
+        (Uniform(8), Ternary(), True),
+        (Uniform(8), Uniform(4), True),
+        (None, Ternary(), False),
+        (Uniform(8), None, False),
+        (Uniform(8, Granularity.TOKEN), Ternary(), False),
+        (Uniform(8), Ternary(Granularity.ROW), False),
+        (LearnedStep(8), Ternary(), False),
+    ],
+)
+def test_it_serves_bfloat16_and_one_scale_per_operand(monkeypatch, of_input, of_weight, taken):
+    calls = []
+    monkeypatch.setattr(products, "code_product", lambda *args: calls.append(args) or code_product(*args))
+    values, weight = torch.randn(3, 8), torch.randn(4, 8)
+    products.linear(values, weight, None, of_input, of_weight)
+    assert not calls, "float32 is computed as it was published"
+    with torch.autocast("cpu", BFLOAT16):
+        products.linear(values, weight, None, of_input, of_weight)
+    assert bool(calls) == taken

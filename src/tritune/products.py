@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from .code_product import Coded, code_product
+from .kernels import integers
 from .quant import Granularity, OwnGraph, Quantizer, straight_through
 from .quant.ste import surely_inside
 
@@ -183,7 +184,7 @@ def _have_one_scale_each(dtype: torch.dtype | None, *quantizers: Quantizer | Non
 def _quantized(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
     """Quantized values or codes, the codes' scale, and the largest magnitudes; without a gradient."""
     if dtype is not None:
-        return quantizer.integers(values, dtype)
+        return integers(quantizer, values, dtype)
     quantized, peak = quantizer.fake(values)
     return quantized, None, peak
 

@@ -164,6 +164,8 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             0; null for the same depth, or for the layers that `tritune shrink` kept. See `layer_map.mapped_layers`.
         schedule: `map`, `context`, `projection`, `gradual`, `inverted`, `stochastic`; null for no intervention.
         cache_teacher: keep the teacher's outputs on disk and read them back from the second epoch on.
+        fused_kernels: whether training in bf16 on a CPU takes the kernels of `tritune.kernels`, which need a C++
+            compiler; null takes them where there is one.
         learned_scale_learning_rate: of the scales and clips that quantizers learn, at the peak of its schedule. They
             are not decayed.
         step_one_steps: length of step one; null is min(60, total // 4), or 120 for 60 with CoLA and 4-layer students.
@@ -178,6 +180,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
     schedule: str | None = None
     step_one_steps: int | None = None
     cache_teacher: bool = False
+    fused_kernels: bool | None = None
     learned_scale_learning_rate: float = 1e-4
 
     def __post_init__(self):

@@ -17,9 +17,11 @@ from ..distill import distilled_layers, trace_fields
 from ..errors import TrituneError
 from ..heads import EncodedData
 from ..instrument import instrument
+from ..kernels import load_kernels
 from ..modes import evaluation_mode
 from ..prepare import prepare
 from ..quantization import Quantization
+from ..recipes import Recipe
 from .arguments import training_arguments
 from .callbacks import BestModel, History, StepTimer, Watch
 from .card import CARD, model_card
@@ -39,7 +41,8 @@ def plan(job: Job, only: str | None = None) -> list[Phase]:
         only: "one" or "two" to make one step alone.
 
     Raises:
-        TrituneError: `only` names a step of a recipe that has none, or `cache_teacher` can do nothing for the last one.
+        TrituneError: `only` names a step of a recipe that has none, or `cache_teacher` can do nothing for the last one,
+            or `fused_kernels` cannot be had.
     """
     recipe, one = job.recipe, job.recipe.step_one_steps
     if one is None:
@@ -52,6 +55,8 @@ def plan(job: Job, only: str | None = None) -> list[Phase]:
         phases = [both[only]] if only else list(both.values())
     if recipe.cache_teacher:
         _check_cache(job, phases[-1])
+    if recipe.fused_kernels:
+        _check_kernels(recipe)
     return phases
 
 
@@ -120,6 +125,12 @@ def _sample(job: Job) -> dict[str, torch.Tensor]:
     return batch.to(job.model.device)
 
 
+def _check_kernels(recipe: Recipe) -> None:
+    if not recipe.bf16 or this_process().device.type != "cpu":
+        raise TrituneError("fused_kernels would change nothing: only training in bf16 on a CPU has any")
+    load_kernels()
+
+
 def _check_cache(job: Job, phase: Phase) -> None:
     if not job.task.head.keeps_answers:
         raise TrituneError(f"cache_teacher: not for {job.task.head.name} yet, whose answers differ in length")
@@ -183,6 +194,7 @@ def _train(
         warmup_ratio=recipe.warmup_ratio,
         learned_scale_learning_rate=recipe.learned_scale_learning_rate,
         teacher_cache=cache,
+        fused_kernels=recipe.fused_kernels,
         train_dataset=rows if cache is None else rows.add_column(ROW, range(len(rows))),
         eval_dataset=job.data.dev,
         data_collator=job.data.collate,

@@ -1,8 +1,9 @@
 """`DistillationTrainer`: transformers' Trainer with a teacher, named losses and an intervention schedule."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..distill import (
 from ..errors import TrituneError
 from ..heads import TEXT_CLASSIFICATION, Head
 from ..instrument import instrument_of, is_instrumented
+from ..kernels import fused_kernels, load_kernels
 from ..products import forget_weights, weights_held
 from ..recipes import OPTIMIZERS
 from ..schedule import SCHEDULES
@@ -87,6 +89,8 @@ class DistillationTrainer(HeadTrainer):
         head: the kind of task; of a model without logits, its `read` gives the embeddings that are compared.
         teacher_cache: where the teacher's outputs are kept between epochs; the rows of `train_dataset` then carry
             their numbers in a column "row". None computes them every time.
+        fused_kernels: whether bf16 training on a CPU takes the kernels of `tritune.kernels`; None takes them where they
+            can be compiled, and warns where not.
         **kwargs: as Trainer takes them.
 
     Raises:
@@ -110,11 +114,13 @@ class DistillationTrainer(HeadTrainer):
         learned_scale_learning_rate: float = 1e-4,
         head: Head = TEXT_CLASSIFICATION,
         teacher_cache: TeacherCache | None = None,
+        fused_kernels: bool | None = None,
         **kwargs: Any,
     ):
         self.coefficients = dict(TERNARYBERT if coefficients is None else coefficients)
         self.schedule, self.loss_average, self.temperature = schedule, loss_average, temperature
         self.optimizer_name, self.warmup_ratio, self.teacher_cache = optimizer, warmup_ratio, teacher_cache
+        self.fused_kernels = fused_kernels
         self.learned_scale_learning_rate = learned_scale_learning_rate
         _check_names(self.coefficients, schedule, loss_average, optimizer)
         layers = _check_models(model, teacher)
@@ -161,7 +167,7 @@ class DistillationTrainer(HeadTrainer):
 
         Under gradient checkpointing, which is there to save memory, it is quantized as often as it is needed.
         """
-        with nullcontext() if self.args.gradient_checkpointing else weights_held():
+        with self._kernels(), nullcontext() if self.args.gradient_checkpointing else weights_held():
             return super().train(*args, **kwargs)
 
     def compute_loss(
@@ -248,6 +254,18 @@ class DistillationTrainer(HeadTrainer):
         if self.teacher.training:
             raise TrituneError("cache_teacher: the teacher is in training mode, so no two of its answers are the same")
         return self.teacher_cache.outputs(batch, rows, forward)
+
+    def _kernels(self) -> AbstractContextManager[None]:
+        if self.fused_kernels is False or not (self.args.bf16 and self.args.device.type == "cpu"):
+            return nullcontext()
+        try:
+            load_kernels()
+        except TrituneError as error:
+            if self.fused_kernels:
+                raise
+            warnings.warn(f"{error}; the training goes on without them, somewhat slower", stacklevel=3)
+            return nullcontext()
+        return fused_kernels()
 
     def _add_hidden_projection(self, widths: tuple[int, int], optimizer: torch.optim.Optimizer | None) -> None:
         if self.args.world_size > 1:

@@ -1,0 +1,75 @@
+"""Compile `quantizers.cpp` with the C++ compiler at hand and load it: some seconds, once per version of torch.
+
+torch's own builder is not used: it needs ninja, and a process killed while it compiles leaves a lock that every later
+one waits for. Here each process compiles into a folder of its own and moves what is whole into its place.
+"""
+
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from ..errors import TrituneError, first_line
+
+SOURCE = Path(__file__).with_name("quantizers.cpp")
+_FLAGS = (
+    *("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp"),
+    # Rounding and NaN as in torch's own kernels; nobody reads the processor's flags of floating-point errors.
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+)
+
+
+@cache
+def load_kernels() -> None:
+    """Make the operators `torch.ops.tritune_kernels` known, compiling them if no earlier process did.
+
+    The library is kept where torch keeps extensions: in `TORCH_EXTENSIONS_DIR`, or in the user's folder of caches.
+
+    Raises:
+        TrituneError: there is no C++ compiler (`CXX`, or c++) or it fails; the message says why.
+    """
+    if sys.platform != "linux":
+        raise TrituneError(f"fused kernels: they are built on Linux alone, and this is {sys.platform}")
+    from torch.utils import cpp_extension  # half a second, and it looks for compilers
+
+    compiler = [*shlex.split(cpp_extension.get_cxx_compiler()), *_FLAGS]
+    version = (SOURCE.read_text(), torch.__version__, platform.machine(), *compiler)
+    name = f"quantizers-{hashlib.sha256(repr(version).encode()).hexdigest()[:16]}.so"
+    library = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()) / "tritune" / name
+    if library.is_file():
+        return _load(library)
+    with suppress(OSError):
+        library.parent.mkdir(parents=True, exist_ok=True)
+    keeps = os.access(library.parent, os.W_OK)
+    with tempfile.TemporaryDirectory(dir=library.parent if keeps else None) as folder:
+        built = Path(folder) / name
+        where = (*(f"-I{path}" for path in cpp_extension.include_paths()), str(SOURCE), "-o", str(built))
+        libraries = (*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-lc10")
+        _run([*compiler, *where, *libraries])
+        _load(built.replace(library) if keeps else built)
+
+
+def _run(compiler: list[str]) -> None:
+    try:
+        subprocess.run(compiler, capture_output=True, text=True, check=True)
+    except OSError as error:
+        raise TrituneError(f"fused kernels: no C++ compiler is found ({first_line(error)}); install g++") from error
+    except subprocess.CalledProcessError as error:
+        said = [line for line in error.stderr.splitlines() if "error" in line]
+        reason = first_line(ValueError(said[0])) if said else f"exit code {error.returncode}"
+        raise TrituneError(f"fused kernels: the C++ compiler {compiler[0]} fails: {reason}") from error
+
+
+def _load(library: Path) -> None:
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        raise TrituneError(f"fused kernels: {library}: {first_line(error)}; delete that file") from error

@@ -21,6 +21,7 @@ from transformers.masking_utils import eager_mask
 import tritune
 from tritune.attention import STATE_ATTRIBUTE
 from tritune.distill import Pair, distillation_losses, trace_fields
+from tritune.kernels import fused_kernels
 from tritune.products import weights_held
 from tritune.training.optimizer import BertAdam
 
@@ -57,12 +58,14 @@ def distillation_step(
     batch: dict[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
     dtype: torch.dtype | None,
+    fused: bool = False,
 ) -> Step:
-    """One update of `student` towards `teacher`, under autocast to `dtype` if it is given."""
+    """One update of `student` towards `teacher`, under autocast to `dtype` if it is given; `fused`: with kernels."""
 
     def step() -> None:
         """Forward of both, losses, backward, update; weights held in between, as `DistillationTrainer` does."""
-        with nullcontext() if student.is_activation_checkpointing else weights_held():
+        held = nullcontext if student.is_activation_checkpointing else weights_held
+        with held(), fused_kernels() if fused else nullcontext():
             with torch.autocast(student.device.type, dtype, enabled=dtype is not None):
                 with torch.no_grad():
                     teachers = teacher(**batch, output_trace=FIELDS)
@@ -100,9 +103,9 @@ def arms(
 ) -> dict[str, Step]:
     """Every arm by name; all of one precision, teacher and batch.
 
-    `float`, `qat` and `finetune` share our optimizer. With `published`, what the published step was once measured
-    against takes their place: float distillation under torch's AdamW, and the cost model beside our step in both
-    precisions.
+    `float`, `qat` and `finetune` share our optimizer; `qat plain`, in bfloat16 on a CPU, is `qat` without kernels. With
+    `published`, what the published step was once measured against takes their place: float distillation under torch's
+    AdamW, and the cost model beside our step in both precisions.
     """
     base, batch, dtype = build(shape, device), make_batch(batch_size, tokens, device), PRECISIONS[precision]
     sdpa = copy.deepcopy(base).train()
@@ -115,22 +118,26 @@ def arms(
     def ours(model: nn.Module) -> BertAdam:
         return BertAdam(model.parameters(), 2e-5, total_steps=1000)
 
-    plain, qat = student(tritune.instrument), student(tritune.prepare)
-    ours_step = distillation_step(qat, teacher, batch, ours(qat), dtype)
+    def qat(dtype: torch.dtype | None, fused: bool) -> Step:
+        model = student(tritune.prepare)
+        return distillation_step(model, teacher, batch, ours(model), dtype, fused)
+
+    plain, on_cpu = student(tritune.instrument), device.type == "cpu"
     if published:
         adamw, theirs = torch.optim.AdamW(plain.parameters(), 2e-5), student(published_cost)
-        half = student(tritune.prepare)
         return {
             "float": distillation_step(plain, teacher, batch, adamw, dtype),
-            "qat": ours_step,
-            "qat bf16": distillation_step(half, teacher, batch, ours(half), torch.bfloat16),
+            "qat": qat(dtype, fused=False),
+            "qat bf16": qat(torch.bfloat16, fused=on_cpu),
             "published": distillation_step(theirs, teacher, batch, PublishedAdam(theirs), dtype),
         }
-    return {
+    has_kernels = on_cpu and dtype is torch.bfloat16
+    steps = {
         "float": distillation_step(plain, teacher, batch, ours(plain), dtype),
-        "qat": ours_step,
+        "qat": qat(dtype, has_kernels),
         "finetune": finetuning_step(sdpa, batch, ours(sdpa), dtype),
     }
+    return steps | ({"qat plain": qat(dtype, fused=False)} if has_kernels else {})
 
 
 # The cost model: what the published step computes, operation for operation as TernaryBERT's equations read, with a

@@ -71,7 +71,8 @@ def measure(shape: str, batch: int, tokens: int, precision: str, arm: str) -> di
     if arm.endswith("checkpointing"):
         student.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = BertAdam(student.parameters(), 2e-5, total_steps=100)
-    step = distillation_step(student, teacher, make_batch(batch, tokens, device), optimizer, PRECISIONS[precision])
+    dtype, fused = PRECISIONS[precision], arm.startswith("qat") and precision == "bf16"
+    step = distillation_step(student, teacher, make_batch(batch, tokens, device), optimizer, dtype, fused)
     step()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew

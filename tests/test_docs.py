@@ -334,10 +334,14 @@ def test_tables_of_speed_are_the_measured_ones():
     for case, arms in steps.items():
         ratios = [f"{float(arms[arm]['ratio']):.2f}" for arm in ("qat", "finetune")]
         assert (*case, *ratios, f"{float(arms['float']['milliseconds']):.0f}") in rows
+        if "qat plain" in arms:
+            assert (*case[:2], f"{float(arms['qat plain']['ratio']):.2f}") in rows
     for row in measured("training_memory.csv"):
         case = (row["shape"], f"{row['batch']} x {row['tokens']}", row["precision"], row["arm"])
         parts = ("peak_mb", "ratio", "student_mb", "kept_for_backward_mb")
         assert (*case, *(row[part] for part in parts)) in rows
+    for row in measured("kernels.csv"):
+        assert tuple(row.values()) in rows
     for row in measured("published.csv"):
         assert (row["shape"], row["tokens"], row["arm"], f"{float(row['ratio']):.2f}") in rows
 

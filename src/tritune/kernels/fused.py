@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from ..quant import Granularity, Quantizer, Ternary, Uniform
-from ..quant.quantizer import SMALLEST_SCALE, Peak
+from ..quant.quantizer import Peak
 from .build import load_kernels
 
 # Exact types: a subclass has another way to find codes.
@@ -57,6 +57,4 @@ def integers(quantizer: Quantizer, values: torch.Tensor, dtype: torch.dtype) -> 
         and not torch.compiler.is_compiling()
     ):
         return quantizer.integers(values, dtype)
-    codes, scale, peak = _KERNELS[type(quantizer)](quantizer, values.detach())
-    single = [1] * values.ndim
-    return codes, scale.clamp_(min=SMALLEST_SCALE).view(single), peak.view(single)
+    return _KERNELS[type(quantizer)](quantizer, values.detach())

@@ -33,6 +33,7 @@ using Bfloat16 = uint16_t;  // its bits: the upper half of a float32's
 constexpr int64_t kBlock = 4096;
 constexpr int64_t kBlocksPerTask = 8;
 constexpr float kSmallestMagnitude = 1e-30f;  // as SMALLEST_MAGNITUDE of uniform.py
+constexpr float kSmallestScale = 1e-15f;      // as _SMALLEST_SCALE of quantizer.py
 
 struct Magnitudes {
   float largest = 0, sum = 0;
@@ -138,13 +139,19 @@ Tensor dense(const Tensor& values) { return values.is_non_overlapping_and_dense(
 
 Tensor codes_like(const Tensor& values) { return at::empty_like(values, values.options().dtype(at::kBFloat16)); }
 
-Tensor scalar(float value) {
-  Tensor tensor = at::empty({1}, at::kFloat);
+// One value in as many dimensions as `values` have.
+Tensor broadcastable(float value, const Tensor& values) {
+  Tensor tensor = at::empty(std::vector<int64_t>(values.dim(), 1), at::kFloat);
   *tensor.mutable_data_ptr<float>() = value;
   return tensor;
 }
 
 using Coded = std::tuple<Tensor, Tensor, Tensor>;  // codes, scale, largest magnitude
+
+// A NaN stays: std::max gives its first argument where the two do not compare.
+Coded coded(const Tensor& codes, float scale, float largest) {
+  return {codes, broadcastable(std::max(scale, kSmallestScale), codes), broadcastable(largest, codes)};
+}
 
 Coded uniform(const Tensor& given, double clip, int64_t largest_code) {
   const Tensor values = dense(given);
@@ -160,7 +167,7 @@ Coded uniform(const Tensor& given, double clip, int64_t largest_code) {
         uniform_codes(in, out, size, codes_per_unit, float(largest_code));
         return char();
       });
-  return {codes, scalar(1 / codes_per_unit), scalar(largest)};
+  return coded(codes, 1 / codes_per_unit, largest);
 }
 
 Coded ternary(const Tensor& given, double clip, double threshold_factor) {
@@ -179,7 +186,7 @@ Coded ternary(const Tensor& given, double clip, double threshold_factor) {
     count += block.count;
   }
   const float scale = std::isnan(threshold) ? threshold : float(sum / std::max(count, 1.0));
-  return {codes, scalar(scale), scalar(all.largest)};
+  return coded(codes, scale, all.largest);
 }
 
 }  // namespace

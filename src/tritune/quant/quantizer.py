@@ -15,7 +15,7 @@ from .ste import straight_through
 Peak = torch.Tensor | None
 
 # Small enough never to change a real scale, large enough that a gradient times two of them is not lost in float32.
-SMALLEST_SCALE = 1e-15
+_SMALLEST_SCALE = 1e-15
 
 
 class Quantizer(ABC):
@@ -93,7 +93,7 @@ class Quantizer(ABC):
         self, codes: torch.Tensor, stored_scale: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What `integers` makes of the values that `store` was given: codes in `dtype` and their positive scale."""
-        return codes.to(dtype), self._scale(self._unit(stored_scale)).clamp(min=SMALLEST_SCALE)
+        return codes.to(dtype), self._scale(self._unit(stored_scale)).clamp(min=_SMALLEST_SCALE)
 
     def integers(self, values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, Peak]:
         """Codes as numbers of a float `dtype`, their scale, and the largest magnitudes of the given values.
@@ -103,7 +103,7 @@ class Quantizer(ABC):
         divide by it.
         """
         codes, unit, peak = self._encode(values.detach())
-        return codes.to(dtype), self._scale(unit).clamp(min=SMALLEST_SCALE), peak
+        return codes.to(dtype), self._scale(unit).clamp(min=_SMALLEST_SCALE), peak
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """`fake_quantize`: float of any shape to float, with the straight-through gradient."""

@@ -6,7 +6,7 @@ import torch
 from tritune import code_product as module
 from tritune import products
 from tritune.code_product import Coded, code_product
-from tritune.quant import Granularity, LearnedStep, Ternary, Uniform
+from tritune.quant import Granularity, LearnedStep, MinMax, Ternary, Uniform
 from tritune.quant.ste import surely_inside
 
 BFLOAT16 = torch.bfloat16
@@ -82,6 +82,30 @@ def test_the_result_and_every_gradient_against_float64(name, scales):
         assert ((bias.grad.double() - rows.sum(0)).abs() <= ONE_ROUNDING * rows.abs().sum(0)).all()
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_codes_with_a_graph_of_their_own_get_their_gradient(side, scales):
+    """That of the values times the scale; everything else stays as it is."""
+    left, right, bias = example("linear")
+    pair = [left, right]
+    codes = pair[side].codes.clone().requires_grad_()
+    pair[side] = Coded(codes, codes.detach(), pair[side].scale, latent_is_codes=True)
+    output = code_product(*pair, bias)
+    assert torch.equal(output, code_product(left, right, bias))
+    grad = torch.randn_like(output)
+    output.backward(grad)
+    wide = [exact(operand).requires_grad_() for operand in (left, right)]
+    magnitudes = [tensor.detach().abs().requires_grad_() for tensor in wide]
+    (wide[0] @ wide[1].mT).backward(grad.double())
+    (magnitudes[0] @ magnitudes[1].mT).backward(grad.double().abs())
+    scale = pair[side].scale.double().view(())
+    error = (codes.grad.double() - scale * wide[side].grad).abs()
+    roundings = 1 if scales == "numbers" else 3
+    bound = roundings * ONE_ROUNDING * wide[side].grad.abs() + 2**-20 * magnitudes[side].grad
+    assert codes.grad.dtype is BFLOAT16 and (error <= scale * bound).all()
+    other = (left, right)[1 - side].latent
+    assert other.grad is not None and codes.grad.shape == pair[side].codes.shape
+
+
 def test_only_wanted_gradients_are_computed():
     for wanted in range(3):
         left, right, bias = example("linear")
@@ -122,7 +146,8 @@ def test_a_second_derivative_is_refused():
         (Uniform(8), None, False),
         (Uniform(8, Granularity.TOKEN), Ternary(), False),
         (Uniform(8), Ternary(Granularity.ROW), False),
-        (LearnedStep(8), Ternary(), False),
+        (LearnedStep(8), Ternary(), True),
+        (MinMax(8), Ternary(), False),
     ],
 )
 def test_it_serves_bfloat16_and_one_scale_per_operand(monkeypatch, of_input, of_weight, taken):

@@ -21,12 +21,14 @@ class Coded(NamedTuple):
         codes: what they were quantized to, same shape, in a dtype that matrix products take.
         scale: one element, positive; scale * codes are the quantized values.
         clip: the gradient passes where |latent| < clip; None lets all of it pass.
+        latent_is_codes: `latent` is codes with a graph of their own; it gets their gradient, not that of the values.
     """
 
     latent: torch.Tensor
     codes: torch.Tensor
     scale: torch.Tensor
-    clip: float | None
+    clip: float | None = None
+    latent_is_codes: bool = False
 
     @property
     def mT(self) -> "Coded":
@@ -57,8 +59,12 @@ class _CodeProduct(torch.autograd.Function):
         ctx.save_for_backward(left.codes, right.codes, *latents)
         ctx.clips, ctx.dtypes = (left.clip, right.clip), (left_latent.dtype, right_latent.dtype)
         left_scale, right_scale = _number(left.scale), _number(right.scale)
-        ctx.factors = right_scale * factor, left_scale * factor
-        return _product(left.codes, right.codes.mT, left_scale * ctx.factors[0], bias)
+        whole = left_scale * right_scale * factor
+        ctx.factors = (
+            whole if left.latent_is_codes else right_scale * factor,
+            whole if right.latent_is_codes else left_scale * factor,
+        )
+        return _product(left.codes, right.codes.mT, whole, bias)
 
     @staticmethod
     @once_differentiable

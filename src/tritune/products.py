@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from .code_product import Coded, code_product
 from .kernels import integers
 from .quant import Granularity, OwnGraph, Quantizer, straight_through
+from .quant.own_graph import CodesWithGradient
 from .quant.ste import surely_inside
 
 # Float32 holds every whole number up to this one.
@@ -176,7 +177,7 @@ def _have_one_scale_each(dtype: torch.dtype | None, *quantizers: Quantizer | Non
     return (
         dtype is torch.bfloat16
         and all(q is not None and q.granularity is Granularity.TENSOR for q in quantizers)
-        and not any(isinstance(quantizer, OwnGraph) for quantizer in quantizers)
+        and all(isinstance(q, CodesWithGradient) for q in quantizers if isinstance(q, OwnGraph))
         and not torch.compiler.is_compiling()
     )
 
@@ -202,6 +203,9 @@ def _operand(
 
 
 def _coded(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype, quantized_by=_quantized) -> Coded:
+    if isinstance(quantizer, OwnGraph):
+        codes, scale = quantizer.operand(values, dtype)
+        return Coded(codes, codes.detach(), scale, latent_is_codes=True)
     codes, scale, peak = quantized_by(values, quantizer, dtype)
     return Coded(values, codes, scale, None if surely_inside(peak, quantizer.clip) else quantizer.clip)
 

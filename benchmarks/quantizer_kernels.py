@@ -1,6 +1,6 @@
 """Microseconds of one quantization to bfloat16 codes: the kernel against the plain path, in turn in one process.
 
-python benchmarks/kernels.py --output kernels.csv
+python benchmarks/quantizer_kernels.py --output quantizer_kernels.csv
 """
 
 import argparse

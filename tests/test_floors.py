@@ -11,8 +11,9 @@ ROOT = Path(tritune.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
 
 FLOORS = [
-    ("quant", "kernels", "trace", "errors", "devices", "versions"),
+    ("quant", "trace", "errors", "devices", "versions"),
     (
+        "kernels",
         "code_product",
         "products",
         "layers",

@@ -1,26 +1,40 @@
 """Fused kernels: the plain path's numbers, where they stand in for it, and what happens without a compiler."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 
 from tritune import kernels, products
 from tritune.errors import TrituneError
-from tritune.kernels import fused
+from tritune.kernels import build, fused
 from tritune.quant import Granularity, LeastSquaresTernary, Quantizer, Ternary, Uniform
-from workspace import train_arguments
+from workspace import make_workspace, train_arguments
 
 BFLOAT16 = torch.bfloat16
 needs_compiler = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler"
 )
 
-UNIFORM = {"8 bits": Uniform(8), "4 bits": Uniform(4), "2 bits": Uniform(2), "narrow": Uniform(8, clip=0.75)}
-TERNARY = {"twn": Ternary(), "narrow": Ternary(clip=0.75), "low": Ternary(threshold_factor=0.3)}
+UNIFORM = {
+    "no clip": Uniform(8, clip=torch.inf),
+    "tiny clip": Uniform(8, clip=1e-35),
+    "8 bits": Uniform(8),
+    "4 bits": Uniform(4),
+    "2 bits": Uniform(2),
+    "narrow": Uniform(8, clip=0.75),
+}
+TERNARY = {
+    "twn": Ternary(),
+    "narrow": Ternary(clip=0.75),
+    "low": Ternary(threshold_factor=0.3),
+    "no clip": Ternary(clip=torch.inf),
+}
 
 
 def values() -> dict[str, torch.Tensor]:
@@ -153,16 +167,7 @@ def test_everything_else_takes_the_plain_path(monkeypatch, quantizer, given, dty
         assert found.shape == expected.shape and (found.is_meta or torch.equal(found, expected))
 
 
-def test_they_are_in_use_within_the_context_alone(monkeypatch):
-    calls = []
-
-    def kernel(quantizer: Quantizer, given: torch.Tensor):
-        calls.append(type(quantizer))
-        return original[type(quantizer)](quantizer, given)
-
-    original = fused._KERNELS
-    monkeypatch.setattr(fused, "_KERNELS", dict.fromkeys(original, kernel))
-    monkeypatch.setattr(fused, "_in_use", False)
+def test_they_are_in_use_within_the_context_alone(calls):
     given, weight = torch.randn(3, 8), torch.randn(4, 8)
 
     def product() -> torch.Tensor:
@@ -219,37 +224,78 @@ def test_a_compiled_library_is_kept_and_a_folder_that_cannot_be_written_to_does_
     elsewhere = loaded(TORCH_EXTENSIONS_DIR=str(tmp_path / "a file"))
     assert elsewhere.stdout == first.stdout, elsewhere.stderr
     library.write_bytes(b"no library")
-    broken = loaded(TORCH_EXTENSIONS_DIR=str(kept))
-    assert f"fused kernels: {library}: " in broken.stderr and "delete that file" in broken.stderr
+    assert loaded(TORCH_EXTENSIONS_DIR=str(kept)).stdout == first.stdout, "a broken library is made anew"
+    assert library.stat().st_size > 10_000
+
+
+def forget_attempts() -> None:
+    build._why_not.cache_clear()
+    build.kernels_available.cache_clear()
 
 
 @pytest.fixture
-def without_compiler(monkeypatch, tmp_path):
-    kernels.load_kernels.cache_clear()
+def compiler(monkeypatch, tmp_path):
+    """A function that sets a script as compiler; nothing has been compiled yet."""
+    forget_attempts()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     monkeypatch.setattr(fused, "_in_use", False)
-    yield monkeypatch
-    kernels.load_kernels.cache_clear()
+
+    def use(script: str) -> None:
+        path = tmp_path / "compiler"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("CXX", str(path))
+
+    yield use
+    forget_attempts()
 
 
-def test_what_the_compiler_says_is_one_line(without_compiler, tmp_path):
-    without_compiler.setenv("CXX", "/no/such/compiler")
-    with pytest.raises(TrituneError, match=r"fused kernels: no C\+\+ compiler is found .*install g\+\+$"):
-        kernels.load_kernels()
-    without_compiler.setenv("CXX", "false")
-    with pytest.raises(TrituneError, match=r"fused kernels: the C\+\+ compiler false fails: exit code 1$"):
-        kernels.load_kernels()
-    without_compiler.setenv("CXX", "c++ -include no_such_header.h")
-    with pytest.raises(TrituneError, match=r"fails: .*error: no_such_header\.h") as error:
-        kernels.load_kernels()
-    assert "\n" not in str(error.value)
+INCLUDED = "In file included from /usr/include/c++/12/system_error:44,"
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("exit 3", r"the C\+\+ compiler .*/compiler fails: exit code 3"),
+        (
+            f"echo '{INCLUDED}' >&2; echo 'a.cpp:1: error: no such thing' >&2; exit 1",
+            "fails: a.cpp:1: error: no such thing",
+        ),
+        (r"printf 'x: error: caf\351\n' >&2; exit 1", "fails: error: caf"),
+        ("exit 0", "they cannot be compiled here"),
+        ('while [ "$1" != -o ]; do shift; done; echo junk > "$2"', "they cannot be compiled here .*quantizers"),
+    ],
+)
+def test_what_the_compiler_says_is_one_line(compiler, tmp_path, script, message):
+    compiler(script)
+    for _ in range(2):
+        with pytest.raises(TrituneError, match=f"^fused kernels: .*{message}") as error:
+            kernels.load_kernels()
+        assert "\n" not in str(error.value)
     assert not list((tmp_path / "extensions" / "tritune").iterdir()), "nothing half-written"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [("/no/such/compiler", "install g\\+\\+$"), ('g++ "x', "No closing quotation")]
+)
+def test_a_compiler_that_is_none(compiler, monkeypatch, value, message):
+    monkeypatch.setenv("CXX", value)
+    with pytest.raises(TrituneError, match=message):
+        kernels.load_kernels()
+
+
+def test_a_failure_is_found_and_said_once(compiler, tmp_path):
+    compiler(f"echo x >> {tmp_path}/calls; exit 1")
+    with pytest.warns(UserWarning, match=r"fused kernels: the C\+\+ compiler .* goes on without them"):
+        assert not kernels.kernels_available()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not kernels.kernels_available()
+    assert (tmp_path / "calls").read_text() == "x\n"
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    from workspace import make_workspace
-
     return make_workspace(tmp_path_factory.mktemp("kernels"))
 
 
@@ -257,19 +303,67 @@ def settings(*more: str) -> list[str]:
     return [part for key in ("max_steps=2", "eval_steps=2", *more) for part in ("--set", key)]
 
 
-def test_without_a_compiler_training_goes_on_unless_they_were_asked_for(without_compiler, cli, workspace):
-    without_compiler.setenv("CXX", "false")
+@pytest.fixture
+def calls(monkeypatch):
+    """The quantizers whose kernels were called."""
+    found, original = [], fused._KERNELS
+
+    def kernel(quantizer: Quantizer, given: torch.Tensor):
+        found.append(type(quantizer))
+        return original[type(quantizer)](quantizer, given)
+
+    monkeypatch.setattr(fused, "_KERNELS", dict.fromkeys(original, kernel))
+    monkeypatch.setattr(fused, "_in_use", False)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("more", "taken"),
+    [
+        (("bf16=true",), True),
+        (("bf16=true", "fused_kernels=true"), True),
+        (("bf16=true", "fused_kernels=false"), False),
+        ((), None),
+    ],
+)
+def test_a_training_takes_them(calls, cli, workspace, more, taken):
+    output = workspace / ("with " + " ".join(more))
+    code, _, err = cli(*train_arguments(workspace, output, *settings(*more)))
+    assert code == 0, err
+    assert set(calls) == ({Uniform, Ternary} if taken else set())
+    assert json.loads((output / "metrics.json").read_text()).get("fused_kernels") is taken
+    assert not fused._in_use
+
+
+def test_without_a_compiler_training_goes_on_unless_they_were_asked_for(compiler, cli, workspace):
+    compiler("exit 1")
     with pytest.warns(UserWarning, match="fused kernels: .* goes on without them"):
         code, _, err = cli(*train_arguments(workspace, workspace / "plain", *settings("bf16=true")))
     assert code == 0, err
+    assert json.loads((workspace / "plain" / "metrics.json").read_text())["fused_kernels"] is False
     wanted = train_arguments(workspace, workspace / "wanted", *settings("bf16=true", "fused_kernels=true"))
     code, _, err = cli(*wanted)
-    assert code == 2 and "error: fused kernels: the C++ compiler false fails: exit code 1" in err
+    assert code == 2 and "error: fused kernels: the C++ compiler" in err and "fails: exit code 1" in err
     assert not (workspace / "wanted").exists()
-    off = train_arguments(workspace, workspace / "off", *settings("bf16=true", "fused_kernels=false"))
-    assert cli(*off)[0] == 0
 
 
-def test_asked_for_in_float32_they_are_refused(cli, workspace):
-    code, _, err = cli(*train_arguments(workspace, workspace / "refused", *settings("fused_kernels=true")))
-    assert code == 2 and "fused_kernels would change nothing: only training in bf16 on a CPU has any" in err
+@pytest.mark.parametrize("value", ["true", "false"])
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ((), "only training in bf16 on a CPU has any"),
+        (
+            ("bf16=true", "weight_quantizer=lsq", "activation_granularity=token"),
+            "only twn and uniform with a scale per",
+        ),
+        (
+            ("bf16=true", "weight_granularity=row", "activation_granularity=token"),
+            "only twn and uniform with a scale per",
+        ),
+    ],
+)
+def test_where_they_change_nothing_the_key_is_refused(cli, workspace, value, more, reason):
+    run = train_arguments(workspace, workspace / "refused", *settings(f"fused_kernels={value}", *more))
+    code, _, err = cli(*run)
+    assert code == 2 and "fused_kernels" in err and reason in err, err
+    assert not (workspace / "refused").exists()

@@ -7,7 +7,8 @@ computes, bit for bit. In two cases the operands are the codes themselves, and t
   float64), whatever order a matrix product adds them in. So no answer depends on the size of its batch, as float
   products do.
 - in bfloat16, which holds codes exactly; dequantized values would be rounded to its 8 bits a second time. Where each
-  operand has one scale, all of it is a single step of autograd, see `code_product`.
+  operand has one scale, all of it is a single step of autograd, see `code_product` (under `torch.export` and
+  `torch.compile` it is the separate steps, which round more often).
 
 float16 cannot hold sums of codes (127 * 127 * 5 is too large for it), so there the operands are dequantized.
 """
@@ -202,6 +203,7 @@ def _operand(
     return straight_through(values, quantized, quantizer.clip, peak, scale), scale
 
 
+# A quantizer with a graph of its own is asked each time: one graph serves one backward pass.
 def _coded(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype, quantized_by=_quantized) -> Coded:
     if isinstance(quantizer, OwnGraph):
         codes, scale = quantizer.operand(values, dtype)
@@ -256,10 +258,10 @@ def _scaled(product: torch.Tensor, *factors: torch.Tensor | float | None) -> tor
         return product
     single, rest = None, []
     for factor in factors:
-        if isinstance(factor, torch.Tensor) and factor.numel() > 1:
+        if isinstance(factor, torch.Tensor) and (factor.numel() > 1 or not factor.is_cpu):
             rest.append(factor)
         elif factor is not None:
-            # Times a tensor of no dimensions bfloat16 stays bfloat16, and the factor keeps its own precision.
+            # Times a tensor of no dimensions bfloat16 stays bfloat16; on a CPU the factor keeps its own precision.
             factor = factor.view(()) if isinstance(factor, torch.Tensor) else factor
             single = factor if single is None else single * factor
     if single is not None:

@@ -152,6 +152,16 @@ class Quantization:
             names |= {one._weight_name(), one._embedding_name() if self.embeddings else None, one._activation_name()}
         return names - {None}
 
+    def names_per_tensor(self) -> set[str]:
+        """The names of those that may be at work in products with a scale per tensor."""
+        pairs = set()
+        for one in self.variants():
+            pairs |= {
+                (one._weight_name(), one.weight_granularity),
+                (one._activation_name(), one.activation_granularity),
+            }
+        return {name for name, granularity in pairs if name is not None and granularity == Granularity.TENSOR}
+
     def weights(self, rows: int, columns: int, parts: tuple[int, ...] = ()) -> Quantizer | None:
         """The quantizer of a Linear's weight, (rows, columns), or None.
 

@@ -1,6 +1,6 @@
 """Kernels in C++ that stand in for the plain path of quantizers; compiled where they are first needed."""
 
-from .build import load_kernels
+from .build import kernels_available, load_kernels
 from .fused import fused_kernels, integers
 
-__all__ = ["fused_kernels", "integers", "load_kernels"]
+__all__ = ["fused_kernels", "integers", "kernels_available", "load_kernels"]

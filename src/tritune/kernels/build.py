@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -24,10 +25,10 @@ _FLAGS = (
     *("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp"),
     # Rounding and NaN as in torch's own kernels; nobody reads the processor's flags of floating-point errors.
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+    f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
 )
 
 
-@cache
 def load_kernels() -> None:
     """Make the operators `torch.ops.tritune_kernels` known, compiling them if no earlier process did.
 
@@ -36,16 +37,44 @@ def load_kernels() -> None:
     Raises:
         TrituneError: there is no C++ compiler (`CXX`, or c++) or it fails; the message says why.
     """
+    if reason := _why_not():
+        raise TrituneError(f"fused kernels: {reason}")
+
+
+@cache
+def kernels_available() -> bool:
+    """Whether they can be loaded; where a compiler could help, a warning says once why not."""
+    if (reason := _why_not()) and sys.platform == "linux":
+        warnings.warn(
+            f"fused kernels: {reason}; training goes on without them, somewhat slower; fused_kernels: false is silent",
+            stacklevel=2,
+        )
+    return reason is None
+
+
+@cache
+def _why_not() -> str | None:
+    """Load the kernels; what keeps them from being loaded, once for the whole process, or None."""
     if sys.platform != "linux":
-        raise TrituneError(f"fused kernels: they are built on Linux alone, and this is {sys.platform}")
+        return f"they are built on Linux alone, and this is {sys.platform}"
+    try:
+        _load_or_compile()
+    except TrituneError as error:
+        return str(error)
+    except (OSError, ValueError, ImportError) as error:
+        return f"they cannot be compiled here ({first_line(error)})"
+    return None
+
+
+def _load_or_compile() -> None:
     from torch.utils import cpp_extension  # half a second, and it looks for compilers
 
     compiler = [*shlex.split(cpp_extension.get_cxx_compiler()), *_FLAGS]
-    version = (SOURCE.read_text(), torch.__version__, platform.machine(), *compiler)
+    version = (SOURCE.read_text(encoding="utf-8"), torch.__version__, platform.machine(), *compiler)
     name = f"quantizers-{hashlib.sha256(repr(version).encode()).hexdigest()[:16]}.so"
     library = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()) / "tritune" / name
-    if library.is_file():
-        return _load(library)
+    with suppress(OSError):  # there is none yet, or it is no library: make it anew
+        return torch.ops.load_library(library)
     with suppress(OSError):
         library.parent.mkdir(parents=True, exist_ok=True)
     keeps = os.access(library.parent, os.W_OK)
@@ -54,22 +83,18 @@ def load_kernels() -> None:
         where = (*(f"-I{path}" for path in cpp_extension.include_paths()), str(SOURCE), "-o", str(built))
         libraries = (*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-lc10")
         _run([*compiler, *where, *libraries])
-        _load(built.replace(library) if keeps else built)
+        torch.ops.load_library(built)
+        if keeps:
+            built.replace(library)
 
 
 def _run(compiler: list[str]) -> None:
+    english = os.environ | {"LC_ALL": "C"}
     try:
-        subprocess.run(compiler, capture_output=True, text=True, check=True)
+        subprocess.run(compiler, env=english, capture_output=True, text=True, errors="replace", check=True)
     except OSError as error:
-        raise TrituneError(f"fused kernels: no C++ compiler is found ({first_line(error)}); install g++") from error
+        raise TrituneError(f"no C++ compiler is found ({first_line(error)}); install g++") from error
     except subprocess.CalledProcessError as error:
-        said = [line for line in error.stderr.splitlines() if "error" in line]
+        said = [line for line in error.stderr.splitlines() if " error:" in line]
         reason = first_line(ValueError(said[0])) if said else f"exit code {error.returncode}"
-        raise TrituneError(f"fused kernels: the C++ compiler {compiler[0]} fails: {reason}") from error
-
-
-def _load(library: Path) -> None:
-    try:
-        torch.ops.load_library(library)
-    except OSError as error:
-        raise TrituneError(f"fused kernels: {library}: {first_line(error)}; delete that file") from error
+        raise TrituneError(f"the C++ compiler {compiler[0]} fails: {reason}") from error

@@ -82,7 +82,7 @@ EVERY_PROCESSOR Kept ternary_codes(
   for (int64_t i = 0; i < count; ++i) {
     const float magnitude = std::fabs(in[i]) < clip ? std::fabs(in[i]) : clip;
     const float is_kept = magnitude > threshold ? 1.0f : 0.0f;
-    sum += is_kept * magnitude;
+    sum += magnitude > threshold ? magnitude : 0.0f;
     kept += is_kept;
     out[i] = std::bit_cast<uint32_t>(std::copysign(is_kept, in[i])) >> 16;
   }
@@ -156,7 +156,7 @@ Coded coded(const Tensor& codes, float scale, float largest) {
 Coded uniform(const Tensor& given, double clip, int64_t largest_code) {
   const Tensor values = dense(given);
   const float largest = statistics(values, clip).largest;
-  const float range = std::isnan(largest) ? largest : std::clamp(largest, kSmallestMagnitude, float(clip));
+  const float range = std::isnan(largest) ? largest : std::min(std::max(largest, kSmallestMagnitude), float(clip));
   // torch takes a number over a tensor as the number times the tensor's reciprocal.
   const float codes_per_unit = float(largest_code) * (1.0f / range);
   Tensor codes = codes_like(values);

@@ -23,7 +23,8 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """`grad` (over `scale`) where |latent| < clip."""
         latent, scale = ctx.saved_tensors
-        if scale is not None and scale.numel() == 1 and grad.dtype == ctx.dtype:
+        # Without dimensions a scale keeps its float32 beside bfloat16 on a CPU; a GPU would round it.
+        if scale is not None and scale.numel() == 1 and scale.is_cpu and grad.dtype == ctx.dtype:
             grad = grad * (1 / scale).view(())
         elif scale is not None:
             # On CPUs operands of two dtypes are many times slower than a conversion.

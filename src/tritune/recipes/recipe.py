@@ -244,6 +244,8 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             unused["distil_layers"] = "no loss that is taken per layer has a coefficient"
             if self.schedule is None:
                 unused["layer_map"] = "no loss that is taken per layer has a coefficient, and there is no schedule"
+        if not self.bf16:
+            unused["fused_kernels"] = "only training in bf16 on a CPU has any"
         unused |= self._unused_quantization()
         return {key: reason for key, reason in unused.items() if key in given}
 
@@ -258,6 +260,8 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             unused |= dict.fromkeys(embedding_keys, "embeddings is false")
         if all(one.activation_bits is None for one in self.variants()):
             unused |= dict.fromkeys(("activation_granularity", "attention_products"), "activation_bits is null")
+        if self.bf16 and not {"twn", "uniform"} & self.names_per_tensor():
+            unused["fused_kernels"] = "only twn and uniform with a scale per tensor have one"
         if "twn" not in names:
             unused["threshold_factor"] = "only twn has a threshold factor"
         if not any("clip" in arguments_of(name) for name in names):

@@ -8,6 +8,7 @@ import torch
 from transformers import SchedulerType, TrainingArguments
 
 from ..errors import TrituneError
+from ..kernels import kernels_available, load_kernels
 from ..quant import Learned
 from ..recipes import FinetuneRecipe
 from .optimizer import BertAdam
@@ -57,6 +58,20 @@ def check_precision(fp16: bool, device: torch.device) -> None:
     """Raise TrituneError for fp16 on a CPU, where accelerate would silently compute in float32."""
     if fp16 and device.type == "cpu":
         raise TrituneError("fp16: a CPU does not train in float16; take bf16, or a GPU")
+
+
+def takes_kernels(setting: bool | None, bf16: bool, device: torch.device) -> bool:
+    """Whether a training runs the kernels of `tritune.kernels`, which are loaded if so.
+
+    Raises:
+        TrituneError: they were asked for and cannot be had.
+    """
+    if setting is False or not bf16 or device.type != "cpu":
+        return False
+    if setting is None:
+        return kernels_available()
+    load_kernels()
+    return True
 
 
 def bert_adam(args: TrainingArguments, steps: int, warmup_ratio: float) -> tuple[type[BertAdam], dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What a run measures of its models, and the `metrics.json` that it becomes."""
 
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..size import size_bytes
 from ..task_file import TASK_FILE, task_record, task_to_yaml
 from ..trace import Site
 from ..versions import library_versions
+from .arguments import takes_kernels
 from .callbacks import BestModel, StepTimer
 from .job import Job, Phase
 from .run_folder import BEST, CHECKPOINTS, METRICS, read_json, write_json, write_text
@@ -98,6 +100,9 @@ class Recorder:
             "versions": library_versions(),
             **task_record(job.task),
         }
+        if job.recipe.bf16:
+            device = job.model.device
+            self.metrics["fused_kernels"] = takes_kernels(job.recipe.fused_kernels, job.recipe.bf16, device)
         self.finished = read_json(job.output / METRICS)
         self._check(self.finished or read_json(self.path))
 
@@ -114,6 +119,14 @@ class Recorder:
         own = None if self.job.student is None else weights_sha256(self.job.student)
         if earlier.get("float_student", {}).get("sha256") != own:
             raise TrituneError(f"{self.job.output}: --resume: the run there has another --student")
+
+        kernels = earlier.get("fused_kernels"), self.metrics.get("fused_kernels")
+        if not self.finished and kernels[0] != kernels[1]:
+            warnings.warn(
+                f"{self.job.output}: begun {'with' if kernels[0] else 'without'} fused kernels and going on "
+                f"{'with' if kernels[1] else 'without'} them: the last bits are not those of a run never stopped",
+                stacklevel=2,
+            )
 
     def begin(self, untrained: PreTrainedModel, start: PreTrainedModel | None, start_source: str) -> None:
         """Measure what there is before the training, unless a resumed run did."""

@@ -17,12 +17,11 @@ from ..distill import distilled_layers, trace_fields
 from ..errors import TrituneError
 from ..heads import EncodedData
 from ..instrument import instrument
-from ..kernels import load_kernels
 from ..modes import evaluation_mode
 from ..prepare import prepare
 from ..quantization import Quantization
 from ..recipes import Recipe
-from .arguments import training_arguments
+from .arguments import takes_kernels, training_arguments
 from .callbacks import BestModel, History, StepTimer, Watch
 from .card import CARD, model_card
 from .job import Job, Phase
@@ -126,9 +125,9 @@ def _sample(job: Job) -> dict[str, torch.Tensor]:
 
 
 def _check_kernels(recipe: Recipe) -> None:
-    if not recipe.bf16 or this_process().device.type != "cpu":
-        raise TrituneError("fused_kernels would change nothing: only training in bf16 on a CPU has any")
-    load_kernels()
+    device = this_process().device
+    if not takes_kernels(recipe.fused_kernels, recipe.bf16, device):
+        raise TrituneError(f"fused_kernels would change nothing: they are for a CPU, and this is {device.type}")
 
 
 def _check_cache(job: Job, phase: Phase) -> None:

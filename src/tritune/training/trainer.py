@@ -1,6 +1,5 @@
 """`DistillationTrainer`: transformers' Trainer with a teacher, named losses and an intervention schedule."""
 
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,12 +25,18 @@ from ..distill import (
 from ..errors import TrituneError
 from ..heads import TEXT_CLASSIFICATION, Head
 from ..instrument import instrument_of, is_instrumented
-from ..kernels import fused_kernels, load_kernels
+from ..kernels import fused_kernels
 from ..products import forget_weights, weights_held
 from ..recipes import OPTIMIZERS
 from ..schedule import SCHEDULES
 from ..trace import Intervention, Site
-from .arguments import bert_adam, check_precision, separate_learned_scales, without_clip_and_schedule
+from .arguments import (
+    bert_adam,
+    check_precision,
+    separate_learned_scales,
+    takes_kernels,
+    without_clip_and_schedule,
+)
 from .head_trainer import HeadTrainer
 from .hidden_projection import HiddenProjection
 from .optimizer import learning_rate
@@ -256,16 +261,8 @@ class DistillationTrainer(HeadTrainer):
         return self.teacher_cache.outputs(batch, rows, forward)
 
     def _kernels(self) -> AbstractContextManager[None]:
-        if self.fused_kernels is False or not (self.args.bf16 and self.args.device.type == "cpu"):
-            return nullcontext()
-        try:
-            load_kernels()
-        except TrituneError as error:
-            if self.fused_kernels:
-                raise
-            warnings.warn(f"{error}; the training goes on without them, somewhat slower", stacklevel=3)
-            return nullcontext()
-        return fused_kernels()
+        takes = takes_kernels(self.fused_kernels, self.args.bf16, self.args.device)
+        return fused_kernels() if takes else nullcontext()
 
     def _add_hidden_projection(self, widths: tuple[int, int], optimizer: torch.optim.Optimizer | None) -> None:
         if self.args.world_size > 1:

@@ -83,6 +83,20 @@ def test_the_result_and_every_gradient_against_float64(name, scales):
         assert ((bias.grad.double() - rows.sum(0)).abs() <= ONE_ROUNDING * rows.abs().sum(0)).all()
 
 
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_a_scale_keeps_its_precision_beside_bfloat16(device, scales):
+    """Rounded to bfloat16 it would be 1, and everything 255."""
+    scale = torch.tensor([[1 + 2**-8 - 2**-12]], device=device)
+    latents = [torch.ones(255, 255, device=device, requires_grad=True) for _ in range(2)]
+    product = code_product(*(Coded(latent, latent.detach().to(BFLOAT16), scale) for latent in latents))
+    product.sum().backward()
+    for found in (product, latents[0].grad, latents[1].grad):
+        assert torch.equal(found.cpu().float(), torch.full((255, 255), 256.0))
+
+
 @pytest.mark.parametrize("side", [0, 1])
 def test_codes_with_a_graph_of_their_own_get_their_gradient(side, scales):
     """That of the values times the scale; everything else stays as it is."""

@@ -261,7 +261,7 @@ INCLUDED = "In file included from /usr/include/c++/12/system_error:44,"
             f"echo '{INCLUDED}' >&2; echo 'a.cpp:1: error: no such thing' >&2; exit 1",
             "fails: a.cpp:1: error: no such thing",
         ),
-        (r"printf 'x: error: caf\351\n' >&2; exit 1", "fails: error: caf"),
+        (r"printf 'x: error: caf\351\n' >&2; exit 1", "fails: x: error: caf"),
         ("exit 0", "they cannot be compiled here"),
         ('while [ "$1" != -o ]; do shift; done; echo junk > "$2"', "they cannot be compiled here .*quantizers"),
     ],

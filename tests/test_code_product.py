@@ -183,6 +183,23 @@ def test_a_second_derivative_is_refused():
         torch.autograd.grad(loss, left.latent, create_graph=True)
 
 
+@torch.no_grad()
+def test_a_traced_product_is_the_separate_steps():
+    """Each of them rounds: product, scale, bias."""
+    values, weight, bias = torch.randn(5, 64), torch.randn(48, 64), torch.randn(48)
+
+    def product(given: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", BFLOAT16):
+            return products.linear(given, weight, bias, Uniform(8), Ternary())
+
+    def layer(given: torch.Tensor) -> torch.Tensor:
+        return product(given).float()
+
+    traced, plain = torch.jit.trace(layer, values, check_trace=False)(values), layer(values)
+    largest = (plain - bias).abs() + bias.abs() + plain.abs()
+    assert ((traced - plain).abs() <= 3 * ONE_ROUNDING * largest).all()
+
+
 @pytest.mark.parametrize(
     ("of_input", "of_weight", "taken"),
     [

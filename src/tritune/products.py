@@ -7,8 +7,8 @@ computes, bit for bit. In two cases the operands are the codes themselves, and t
   float64), whatever order a matrix product adds them in. So no answer depends on the size of its batch, as float
   products do.
 - in bfloat16, which holds codes exactly; dequantized values would be rounded to its 8 bits a second time. Where each
-  operand has one scale, all of it is a single step of autograd, see `code_product` (under `torch.export` and
-  `torch.compile` it is the separate steps, which round more often).
+  operand has one scale, all of it is a single step of autograd, see `code_product` (where a graph is traced it
+  is the separate steps, which round more often).
 
 float16 cannot hold sums of codes (127 * 127 * 5 is too large for it), so there the operands are dequantized.
 """
@@ -179,7 +179,7 @@ def _have_one_scale_each(dtype: torch.dtype | None, *quantizers: Quantizer | Non
         dtype is torch.bfloat16
         and all(q is not None and q.granularity is Granularity.TENSOR for q in quantizers)
         and all(isinstance(q, CodesWithGradient) for q in quantizers if isinstance(q, OwnGraph))
-        and not torch.compiler.is_compiling()
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
     )
 
 

@@ -14,6 +14,7 @@ from tritune import kernels, products
 from tritune.errors import TrituneError
 from tritune.kernels import build, fused
 from tritune.quant import Granularity, LeastSquaresTernary, Quantizer, Ternary, Uniform
+from tritune.training.resume import StopOnSignal
 from workspace import make_workspace, train_arguments
 
 BFLOAT16 = torch.bfloat16
@@ -367,3 +368,23 @@ def test_where_they_change_nothing_the_key_is_refused(cli, workspace, value, mor
     code, _, err = cli(*run)
     assert code == 2 and "fused_kernels" in err and reason in err, err
     assert not (workspace / "refused").exists()
+
+
+def test_a_run_that_goes_on_the_other_way_is_told_so(compiler, cli, workspace):
+    run = train_arguments(workspace, workspace / "resumed", *settings("bf16=true", "max_steps=8", "eval_steps=8"))
+    ends = StopOnSignal.on_step_end
+
+    def stop(self, args, state, control, **kwargs):
+        self.asked = True
+        return ends(self, args, state, control, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopOnSignal, "on_step_end", stop)
+        patch.setattr(build, "_why_not", lambda: None)  # other tests have loaded them
+        assert cli(*run)[0] == 130
+    compiler("exit 1")
+    forget_attempts()
+    with pytest.warns(UserWarning, match="begun with fused kernels and going on without them"):
+        code, _, err = cli(*run, "--resume")
+    assert code == 0, err
+    assert json.loads((workspace / "resumed" / "metrics.json").read_text())["fused_kernels"] is True, "as it began"

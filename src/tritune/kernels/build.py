@@ -67,12 +67,13 @@ def _why_not() -> str | None:
 
 
 def _load_or_compile() -> None:
-    from torch.utils import cpp_extension  # half a second, and it looks for compilers
+    # Half a second, and it looks for compilers.
+    from torch.utils.cpp_extension import get_cxx_compiler, get_default_build_root, include_paths, library_paths
 
-    compiler = [*shlex.split(cpp_extension.get_cxx_compiler()), *_FLAGS]
+    compiler = [*shlex.split(get_cxx_compiler()), *_FLAGS]
     version = (SOURCE.read_text(encoding="utf-8"), torch.__version__, platform.machine(), *compiler)
     name = f"quantizers-{hashlib.sha256(repr(version).encode()).hexdigest()[:16]}.so"
-    library = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()) / "tritune" / name
+    library = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / "tritune" / name
     with suppress(OSError):  # there is none yet, or it is no library: make it anew
         return torch.ops.load_library(library)
     with suppress(OSError):
@@ -80,8 +81,8 @@ def _load_or_compile() -> None:
     keeps = os.access(library.parent, os.W_OK)
     with tempfile.TemporaryDirectory(dir=library.parent if keeps else None) as folder:
         built = Path(folder) / name
-        where = (*(f"-I{path}" for path in cpp_extension.include_paths()), str(SOURCE), "-o", str(built))
-        libraries = (*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-lc10")
+        where = (*(f"-I{path}" for path in include_paths()), str(SOURCE), "-o", str(built))
+        libraries = (*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10")
         _run([*compiler, *where, *libraries])
         torch.ops.load_library(built)
         if keeps:

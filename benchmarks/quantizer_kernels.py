@@ -1,15 +1,17 @@
 """Microseconds of one quantization to bfloat16 codes: the kernel against the plain path, in turn in one process.
 
-python benchmarks/quantizer_kernels.py --output quantizer_kernels.csv
+    python benchmarks/quantizer_kernels.py --output quantizer_kernels.csv
+
+Medians of all rounds but the first ten; `ratio` is the kernel's time over the plain path's.
 """
 
 import argparse
-import csv
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from training_step import write_csv
 
 from tritune.devices import keep_freed_memory
 from tritune.kernels import fused_kernels, integers
@@ -52,10 +54,7 @@ def main() -> None:
         rows.append(row)
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     if options.output:
-        with options.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(options.output, rows)
 
 
 if __name__ == "__main__":

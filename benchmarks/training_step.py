@@ -88,6 +88,14 @@ def profile(shape: str, tokens: int, precision: str, batch: int, device: torch.d
     print(f"{sum(row[0] for row in table):10.1f}{sum(row[1] for row in table):10.1f}{'':10}  all")
 
 
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Rows with the same keys, which become the header."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -119,10 +127,7 @@ def main() -> None:
                 rows += measure(shape, tokens, precision, options.batch, seconds, options.device, options.published)
             gc.collect()
     if options.output and rows:
-        with options.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(options.output, rows)
 
 
 if __name__ == "__main__":

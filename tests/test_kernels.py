@@ -324,6 +324,7 @@ def calls(monkeypatch):
         (("bf16=true",), True),
         (("bf16=true", "fused_kernels=true"), True),
         (("bf16=true", "fused_kernels=false"), False),
+        (("bf16=true", "weight_granularity=row", "activation_granularity=token"), False),
         ((), None),
     ],
 )
@@ -352,14 +353,14 @@ def test_without_a_compiler_training_goes_on_unless_they_were_asked_for(compiler
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        ((), "only training in bf16 on a CPU has any"),
+        ((), "and in bf16 alone"),
         (
             ("bf16=true", "weight_quantizer=lsq", "activation_granularity=token"),
-            "only twn and uniform with a scale per",
+            "only twn, uniform with a scale per",
         ),
         (
             ("bf16=true", "weight_granularity=row", "activation_granularity=token"),
-            "only twn and uniform with a scale per",
+            "only twn, uniform with a scale per",
         ),
     ],
 )

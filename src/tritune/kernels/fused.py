@@ -1,6 +1,6 @@
 """Which quantizers have a kernel, and when it stands in for them.
 
-The kernels make codes in bfloat16, with one scale per tensor, on a CPU, where quantizers took a fifth of a step.
+The kernels make codes in bfloat16, with one scale per tensor, on a CPU.
 float32 is left to the plain path, which is the published arithmetic bit for bit.
 """
 
@@ -22,6 +22,11 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 # A plain global, because autograd computes layers again in threads of its own.
 _in_use = False
+
+
+def has_kernel(kind: type[Quantizer]) -> bool:
+    """Whether quantizers of exactly this class have one, for a scale per tensor."""
+    return kind in _KERNELS
 
 
 @contextmanager

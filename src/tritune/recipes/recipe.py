@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from ..distill import ALL_LAYERS, AVERAGES, check_distil_layers, trace_fields
 from ..errors import TrituneError, shown
+from ..kernels import has_kernel
 from ..layer_map import check_layer_map
 from ..quant import QUANTIZERS, Learned, arguments_of
 from ..quantization import SAME, Quantization
@@ -244,10 +245,12 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             unused["distil_layers"] = "no loss that is taken per layer has a coefficient"
             if self.schedule is None:
                 unused["layer_map"] = "no loss that is taken per layer has a coefficient, and there is no schedule"
-        if not self.bf16:
-            unused["fused_kernels"] = "only training in bf16 on a CPU has any"
         unused |= self._unused_quantization()
         return {key: reason for key, reason in unused.items() if key in given}
+
+    def has_kernels(self) -> bool:
+        """Whether a training by this recipe may run fused kernels, given a CPU."""
+        return self.bf16 and any(has_kernel(QUANTIZERS[name]) for name in self.names_per_tensor())
 
     def _unused_quantization(self) -> dict[str, str]:
         unused, names = {}, self.quantizer_names()
@@ -260,8 +263,9 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             unused |= dict.fromkeys(embedding_keys, "embeddings is false")
         if all(one.activation_bits is None for one in self.variants()):
             unused |= dict.fromkeys(("activation_granularity", "attention_products"), "activation_bits is null")
-        if self.bf16 and not {"twn", "uniform"} & self.names_per_tensor():
-            unused["fused_kernels"] = "only twn and uniform with a scale per tensor have one"
+        if not self.has_kernels():
+            fused = ", ".join(sorted(name for name in QUANTIZERS if has_kernel(QUANTIZERS[name])))
+            unused["fused_kernels"] = f"only {fused} with a scale per tensor have one, and in bf16 alone"
         if "twn" not in names:
             unused["threshold_factor"] = "only twn has a threshold factor"
         if not any("clip" in arguments_of(name) for name in names):

@@ -60,13 +60,13 @@ def check_precision(fp16: bool, device: torch.device) -> None:
         raise TrituneError("fp16: a CPU does not train in float16; take bf16, or a GPU")
 
 
-def takes_kernels(setting: bool | None, bf16: bool, device: torch.device) -> bool:
-    """Whether a training runs the kernels of `tritune.kernels`, which are loaded if so.
+def takes_kernels(setting: bool | None, has_kernels: bool, device: torch.device) -> bool:
+    """Whether a training that has some runs the kernels of `tritune.kernels`, which are loaded if so.
 
     Raises:
         TrituneError: they were asked for and cannot be had.
     """
-    if setting is False or not bf16 or device.type != "cpu":
+    if setting is False or not has_kernels or device.type != "cpu":
         return False
     if setting is None:
         return kernels_available()

@@ -100,9 +100,10 @@ class Recorder:
             "versions": library_versions(),
             **task_record(job.task),
         }
-        if job.recipe.bf16:
-            device = job.model.device
-            self.metrics["fused_kernels"] = takes_kernels(job.recipe.fused_kernels, job.recipe.bf16, device)
+        recipe = job.recipe
+        self.takes_kernels = takes_kernels(recipe.fused_kernels, recipe.has_kernels(), job.model.device)
+        if recipe.bf16:
+            self.metrics["fused_kernels"] = self.takes_kernels
         self.finished = read_json(job.output / METRICS)
         self._check(self.finished or read_json(self.path))
 

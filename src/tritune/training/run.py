@@ -126,7 +126,7 @@ def _sample(job: Job) -> dict[str, torch.Tensor]:
 
 def _check_kernels(recipe: Recipe) -> None:
     device = this_process().device
-    if not takes_kernels(recipe.fused_kernels, recipe.bf16, device):
+    if not takes_kernels(recipe.fused_kernels, recipe.has_kernels(), device):
         raise TrituneError(f"fused_kernels would change nothing: they are for a CPU, and this is {device.type}")
 
 
@@ -193,7 +193,7 @@ def _train(
         warmup_ratio=recipe.warmup_ratio,
         learned_scale_learning_rate=recipe.learned_scale_learning_rate,
         teacher_cache=cache,
-        fused_kernels=recipe.fused_kernels,
+        fused_kernels=recorder.takes_kernels,
         train_dataset=rows if cache is None else rows.add_column(ROW, range(len(rows))),
         eval_dataset=job.data.dev,
         data_collator=job.data.collate,

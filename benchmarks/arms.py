@@ -21,6 +21,7 @@ from transformers.masking_utils import eager_mask
 import tritune
 from tritune.attention import STATE_ATTRIBUTE
 from tritune.distill import Pair, distillation_losses, trace_fields
+from tritune.forward_pass import pass_of
 from tritune.kernels import fused_kernels
 from tritune.products import weights_held
 from tritune.training.optimizer import BertAdam
@@ -219,12 +220,13 @@ def _published_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`attention_forward` with the published quantizers."""
     state = getattr(module, STATE_ATTRIBUTE)
-    state.enter()
+    forward_pass = pass_of(state.owner)
+    forward_pass.enter(state, state.layers)
     scores = torch.matmul(_published_activation(query), _published_activation(key).mT) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
     probs = scores.softmax(-1)
-    state.forward_pass.keep(attention_scores=scores, attention_probs=probs)
+    forward_pass.keep(attention_scores=scores, attention_probs=probs)
     dropped = F.dropout(probs, dropout, module.training)
     context = torch.matmul(_published_activation(dropped), _published_activation(value))
     return context.transpose(1, 2).contiguous(), probs

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 import tritune
 from tritune import DistillationTrainer, Intervention, Quantization, Site, TrituneError, UnsupportedModelError, products
-from tritune.export.integer import integer_arithmetic
+from tritune.export.integer import with_integer_arithmetic
 from tritune.instrument import instrument_of
 from tritune.quant import Granularity, MinMax, Uniform
 from zoo import PER_TOKEN, SERVED, VOCABULARY
@@ -153,8 +153,7 @@ def test_grouped_queries_are_repeated_heads():
 def test_integer_operators_fold_too():
     student = tritune.prepare(LLAMA.build(), PER_TOKEN)
     expected = student(input_ids=ids()).logits
-    with integer_arithmetic(student):
-        found = student(input_ids=ids()).logits
+    found = with_integer_arithmetic(student)(input_ids=ids()).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -18,7 +18,7 @@ from families import FAMILIES, Family, text_batch
 from tritune import Quantization, TrituneError
 from tritune.export.codes import codes_of, signed
 from tritune.export.dense import dense, export_dense
-from tritune.export.integer import IntegerLinear, count_integer_products, integer_arithmetic
+from tritune.export.integer import IntegerLinear, count_integer_products, with_integer_arithmetic
 from tritune.export.onnx import export_onnx, to_onnx
 from tritune.export.operators import ZERO_POINT, matmul_integer, quantize, unpack
 from tritune.packing import pack
@@ -152,11 +152,11 @@ def test_stand_ins_compute_what_the_model_computes(name, settings):
     model = student(name, **settings)
     wanted = [logits(model, batch) for batch in batches(name)]
     modules = dict(model.named_modules())
-    with integer_arithmetic(model):
-        found = [logits(model, batch) for batch in batches(name)]
-        linear = [module for module in model.modules() if isinstance(module, IntegerLinear)][-1]
-        linear.scale.mul_(2)
-        mutated = [logits(model, batch) for batch in batches(name)]
+    twin = with_integer_arithmetic(model)
+    found = [logits(twin, batch) for batch in batches(name)]
+    linear = [module for module in twin.modules() if isinstance(module, IntegerLinear)][-1]
+    linear.scale.mul_(2)
+    mutated = [logits(twin, batch) for batch in batches(name)]
     # The step between two codes of 4 bits is sixteen times that of 8.
     flipped = 16 * FLIPPED if settings.get("activation_bits") == 4 else FLIPPED
     assert is_same(found, wanted, flipped) and not is_same(mutated, wanted, flipped)
@@ -179,7 +179,7 @@ def test_a_quantizer_without_an_operator_is_refused():
     next(
         module for module in model.modules() if codes_of(module) and hasattr(module, "input_quantizer")
     ).input_quantizer = Odd()
-    with pytest.raises(TrituneError, match="Odd"), integer_arithmetic(model):
+    with pytest.raises(TrituneError, match="Odd"):
         logits(model, text_batch())
 
 

@@ -13,6 +13,7 @@ SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorte
 FLOORS = [
     ("quant", "trace", "errors", "devices", "versions"),
     (
+        "forward_pass",
         "kernels",
         "code_product",
         "products",

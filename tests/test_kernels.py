@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -80,6 +81,13 @@ pytestmark = needs_compiler
 def in_use():
     with kernels.fused_kernels():
         yield
+
+
+@contextmanager
+def not_in_use():
+    token = fused._in_use.set(False)
+    yield
+    fused._in_use.reset(token)
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -193,8 +201,7 @@ def test_gradients_are_those_of_the_plain_path():
     for name in ("fused", "plain"):
         torch.manual_seed(0)
         given, weight = (2 * torch.randn(3, 64)).requires_grad_(), torch.randn(48, 64, requires_grad=True)
-        with torch.autocast("cpu", BFLOAT16), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fused, "_in_use", name == "fused")
+        with torch.autocast("cpu", BFLOAT16), kernels.fused_kernels() if name == "fused" else not_in_use():
             products.linear(given, weight, None, Uniform(), Ternary()).square().sum().backward()
         found[name] = given.grad, weight.grad
     for own, plain in zip(found["fused"], found["plain"], strict=True):
@@ -230,7 +237,7 @@ def test_a_compiled_library_is_kept_and_a_folder_that_cannot_be_written_to_does_
 
 
 def forget_attempts() -> None:
-    build._why_not.cache_clear()
+    build._failure.cache_clear()
     build.kernels_available.cache_clear()
 
 
@@ -239,7 +246,7 @@ def compiler(monkeypatch, tmp_path):
     """A function that sets a script as compiler; nothing has been compiled yet."""
     forget_attempts()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    monkeypatch.setattr(fused, "_in_use", False)
+    fused._in_use.set(False)  # until the fixture of this file takes it back
 
     def use(script: str) -> None:
         path = tmp_path / "compiler"
@@ -314,7 +321,7 @@ def calls(monkeypatch):
         return original[type(quantizer)](quantizer, given)
 
     monkeypatch.setattr(fused, "_KERNELS", dict.fromkeys(original, kernel))
-    monkeypatch.setattr(fused, "_in_use", False)
+    fused._in_use.set(False)  # until the fixture of this file takes it back
     return found
 
 
@@ -334,7 +341,7 @@ def test_a_training_takes_them(calls, cli, workspace, more, taken):
     assert code == 0, err
     assert set(calls) == ({Uniform, Ternary} if taken else set())
     assert json.loads((output / "metrics.json").read_text()).get("fused_kernels") is taken
-    assert not fused._in_use
+    assert not fused._in_use.get()
 
 
 def test_without_a_compiler_training_goes_on_unless_they_were_asked_for(compiler, cli, workspace):

@@ -1,12 +1,14 @@
 """Products of quantized operands: the published order in float32, codes per token or in bfloat16; what is done once."""
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from tritune import products
+from tritune.forward_pass import ForwardPass
 from tritune.layers import QuantLinear
 from tritune.quant import Granularity, LeastSquaresTernary, MinMax, Quantizer, Ternary, Uniform
 
@@ -199,20 +201,36 @@ class Counting(Uniform):
         return super()._encode(values)
 
 
-def test_a_tensor_that_feeds_many_linears_is_quantized_once(monkeypatch):
+@contextmanager
+def forward_pass():
+    this = ForwardPass()
+    this.begin()
+    yield
+    this.end()
+
+
+def test_a_tensor_that_feeds_many_linears_of_a_model_is_quantized_once(monkeypatch):
     monkeypatch.setattr(Counting, "calls", 0)
     values, weight = torch.randn(2, 5, 8), torch.randn(4, 8)
-    first = [products.linear(values, weight, None, Counting(), None) for _ in range(3)]
-    assert Counting.calls == 1
-    assert all(torch.equal(output, F.linear(Uniform()(values), weight)) for output in first)
-    products.linear(values, weight, None, Counting(4), None)
-    assert Counting.calls == 2, "another quantizer"
-    values[0, 0, 0] = 9.0
-    assert torch.equal(products.linear(values, weight, None, Counting(), None), F.linear(Uniform()(values), weight))
-    assert Counting.calls == 3, "a change in place"
-    products.linear(values.clone(), weight, None, Counting(), None)
-    assert Counting.calls == 4, "another tensor"
-    with torch.inference_mode():
+    with forward_pass():
+        first = [products.linear(values, weight, None, Counting(), None) for _ in range(3)]
+        assert Counting.calls == 1
+        assert all(torch.equal(output, F.linear(Uniform()(values), weight)) for output in first)
+        products.linear(values, weight, None, Counting(4), None)
+        assert Counting.calls == 2, "another quantizer"
+        values[0, 0, 0] = 9.0
+        assert torch.equal(products.linear(values, weight, None, Counting(), None), F.linear(Uniform()(values), weight))
+        assert Counting.calls == 3, "a change in place"
+        products.linear(values.clone(), weight, None, Counting(), None)
+        assert Counting.calls == 4, "another tensor"
+        products.linear(values, weight, None, Counting(), None)
+        with forward_pass():
+            products.linear(values, weight, None, Counting(), None)
+        assert Counting.calls == 6, "another model's pass"
+    for _ in range(2):
+        products.linear(values, weight, None, Counting(), None)
+    assert Counting.calls == 8, "outside of a model nothing is kept"
+    with torch.inference_mode(), forward_pass():
         values = torch.randn(2, 5, 8)
         for _ in range(2):
             assert torch.equal(
@@ -225,7 +243,9 @@ def test_one_quantization_serves_every_gradient():
     values, weights = torch.randn(2, 5, 8), [torch.randn(4, 8) for _ in range(3)]
     shared = values.clone().requires_grad_()
     apart = [values.clone().requires_grad_() for _ in range(3)]
-    sum(products.linear(shared, weight, None, Uniform(), None).square().sum() for weight in weights).backward()
+    with forward_pass():
+        outputs = [products.linear(shared, weight, None, Uniform(), None) for weight in weights]
+    sum(output.square().sum() for output in outputs).backward()
     for own, weight in zip(apart, weights, strict=True):
         products.linear(own, weight, None, Uniform(), None).square().sum().backward()
     torch.testing.assert_close(shared.grad, sum(own.grad for own in apart))

@@ -135,8 +135,10 @@ class _Recording:
         nodes = tuple(tensor.grad_fn for tensor in inputs)
         self.calls.append(_Call(kind, name, nodes, output.grad_fn, (output,)))
 
-    def add_attention(self, model: nn.Module, name: str, call: ObservedAttention) -> None:
-        """Note a call of our attention function."""
+    def add_attention(self, model: nn.Module, name: str | None, call: ObservedAttention) -> None:
+        """Note a call of our attention function; without a `name` it is of another model, called in a hook."""
+        if name is None:
+            return
         if call.extras:
             raise unsupported(model, f"{name} wants {', '.join(call.extras)}, which our attention function has not")
         if not call.causal and _hides_later_tokens(call.masked):
@@ -267,7 +269,7 @@ def _record(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[_Recordi
         with (
             evaluation_mode(model),
             _trainable(model),
-            observe_attention(lambda call: recording.add_attention(model, names[call.module], call)),
+            observe_attention(lambda call: recording.add_attention(model, names.get(call.module), call)),
         ):
             output = model(**inputs, return_dict=True)
     finally:

@@ -5,7 +5,7 @@ modelling code is ours. An attention module that `instrument` has not seen gets 
 that of `attn_implementation="eager"`. What an instrumented module does beyond it is held by its `AttentionState`.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from . import products
-from .errors import TrituneError
+from .forward_pass import pass_of
 from .quant import Granularity, Quantizer
-from .trace import Intervention, LayerTrace, ModelTrace, Site
+from .trace import Site
 
 IMPLEMENTATION = "tritune"
 WITHOUT_MASKS = "tritune_without_masks"
@@ -55,74 +55,28 @@ class ObservedAttention:
 _observer: ContextVar[Callable[[ObservedAttention], None] | None] = ContextVar("observer", default=None)
 
 
-@dataclass
-class ForwardPass:
-    """What one forward pass of one model records and replaces; shared by the states of its attention modules.
-
-    Attributes:
-        record: names of the `LayerTrace` fields to keep, each with the layers to keep it of; None for all.
-        intervention: the teacher's tensors to plug in, or None.
-        trace: where records go; None outside a forward pass (a recomputation under gradient checkpointing, say).
-        layer: the layer that is being computed, counted by calls.
-    """
-
-    record: Mapping[str, Collection[int] | None] = field(default_factory=dict)
-    intervention: Intervention | None = None
-    trace: ModelTrace | None = None
-    layer: int = -1
-
-    def keep(self, **tensors: torch.Tensor | None) -> None:
-        """Store those of `tensors` that were asked for in the current layer's trace."""
-        if self.trace is not None:
-            for name in self.record.keys() & tensors.keys():
-                if self.record[name] is None or self.layer in self.record[name]:
-                    setattr(self.trace.layers[self.layer], name, tensors[name])
-
-    def replace(self, site: Site, own: torch.Tensor) -> torch.Tensor:
-        """The teacher's tensor if `site` is in force, else `own`.
-
-        Raises:
-            TrituneError: the teacher's tensor has another shape, as that of another batch has.
-        """
-        if self.intervention is None or self.intervention.site is not site:
-            return own
-        teachers = self.intervention.tensor(self.layer)
-        if teachers.shape != own.shape:
-            raise TrituneError(
-                f"the teacher's {site.field} of layer {self.layer} has shape {tuple(teachers.shape)}, the student's "
-                f"{tuple(own.shape)}: the trace must be of the same batch and a model of the same shape"
-            )
-        return teachers
-
-
-@dataclass
+@dataclass(eq=False)
 class AttentionState:
-    """What an attention module does beyond plain attention.
+    """What an attention module does beyond plain attention; no forward pass changes it.
 
     Attributes:
-        forward_pass: shared by all attention modules of the model.
+        owner: what all attention modules of the model have in common, by which they know its forward pass.
         layers: the layers that this module computes, in order of its calls (one, unless layers share weights).
         query, key, attention_probs, value: quantizers of the operands of both products, None when off.
-        calls: calls of this module in the current forward pass.
         products: a class whose `scores` and `context` compute both products in the place of those of
             `tritune.products`; None for these.
     """
 
-    forward_pass: ForwardPass
+    owner: object = field(repr=False)
     layers: tuple[int, ...]
     query: Quantizer | None = None
     key: Quantizer | None = None
     attention_probs: Quantizer | None = None
     value: Quantizer | None = None
-    calls: int = 0
     products: type | None = None
 
-    def enter(self) -> None:
-        """Point the forward pass to the layer of this call."""
-        self.forward_pass.layer = self.layers[self.calls % len(self.layers)]
-        self.calls += 1
-        if self.forward_pass.trace is not None:
-            self.forward_pass.trace.layers.append(LayerTrace())
+
+_PLAIN = AttentionState(None, (0,))
 
 
 def attention_forward(
@@ -152,9 +106,9 @@ def attention_forward(
     operands = query, key, value
     if key.shape[1] != query.shape[1]:
         key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
-    state = getattr(module, STATE_ATTRIBUTE, None) or AttentionState(ForwardPass(), (0,))
-    state.enter()
-    forward_pass = state.forward_pass
+    state = getattr(module, STATE_ATTRIBUTE, _PLAIN)
+    forward_pass = pass_of(state.owner)
+    forward_pass.enter(state, state.layers)
     arithmetic = state.products or products
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 

@@ -8,61 +8,61 @@
 all of them); hidden states always come whole.
 
 Hooks stand only where a tensor has no other handle: the inputs of the Q, K and V Linears (stop-gradient), the output of
-the attention projection, the block output, and the model's own call. Nothing outlives the forward pass, except that
-under gradient checkpointing an intervention stays until the next call, because the backward pass computes the layers
-again.
+the attention projection, the block output, and the model's own call. What a call records and replaces is its own
+`ForwardPass`; nothing is set on the model. Under gradient checkpointing the backward pass computes layers again, within
+a copy of the pass that they were computed in.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache, partial
+from threading import Lock
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from .anatomy import Anatomy, find_anatomy, unsupported
-from .attention import IMPLEMENTATION, STATE_ATTRIBUTE, WITHOUT_MASKS, AttentionState, ForwardPass
+from .attention import IMPLEMENTATION, STATE_ATTRIBUTE, WITHOUT_MASKS, AttentionState
 from .errors import TrituneError, UnsupportedModelError, first_line
+from .forward_pass import ForwardPass, checkpointed, pass_of
 from .modes import evaluation_mode
 from .quant import MovingMinMax
 from .trace import TRACE_FIELDS, Intervention, ModelTrace, Site
 
 INSTRUMENT_ATTRIBUTE = "tritune_instrument"
+# Two trainings may be given one teacher at the same moment.
+_ATTACHING = Lock()
 
 
-@dataclass
+@dataclass(eq=False)
 class Instrument:
-    """The hooks of one model and the state they share.
+    """The hooks of one model, and what they know of it; no forward pass changes it.
 
     Attributes:
         anatomy: where the hooks are.
-        forward_pass: what the current call records and replaces.
         states: one `AttentionState` per attention module.
         ranges: quantizers whose range moves on with every training pass.
     """
 
     anatomy: Anatomy
-    forward_pass: ForwardPass
     states: list[AttentionState] = field(default_factory=list)
     ranges: list[MovingMinMax] = field(default_factory=list)
 
     def begin(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """Forward pre-hook of the model: take our two arguments out and start a pass."""
-        fields = _requested_fields(kwargs.pop("output_trace", None))
-        this = self.forward_pass
-        this.intervention = kwargs.pop("intervention", None)
-        if not isinstance(this.intervention, Intervention | None):
-            raise TrituneError(f"intervention takes an Intervention(site, teacher's trace), got {this.intervention!r}")
-        this.record, this.trace, this.layer = fields, ModelTrace() if fields else None, -1
-        for state in self.states:
-            state.calls = 0
+        """Forward pre-hook of the model: take our two arguments out and begin a pass."""
+        this = ForwardPass(self, intervention=kwargs.pop("intervention", None))
+        this.begin()  # before anything can fail: `end` is called in any case
+        this.record = fields = _requested_fields(kwargs.pop("output_trace", None))
+        this.trace = ModelTrace() if fields else None
+        if this.intervention is not None:
+            self._check(this.intervention)
         if model.training:
             for quantizer in self.ranges:
                 quantizer.advance()
-        if this.intervention is not None:
-            self._check(this.intervention)
         if fields:
             kwargs["return_dict"] = True
         if "hidden_states" in fields:
@@ -71,20 +71,20 @@ class Instrument:
             kwargs.setdefault("use_cache", False)  # the keys and values of a whole sequence, for nothing
         return args, kwargs
 
-    def end(self, model: PreTrainedModel, args: tuple, kwargs: dict, output: ModelOutput) -> ModelOutput:
-        """Forward hook of the model: put the trace into the output."""
-        this = self.forward_pass
-        if this.trace is not None:
-            if "hidden_states" in this.record:
-                this.trace.hidden_states = output["hidden_states"]
-            output, this.trace = _with_trace(type(output))(**output, trace=this.trace), None
-        if not (model.training and getattr(model, "is_activation_checkpointing", False)):
-            this.intervention = None
-        return output
+    def end(self, model: PreTrainedModel, args: tuple, kwargs: dict, output: ModelOutput | None) -> ModelOutput | None:
+        """Forward hook of the model, called after an error too: end the pass and put the trace into the output."""
+        forward_pass = pass_of(self)
+        record, trace = forward_pass.record, forward_pass.trace
+        forward_pass.end()
+        if output is None or trace is None:
+            return output
+        if "hidden_states" in record:
+            trace.hidden_states = output["hidden_states"]
+        return _with_trace(type(output))(**output, trace=trace)
 
     def stop_gradient(self, sites: frozenset[Site], module: nn.Module, args: tuple) -> tuple | None:
         """Forward pre-hook of a Q, K or V Linear: detach its input, (batch, tokens, width), under `sites`."""
-        intervention = self.forward_pass.intervention
+        intervention = pass_of(self).intervention
         return (args[0].detach(), *args[1:]) if intervention is not None and intervention.site in sites else None
 
     def stop_query_and_key(
@@ -94,7 +94,7 @@ class Instrument:
 
         The Linear is computed twice then: a product of some of its rows alone could differ in the last bit.
         """
-        intervention = self.forward_pass.intervention
+        intervention = pass_of(self).intervention
         if intervention is None or intervention.site is not Site.MAP or not torch.is_grad_enabled():
             return None
         query_and_key = rows[0] + rows[1]
@@ -103,18 +103,20 @@ class Instrument:
 
     def projection(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         """Forward hook of W_O: record its output, (batch, tokens, width), and replace it under `Site.PROJECTION`."""
-        self.forward_pass.keep(attention_projection=output)
-        return self.forward_pass.replace(Site.PROJECTION, output)
+        pass_of(self).keep(attention_projection=output)
+        return pass_of(self).replace(Site.PROJECTION, output)
 
     def norm_output(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         """Forward hook of a post-norm block's norm: its output is the block's."""
-        self.forward_pass.keep(attention_block_output=output)
+        pass_of(self).keep(attention_block_output=output)
 
     def norm_input(self, module: nn.Module, args: tuple) -> None:
         """Forward pre-hook of the norm after a pre-norm block: its input is the block's output."""
-        self.forward_pass.keep(attention_block_output=args[0])
+        pass_of(self).keep(attention_block_output=args[0])
 
     def _check(self, intervention: Intervention) -> None:
+        if not isinstance(intervention, Intervention):
+            raise TrituneError(f"intervention takes an Intervention(site, teacher's trace), got {intervention!r}")
         layers = len(self.anatomy.sites)
         if len(intervention.teacher.layers) != layers:
             raise TrituneError(
@@ -166,8 +168,9 @@ def instrument(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | 
     Raises:
         UnsupportedModelError: the family cannot be served; the message names it and the reason.
     """
-    if not is_instrumented(model):
-        _attach(model, _analyse(model, sample_inputs))
+    with _ATTACHING:
+        if not is_instrumented(model):
+            _attach(model, _analyse(model, sample_inputs))
     return model
 
 
@@ -217,14 +220,14 @@ def _analyse(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | No
 
 
 def _attach(model: PreTrainedModel, anatomy: Anatomy) -> None:
-    instrument = Instrument(anatomy, ForwardPass())
+    instrument = Instrument(anatomy)
     modules = dict(model.named_modules())
     calls: dict[str, list[int]] = {}
     for layer, site in enumerate(anatomy.sites):
         calls.setdefault(site.attention, []).append(layer)
     for layers in calls.values():
         site = anatomy.sites[layers[0]]
-        state = AttentionState(instrument.forward_pass, tuple(layers))
+        state = AttentionState(instrument, tuple(layers))
         instrument.states.append(state)
         setattr(modules[site.attention], STATE_ATTRIBUTE, state)
         without_map = partial(instrument.stop_gradient, frozenset({Site.CONTEXT, Site.PROJECTION}))
@@ -240,8 +243,24 @@ def _attach(model: PreTrainedModel, anatomy: Anatomy) -> None:
         else:
             modules[site.norm].register_forward_pre_hook(instrument.norm_input)
     model.register_forward_pre_hook(instrument.begin, with_kwargs=True)
-    model.register_forward_hook(instrument.end, with_kwargs=True)
+    model.register_forward_hook(instrument.end, with_kwargs=True, always_call=True)
     setattr(model, INSTRUMENT_ATTRIBUTE, instrument)
+    _hand_on_under_checkpointing(model)
+
+
+def _hand_on_under_checkpointing(model: PreTrainedModel) -> None:
+    """Have whatever checkpoints a part of `model`, now or later, hand on the pass in which the part is computed."""
+    model._set_gradient_checkpointing = partial(_set_gradient_checkpointing, model)
+    for module in model.modules():
+        if (checkpoint := vars(module).get("_gradient_checkpointing_func")) is not None:
+            module._gradient_checkpointing_func = partial(checkpointed, checkpoint)
+
+
+def _set_gradient_checkpointing(
+    model: PreTrainedModel, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **options: Any
+) -> None:
+    handed_on = partial(checkpointed, gradient_checkpointing_func)
+    type(model)._set_gradient_checkpointing(model, enable, handed_on, **options)
 
 
 def make_sample_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:

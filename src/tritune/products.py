@@ -16,11 +16,13 @@ float16 cannot hold sums of codes (127 * 127 * 5 is too large for it), so there 
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch.nn import functional as F
 
 from .code_product import Coded, code_product
+from .forward_pass import running_pass
 from .kernels import integers
 from .quant import Granularity, OwnGraph, Quantizer, straight_through
 from .quant.own_graph import CodesWithGradient
@@ -31,10 +33,9 @@ _LARGEST_EXACT_SUM = 2**24
 
 Quantized = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
-# The newest input of a Linear, weakly, with what it was quantized to: Q, K and V are fed the same tensor in turn.
-_newest_input: tuple[weakref.ref, tuple, Quantized] | None = None
-# Plain globals, because autograd computes layers again in threads of its own.
-_held_weights: dict[torch.Tensor, tuple[torch.Tensor, tuple, Quantized]] | None = None
+# Weights, each with an alias, what its codes depend on, and the codes.
+_HeldWeights = dict[torch.Tensor, tuple[torch.Tensor, tuple, Quantized]]
+_held_weights: ContextVar[_HeldWeights | None] = ContextVar("held_weights", default=None)
 
 
 @contextmanager
@@ -44,21 +45,20 @@ def weights_held() -> Iterator[None]:
     A change is seen by autograd's count of in-place operations. What goes around it (`weight.data.mul_(2)`) needs
     `forget_weights`; therefore no weight is held unless somebody opens this context. It may be opened within itself.
     """
-    global _held_weights
-    if _held_weights is not None:
+    if _held_weights.get() is not None:
         yield
         return
-    _held_weights = {}
+    token = _held_weights.set({})
     try:
         yield
     finally:
-        _held_weights = None
+        _held_weights.reset(token)
 
 
 def forget_weights() -> None:
     """Drop what `weights_held` holds: the next product quantizes its weight anew."""
-    if _held_weights is not None:
-        _held_weights.clear()
+    if (held := _held_weights.get()) is not None:
+        held.clear()
 
 
 def linear(
@@ -213,32 +213,32 @@ def _coded(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype, quant
 
 
 def _quantized_input(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
-    """`_quantized`, or what the same tensor gave just before."""
-    global _newest_input
-    if not _tells_changes(values):
+    """`_quantized`, or what the same tensor gave just before in the same pass: Q, K and V are fed one in turn."""
+    if not _tells_changes(values) or (forward_pass := running_pass()) is None:
         return _quantized(values, quantizer, dtype)
-    key = _key(values, quantizer, dtype)
-    if _newest_input is None or _newest_input[0]() is not values or _newest_input[1] != key:
-        _newest_input = (weakref.ref(values), key, _quantized(values, quantizer, dtype))
-    return _newest_input[2]
+    key, newest = _key(values, quantizer, dtype), forward_pass.newest_input
+    if newest is None or newest[0]() is not values or newest[1] != key:
+        newest = forward_pass.newest_input = (weakref.ref(values), key, _quantized(values, quantizer, dtype))
+    return newest[2]
 
 
 def _quantized_weight(weight: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
     """`_quantized`, or what is held."""
-    if _held_weights is None or not _tells_changes(weight):
+    if not _tells_changes(weight) or (weights := _held_weights.get()) is None:
         return _quantized(weight, quantizer, dtype)
     key = _key(weight, quantizer, dtype)
     # A convolution's weight comes as a view, made anew every time.
     owner = weight if weight._base is None else weight._base
-    if owner not in _held_weights or _held_weights[owner][1] != key:
+    held = weights.get(owner)
+    if held is None or held[1] != key:
         # The alias keeps the weight's memory: given new values elsewhere, they could land at the same address.
-        _held_weights[owner] = (weight.detach(), key, _quantized(weight, quantizer, dtype))
-    return _held_weights[owner][2]
+        held = weights[owner] = (weight.detach(), key, _quantized(weight, quantizer, dtype))
+    return held[2]
 
 
 def _tells_changes(values: torch.Tensor) -> bool:
     """Whether a result may be kept: inference tensors count no changes, and what is traced has no values yet."""
-    return not (values.is_inference() or torch.is_inference_mode_enabled() or torch.compiler.is_compiling())
+    return not (torch.compiler.is_compiling() or values.is_inference() or torch.is_inference_mode_enabled())
 
 
 def _key(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> tuple:

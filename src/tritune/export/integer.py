@@ -1,7 +1,6 @@
 """The modules and products that stand in for a QAT model's own while it is exported, made of `operators.py`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from typing import Any
 
 import torch
@@ -128,27 +127,19 @@ class IntegerEmbedding(nn.Module):
         return codes * (F.embedding(input, self.scale) if self.scale.shape[0] > 1 else self.scale.view(()))
 
 
-@contextmanager
-def integer_arithmetic(model: PreTrainedModel) -> Iterator[None]:
-    """Within the context a QAT or packed model computes its quantized products by the operators of an exported file.
+def with_integer_arithmetic(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a QAT or packed model that computes its quantized products by the operators of an exported file.
 
     Raises:
         TrituneError: its activations are quantized in a way that has no such operator.
     """
+    model = copy.deepcopy(model)
     stand_ins = {name: made for name, module in model.named_modules() if (made := _stand_in(module)) is not None}
-    originals = {name: model.get_submodule(name) for name in stand_ins}
-    states = instrument_of(model).states
-    try:
-        for name, stand_in in stand_ins.items():
-            model.set_submodule(name, stand_in)
-        for state in states:
-            state.products = IntegerProducts
-        yield
-    finally:
-        for name, original in originals.items():
-            model.set_submodule(name, original)
-        for state in states:
-            state.products = None
+    for name, stand_in in stand_ins.items():
+        model.set_submodule(name, stand_in)
+    for state in instrument_of(model).states:
+        state.products = IntegerProducts
+    return model
 
 
 def count_integer_products(model: PreTrainedModel) -> int:

@@ -15,7 +15,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ..instrument import is_instrumented, make_sample_inputs
 from ..modes import evaluation_mode
 from ..packing import pack
 from .codes import signed
-from .integer import integer_arithmetic
+from .integer import with_integer_arithmetic
 from .operators import onnx_unpack, translations
 
 OPSETS = range(18, 26)
@@ -83,8 +83,9 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Seq
     inputs = _inputs(model)
     if input_names is not None:
         inputs = {name: value for name, value in inputs.items() if name in input_names}
-    arithmetic = integer_arithmetic(model) if is_instrumented(model) else nullcontext()
-    with evaluation_mode(model), torch.no_grad(), arithmetic, _quiet():
+    is_quantized = is_instrumented(model)
+    model = with_integer_arithmetic(model) if is_quantized else model
+    with evaluation_mode(model), torch.no_grad(), _quiet():
         try:
             program = torch.onnx.export(
                 _Logits(model, list(inputs)).eval(),
@@ -97,7 +98,7 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Seq
                 dynamo=True,
                 verbose=False,
                 # Its optimizer loses a Shape of ours that two nodes take (onnxscript 0.7); runtimes optimize anyway.
-                optimize=not is_instrumented(model),
+                optimize=not is_quantized,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             cause = first_line(error.__cause__ or error)

@@ -15,6 +15,7 @@ import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import torch
 
@@ -27,6 +28,9 @@ _FLAGS = (
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
     f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
 )
+
+# Two threads may need them at the same moment; loaded from two places torch would end the process.
+_LOADING = Lock()
 
 
 def load_kernels() -> None:
@@ -52,9 +56,14 @@ def kernels_available() -> bool:
     return reason is None
 
 
-@cache
 def _why_not() -> str | None:
     """Load the kernels; what keeps them from being loaded, once for the whole process, or None."""
+    with _LOADING:
+        return _failure()
+
+
+@cache
+def _failure() -> str | None:
     if sys.platform != "linux":
         return f"they are built on Linux alone, and this is {sys.platform}"
     try:

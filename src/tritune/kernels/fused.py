@@ -6,6 +6,7 @@ float32 is left to the plain path, which is the published arithmetic bit for bit
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
@@ -20,8 +21,7 @@ _KERNELS = {
 }
 _DTYPES = (torch.float32, torch.bfloat16)
 
-# A plain global, because autograd computes layers again in threads of its own.
-_in_use = False
+_in_use: ContextVar[bool] = ContextVar("in_use", default=False)
 
 
 def has_kernel(kind: type[Quantizer]) -> bool:
@@ -36,13 +36,12 @@ def fused_kernels() -> Iterator[None]:
     Raises:
         TrituneError: they cannot be compiled here, see `load_kernels`.
     """
-    global _in_use
     load_kernels()
-    before, _in_use = _in_use, True
+    token = _in_use.set(True)
     try:
         yield
     finally:
-        _in_use = before
+        _in_use.reset(token)
 
 
 def integers(quantizer: Quantizer, values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, Peak]:
@@ -52,7 +51,7 @@ def integers(quantizer: Quantizer, values: torch.Tensor, dtype: torch.dtype) -> 
     magnitudes in another order, so threshold and scale may differ by a millionth of their value.
     """
     if not (
-        _in_use
+        _in_use.get()
         and type(quantizer) in _KERNELS
         and quantizer.granularity is Granularity.TENSOR
         and dtype is torch.bfloat16

@@ -2,6 +2,7 @@
 
 import contextvars
 import copy
+import logging
 import os
 import sys
 import threading
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from transformers import AutoModelForTokenClassification
 
 import tritune
 from families import FAMILIES, VOCABULARY
@@ -18,6 +20,7 @@ from tritune import Intervention, Quantization, Site, products
 from tritune.export.onnx import export_onnx
 from tritune.forward_pass import ForwardPass, checkpointed, pass_of, running_pass
 from tritune.instrument import instrument_of
+from tritune.load import load_pretrained
 
 THREADS, CALLS = 8, 50
 
@@ -353,3 +356,38 @@ def test_an_exported_file_in_one_session(tmp_path):
         return [torch.from_numpy(session.run(None, given)[0])]
 
     assert in_threads([lambda batch=batch: job(batch) for batch in BATCHES["mixed"]]) == []
+
+
+class Records(logging.Handler):
+    """Keeps what is said to people."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.said = []
+
+    def emit(self, record):
+        self.said.append(record.getMessage())
+
+
+def test_loading_in_threads_leaves_the_log_of_transformers_as_it_was(tmp_path):
+    FAMILIES["bert"].build().save_pretrained(tmp_path)
+    logger, records = logging.getLogger("transformers"), Records()
+    logger.addHandler(records)
+    start = threading.Barrier(THREADS)
+
+    def load() -> None:
+        start.wait()
+        for _ in range(3):
+            load_pretrained(AutoModelForTokenClassification, tmp_path, num_labels=2)
+
+    try:
+        threads = [threading.Thread(target=load) for _ in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert records.said == []
+        AutoModelForTokenClassification.from_pretrained(tmp_path)
+        assert "LOAD REPORT" in "".join(records.said), "one that is not ours tells what it always told"
+    finally:
+        logger.removeHandler(records)

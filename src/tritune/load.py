@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
-from transformers.utils import logging as transformers_logging
 
 from .checkpoint import METHOD, TrituneConfig, is_packed
 from .errors import TrituneError, first_line, shown
@@ -311,12 +311,29 @@ def _named(error: TrituneError, source: str | Path) -> TrituneError:
     return type(error)(f"{source}: {error}")
 
 
+class _BelowErrorsOf(logging.Filter):
+    """Drops what one thread has to say below the level of errors."""
+
+    def __init__(self, thread: int):
+        super().__init__()
+        self.thread = thread
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record stays."""
+        return record.thread != self.thread or record.levelno >= logging.ERROR
+
+
 @contextmanager
-def _quiet():
-    """Loading reports of transformers become our own errors; its table of missing keys would say it twice."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
+def _quiet() -> Iterator[None]:
+    """Loading reports of transformers become our own errors; its table of missing keys would say it twice.
+
+    A filter for this thread alone: of two threads that set the level back, the second would set it to the first one's.
+    """
+    handlers, own = logging.getLogger("transformers").handlers, _BelowErrorsOf(threading.get_ident())
+    for handler in handlers:
+        handler.addFilter(own)
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
+        for handler in handlers:
+            handler.removeFilter(own)

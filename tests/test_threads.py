@@ -372,6 +372,8 @@ class Records(logging.Handler):
 def test_loading_in_threads_leaves_the_log_of_transformers_as_it_was(tmp_path):
     FAMILIES["bert"].build().save_pretrained(tmp_path)
     logger, records = logging.getLogger("transformers"), Records()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # the command line, tested in this process, sets another
     logger.addHandler(records)
     start = threading.Barrier(THREADS)
 
@@ -391,3 +393,4 @@ def test_loading_in_threads_leaves_the_log_of_transformers_as_it_was(tmp_path):
         assert "LOAD REPORT" in "".join(records.said), "one that is not ours tells what it always told"
     finally:
         logger.removeHandler(records)
+        logger.setLevel(level)

@@ -54,12 +54,15 @@ class Instrument:
 
     def begin(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Forward pre-hook of the model: take our two arguments out and begin a pass."""
-        this = ForwardPass(self, intervention=kwargs.pop("intervention", None))
-        this.begin()  # before anything can fail: `end` is called in any case
-        this.record = fields = _requested_fields(kwargs.pop("output_trace", None))
+        fields, intervention = kwargs.pop("output_trace", None), kwargs.pop("intervention", None)
+        this = ForwardPass(self, intervention=intervention)
+        # While a graph is traced an error would leave a pass in force: `end` is called after one only elsewhere.
+        if fields or intervention is not None or not torch.compiler.is_compiling():
+            this.begin()
+        this.record = fields = _requested_fields(fields)
         this.trace = ModelTrace() if fields else None
-        if this.intervention is not None:
-            self._check(this.intervention)
+        if intervention is not None:
+            self._check(intervention)
         if model.training:
             for quantizer in self.ranges:
                 quantizer.advance()

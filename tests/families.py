@@ -1,7 +1,7 @@
 """The tiny models that tests run over, one row per family, and one family that no table of names could know."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -301,3 +301,14 @@ FAMILIES = {
         ),
     )
 }
+
+
+def one_layer(name: str) -> Family:
+    """The family with one layer, where more would only take more time."""
+    config = FAMILIES[name].config()
+    for key in ("num_hidden_layers", "n_layers", "grumbles"):
+        if hasattr(config, key):
+            setattr(config, key, 1)
+    if name == "modernbert":
+        config.layer_types = config.layer_types[:1]
+    return replace(FAMILIES[name], config=lambda: config)

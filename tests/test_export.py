@@ -3,7 +3,6 @@
 import copy
 import subprocess
 import sys
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 import tritune
-from families import FAMILIES, Family, text_batch
+from families import FAMILIES, one_layer, text_batch
 from tritune import Quantization, TrituneError
 from tritune.export.codes import codes_of, signed
 from tritune.export.dense import dense, export_dense
@@ -28,17 +27,6 @@ from tritune.size import size_bytes
 NEEDS_ONNX = "needs onnx, onnxscript and onnxruntime: pip install 'tritune[onnx]'"
 # A code next to a rounding boundary may fall on its other side and moves its row; a wrong code or scale moves them all.
 CLOSE, FLIPPED = 1e-5, 0.3
-
-
-def one_layer(name: str) -> Family:
-    """The family with one layer: every node of a graph takes its time to trace."""
-    config = FAMILIES[name].config()
-    for key in ("num_hidden_layers", "n_layers", "grumbles"):
-        if hasattr(config, key):
-            setattr(config, key, 1)
-    if name == "modernbert":
-        config.layer_types = config.layer_types[:1]
-    return replace(FAMILIES[name], config=lambda: config)
 
 
 def student(name: str, activations: str = "tensor", weights: str = "tensor", bits: int = 2, **more):

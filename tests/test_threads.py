@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForTokenClassification
 
 import tritune
-from families import FAMILIES, VOCABULARY
+from families import FAMILIES, VOCABULARY, one_layer
 from test_trainer import trainer
 from tritune import Intervention, Quantization, Site, products
 from tritune.export.onnx import export_onnx
@@ -78,18 +78,22 @@ def student(family: str = "bert", seed: int = 0, **settings):
     return tritune.prepare(FAMILIES[family].build(seed), Quantization(**settings)).eval()
 
 
-def packed(family: str = "bert", seed: int = 0, **settings):
-    return tritune.convert(student(family, seed, **settings))
+def shallow(seed: int = 0, **settings):
+    return tritune.prepare(one_layer("bert").build(seed), Quantization(**settings)).eval()
+
+
+def packed(seed: int = 0, **settings):
+    return tritune.convert(shallow(seed, **settings))
 
 
 PER_TOKEN = {"weight_granularity": "row", "activation_granularity": "token"}
 MODELS = {
-    "student": student,
+    "student": shallow,
     "packed": packed,
-    "packed per token": lambda seed=0: packed(seed=seed, **PER_TOKEN),
-    "packed in bfloat16": lambda seed=0: packed(seed=seed).to(torch.bfloat16),
-    "student of shared layers": lambda seed=0: student("albert", seed),
-    "student that learns its scales": lambda seed=0: student(seed=seed, weight_quantizer="lsq"),
+    "packed per token": lambda: packed(**PER_TOKEN),
+    "packed in bfloat16": lambda: packed().to(torch.bfloat16),
+    "student of shared layers": lambda: student("albert"),
+    "student that learns its scales": lambda: shallow(weight_quantizer="lsq"),
 }
 
 
@@ -120,7 +124,7 @@ def test_answers(model, batches):
 
 def test_two_models_at_once():
     """A student, its packed twin, another student, and a float model that is a teacher."""
-    models = [student(), packed(), student(seed=1), tritune.instrument(FAMILIES["bert"].build())]
+    models = [shallow(), packed(), shallow(seed=1), tritune.instrument(one_layer("bert").build())]
     assert in_threads(jobs_of(models, BATCHES["equal"])) == []
 
 
@@ -268,7 +272,7 @@ def test_an_error_inside_leaves_nothing_behind():
 
 def test_a_thread_that_inherits_held_weights():
     """Web frameworks run handlers in a copy of the context that they were called in."""
-    models = [student(seed=seed) for seed in range(3)]
+    models = [shallow(seed=seed) for seed in range(3)]
     with products.weights_held():
         context = contextvars.copy_context()
     jobs = jobs_of(models, BATCHES["equal"])

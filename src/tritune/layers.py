@@ -20,40 +20,45 @@ def _twin(cls: type[nn.Module], module: nn.Module) -> nn.Module:
     return twin
 
 
-def _quantized(module: nn.Module) -> torch.Tensor:
-    weight = module.weight.detach()
-    if module.weight_quantizer is None:
-        return weight
-    return module.weight_quantizer.fake(weight.flatten(1))[0].view(weight.shape)
+class _Quantized:
+    """What the twins with a quantized weight share.
 
+    Attributes:
+        weight_quantizer, input_quantizer: None is off; an embedding's input are ids, which have none.
+    """
 
-class QuantLinear(nn.Linear):
-    """`nn.Linear` with a quantized weight and a quantized input."""
-
+    weight: nn.Parameter
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
 
     @classmethod
     def from_float(
-        cls, linear: nn.Linear, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None
-    ) -> "QuantLinear":
-        """A twin that shares the parameters, hooks and mode of `linear`."""
-        twin = _twin(cls, linear)
+        cls, module: nn.Module, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None = None
+    ) -> nn.Module:
+        """A twin that shares the parameters, hooks and mode of a float `module`."""
+        twin = _twin(cls, module)
         twin.weight_quantizer, twin.input_quantizer = weight_quantizer, input_quantizer
         return twin
+
+    @property
+    def quantized_weight(self) -> torch.Tensor:
+        """What the input is multiplied by or looked up in, shaped like the weight, without a gradient."""
+        weight = self.weight.detach()
+        if self.weight_quantizer is None:
+            return weight
+        return self.weight_quantizer.fake(weight.flatten(1))[0].view(weight.shape)
+
+    def extra_repr(self) -> str:
+        """As the float class, with the quantizers."""
+        return f"{super().extra_repr()}, weight={self.weight_quantizer}, input={self.input_quantizer}"
+
+
+class QuantLinear(_Quantized, nn.Linear):
+    """`nn.Linear` with a quantized weight and a quantized input."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features)."""
         return products.linear(input, self.weight, self.bias, self.input_quantizer, self.weight_quantizer)
-
-    @property
-    def quantized_weight(self) -> torch.Tensor:
-        """What the input is multiplied by, (out_features, in_features), without a gradient."""
-        return _quantized(self)
-
-    def extra_repr(self) -> str:
-        """As `nn.Linear`, with the quantizers."""
-        return f"{super().extra_repr()}, weight={self.weight_quantizer}, input={self.input_quantizer}"
 
 
 class RowLinear(nn.Linear):
@@ -77,21 +82,12 @@ class RowLinear(nn.Linear):
         return torch.cat([F.linear(row.clone(), self.weight, self.bias) for row in input.split(1)])
 
 
-class QuantEmbedding(nn.Embedding):
+class QuantEmbedding(_Quantized, nn.Embedding):
     """`nn.Embedding` with a quantized table.
 
     With a scale per row the rows are gathered before they are quantized: the same numbers, and the work is
     proportional to the batch instead of the vocabulary.
     """
-
-    weight_quantizer: Quantizer | None
-
-    @classmethod
-    def from_float(cls, embedding: nn.Embedding, weight_quantizer: Quantizer | None) -> "QuantEmbedding":
-        """A twin that shares the table, hooks and mode of `embedding`."""
-        twin = _twin(cls, embedding)
-        twin.weight_quantizer = weight_quantizer
-        return twin
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Token ids of any shape to (..., embedding_dim)."""
@@ -102,15 +98,6 @@ class QuantEmbedding(nn.Embedding):
             is_learned = isinstance(self.weight_quantizer, Learned)
             return self.weight_quantizer.gathered(rows, input) if is_learned else self.weight_quantizer(rows)
         return F.embedding(input, self.weight_quantizer(self.weight), self.padding_idx)
-
-    @property
-    def quantized_weight(self) -> torch.Tensor:
-        """The table that ids are looked up in, (rows, embedding_dim), without a gradient."""
-        return _quantized(self)
-
-    def extra_repr(self) -> str:
-        """As `nn.Embedding`, with the quantizer."""
-        return f"{super().extra_repr()}, weight={self.weight_quantizer}"
 
 
 def is_patch_convolution(module: nn.Module) -> bool:
@@ -139,24 +126,12 @@ def patches(images: torch.Tensor, kernel: tuple[int, int]) -> torch.Tensor:
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
 
-class QuantConv2d(nn.Conv2d):
+class QuantConv2d(_Quantized, nn.Conv2d):
     """`nn.Conv2d` over patches (see `is_patch_convolution`) with a quantized weight and quantized patches.
 
     It is computed as the `QuantLinear` that it is: a scale per token is one per patch, a scale per row one per output
     channel.
     """
-
-    weight_quantizer: Quantizer | None
-    input_quantizer: Quantizer | None
-
-    @classmethod
-    def from_float(
-        cls, convolution: nn.Conv2d, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None
-    ) -> "QuantConv2d":
-        """A twin that shares the parameters, hooks and mode of `convolution`."""
-        twin = _twin(cls, convolution)
-        twin.weight_quantizer, twin.input_quantizer = weight_quantizer, input_quantizer
-        return twin
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(batch, channels, height, width) to (batch, out channels, rows, columns)."""
@@ -164,12 +139,3 @@ class QuantConv2d(nn.Conv2d):
             return super().forward(input)
         rows, weight = patches(input, self.kernel_size), self.weight.flatten(1)
         return products.linear(rows, weight, self.bias, self.input_quantizer, self.weight_quantizer).permute(0, 3, 1, 2)
-
-    @property
-    def quantized_weight(self) -> torch.Tensor:
-        """What the patches are multiplied by, (out channels, channels, kernel height, width), without a gradient."""
-        return _quantized(self)
-
-    def extra_repr(self) -> str:
-        """As `nn.Conv2d`, with the quantizers."""
-        return f"{super().extra_repr()}, weight={self.weight_quantizer}, input={self.input_quantizer}"

@@ -22,8 +22,8 @@ import tritune
 from tritune.attention import STATE_ATTRIBUTE
 from tritune.distill import Pair, distillation_losses, trace_fields
 from tritune.forward_pass import pass_of
+from tritune.held import weights_held
 from tritune.kernels import fused_kernels
-from tritune.products import weights_held
 from tritune.training.optimizer import BertAdam
 
 SHAPES = {

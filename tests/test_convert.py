@@ -26,7 +26,7 @@ import tritune
 from families import FAMILIES, Family
 from test_packing import CASES, weights
 from test_quantizer_laws import started
-from tritune import Quantization, TrituneError, products
+from tritune import Quantization, TrituneError, held
 from tritune.layers import QuantEmbedding, QuantLinear
 from tritune.load import load_pretrained
 from tritune.packed import PackedEmbedding, PackedLinear
@@ -121,7 +121,7 @@ def test_held_weights_are_unpacked_once(monkeypatch):
     monkeypatch.setattr("tritune.packed.unpack", lambda *args: calls.append(1) or own(*args))
     layer = PackedLinear.from_quantized(QuantLinear.from_float(nn.Linear(8, 4), Uniform(3, ROW), Uniform()))
     values = torch.randn(2, 8)
-    with products.weights_held():
+    with held.weights_held():
         first = layer(values)
         assert torch.equal(layer(values), first) and len(calls) == 1
         layer.weight_scale.mul_(2)
@@ -446,7 +446,7 @@ def test_a_copy_and_a_cast_are_packed_models_too(bert):
     torch.testing.assert_close(twin(**batch).logits, logits.double(), rtol=0.05, atol=0.05)
     assert torch.equal(twin.to(torch.float32)(**batch).logits, logits)
     assert tritune.instrument(twin) is twin and len(twin(**batch, output_trace=True).trace.layers) == 3
-    with torch.inference_mode(), products.weights_held():
+    with torch.inference_mode(), held.weights_held():
         assert torch.equal(twin(**batch).logits, logits)
 
 

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import golden
 from families import FAMILIES, VOCABULARY
-from tritune import TrituneError, prepare, products
+from tritune import TrituneError, held, prepare, products
 from tritune.analysis.curvature import curvature
 from tritune.analysis.curvature_plots import plot_curvature
 from tritune.analysis.hessian import Hessian, both_ends, hutchinson, top_eigenvalues
@@ -218,9 +218,9 @@ def test_held_weights_change_nothing_and_are_never_stale():
         return Hessian(evaluate(model), model.parameters()) @ v
 
     free = product()
-    with products.weights_held():
-        held = product()
-        assert np.array_equal(held, free) and np.array_equal(product(), free)
+    with held.weights_held():
+        kept = product()
+        assert np.array_equal(kept, free) and np.array_equal(product(), free)
         with torch.no_grad():
             model.bert.encoder.layer[0].output.dense.weight.mul_(-1.5)
         moved = product()

@@ -14,6 +14,7 @@ FLOORS = [
     ("quant", "trace", "errors", "devices", "versions"),
     (
         "forward_pass",
+        "held",
         "kernels",
         "code_product",
         "products",

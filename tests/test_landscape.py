@@ -9,7 +9,7 @@ import torch
 
 from families import FAMILIES
 from test_curvature import batch_of, tiny_bert, without_labels
-from tritune import TrituneError, prepare, products
+from tritune import TrituneError, held, prepare
 from tritune.analysis.landscape import landscape, loss_grid, plane, random_direction
 from tritune.analysis.landscape_plots import plot_contours, plot_surfaces
 from tritune.analysis.objective import objective
@@ -55,7 +55,7 @@ def test_every_family(name):
     teacher, student = FAMILIES[name].build(), prepare(FAMILIES[name].build())
     batch = batch_of(name, torch.float32)
     before = bits(teacher), bits(student)
-    with products.weights_held():
+    with held.weights_held():
         result = landscape({"teacher": teacher, "student": student.train()}, [batch], points=3, extent=0.5)
     assert student.training and not teacher.training
     assert same_bits(teacher, before[0]) and same_bits(student, before[1])

@@ -9,7 +9,7 @@ from torch import nn
 
 import tritune
 from families import FAMILIES
-from tritune import products
+from tritune import held
 from tritune.errors import TrituneError
 from tritune.layers import QuantConv2d, QuantLinear, is_patch_convolution, patches
 from tritune.packed import PackedConv2d
@@ -131,16 +131,16 @@ def test_packed_is_qat_bit_for_bit(tmp_path, settings):
 def test_a_held_weight_is_quantized_once(monkeypatch):
     layer = QuantConv2d.from_float(nn.Conv2d(3, 6, 4, 4), quantizer(2, "tensor", "twn"), None)
     images = torch.randn(1, 3, 8, 8)
-    with products.weights_held():
+    with held.weights_held():
         first = layer(images)
         for _ in range(3):
             layer(images)
         with torch.no_grad():
             layer(images)
-        assert len(products._held_weights.get()) == 1
+        assert len(held._held_weights.get()) == 1
         with torch.no_grad():
             layer.weight.mul_(-1)
-        assert len(products._held_weights.get()) == 1 and not torch.equal(layer(images), first)
+        assert len(held._held_weights.get()) == 1 and not torch.equal(layer(images), first)
     assert torch.equal(layer(images), QuantConv2d.forward(layer, images))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tritune import products
+from tritune import held, products
 from tritune.forward_pass import ForwardPass
 from tritune.layers import QuantLinear
 from tritune.quant import Granularity, LeastSquaresTernary, MinMax, Quantizer, Ternary, Uniform
@@ -265,7 +265,7 @@ def test_weights_are_held_until_they_change(monkeypatch, layer):
         assert torch.equal(layer(values), F.linear(values, Uniform(4)(layer.weight), layer.bias))
         assert Counting.calls == calls
 
-    with products.weights_held():
+    with held.weights_held():
         checked(1)
         checked(1)
         with torch.no_grad(), torch.autocast("cpu", BFLOAT16):
@@ -279,14 +279,14 @@ def test_weights_are_held_until_they_change(monkeypatch, layer):
         layer.load_state_dict({name: tensor + 1 for name, tensor in layer.state_dict().items()})
         checked(5)
         layer.weight.data.mul_(2)
-        products.forget_weights()
+        held.forget_weights()
         checked(6)
         layer.double().float()
         checked(7)
-        with products.weights_held():
+        with held.weights_held():
             checked(7)
             layer.weight.data.mul_(2)
-            products.forget_weights()
+            held.forget_weights()
         checked(8)
         copied = copy.deepcopy(layer)
         assert torch.equal(copied(values), layer(values))
@@ -297,7 +297,7 @@ def test_weights_are_held_until_they_change(monkeypatch, layer):
 
 def test_a_weight_at_a_freed_address_is_another_weight(layer):
     values = torch.randn(3, 8)
-    with products.weights_held():
+    with held.weights_held():
         for _ in range(50):
             layer(values)
             layer.weight.data = torch.empty(0)  # what `module.to` does: the old memory is free for the new values
@@ -309,7 +309,7 @@ def test_a_held_weight_has_its_gradient(layer):
     values = torch.randn(3, 8)
     layer(values).square().sum().backward()
     expected = layer.weight.grad.clone()
-    with products.weights_held():
+    with held.weights_held():
         for _ in range(2):
             layer.zero_grad()
             layer(values).square().sum().backward()
@@ -319,7 +319,7 @@ def test_a_held_weight_has_its_gradient(layer):
 def test_inference_mode_leaves_nothing_that_training_would_trip_over(layer):
     values = torch.randn(3, 8)
     quantized = QuantLinear.from_float(torch.nn.Linear(8, 4), Ternary(), Uniform())
-    with products.weights_held():
+    with held.weights_held():
         with torch.inference_mode():
             quantized(values)
         quantized(values).sum().backward()

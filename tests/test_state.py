@@ -9,7 +9,8 @@ from test_floors import SOURCES
 # What belongs to the whole process, or is remembered by it, and why that does no harm.
 ALLOWED = {
     "forward_pass.py: _running is a ContextVar": "set for the length of a model's call; every thread has its own",
-    "products.py: _held_weights is a ContextVar": "set by `weights_held` for its block; every thread has its own",
+    "held.py: _room is a ContextVar": "set for the length of a model's call; every thread has its own",
+    "held.py: _held_weights is a ContextVar": "set by `weights_held` for its block; every thread has its own",
     "kernels/fused.py: _in_use is a ContextVar": "set by `fused_kernels` for its block; every thread has its own",
     "attention.py: _observer is a ContextVar": "set by `observe_attention` for its block; every thread has its own",
     "instrument.py: _ATTACHING is a Lock": "two threads that instrument one teacher do so once",

@@ -16,7 +16,7 @@ from transformers import AutoModelForTokenClassification
 import tritune
 from families import FAMILIES, VOCABULARY, one_layer
 from test_trainer import trainer
-from tritune import Intervention, Quantization, Site, products
+from tritune import Intervention, Quantization, Site, held
 from tritune.export.onnx import export_onnx
 from tritune.forward_pass import ForwardPass, checkpointed, pass_of, running_pass
 from tritune.instrument import instrument_of
@@ -273,7 +273,7 @@ def test_an_error_inside_leaves_nothing_behind():
 def test_a_thread_that_inherits_held_weights():
     """Web frameworks run handlers in a copy of the context that they were called in."""
     models = [shallow(seed=seed) for seed in range(3)]
-    with products.weights_held():
+    with held.weights_held():
         context = contextvars.copy_context()
     jobs = jobs_of(models, BATCHES["equal"])
     assert in_threads([lambda job=job: context.copy().run(job) for job in jobs]) == []

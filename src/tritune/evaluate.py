@@ -20,11 +20,11 @@ from .devices import this_process
 from .errors import TrituneError
 from .heads import TEXT_CLASSIFICATION, EncodedData, Head, head_of
 from .heads.head import Collate, Read, read_logits, stacked
+from .held import weights_held
 from .instrument import instrument
 from .load import is_quantized
 from .models import fit_length, load_model
 from .modes import evaluation_mode
-from .products import weights_held
 from .recipes import FinetuneRecipe, Recipe, load_recipe, recipe_beside
 from .size import size_bytes
 from .tasks import TASKS, Task

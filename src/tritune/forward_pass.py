@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .errors import TrituneError
+from .held import NewestInput, keep_newest_input
 from .trace import Intervention, LayerTrace, ModelTrace, Site
 
 
@@ -28,8 +29,8 @@ class ForwardPass:
         trace: where records go; None where nothing is recorded.
         layer: the layer that is being computed, counted by calls.
         calls: how often each attention module, by its state, was called.
-        newest_input: of a product, with what it was quantized to, see `products`.
         outer: the pass during which this one began, inside a hook of its model; None otherwise.
+        outer_input: where products kept their newest input before.
     """
 
     owner: object = None
@@ -38,19 +39,20 @@ class ForwardPass:
     trace: ModelTrace | None = None
     layer: int = -1
     calls: dict[Any, int] = field(default_factory=dict)
-    newest_input: Any = None
     outer: "ForwardPass | None" = None
+    outer_input: NewestInput | None = None
 
     def begin(self) -> None:
-        """Put this pass in force."""
-        self.outer = _running.get()
+        """Put this pass in force; its products share their inputs."""
+        self.outer, self.outer_input = _running.get(), keep_newest_input(NewestInput())
         _running.set(self)
 
     def end(self) -> None:
         """Put the outer pass back in force, if this one is, and let go of what only the inside of this one needs."""
         if _running.get() is self:
             _running.set(self.outer)
-        self.trace = self.newest_input = self.outer = None
+            keep_newest_input(self.outer_input)
+        self.trace = self.outer = self.outer_input = None
 
     def enter(self, attention: Any, layers: tuple[int, ...]) -> None:
         """Count a call of an attention module, and point to the layer that it computes.
@@ -90,7 +92,7 @@ class ForwardPass:
 
     def again(self) -> "ForwardPass":
         """A copy that stands at this point of the pass, for computing what follows once more; it records nothing."""
-        return replace(self, record={}, trace=None, calls=dict(self.calls), newest_input=None, outer=None)
+        return replace(self, record={}, trace=None, calls=dict(self.calls))
 
 
 _running: ContextVar[ForwardPass | None] = ContextVar("running", default=None)
@@ -132,7 +134,7 @@ def checkpointed(checkpoint: Callable, function: Callable, *args: Any) -> Any:
 
         def again() -> Any:
             """The function in a pass of its own, which may be computed again and again."""
-            _running.set(at_this_point.again())
+            at_this_point.again().begin()
             return function(*args)
 
         return context.copy().run(again)

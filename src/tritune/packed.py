@@ -61,7 +61,7 @@ class Unpacker:
         return unpack(packed, self.quantizer.bits, self.columns, self.quantizer.codes)
 
     def __post_init__(self):
-        # What `products.weights_held` holds is found again by the scale's state at that time, not by its values.
+        # What `held.weights_held` holds is found again by the scale's state at that time, not by its values.
         version = None if self.scale.is_inference() else self.scale._version
         object.__setattr__(self, "_key", (self.quantizer, self.columns, self.dtype, id(self.scale), version))
 

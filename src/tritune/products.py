@@ -13,16 +13,13 @@ computes, bit for bit. In two cases the operands are the codes themselves, and t
 float16 cannot hold sums of codes (127 * 127 * 5 is too large for it), so there the operands are dequantized.
 """
 
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from functools import partial
 
 import torch
 from torch.nn import functional as F
 
 from .code_product import Coded, code_product
-from .forward_pass import running_pass
+from .held import Quantized, quantized_input, quantized_weight
 from .kernels import integers
 from .quant import Granularity, OwnGraph, Quantizer, straight_through
 from .quant.own_graph import CodesWithGradient
@@ -30,35 +27,6 @@ from .quant.ste import surely_inside
 
 # Float32 holds every whole number up to this one.
 _LARGEST_EXACT_SUM = 2**24
-
-Quantized = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-
-# Weights, each with an alias, what its codes depend on, and the codes.
-_HeldWeights = dict[torch.Tensor, tuple[torch.Tensor, tuple, Quantized]]
-_held_weights: ContextVar[_HeldWeights | None] = ContextVar("held_weights", default=None)
-
-
-@contextmanager
-def weights_held() -> Iterator[None]:
-    """Within the context a weight is quantized once and again only when it has changed.
-
-    A change is seen by autograd's count of in-place operations. What goes around it (`weight.data.mul_(2)`) needs
-    `forget_weights`; therefore no weight is held unless somebody opens this context. It may be opened within itself.
-    """
-    if _held_weights.get() is not None:
-        yield
-        return
-    token = _held_weights.set({})
-    try:
-        yield
-    finally:
-        _held_weights.reset(token)
-
-
-def forget_weights() -> None:
-    """Drop what `weights_held` holds: the next product quantizes its weight anew."""
-    if (held := _held_weights.get()) is not None:
-        held.clear()
 
 
 def linear(
@@ -212,38 +180,8 @@ def _coded(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype, quant
     return Coded(values, codes, scale, None if surely_inside(peak, quantizer.clip) else quantizer.clip)
 
 
-def _quantized_input(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
-    """`_quantized`, or what the same tensor gave just before in the same pass: Q, K and V are fed one in turn."""
-    if not _tells_changes(values) or (forward_pass := running_pass()) is None:
-        return _quantized(values, quantizer, dtype)
-    key, newest = _key(values, quantizer, dtype), forward_pass.newest_input
-    if newest is None or newest[0]() is not values or newest[1] != key:
-        newest = forward_pass.newest_input = (weakref.ref(values), key, _quantized(values, quantizer, dtype))
-    return newest[2]
-
-
-def _quantized_weight(weight: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
-    """`_quantized`, or what is held."""
-    if not _tells_changes(weight) or (weights := _held_weights.get()) is None:
-        return _quantized(weight, quantizer, dtype)
-    key = _key(weight, quantizer, dtype)
-    # A convolution's weight comes as a view, made anew every time.
-    owner = weight if weight._base is None else weight._base
-    held = weights.get(owner)
-    if held is None or held[1] != key:
-        # The alias keeps the weight's memory: given new values elsewhere, they could land at the same address.
-        held = weights[owner] = (weight.detach(), key, _quantized(weight, quantizer, dtype))
-    return held[2]
-
-
-def _tells_changes(values: torch.Tensor) -> bool:
-    """Whether a result may be kept: inference tensors count no changes, and what is traced has no values yet."""
-    return not (torch.compiler.is_compiling() or values.is_inference() or torch.is_inference_mode_enabled())
-
-
-def _key(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> tuple:
-    """What a result depends on; `module.to(...)` moves a parameter without counting it as a change."""
-    return quantizer, dtype, values._version, values.dtype, values.device, values.data_ptr()
+_quantized_input = partial(quantized_input, _quantized)
+_quantized_weight = partial(quantized_weight, _quantized)
 
 
 def _scaled(product: torch.Tensor, *factors: torch.Tensor | float | None) -> torch.Tensor:

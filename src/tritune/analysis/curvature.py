@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..errors import TrituneError
+from ..held import weights_held
 from ..instrument import instrument
 from ..load import is_quantized
 from ..modes import evaluation_mode
-from ..products import weights_held
 from .hessian import Hessian, both_ends, hutchinson, rademacher, top_eigenvalues
 from .lanczos import SpectralDensity, lanczos, spectral_density
 from .objective import TASK_LOSS, check_loss, objective

@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..errors import TrituneError
+from ..held import weights_held
 from ..instrument import instrument
 from ..modes import evaluation_mode
-from ..products import weights_held
 from .objective import TASK_LOSS, check_loss, objective
 from .parameters import Parameters, restored, select_parameters
 from .subjects import Batch

@@ -6,8 +6,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import TrituneError
+from ..held import weights_held
 from ..modes import evaluation_mode
-from ..products import weights_held
 from ..trace import ModelTrace
 from .subjects import Batch
 

@@ -24,9 +24,9 @@ from ..distill import (
 )
 from ..errors import TrituneError
 from ..heads import TEXT_CLASSIFICATION, Head
+from ..held import forget_weights, weights_held
 from ..instrument import instrument_of, is_instrumented
 from ..kernels import fused_kernels
-from ..products import forget_weights, weights_held
 from ..recipes import OPTIMIZERS
 from ..schedule import SCHEDULES
 from ..trace import Intervention, Site

@@ -29,11 +29,12 @@ from test_quantizer_laws import started
 from tritune import Quantization, TrituneError, held
 from tritune.layers import QuantEmbedding, QuantLinear
 from tritune.load import load_pretrained
+from tritune.module_bits import bits_of_modules
+from tritune.pack_modules import packed_modules
 from tritune.packed import PackedEmbedding, PackedLinear
 from tritune.packing import pack, stored_bits
 from tritune.quant import Granularity, LearnedStep, Ternary, Uniform
 from tritune.size import size_bytes, sizes_by_part
-from tritune.swap import bits_of_modules, packed_modules
 
 TENSOR, ROW, TOKEN = Granularity.TENSOR, Granularity.ROW, Granularity.TOKEN
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

@@ -29,8 +29,8 @@ FLOORS = [
         "packed",
         "integrity",
     ),
-    ("anatomy", "attention", "instrument", "size"),
-    ("swap", "prepare", "convert", "shrink", "checkpoint"),
+    ("anatomy", "attention", "instrument", "size", "module_bits"),
+    ("swap", "pack_modules", "prepare", "convert", "shrink", "checkpoint"),
     (
         "recipes",
         "table",

@@ -12,11 +12,11 @@ from families import FAMILIES
 from tritune import held
 from tritune.errors import TrituneError
 from tritune.layers import QuantConv2d, QuantLinear, is_patch_convolution, patches
+from tritune.module_bits import bits_of_modules
 from tritune.packed import PackedConv2d
 from tritune.quant import Granularity, make_quantizer
 from tritune.quantization import Quantization
 from tritune.size import size_bytes
-from tritune.swap import bits_of_modules
 
 PROJECTION = "vit.embeddings.patch_embeddings.projection"
 SETTINGS = [

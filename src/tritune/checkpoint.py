@@ -26,8 +26,9 @@ from .attention import IMPLEMENTATION
 from .errors import TrituneError, shown
 from .instrument import instrument, instrument_skeleton
 from .integrity import OWN_CHECKSUM, config_checksum, tensor_checksum, verify_config, verify_tensors
+from .pack_modules import pack_modules, packed_modules
 from .quantization import Quantization
-from .swap import pack_modules, packed_modules, quantizer_tensors, swap
+from .swap import quantizer_tensors, swap
 
 METHOD = "tritune"
 QAT, PACKED = "qat", "packed"

@@ -5,7 +5,7 @@ from transformers import PreTrainedModel
 
 from .checkpoint import FORMAT_VERSION, PACKED, TrituneConfig, mark
 from .errors import TrituneError, shown
-from .swap import pack_modules
+from .pack_modules import pack_modules
 
 FLOATS = (torch.float32, torch.float16)
 

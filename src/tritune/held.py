@@ -1,7 +1,7 @@
 """What products may keep for a caller: the newest input during one call of a model, and weights within a block.
 
-Both lie in context variables, so that every thread has its own. What is kept is found again by the very tensor alone, in
-the state that it was in.
+Both lie in context variables, so that every thread has its own. What is kept is found again by the very tensor alone,
+in the state that it was in.
 """
 
 import weakref

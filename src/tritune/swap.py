@@ -1,8 +1,6 @@
-"""Module swap: float modules give way to quantized twins, and quantized ones to packed twins."""
+"""Module swap: float modules give way to quantized twins."""
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
@@ -13,11 +11,8 @@ from .anatomy import Anatomy
 from .errors import TrituneError, shown
 from .instrument import instrument_of
 from .layers import QuantConv2d, QuantEmbedding, QuantLinear, RowLinear
-from .packed import PackedConv2d, PackedEmbedding, PackedLinear
-from .quant import QUANTIZERS, Calibrated, Granularity, MovingMinMax, Quantizer
+from .quant import Calibrated, Granularity, MovingMinMax, Quantizer
 from .quantization import Quantization
-
-_PACKED = {QuantLinear: PackedLinear, QuantEmbedding: PackedEmbedding, QuantConv2d: PackedConv2d}
 
 
 def swap(model: PreTrainedModel, quantization: Quantization) -> None:
@@ -27,7 +22,7 @@ def swap(model: PreTrainedModel, quantization: Quantization) -> None:
         TrituneError: the model holds quantized modules already, or `quantization.layers`, `patch_embedding` or a
             pattern of `quantization.modules` does not fit it.
     """
-    if any(isinstance(module, (*_PACKED, *_PACKED.values())) for module in model.modules()):
+    if any(hasattr(module, "weight_quantizer") for module in model.modules()):
         raise TrituneError(f"this {type(model).__name__} is prepared already; start from the float model")
     instrument = instrument_of(model)
     layers = _layers(instrument.anatomy, quantization)
@@ -69,94 +64,6 @@ def quantizer_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         if isinstance(module, Calibrated)
         for own, tensor in module.state_dict(keep_vars=True).items()
     }
-
-
-def pack_modules(model: nn.Module) -> None:
-    """Pack every weight of `model` that has a quantizer, in place; on the meta device, leave room for packed weights.
-
-    Raises:
-        TrituneError: a weight's quantizer has more codes than its bits hold or an offset, or a weight is shared with a
-            module that would stay float; nothing is changed then.
-    """
-    modules = {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) in _PACKED and module.weight_quantizer is not None
-    }
-    for name, module in modules.items():
-        if not module.weight_quantizer.packable:
-            kind = type(module.weight_quantizer)
-            named = next((own for own, listed in QUANTIZERS.items() if listed is kind), kind.__name__)
-            raise TrituneError(f"{name}: weights of the quantizer {named} cannot be packed; train with another one")
-    packed = {id(module) for module in modules.values()}
-    weights = {id(module.weight): name for name, module in modules.items()}
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            if id(parameter) in weights and id(module) not in packed:
-                raise TrituneError(
-                    f"{weights[id(parameter)]} shares its weight with {name}, which stays float: it cannot be packed"
-                )
-    for name, module in modules.items():
-        model.set_submodule(name, _PACKED[type(module)].from_quantized(module))
-        if isinstance(module, nn.Embedding):
-            _move_behind_its_siblings(model, name)
-
-
-def _move_behind_its_siblings(model: nn.Module, name: str) -> None:
-    """Others take a model's dtype from its first parameter, and bytes are no dtype to compute in."""
-    path, _, own = name.rpartition(".")
-    parent = model.get_submodule(path)
-    if not isinstance(parent, nn.Sequential | nn.ModuleList):
-        parent._modules[own] = parent._modules.pop(own)
-
-
-def packed_modules(model: nn.Module) -> dict[str, PackedLinear | PackedEmbedding | PackedConv2d]:
-    """The packed modules of `model` by name."""
-    kinds = tuple(_PACKED.values())
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
-
-
-@dataclass(frozen=True)
-class ModuleBits:
-    """How a module computes: `None` bits are float.
-
-    Attributes:
-        name: of the module; a `*` stands for the layers where all have the same bits, else their numbers do.
-        count: modules of that name.
-        parameters: of their weights together.
-        weight_bits, activation_bits: of weights and inputs.
-    """
-
-    name: str
-    count: int
-    parameters: int
-    weight_bits: int | None
-    activation_bits: int | None
-
-
-def bits_of_modules(model: nn.Module) -> list[ModuleBits]:
-    """Every Linear, Embedding and convolution of `model` with its bits, those of alike layers in one row."""
-    groups: dict[tuple, list[int]] = {}
-    members: dict[tuple, list[str]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
-            quantizers = (getattr(module, "weight_quantizer", None), getattr(module, "input_quantizer", None))
-            pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
-            key = (pattern, *(quantizer and quantizer.bits for quantizer in quantizers))
-            groups.setdefault(key, []).append(math.prod(getattr(module, "latent_shape", module.weight.shape)))
-            members.setdefault(key, []).append(name)
-    patterns = [key[0] for key in groups]
-    names = {key: key[0] if patterns.count(key[0]) == 1 else _numbered(members[key]) for key in groups}
-    return [ModuleBits(names[key], len(sizes), sum(sizes), *key[1:]) for key, sizes in groups.items()]
-
-
-def _numbered(names: list[str]) -> str:
-    """Names that differ in their numbers as one name with all of these.
-
-    >>> _numbered(["layer.1.query", "layer.2.query"])
-    'layer.1,2.query'
-    """
-    return ".".join(",".join(dict.fromkeys(parts)) for parts in zip(*(name.split(".") for name in names), strict=True))
 
 
 def _layers(anatomy: Anatomy, quantization: Quantization) -> Iterable[int]:

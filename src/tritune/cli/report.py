@@ -28,9 +28,9 @@ def report(
     """
     options.quiet_libraries()
     from ..report.page import write_report
-    from .show import size
+    from ..size import readable
 
     read = write_report(runs, output, overwrite)
     analyses = sum(len(run.analyses) for run in read)
     counts = f"{len(read)} run{'s' * (len(read) > 1)}, {analyses} {'analysis' if analyses == 1 else 'analyses'}"
-    typer.echo(f"Written to {output}: {counts}, {size(output.stat().st_size)}")
+    typer.echo(f"Written to {output}: {counts}, {readable(output.stat().st_size)}")

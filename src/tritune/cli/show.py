@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..module_bits import bits_of_modules
 from ..recipes import label as label_of
 from ..recipes import to_yaml
-from ..size import size_bytes
-from ..swap import bits_of_modules
+from ..size import readable, size_bytes
 
 _SIZE_NOTE = "* computed from the bit widths"
-_SCALES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def show_plan(recipe: Any, phases: list) -> None:
@@ -53,7 +52,7 @@ def show_dry_run(recipe: Any, phases: list, student: Any) -> None:
             f"{phase.name}: {phase.steps} steps"
             + f", teacher's tensors inside ({phase.schedule})" * bool(phase.schedule)
         )
-    _say(f"size: {size(size_bytes(student))}{_SIZE_NOTE.replace('*', ',')}")
+    _say(f"size: {readable(size_bytes(student))}{_SIZE_NOTE.replace('*', ',')}")
 
 
 def show_run(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
@@ -80,7 +79,7 @@ def show_run(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
             scores = [_percent(row[name]), *(_percent(row[split][name]) for split in further)]
             where = "" if key in ("teacher", "float_student", "start") else str(row.get("step", 0))
             bytes_ = row.get("size_bytes", metrics["size_bytes"])
-            table.add_row(label, *scores, "" if key == "teacher" else close, where, size(bytes_))
+            table.add_row(label, *scores, "" if key == "teacher" else close, where, readable(bytes_))
     if assisted := metrics.get("assisted"):
         label = f"assisted: teacher's {assisted['site']} inside"
         blanks = [""] * (len(further) + 1)
@@ -105,7 +104,7 @@ def show_finetuned(metrics: dict[str, Any], folder: Path, as_json: bool) -> None
         return
     name, best, last = metrics["metric"], metrics["best"], metrics["last"]
     scores = f"{_percent(best[name])} (best on dev, step {best['step']}; last {_percent(last[name])})"
-    cost = f"{metrics['seconds']:.0f} s, {size(metrics['size_bytes'])}"
+    cost = f"{metrics['seconds']:.0f} s, {readable(metrics['size_bytes'])}"
     _say(f"{metrics['task']}: {name} {scores}, {cost}. Written to {folder}")
 
 
@@ -120,7 +119,9 @@ def show_scores(scores: dict[str, Any], as_json: bool) -> None:
         flat |= {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
     for name, value in flat.items():
         if name not in ("model", "task"):
-            shown = size(value) if name == "size_bytes" else f"{value:.4f}" if isinstance(value, float) else str(value)
+            shown = (
+                readable(value) if name == "size_bytes" else f"{value:.4f}" if isinstance(value, float) else str(value)
+            )
             table.add_row(name, shown)
     Console().print(table)
 
@@ -151,7 +152,7 @@ def show_export(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(report)
         return
-    _say(f"{report['output']}: {report['format']}, {size(report['size_bytes'])}")
+    _say(f"{report['output']}: {report['format']}, {readable(report['size_bytes'])}")
     if found := report.get("verify"):
         table = _table("", "model", "exported", title=f"{found['task']}, {found['rows']} rows of dev")
         table.add_row(found["metric"], _percent(found["model"]), _percent(found["exported"]))
@@ -176,7 +177,7 @@ def show_bench(results: dict[str, Any], as_json: bool) -> None:
     for row in results["contenders"]:
         cells = [times[row["name"], *shape] for shape in shapes]
         shown = [f"{cell['latency_ms']:.2f} ({cell['ratio']:.2f})" for cell in cells]
-        table.add_row(row["name"], size(row["size_bytes"]), size(row["peak_memory_bytes"]), *shown)
+        table.add_row(row["name"], readable(row["size_bytes"]), readable(row["peak_memory_bytes"]), *shown)
     Console().print(table)
     shares = [f"{name} {100 * share:.0f} %" for name, share in list(results["time_by_operator"].items())[:8]]
     _say(f"Medians of {results['repeats']} interleaved runs, {results['threads']} thread(s) each.")
@@ -193,14 +194,14 @@ def show_demo(results: dict[str, Any], as_json: bool) -> None:
     table = _table("model", "best", "last", "steps", "seconds", "size*", title=title)
     best, last = (_percent(teacher[key]["accuracy"]) for key in ("best", "last"))
     steps = str(sum(teacher["steps"].values()))
-    table.add_row("teacher", best, last, steps, f"{teacher['seconds']:.0f}", size(teacher["size_bytes"]))
+    table.add_row("teacher", best, last, steps, f"{teacher['seconds']:.0f}", readable(teacher["size_bytes"]))
     first = next(iter(students.values()))
     untrained = _percent(first["untrained"]["accuracy"])
-    table.add_row("quantized, untrained", untrained, untrained, "0", "0", size(first["size_bytes"]))
+    table.add_row("quantized, untrained", untrained, untrained, "0", "0", readable(first["size_bytes"]))
     for name, run in students.items():
         best, last = (_percent(run[key]["accuracy"]) for key in ("best", "last"))
         steps = str(sum(run["steps"].values()))
-        table.add_row(name, best, last, steps, f"{run['seconds']:.0f}", size(run["size_bytes"]))
+        table.add_row(name, best, last, steps, f"{run['seconds']:.0f}", readable(run["size_bytes"]))
     Console().print(table)
     _say(_verdict({name: run["last"]["accuracy"] for name, run in students.items()}, results["dev_rows"]))
     _say(f"{_SIZE_NOTE}. Curves: {results['curves']}")
@@ -320,18 +321,6 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 def _say(text: str, error: bool = False) -> None:
     Console(stderr=error, soft_wrap=True).print(text, markup=False, highlight=False)
-
-
-def size(size_bytes: int) -> str:
-    """Bytes in decimal units.
-
-    >>> size(12_345_678)
-    '12.3 MB'
-    """
-    for unit, name in _SCALES:
-        if size_bytes >= unit:
-            return f"{size_bytes / unit:.1f} {name}"
-    return f"{size_bytes} B"
 
 
 def _percent(value: float | None) -> str:

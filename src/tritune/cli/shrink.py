@@ -80,11 +80,11 @@ def _write(model: "PreTrainedModel", source: str, output: Path, made: dict[str, 
 def _show(made: dict[str, Any], output: Path, as_json: bool) -> None:
     import json
 
-    from .show import size
+    from ..size import readable
 
     if as_json:
         print(json.dumps(made | {"output": str(output)}, indent=2))
         return
-    sizes = f"{size(made['source']['size_bytes'])} became {size(made['size_bytes'])}"
+    sizes = f"{readable(made['source']['size_bytes'])} became {readable(made['size_bytes'])}"
     kept = ", ".join(map(str, made["layers"]))
     typer.echo(f"layers {kept} of {made['of']}: {sizes}, {made['parameters']:,} parameters. Written to {output}")

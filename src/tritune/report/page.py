@@ -9,9 +9,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ..cli.show import size
 from ..errors import TrituneError
 from ..heads import HEADS, IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION
+from ..size import readable
 from ..task_file import TASK_FILE
 from ..tasks import TASKS
 from ..training.run_folder import BEST, write_text
@@ -122,7 +122,7 @@ def lead(run: Run) -> str:
     teacher = metrics["teacher"]
     text = f"{last}, its teacher {tables.percent(teacher[metric])}"
     if metrics.get("size_bytes") and teacher.get("size_bytes"):
-        text += f"; it takes {size(metrics['size_bytes'])}, its teacher {size(teacher['size_bytes'])}"
+        text += f"; it takes {readable(metrics['size_bytes'])}, its teacher {readable(teacher['size_bytes'])}"
     return f"{text}."
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..cli.show import size
+from ..size import readable
 from ..versions import library_versions
 from .runs import MODELS, Run
 
@@ -96,12 +96,14 @@ def _cost_cells(run: Run) -> list[Cell]:
     split = " + ".join(f"{count:,}" for count in phases.values()) if len(phases) > 1 else ""
     seconds, pace, bytes_ = (metrics.get(key) for key in ("seconds", "seconds_per_step", "size_bytes"))
     teacher_bytes = metrics.get("teacher", {}).get("size_bytes")
-    compared = f"teacher {size(teacher_bytes)}, {teacher_bytes / bytes_:.1f} times" if teacher_bytes and bytes_ else ""
+    compared = (
+        f"teacher {readable(teacher_bytes)}, {teacher_bytes / bytes_:.1f} times" if teacher_bytes and bytes_ else ""
+    )
     return [
         Cell(f"{run.steps:,}", split),
         Cell(f"{seconds:,.0f}" if seconds and run.finished else NOTHING),
         Cell(f"{pace:.2f}" if pace else NOTHING),
-        Cell(size(bytes_), compared) if bytes_ else Cell(NOTHING),
+        Cell(readable(bytes_), compared) if bytes_ else Cell(NOTHING),
     ]
 
 

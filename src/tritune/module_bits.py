@@ -1,0 +1,49 @@
+"""How many bits every module of a model computes with."""
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class ModuleBits:
+    """How a module computes: `None` bits are float.
+
+    Attributes:
+        name: of the module; a `*` stands for the layers where all have the same bits, else their numbers do.
+        count: modules of that name.
+        parameters: of their weights together.
+        weight_bits, activation_bits: of weights and inputs.
+    """
+
+    name: str
+    count: int
+    parameters: int
+    weight_bits: int | None
+    activation_bits: int | None
+
+
+def bits_of_modules(model: nn.Module) -> list[ModuleBits]:
+    """Every Linear, Embedding and convolution of `model` with its bits, those of alike layers in one row."""
+    groups: dict[tuple, list[int]] = {}
+    members: dict[tuple, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
+            quantizers = (getattr(module, "weight_quantizer", None), getattr(module, "input_quantizer", None))
+            pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
+            key = (pattern, *(quantizer and quantizer.bits for quantizer in quantizers))
+            groups.setdefault(key, []).append(math.prod(getattr(module, "latent_shape", module.weight.shape)))
+            members.setdefault(key, []).append(name)
+    patterns = [key[0] for key in groups]
+    names = {key: key[0] if patterns.count(key[0]) == 1 else _numbered(members[key]) for key in groups}
+    return [ModuleBits(names[key], len(sizes), sum(sizes), *key[1:]) for key, sizes in groups.items()]
+
+
+def _numbered(names: list[str]) -> str:
+    """Names that differ in their numbers as one name with all of these.
+
+    >>> _numbered(["layer.1.query", "layer.2.query"])
+    'layer.1,2.query'
+    """
+    return ".".join(",".join(dict.fromkeys(parts)) for parts in zip(*(name.split(".") for name in names), strict=True))

@@ -32,6 +32,7 @@ def finetune(
     --text-columns premise,hypothesis --label-column verdict --output teacher/`
     """
     options.quiet_libraries()
+    from ..devices import this_process
     from ..recipes import FinetuneRecipe, load_recipe
     from ..training.finetune import finetune as run
     from ..training.job import open_job
@@ -40,4 +41,6 @@ def finetune(
     recipe = load_recipe(recipe, overrides or [], FinetuneRecipe)
     own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     job = open_job(model, options.open_task(task, own), data, recipe, output, overwrite=overwrite, resume=resume)
-    show_finetuned(run(job, resume), output, as_json=json)
+    metrics = run(job, resume)
+    if this_process().is_main_process:
+        show_finetuned(metrics, output, as_json=json)

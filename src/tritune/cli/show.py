@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..devices import this_process
 from ..recipes import label as label_of
 from ..recipes import to_yaml
 from ..size import size_bytes
@@ -319,7 +320,9 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 
 def _say(text: str, error: bool = False) -> None:
-    Console(stderr=error, soft_wrap=True).print(text, markup=False, highlight=False)
+    """One line, said by the first of many processes."""
+    if this_process().is_main_process:
+        Console(stderr=error, soft_wrap=True).print(text, markup=False, highlight=False)
 
 
 def size(size_bytes: int) -> str:

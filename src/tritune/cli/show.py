@@ -28,6 +28,11 @@ def show_plan(recipe: Any, phases: list) -> None:
     _say(f"{recipe.name}, seed {recipe.seed}: {', '.join(parts)}", error=True)
 
 
+def show_resumed(step: int, steps: int) -> None:
+    """Where a run goes on that was stopped, on stderr."""
+    _say(f"resumed: goes on after step {step} of {steps}", error=True)
+
+
 def show_task(task: Any) -> None:
     """What was taken of one's own files, on stderr before they are used."""
     if task.labels is None:
@@ -120,10 +125,23 @@ def show_scores(scores: dict[str, Any], as_json: bool) -> None:
     for name, value in scores.items():
         flat |= {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
     for name, value in flat.items():
-        if name not in ("model", "task"):
+        if name not in ("model", "task", "rows_sha256"):
             shown = size(value) if name == "size_bytes" else f"{value:.4f}" if isinstance(value, float) else str(value)
             table.add_row(name, shown)
     Console().print(table)
+
+
+def show_other_rows(scores: dict[str, Any], selecting: dict[str, Any] | None) -> None:
+    """On stderr, whether the dev rows of a score are other ones than those that selected the model."""
+    if selecting is not None and selecting["sha256"] != scores["rows_sha256"]:
+        rows = f"these {scores['rows']} dev rows are not the {selecting['count']} that selected its best model"
+        _say(f"{scores['model']}: {rows}", error=True)
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    """Lines on stderr."""
+    for note in notes:
+        _say(note, error=True)
 
 
 def show_packed(sizes: dict[str, Any], as_json: bool) -> None:

@@ -28,9 +28,11 @@ def report(
     """
     options.quiet_libraries()
     from ..report.page import write_report
-    from .show import size
+    from ..report.runs import other_dev_rows
+    from .show import show_notes, size
 
     read = write_report(runs, output, overwrite)
+    show_notes(other_dev_rows(read))
     analyses = sum(len(run.analyses) for run in read)
     counts = f"{len(read)} run{'s' * (len(read) > 1)}, {analyses} {'analysis' if analyses == 1 else 'analyses'}"
     typer.echo(f"Written to {output}: {counts}, {size(output.stat().st_size)}")

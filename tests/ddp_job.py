@@ -1,4 +1,4 @@
-"""Ten steps of distillation in float64, alone or as one of several processes; saves losses and weights."""
+"""Ten steps of distillation in float64, alone or as one of several processes; saves what was logged, and weights."""
 
 import copy
 import sys
@@ -72,8 +72,8 @@ def main(folder: str, schedule: str, processes: int, *flags: str) -> None:
         "logits": 1.0,
         "hidden_states": 1.0,
         "attention_scores": 1.0,
-        "attention_map": 1.0,
-        "block_output": 1.0,
+        "attention_map": 0.5,
+        "block_output": 2.0,
     }
     if headless:
         coefficients |= {"logits": 0.0, "embedding": 1.0}
@@ -88,8 +88,15 @@ def main(folder: str, schedule: str, processes: int, *flags: str) -> None:
         train_dataset=rows(),
     )
     trainer.train()
-    history = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    state = {"losses": torch.tensor(history), **student.state_dict()}
+    history = [row for row in trainer.state.log_history if "loss" in row]
+    names = [name for name, weight in coefficients.items() if weight]
+    logged = {
+        "losses": torch.tensor([row["loss"] for row in history]),
+        "parts": torch.tensor([[row[f"{name}_loss"] for name in names] for row in history]),
+        "coefficients": torch.tensor([coefficients[name] for name in names]),
+        "gradient_norms": torch.tensor([row["grad_norm"] for row in history]),
+    }
+    state = logged | student.state_dict()
     torch.save(state, Path(folder) / f"{schedule}-rank{args.process_index}.pt")
 
 

@@ -1,6 +1,7 @@
 """The command line, end to end on a small cut of the demo corpus, and everything a person can get wrong."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,33 @@ def test_evaluate_repeats_the_metrics(cli, run_folder, workspace):
         assert code == 0 and scores["rows"] == 60
         for name in ("accuracy", "agreement", "kl_to_teacher"):
             assert scores[name] == metrics[key][name]
+
+
+def test_evaluate_says_whether_these_are_the_rows_that_selected(cli, run_folder, workspace, tmp_path):
+    data = shutil.copytree(workspace / "data", tmp_path / "data")
+    moved = shutil.copytree(run_folder, tmp_path / "run")
+
+    def said(model: Path, *more: object) -> str:
+        code, out, err = cli("evaluate", model, "--task", "demo", "--data", data, "--json", *more)
+        assert code == 0 and json.loads(out)["rows"] > 0
+        return err
+
+    metrics = json.loads((moved / "metrics.json").read_text())
+    scores = json.loads(cli("evaluate", moved, "--task", "demo", "--data", data, "--json")[1])
+    assert scores["rows_sha256"] == metrics["rows"]["validation"]["read"]["sha256"]
+    for model in (moved, moved / "best", workspace / "teacher"):
+        assert said(model) == said(model, "--set", "max_length=20") == ""
+    lines = (data / "dev.tsv").read_text().splitlines()
+    for rows in ([*lines[:-1], lines[-2]], lines[:31]):
+        (data / "dev.tsv").write_text("\n".join(rows) + "\n")
+        for model in (moved, moved / "best", workspace / "teacher"):
+            message = f"these {len(rows) - 1} dev rows are not the 60 that selected its best model"
+            assert said(model) == f"{model}: {message}\n"
+    shutil.copytree(moved / "best", tmp_path / "alone")
+    assert said(tmp_path / "alone") == ""
+    for content in ('{"rows": 3}', "no JSON", "[]"):
+        (moved / "metrics.json").write_text(content)
+        assert said(moved) == ""
 
 
 def test_a_run_in_bf16_is_measured_in_float32(cli, workspace, tmp_path):

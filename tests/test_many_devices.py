@@ -13,19 +13,21 @@ import torch
 import ddp_job
 from tritune import DistillationTrainer, TrituneError
 from tritune.heads import TEXT_CLASSIFICATION
+from tritune.recipes import load_recipe
 from workspace import make_workspace, train_arguments
 
 MODES = ("none", "map", "context", "projection", "stochastic", "learned", "features")
 JOB = str(Path(ddp_job.__file__))
 
 
-def _launch(*arguments: object) -> None:
-    """Two processes of a script or module."""
+def _launch(*arguments: object) -> str:
+    """Two processes of a script or module; what they said on stderr."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, *map(str, arguments)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
+    return result.stderr
 
 
 def _here(folder: Path, schedule: str, *flags: str) -> dict[str, torch.Tensor]:
@@ -55,6 +57,14 @@ def test_two_processes_equal_one(tmp_path, two_processes, schedule):
         torch.testing.assert_close(ranks[0][name], one[name], rtol=1e-9, atol=1e-9, msg=name)
 
 
+@pytest.mark.parametrize("schedule", MODES)
+def test_the_parts_of_the_loss_add_up_on_two_processes(two_processes, schedule):
+    for rank in range(2):
+        logged = torch.load(two_processes / f"{schedule}-rank{rank}.pt")
+        assert logged["parts"].shape == (ddp_job.STEPS, 5)
+        torch.testing.assert_close(logged["parts"] @ logged["coefficients"], logged["losses"], rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("flag", ["accumulate", "checkpoint"])
 @pytest.mark.parametrize("schedule", MODES)
 def test_accumulation_and_checkpointing_equal_the_plain_run(tmp_path, schedule, flag):
@@ -67,9 +77,15 @@ def test_accumulation_and_checkpointing_equal_the_plain_run(tmp_path, schedule, 
 def test_the_command_line_on_two_processes(tmp_path):
     workspace = make_workspace(tmp_path)
     steps = ("--set", "max_steps=8", "--set", "eval_steps=4", "--set", "logging_steps=1", "--set", "save_steps=2")
-    _launch("-m", "tritune.cli.main", *train_arguments(workspace, tmp_path / "run", *steps))
+    said = _launch("-m", "tritune.cli.main", *train_arguments(workspace, tmp_path / "run", *steps))
+    assert said.count("ti-g, seed 42") == 1
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in history if "loss" in row] == list(range(1, 9))
+    coefficients = load_recipe("ti-g").coefficients()
+    for row in history:
+        if "loss" in row:
+            parts = [coefficients[name.removesuffix("_loss")] * row[name] for name in row if name.endswith("_loss")]
+            assert row["loss"] == pytest.approx(sum(parts), rel=1e-5)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["last"]["step"] == 8
     assert not (tmp_path / "run" / "checkpoints").exists()
 

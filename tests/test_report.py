@@ -311,6 +311,44 @@ def test_every_picture_has_words(tmp_path):
     assert all(image["alt"] for image in report(make_run(tmp_path / "run")).images)
 
 
+def rows_of(dev: str, count: int = 60) -> dict:
+    """What a run keeps of its rows, of which only the dev rows matter here."""
+    splits = {"train": (1600, "of train"), "validation": (count, dev)}
+    return {"rows": {split: {"read": {"count": n, "sha256": text}} for split, (n, text) in splits.items()}}
+
+
+def test_runs_on_other_dev_rows_are_said(cli, tmp_path):
+    runs = [
+        make_run(tmp_path / name, metrics=metrics)
+        for name, metrics in (
+            ("old", {}),
+            ("one", rows_of("a")),
+            ("same", rows_of("a")),
+            ("fewer", rows_of("b", 50)),
+            ("other", rows_of("c")),
+        )
+    ]
+    lines = [
+        "fewer: selected and scored on 50 dev rows that are not the 60 of one; their scores do not compare.",
+        "other: selected and scored on 60 dev rows that are not the 60 of one; their scores do not compare.",
+    ]
+    code, out, err = cli("report", *runs, "--output", tmp_path / "report.html")
+    assert code == 0 and err.splitlines() == lines and out.startswith("Written to")
+    assert all(line in (tmp_path / "report.html").read_text() for line in lines)
+    code, _, err = cli("report", *runs[:3], "--output", tmp_path / "report.html")
+    assert code == 0 and err == "" and "do not compare" not in (tmp_path / "report.html").read_text()
+
+
+def test_rows_and_the_steps_that_a_run_went_on_from_are_facts(tmp_path):
+    runs = [
+        make_run(tmp_path / "one", metrics=rows_of("a") | {"resumed": [4, 10]}),
+        make_run(tmp_path / "other"),
+    ]
+    facts = report(*runs).rows("Where the runs come from")
+    assert facts["rows"] == {"one": "train: 1,600, validation: 60", "other": "–"}
+    assert facts["resumed after step"] == {"one": "4, 10", "other": "–"}
+
+
 DAMAGE = {
     "metrics not JSON": ("metrics.json", "{\n", "metrics.json, line 2: not JSON"),
     "metrics not UTF-8": ("metrics.json", b"\xff\xfe", "metrics.json: cannot be read (not UTF-8)"),
@@ -353,6 +391,9 @@ BAD_METRICS = {
     "steps as a number": ({"steps": 12}, "steps must name the length of each phase"),
     "assisted without its name": ({"assisted": {"accuracy": 0.5}}, "assisted has no assisted_accuracy"),
     "seconds in words": ({"seconds": "many"}, "seconds must be a number, got 'many'"),
+    "rows as a number": ({"rows": {"train": 160}}, "rows must name the rows of each split"),
+    "rows without a count": ({"rows": {"train": {"read": {"count": "few"}}}}, "rows must name the rows of each split"),
+    "resumed as a number": ({"resumed": 3}, "resumed must be a list of steps, got 3"),
 }
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 import tritune
 from tritune import Quantization, TrituneError
 from tritune.cli import main
+from tritune.training.head_trainer import HeadTrainer
 from tritune.training.resume import load_weights, newest_checkpoint
 from tritune.training.run_folder import claimed
 from tritune.training.trainer import DistillationTrainer
@@ -122,22 +124,114 @@ def test_interrupt_leaves_a_resumable_run(workspace, undisturbed, capsys):
     _same_result(workspace / "interrupted", undisturbed[0])
 
 
-def test_a_full_disk_leaves_what_was_saved(workspace, undisturbed, capsys):
+def _fill_the_disk(workspace: Path, name: str, checkpoints: int) -> None:
+    """A run in this process that ends when it writes one more checkpoint than so many."""
     save, calls = DistillationTrainer._save_optimizer_and_scheduler, []
 
     def full(self, folder):
         calls.append(folder)
-        if len(calls) == 2:
+        if len(calls) > checkpoints:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(self, folder)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DistillationTrainer, "_save_optimizer_and_scheduler", full)
-        assert _here(workspace, "full") == 2
+        assert _here(workspace, name) == 2
+
+
+def _said(capsys) -> list[str]:
+    """The lines on stderr but for bars."""
+    return [line.rpartition("\r")[2] for line in capsys.readouterr().err.strip().splitlines()]
+
+
+def test_a_full_disk_leaves_what_was_saved(workspace, undisturbed, capsys):
+    _fill_the_disk(workspace, "full", checkpoints=1)
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "No space left on device" in message and "--resume" in message
     assert _here(workspace, "full", "--resume") == 0
+    assert "resumed: goes on after step 2 of 16" in _said(capsys)
     _same_result(workspace / "full", undisturbed[0])
+
+
+@pytest.fixture(scope="module")
+def stopped(workspace):
+    """A run with checkpoints of step one (4 steps) and of 6 steps in all; to be copied."""
+    _fill_the_disk(workspace, "stopped", checkpoints=3)
+    return workspace / "stopped"
+
+
+@pytest.fixture
+def moved_data(workspace, tmp_path):
+    """The workspace's data in another folder, to be changed."""
+    return shutil.copytree(workspace / "data", tmp_path / "data")
+
+
+OTHER_ROWS = {
+    "fewer": ("train.tsv", lambda lines: lines[:121], "train: 200 rows then, 120 now"),
+    "in another order": ("train.tsv", lambda lines: [lines[0], *lines[:0:-1]], "train: 200 rows then, 200 others now"),
+    "of dev": ("dev.tsv", lambda lines: [*lines, lines[-1]], "validation: 60 rows then, 61 now"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_ROWS)
+def test_a_run_does_not_go_on_with_other_rows(workspace, stopped, moved_data, capsys, what):
+    name, change, message = OTHER_ROWS[what]
+    path = moved_data / name
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    before = {path: path.stat().st_mtime_ns for path in stopped.rglob("*")}
+    assert _here(workspace, "stopped", "--resume", "--data", str(moved_data)) == 2
+    said = _said(capsys)
+    assert said[-1] == f"error: {stopped}: --resume: the run there was made of other rows ({message})"
+    assert not any("goes on" in line for line in said)
+    assert {path: path.stat().st_mtime_ns for path in stopped.rglob("*")} == before
+
+
+def test_a_resumed_run_says_so_and_keeps_its_rows(workspace, undisturbed, stopped, moved_data, capsys):
+    """The same rows in another place are the same rows."""
+    folder = shutil.copytree(stopped, workspace / "moved")
+    arguments = (workspace, folder.name, "--resume", "--data", str(moved_data))
+    assert _here(*arguments) == 0
+    assert "resumed: goes on after step 6 of 16" in _said(capsys)
+    _same_result(folder, undisturbed[0])
+    metrics, undisturbed_ones = (json.loads((run / "metrics.json").read_text()) for run in (folder, undisturbed[0]))
+    assert metrics["resumed"] == [6] and "resumed" not in undisturbed_ones
+    assert metrics["rows"] == undisturbed_ones["rows"]
+    counts = {split: {stage: kept["count"] for stage, kept in rows.items()} for split, rows in metrics["rows"].items()}
+    assert counts == {"train": {"read": 200, "encoded": 200}, "validation": {"read": 60, "encoded": 60}}
+    assert str(workspace) not in json.dumps(metrics["rows"])
+    (moved_data / "dev.tsv").write_text("sentence\tlabel\nthe dog sleeps\t1\n")
+    assert _here(*arguments) == 2
+    assert "(validation: 60 rows then, 1 now)" in _said(capsys)[-1]
+
+
+def test_a_run_of_before_rows_were_kept_goes_on(workspace, stopped, moved_data, capsys):
+    folder = shutil.copytree(stopped, workspace / "old")
+    metrics = json.loads((folder / "checkpoints" / "metrics.json").read_text())
+    del metrics["rows"]
+    (folder / "checkpoints" / "metrics.json").write_text(json.dumps(metrics))
+    lines = (moved_data / "train.tsv").read_text().splitlines()
+    (moved_data / "train.tsv").write_text("\n".join(lines[:121]) + "\n")
+    assert _here(workspace, "old", "--resume", "--data", str(moved_data)) == 0
+    assert "rows" not in json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_run_does_not_go_on_with_another_tokenizer(workspace, stopped, capsys):
+    """Its weights are the teacher's, and its rows as they were read, but not what the student would see."""
+    path = workspace / "teacher" / "tokenizer.json"
+    kept = path.read_text()
+    tokenizer = json.loads(kept)
+    ids = tokenizer["model"]["vocab"]
+    ids["the"], ids["dog"] = ids["dog"], ids["the"]
+    path.write_text(json.dumps(tokenizer))
+    try:
+        assert _here(workspace, "stopped", "--resume") == 2
+    finally:
+        path.write_text(kept)
+    said = _said(capsys)
+    message = "the run there read the same rows with another tokenizer (train: 200 rows then, 200 others now)"
+    assert said[-1].endswith(message)
+    assert _here(workspace, "stopped", "--resume", "--set", "max_length=16") == 2
+    assert "another task or recipe" in _said(capsys)[-1]
 
 
 def test_a_folder_that_cannot_be_made(workspace, capsys, tmp_path):
@@ -224,9 +318,36 @@ def test_fine_tuning_goes_on_only_with_what_it_began_with(workspace, tmp_path, c
     assert cli(*arguments(workspace / "base"))[0] == 0
     assert (tmp_path / "mine" / "metrics.json").read_bytes() == done
     assert not (tmp_path / "mine" / "checkpoints").exists()
-    (tmp_path / "mine" / "metrics.json").unlink()  # as a run that was killed left it
-    (tmp_path / "mine" / "checkpoints").mkdir()
-    origin = {key: json.loads(done)[key] for key in ("task", "base_sha256")}
-    (tmp_path / "mine" / "checkpoints" / "metrics.json").write_text(json.dumps(origin))
-    assert "another task, data or base model" in cli(*arguments(workspace / "teacher"))[2]
-    assert cli(*arguments(workspace / "base"))[0] == 0
+    for known in (("task", "base_sha256", "rows"), ("task", "base_sha256")):  # the latter before rows were kept
+        (tmp_path / "mine" / "metrics.json").unlink()  # as a run that was killed left it
+        (tmp_path / "mine" / "checkpoints").mkdir()
+        origin = {key: json.loads(done)[key] for key in known}
+        (tmp_path / "mine" / "checkpoints" / "metrics.json").write_text(json.dumps(origin))
+        assert "another task, data or base model" in cli(*arguments(workspace / "teacher"))[2]
+        code, _, err = cli(*arguments(workspace / "base"))
+        assert code == 0 and "resumed: goes on after step 0 of 2" in err
+        metrics = json.loads((tmp_path / "mine" / "metrics.json").read_text())
+        assert metrics["resumed"] == [0] and ("rows" in metrics) == ("rows" in known)
+
+
+def test_fine_tuning_goes_on_only_with_the_rows_it_began_with(workspace, tmp_path, cli, moved_data):
+    given = ("--task", "demo", "--data", moved_data, "--set", "max_steps=6", "--set", "save_steps=2", "--resume")
+    arguments = ("finetune", workspace / "base", *given, "--output", tmp_path / "mine")
+    save = HeadTrainer._save_optimizer_and_scheduler
+
+    def full(self, folder):
+        if self.state.global_step > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(self, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HeadTrainer, "_save_optimizer_and_scheduler", full)
+        assert cli(*arguments)[0] == 2
+    whole = (moved_data / "train.tsv").read_text()
+    (moved_data / "train.tsv").write_text("".join(f"{line}\n" for line in whole.splitlines()[:100]))
+    code, _, err = cli(*arguments)
+    assert code == 2 and "the run there was made of other rows (train: 200 rows then, 99 now)" in err
+    (moved_data / "train.tsv").write_text(whole)
+    code, _, err = cli(*arguments)
+    assert code == 0 and "resumed: goes on after step 2 of 6" in err
+    assert json.loads((tmp_path / "mine" / "metrics.json").read_text())["resumed"] == [2]

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -412,7 +413,7 @@ def made_up(monkeypatch):
     """Runs that take no time: the score is a function of the recipe, told at every step."""
     runs = []
 
-    def run(job, phases, resume, watch):
+    def run(job, phases, resume, watch, resumed):
         recipe = job.recipe
         score = 1 - abs(recipe.clip - 2.0) - recipe.seed / 1000
         runs.append((recipe.clip, recipe.seed))
@@ -501,6 +502,32 @@ def test_another_sweep_in_the_study_is_refused(workspace, tmp_path, made_up):
             run_sweep(stubbed(workspace, output, text, resume=True))
     with pytest.raises(TrituneError, match="give --resume"):
         stubbed(workspace, output, "space: {clip: [2.0]}\n")
+
+
+def test_a_sweep_does_not_go_on_with_other_rows(workspace, tmp_path, made_up):
+    text, output = "space: {clip: [2.0]}\n", tmp_path / "sweep"
+    run_sweep(stubbed(workspace, output, text))
+    for name in ("data", "teacher", "spaces"):
+        shutil.copytree(workspace / name, tmp_path / name)
+    assert run_sweep(stubbed(tmp_path, output, text, resume=True)) == 0, "the same rows, in another place"
+    lines = (tmp_path / "data" / "train.tsv").read_text().splitlines()
+    for rows, now in ((lines[1:100], "99 now"), (lines[:0:-1], "200 others now")):
+        (tmp_path / "data" / "train.tsv").write_text("\n".join([lines[0], *rows]))
+        with pytest.raises(TrituneError, match=rf"there has other rows \(train: 200 rows then, {now}\)"):
+            run_sweep(stubbed(tmp_path, output, text, resume=True))
+
+
+def test_a_run_that_goes_on_is_said_beside_the_bar(workspace, tmp_path, made_up, monkeypatch, capsys):
+    stub = sweeping.run
+
+    def resumed_run(job, phases, resume, watch, resumed):
+        resumed(3, job.recipe.max_steps)
+        return stub(job, phases, resume, watch, resumed)
+
+    monkeypatch.setattr(sweeping, "run", resumed_run)
+    run_sweep(stubbed(workspace, tmp_path / "sweep", "space: {clip: [2.0]}\n"))
+    said = capsys.readouterr()
+    assert said.out == "" and "stub: clip=2.0, seed 1: resumed: goes on after step 3 of 4" in said.err
 
 
 def queue(folder: Path, storage: str | None = None) -> Queue:

@@ -285,6 +285,18 @@ def test_logs_hold_the_mean_of_every_loss_since_the_last(tmp_path):
         assert [log[name] for log in means] == pytest.approx(expected, rel=1e-5)
 
 
+def test_losses_add_up_where_updates_have_unlike_numbers_of_batches(tmp_path):
+    """Twelve rows make four batches, and those an update of three and one of a single batch."""
+    values = {"gradient_accumulation_steps": 3, "logging_steps": 2, "max_steps": 3}
+    coefficients = {"logits": 0.5, "hidden_states": 1.0, "attention_scores": 2.0}
+    run = trainer(tmp_path, arguments_values=values, coefficients=coefficients)
+    for _ in range(2):  # the third step is not logged, and is none of the next training's
+        run.train()
+        (log,) = [log for log in run.state.log_history if "loss" in log]
+        parts = [weight * log[f"{name}_loss"] for name, weight in coefficients.items()]
+        assert log["loss"] == pytest.approx(sum(parts), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

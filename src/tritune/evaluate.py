@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .data import load_task_data
+from .data.rows_record import rows_sha256
 from .devices import this_process
 from .errors import TrituneError
 from .heads import TEXT_CLASSIFICATION, EncodedData, Head, head_of
@@ -138,6 +139,9 @@ def evaluate_source(
         overrides: `key=value` for `EVALUATION_KEYS` of the recipe beside the model.
         teacher_source: a second model to which the closeness is measured.
 
+    Returns:
+        The scores, the closeness, how many `rows` were scored, their hash as `rows_record` keeps it, and the size.
+
     Raises:
         TrituneError: model, data or an override cannot be used.
     """
@@ -157,4 +161,5 @@ def evaluate_source(
         own = task.for_model(teacher_source)
         teachers = dev_logits(teacher, data, own, recipe.per_device_eval_batch_size)
         scores |= task.head.closeness(logits[data.select], teachers[data.select], task, data)
-    return scores | {"rows": len(splits[data.select]), "size_bytes": size_bytes(model)}
+    rows = splits[data.select]
+    return scores | {"rows": len(rows), "rows_sha256": rows_sha256(rows), "size_bytes": size_bytes(model)}

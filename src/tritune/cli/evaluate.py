@@ -28,9 +28,13 @@ def evaluate(
     `tritune evaluate run/ --task run/task.yaml --dev-file test.csv`
     """
     options.quiet_libraries()
+    from ..data.rows_record import selecting_rows
     from ..evaluate import evaluate_source
-    from .show import show_scores
+    from ..training.run_folder import metrics_beside
+    from .show import show_other_rows, show_scores
 
     own = options.OwnFiles(None, dev_file, columns, label_column, problem)
     asked = options.open_task(task, own, model, trains=False)
-    show_scores(evaluate_source(model, asked, data, overrides or [], teacher), as_json=json)
+    scores = evaluate_source(model, asked, data, overrides or [], teacher)
+    show_other_rows(scores, selecting_rows(metrics_beside(model)))
+    show_scores(scores, as_json=json)

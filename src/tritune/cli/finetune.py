@@ -32,12 +32,15 @@ def finetune(
     --text-columns premise,hypothesis --label-column verdict --output teacher/`
     """
     options.quiet_libraries()
+    from ..devices import this_process
     from ..recipes import FinetuneRecipe, load_recipe
     from ..training.finetune import finetune as run
     from ..training.job import open_job
-    from .show import show_finetuned
+    from .show import show_finetuned, show_resumed
 
     recipe = load_recipe(recipe, overrides or [], FinetuneRecipe)
     own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     job = open_job(model, options.open_task(task, own), data, recipe, output, overwrite=overwrite, resume=resume)
-    show_finetuned(run(job, resume), output, as_json=json)
+    metrics = run(job, resume, show_resumed)
+    if this_process().is_main_process:
+        show_finetuned(metrics, output, as_json=json)

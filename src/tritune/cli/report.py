@@ -28,9 +28,12 @@ def report(
     """
     options.quiet_libraries()
     from ..report.page import write_report
+    from ..report.runs import other_dev_rows
     from ..size import readable
+    from .show import show_notes
 
     read = write_report(runs, output, overwrite)
+    show_notes(other_dev_rows(read))
     analyses = sum(len(run.analyses) for run in read)
     counts = f"{len(read)} run{'s' * (len(read) > 1)}, {analyses} {'analysis' if analyses == 1 else 'analyses'}"
     typer.echo(f"Written to {output}: {counts}, {readable(output.stat().st_size)}")

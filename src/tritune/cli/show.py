@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..devices import this_process
 from ..module_bits import bits_of_modules
 from ..recipes import label as label_of
 from ..recipes import to_yaml
@@ -24,6 +25,11 @@ def show_plan(recipe: Any, phases: list) -> None:
     if recipe.layer_map is not None:
         parts.append(f"layers learn from the teacher's {', '.join(map(str, recipe.layer_map))}")
     _say(f"{recipe.name}, seed {recipe.seed}: {', '.join(parts)}", error=True)
+
+
+def show_resumed(step: int, steps: int) -> None:
+    """Where a run goes on that was stopped, on stderr."""
+    _say(f"resumed: goes on after step {step} of {steps}", error=True)
 
 
 def show_task(task: Any) -> None:
@@ -118,12 +124,25 @@ def show_scores(scores: dict[str, Any], as_json: bool) -> None:
     for name, value in scores.items():
         flat |= {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
     for name, value in flat.items():
-        if name not in ("model", "task"):
+        if name not in ("model", "task", "rows_sha256"):
             shown = (
                 readable(value) if name == "size_bytes" else f"{value:.4f}" if isinstance(value, float) else str(value)
             )
             table.add_row(name, shown)
     Console().print(table)
+
+
+def show_other_rows(scores: dict[str, Any], selecting: dict[str, Any] | None) -> None:
+    """On stderr, whether the dev rows of a score are other ones than those that selected the model."""
+    if selecting is not None and selecting["sha256"] != scores["rows_sha256"]:
+        rows = f"these {scores['rows']} dev rows are not the {selecting['count']} that selected its best model"
+        _say(f"{scores['model']}: {rows}", error=True)
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    """Lines on stderr."""
+    for note in notes:
+        _say(note, error=True)
 
 
 def show_packed(sizes: dict[str, Any], as_json: bool) -> None:
@@ -320,7 +339,9 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 
 def _say(text: str, error: bool = False) -> None:
-    Console(stderr=error, soft_wrap=True).print(text, markup=False, highlight=False)
+    """One line, said by the first of many processes."""
+    if this_process().is_main_process:
+        Console(stderr=error, soft_wrap=True).print(text, markup=False, highlight=False)
 
 
 def _percent(value: float | None) -> str:

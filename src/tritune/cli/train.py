@@ -65,7 +65,7 @@ def train(
     from ..training.card import check_login, push
     from ..training.job import open_job
     from ..training.run import plan, run
-    from .show import show_dry_run, show_plan, show_run
+    from .show import show_dry_run, show_plan, show_resumed, show_run
 
     own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     job = open_job(
@@ -88,7 +88,7 @@ def train(
     if push_to_hub:
         check_login()
     show_plan(job.recipe, phases)
-    metrics = run(job, phases, begun, str(start or ""), resume)
+    metrics = run(job, phases, begun, str(start or ""), resume, resumed=show_resumed)
     if not this_process().is_main_process:
         return
     show_run(metrics, output, as_json=json)

@@ -16,7 +16,7 @@ from ..task_file import TASK_FILE
 from ..tasks import TASKS
 from ..training.run_folder import BEST, write_text
 from . import curves, tables
-from .runs import Run, not_finite, read_runs
+from .runs import Run, not_finite, other_dev_rows, read_runs
 
 GENERATOR = '<meta name="generator" content="tritune report">'
 _TEMPLATE = "page.html.jinja"
@@ -88,7 +88,7 @@ def _contents(runs: Sequence[Run]) -> dict[str, Any]:
         "are_students": runs[0].is_student,
         "metric": tables.words(runs[0].metrics["metric"]),
         "leads": [lead(run) for run in runs],
-        "warnings": [warning for run in runs for warning in _warnings(run)],
+        "warnings": [*other_dev_rows(runs), *(warning for run in runs for warning in _warnings(run))],
         "summary": tables.summary(runs),
         "scores": tables.scores(runs),
         "facts": tables.facts(runs),

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ..data.rows_record import selecting_rows
 from ..errors import TrituneError, shown
 from ..plots import Span, schedule_spans
 from ..recipes import RECIPE_FILE
@@ -111,6 +112,17 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
+def other_dev_rows(runs: Sequence[Run]) -> list[str]:
+    """Which runs were selected and scored on other dev rows than the first that says on which it was, a line each."""
+    known = [(run, rows) for run in runs if (rows := selecting_rows(run.metrics))]
+    return [
+        f"{run.name}: selected and scored on {rows['count']} dev rows that are not the {known[0][1]['count']} of "
+        f"{known[0][0].name}; their scores do not compare."
+        for run, rows in known
+        if rows["sha256"] != known[0][1]["sha256"]
+    ]
+
+
 def _dev_data(metrics: dict[str, Any]) -> tuple[Any, ...]:
     """What a task of one's own is scored on: its labels and its dev file."""
     data = metrics.get("data")
@@ -201,8 +213,23 @@ def _check_metrics(metrics: dict[str, Any], path: Path) -> None:
     for key in ("seconds", "seconds_per_step", "size_bytes"):
         value = metrics.get(key)
         check(value is None or is_number(value), f"{key} must be a number, got {shown(value)}")
+    rows, resumed = metrics.get("rows", {}), metrics.get("resumed", [])
+    check(
+        isinstance(rows, dict) and all(map(_is_record, rows.values())),
+        f"rows must name the rows of each split, got {shown(rows)}",
+    )
+    check(
+        isinstance(resumed, list) and all(type(step) is int for step in resumed),
+        f"resumed must be a list of steps, got {shown(resumed)}",
+    )
     teacher_size = metrics.get("teacher", {}).get("size_bytes")
     check(teacher_size is None or is_number(teacher_size), f"teacher's size_bytes: {shown(teacher_size)}")
+
+
+def _is_record(rows: Any) -> bool:
+    """Whether this may be what `rows_record` says of a split."""
+    read = rows.get("read") if isinstance(rows, dict) else None
+    return isinstance(read, dict) and type(read.get("count")) is int
 
 
 def _check_outcome(metrics: dict[str, Any], path: Path) -> None:

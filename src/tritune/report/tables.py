@@ -176,6 +176,8 @@ def facts(runs: Sequence[Run]) -> Table:
         "recipe": lambda run: run.metrics["recipe"],
         "seed": lambda run: str(run.metrics["seed"]),
         "steps": lambda run: ", ".join(f"{phase}: {count:,}" for phase, count in run.metrics["steps"].items()),
+        "resumed after step": lambda run: ", ".join(map(str, run.metrics.get("resumed", ()))),
+        "rows": lambda run: _rows(run.metrics.get("rows", {})),
         "folder": lambda run: str(run.folder),
         "teacher": lambda run: str(run.metrics.get("teacher", {}).get("path", "")),
         "teacher's weights, sha256": lambda run: str(run.metrics.get("teacher", {}).get("sha256", ""))[:12],
@@ -186,6 +188,11 @@ def facts(runs: Sequence[Run]) -> Table:
         "teacher cache, bytes": lambda run: _whole(run.metrics.get("teacher_cache_bytes")),
     }
     return _side_by_side(runs, {name: [fact(run) for run in runs] for name, fact in kinds.items()})
+
+
+def _rows(record: dict[str, Any]) -> str:
+    """How many rows each split has."""
+    return ", ".join(f"{split}: {rows['read']['count']:,}" for split, rows in record.items())
 
 
 def _whole(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """Full-precision fine-tuning: how a teacher is made."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,22 @@ from .arguments import bert_adam, training_arguments, without_clip_and_schedule
 from .callbacks import BestModel, History, StepTimer
 from .head_trainer import HeadTrainer
 from .job import Job
-from .resume import train
+from .resume import checkpoints, last_step, train
 from .run import metrics_function
 from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, claimed, read_json, remove, write_json, write_text
 
+_PHASE = "fine-tuning"
 
-def finetune(job: Job, resume: bool = False) -> dict[str, Any]:
+
+def finetune(
+    job: Job, resume: bool = False, resumed: Callable[[int, int], None] = lambda step, steps: None
+) -> dict[str, Any]:
     """Fine-tune the job's model, keep the checkpoint with the best dev score, and return its metrics.
 
     Args:
         job: what to work on.
         resume: go on with the fine-tuning that lies in `job.output`, if one does.
+        resumed: of one that goes on, told after which step of how many.
 
     Returns:
         What `metrics.json` holds: scores of the best and of the last checkpoint.
@@ -40,15 +46,20 @@ def finetune(job: Job, resume: bool = False) -> dict[str, Any]:
     """
     recipe, output, process = job.recipe, job.output, this_process()
     with claimed(output, resume):
-        origin = {"task": job.task.name, **task_record(job.task), "base_sha256": weights_sha256(job.model)}
-        _keep_recipe(job, origin)
-        if done := read_json(output / METRICS):
+        finished, begun = read_json(output / METRICS), read_json(output / CHECKPOINTS / METRICS)
+        origin = _origin(job, finished or begun)
+        if finished:
             _remove_leftovers(output)
-            return done
+            return finished
+        if begun:
+            step = last_step(output, {_PHASE: 0})
+            origin["resumed"] = [*begun.get("resumed", ()), step]
+            resumed(step, recipe.max_steps)
+        _keep_recipe(job, origin)
         set_seed(recipe.seed)
         keeper = BestModel(output / BEST, job.task.metric, job.processor, recipe)
         timer, started = StepTimer(), time.perf_counter()
-        train(_trainer(job), "fine-tuning", [History(output / HISTORY, "fine-tuning"), timer, keeper])
+        train(_trainer(job), _PHASE, [History(output / HISTORY, _PHASE), timer, keeper])
         process.wait_for_everyone()
         best = type(job.model).from_pretrained(output / BEST, dtype=torch.float32).to(job.model.device)
         metrics = origin | {
@@ -56,7 +67,7 @@ def finetune(job: Job, resume: bool = False) -> dict[str, Any]:
             "recipe": recipe.name,
             "seed": recipe.seed,
             "base": job.source,
-            "steps": {"fine-tuning": recipe.max_steps},
+            "steps": {_PHASE: recipe.max_steps},
             "seconds": round(time.perf_counter() - started, 1),
             "seconds_per_step": timer.per_step(),
             "best": _scores(job, best) | {"step": keeper.step},
@@ -78,24 +89,34 @@ def _remove_leftovers(output: Path) -> None:
         remove(output / name)
 
 
-def _keep_recipe(job: Job, origin: dict[str, Any]) -> None:
-    """Write down what is trained from what, or refuse to go on with a run of other making."""
-    path, text, beside = job.output / RECIPE_FILE, to_yaml(job.recipe), job.output / CHECKPOINTS / METRICS
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
+def _origin(job: Job, earlier: dict[str, Any]) -> dict[str, Any]:
+    """What is trained from what; refuses to go on with an earlier run of other making."""
+    origin = {"task": job.task.name, **task_record(job.task), "base_sha256": weights_sha256(job.model)}
+    job.check_rows(earlier)
+    path = job.output / RECIPE_FILE
+    if path.is_file() and path.read_text(encoding="utf-8") != to_yaml(job.recipe):
         raise TrituneError(f"{job.output}: --resume: the run there has another recipe ({RECIPE_FILE})")
-    earlier = read_json(job.output / METRICS) or read_json(beside)
     if earlier and any(earlier.get(key) != value for key, value in origin.items()):
         raise TrituneError(f"{job.output}: --resume: the run there has another task, data or base model")
+    job.check_rows(earlier, "encoded")
+    # Of which rows the steps of an earlier run were made is known by its own record alone.
+    rows = earlier.get("rows") if earlier else job.rows
+    return origin | ({"rows": rows} if rows else {})
+
+
+def _keep_recipe(job: Job, origin: dict[str, Any]) -> None:
+    """Write down what is trained from what."""
+    beside = job.output / CHECKPOINTS / METRICS
     beside.parent.mkdir(parents=True, exist_ok=True)
     write_json(beside, origin)
-    write_text(path, text)
+    write_text(job.output / RECIPE_FILE, to_yaml(job.recipe))
     if job.task.files is not None:
         write_text(job.output / TASK_FILE, task_to_yaml(job.task))
 
 
 def _trainer(job: Job) -> HeadTrainer:
     recipe = job.recipe
-    args = training_arguments(recipe, recipe.max_steps, job.output / CHECKPOINTS / "fine-tuning", data_seed=recipe.seed)
+    args = training_arguments(recipe, recipe.max_steps, checkpoints(job.output, _PHASE), data_seed=recipe.seed)
     published = recipe.optimizer == "bert_adam"
     return HeadTrainer(
         model=job.model,

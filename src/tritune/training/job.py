@@ -1,6 +1,6 @@
 """What a run works on, opened and checked whole before anything is computed or written."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from ..data import load_task_data
+from ..data.rows_record import other_rows, rows_record
 from ..devices import this_process
 from ..distill import check_temperature, distilled_layers
 from ..errors import TrituneError
@@ -37,6 +38,7 @@ class Job:
         measured: of the teacher and of untrained students on the dev splits; runs on the same models and data share it.
         student: a float model that the student begins as; None for a copy of the teacher.
         student_source: where it came from, for the record.
+        rows: what tells the rows of `data` from others, see `rows_record`.
     """
 
     model: PreTrainedModel
@@ -49,6 +51,23 @@ class Job:
     measured: dict[Hashable, dict[str, Any]] = field(default_factory=dict)
     student: PreTrainedModel | None = None
     student_source: str = ""
+    rows: Mapping[str, Any] = field(default_factory=dict)
+
+    def check_rows(self, earlier: Mapping[str, Any], stage: str = "read") -> None:
+        """Check that a run which is to go on was made of the rows of this job.
+
+        Args:
+            earlier: what is known of that run; one that kept no record of its rows passes.
+            stage: of the rows: `read`, or `encoded`.
+
+        Raises:
+            TrituneError: it was made of others.
+        """
+        if earlier.get("task") != self.task.name or "rows" not in earlier:
+            return
+        if found := other_rows(earlier["rows"], self.rows, stage):
+            cause = "was made of other rows" if stage == "read" else "read the same rows with another tokenizer"
+            raise TrituneError(f"{self.output}: --resume: the run there {cause} ({found})")
 
     @property
     def float_student(self) -> PreTrainedModel:
@@ -125,7 +144,8 @@ def open_job(
         recipe = _resolved(asked, task, len(data.splits["train"]))
         recipe = _fitted(recipe, task, model, student) if distils else recipe
     started = {"student": student, "student_source": str(student_source or "")}
-    return Job(model, processor, task, data, recipe, output, str(source), **started)
+    rows = rows_record(splits, data.splits)
+    return Job(model, processor, task, data, recipe, output, str(source), rows=rows, **started)
 
 
 def _open_student(source: str | Path, task: Task, processor: Any, max_length: int | None) -> PreTrainedModel:
@@ -149,15 +169,16 @@ def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path
     Raises:
         TrituneError: the recipe does not fit the model or the task.
     """
-    fitted, data, measured = fit(job, recipe), job.data, job.measured
+    fitted = fit(job, recipe)
     if (fitted.max_length, fitted.padding) != (job.recipe.max_length, job.recipe.padding):
         splits = load_task_data(job.task, data_folder, augmented=fitted.augmented)
-        data, measured = job.task.head.encode(splits, job.task, job.processor, fitted.max_length, fitted.padding), {}
+        data = job.task.head.encode(splits, job.task, job.processor, fitted.max_length, fitted.padding)
+        job = replace(job, data=data, rows=rows_record(splits, data.splits), measured={})
         # A long text is cut into windows, each of them a row: an epoch of shorter ones takes more steps.
-        fitted = fit(replace(job, data=data), recipe)
+        fitted = fit(job, recipe)
     # A trainer freezes its teacher; the student begins as a copy of it.
     job.model.requires_grad_(True)
-    return replace(job, recipe=fitted, data=data, output=output, measured=measured)
+    return replace(job, recipe=fitted, output=output)
 
 
 def fit(job: Job, recipe: Recipe) -> Recipe:

@@ -84,7 +84,11 @@ class Recorder:
     """Gathers `metrics.json` while the run goes on, in a file of its own so that a resumed run measures nothing twice.
 
     Raises:
-        TrituneError: the folder holds a run of another recipe or teacher.
+        TrituneError: the folder holds a run of other rows, or of another recipe or teacher.
+
+    Attributes:
+        finished: the metrics of a run that came to its end; empty for others.
+        begun: those of a run that was stopped, as far as it got; empty where there is none.
     """
 
     def __init__(self, job: Job, phases: list[Phase]):
@@ -99,18 +103,20 @@ class Recorder:
             "steps": {phase.name: phase.steps for phase in phases},
             "versions": library_versions(),
             **task_record(job.task),
+            "rows": job.rows,
         }
         recipe = job.recipe
         self.takes_kernels = takes_kernels(recipe.fused_kernels, recipe.has_kernels(), job.model.device)
         if recipe.bf16:
             self.metrics["fused_kernels"] = self.takes_kernels
-        self.finished = read_json(job.output / METRICS)
-        self._check(self.finished or read_json(self.path))
+        self.finished, self.begun = read_json(job.output / METRICS), read_json(self.path)
+        self._check(self.finished or self.begun)
 
     def _check(self, earlier: dict[str, Any]) -> None:
         """Refuse to go on with a run of other making."""
         if not earlier:
             return
+        self.job.check_rows(earlier)
         recipe = (self.job.output / RECIPE_FILE).read_text(encoding="utf-8")
         same = all(earlier.get(key) == self.metrics.get(key) for key in ("task", "data", "metric", "steps"))
         if recipe != to_yaml(self.job.recipe) or not same:
@@ -120,6 +126,7 @@ class Recorder:
         own = None if self.job.student is None else weights_sha256(self.job.student)
         if earlier.get("float_student", {}).get("sha256") != own:
             raise TrituneError(f"{self.job.output}: --resume: the run there has another --student")
+        self.job.check_rows(earlier, "encoded")
 
         kernels = earlier.get("fused_kernels"), self.metrics.get("fused_kernels")
         if not self.finished and kernels[0] != kernels[1]:
@@ -129,11 +136,12 @@ class Recorder:
                 stacklevel=2,
             )
 
-    def begin(self, untrained: PreTrainedModel, start: PreTrainedModel | None, start_source: str) -> None:
-        """Measure what there is before the training, unless a resumed run did."""
+    def begin(self, untrained: PreTrainedModel, start: PreTrainedModel | None, start_source: str, step: int) -> None:
+        """Measure what there is before the training, unless a resumed run did; that one goes on after `step`."""
         self.measure = _Measure(self.job)
-        if earlier := read_json(self.path):
-            self.metrics = earlier
+        if self.begun:
+            self.metrics = self.begun | {"resumed": [*self.begun.get("resumed", ()), step]}
+            write_json(self.path, self.metrics)
             return
         self.metrics["teacher"] = self.measure.teacher()
         if self.job.student is not None:

@@ -10,7 +10,7 @@ import json
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -26,6 +26,7 @@ from transformers.integrations import TensorBoardCallback
 from ..errors import CannotWriteError, Interrupted, TrituneError, first_line
 from ..heads.augmented import AugmentedRows, EpochOf
 from .callbacks import EvaluateAtEnd, PhaseProgress
+from .run_folder import CHECKPOINTS
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _WEIGHTS, _STATE = "model.safetensors", "trainer_state.json"
@@ -38,6 +39,28 @@ def newest_checkpoint(folder: Path) -> Path | None:
         (int(match[1]), path) for path in folder.glob("*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
     ]
     return next((path for step, path in sorted(found, reverse=True) if _is_whole(path, step)), None)
+
+
+def checkpoints(output: Path, phase: str) -> Path:
+    """Where in a run's folder the checkpoints of a phase lie."""
+    return output / CHECKPOINTS / phase.replace(" ", "_")
+
+
+def last_step(output: Path, first_steps: Mapping[str, int]) -> int:
+    """The step after which the newest whole checkpoint of a run was written, counted since the run began.
+
+    Args:
+        output: the run's folder.
+        first_steps: the phases in their order, each with the steps before it.
+    """
+    for phase, before in reversed(first_steps.items()):
+        if checkpoint := newest_checkpoint(checkpoints(output, phase)):
+            return before + _step(checkpoint)
+    return next(iter(first_steps.values()))
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _is_whole(path: Path, step: int) -> bool:
@@ -111,7 +134,7 @@ def train(
     """
     folder = Path(trainer.args.output_dir)
     checkpoint = newest_checkpoint(folder)
-    if checkpoint is not None and checkpoint.name == f"checkpoint-{trainer.args.max_steps}":
+    if checkpoint is not None and _step(checkpoint) == trainer.args.max_steps:
         load_weights(trainer.model, checkpoint / _WEIGHTS)
         return
     for callback in trainer.callback_handler.callbacks:

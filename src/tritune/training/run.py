@@ -26,7 +26,7 @@ from .callbacks import BestModel, History, StepTimer, Watch
 from .card import CARD, model_card
 from .job import Job, Phase
 from .recorder import Recorder
-from .resume import train
+from .resume import checkpoints, last_step, train
 from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, claimed, remove, write_json, write_text
 from .teacher_cache import ROW, TeacherCache
 from .trainer import DistillationTrainer
@@ -66,6 +66,7 @@ def run(
     start_source: str = "",
     resume: bool = False,
     watch: Callable[[int, float], None] | None = None,
+    resumed: Callable[[int, int], None] = lambda step, steps: None,
 ) -> dict[str, Any]:
     """Train a student through `phases`, write the run folder, and return its metrics.
 
@@ -78,6 +79,7 @@ def run(
         resume: go on with the run that lies in `job.output`, if one does; the final weights are those of a run that
             was never stopped.
         watch: told the step and the student's score after every evaluation, in place of bars.
+        resumed: of a run that goes on, told after which step of how many.
 
     Returns:
         What `metrics.json` holds.
@@ -97,8 +99,11 @@ def run(
         if recorder.finished:
             remove(job.output / CHECKPOINTS)
             return recorder.finished
+        step = last_step(job.output, {phase.name: phase.first_step for phase in phases})
+        if recorder.begun:
+            resumed(step, recorder.last_step)
         cache = _teacher_cache(job) if job.recipe.cache_teacher else None
-        recorder.begin(untrained, start, start_source)
+        recorder.begin(untrained, start, start_source, step)
         set_seed(job.recipe.seed)
         best = None
         for phase in phases:
@@ -175,14 +180,13 @@ def _train(
 ) -> BestModel | None:
     """One phase; returns the keeper of the best student in the last one."""
     recipe = job.recipe
-    folder = job.output / CHECKPOINTS / phase.name.replace(" ", "_")
     # Another order of the data in every phase: step two must not begin with the batches that step one saw.
     data_seed = recipe.seed + phase.first_step
     rows = job.data.training_rows(recipe.image_augmentation, data_seed)
     trainer = DistillationTrainer(
         model=student,
         teacher=job.model,
-        args=training_arguments(recipe, phase.steps, folder, data_seed),
+        args=training_arguments(recipe, phase.steps, checkpoints(job.output, phase.name), data_seed),
         coefficients=recipe.coefficients(),
         schedule=phase.schedule,
         loss_average=recipe.loss_average,

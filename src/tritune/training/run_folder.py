@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,21 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file that a run wrote; empty if it is not there."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def metrics_beside(model: str | Path) -> Any:
+    """What a file says that lies where a run keeps what is known of a model; None for a model that no run left there.
+
+    Args:
+        model: a run's folder, its `best/`, or any other model.
+    """
+    folder = Path(model)
+    places = [folder / METRICS]
+    if folder.name == BEST:
+        places += [folder.parent / METRICS, folder.parent / CHECKPOINTS / METRICS]
+    with suppress(OSError, ValueError):  # of a file that is none of ours nothing is asked
+        return next((read_json(place) for place in places if place.is_file()), None)
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

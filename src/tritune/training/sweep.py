@@ -6,6 +6,7 @@ sweep, point and seed: a point that was interrupted goes on from its newest chec
 
 import copy
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ import optuna
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm.auto import tqdm
 
+from ..data.rows_record import other_rows
 from ..devices import this_process
 from ..errors import CannotWriteError, Interrupted, TrituneError, first_line
 from ..load import weights_sha256
@@ -182,9 +184,9 @@ def open_queues(job: SweepJob, worker: Worker) -> list[Queue]:
         earlier = study.user_attrs.get(_MADE_OF)
         if earlier is None:
             study.set_user_attr(_MADE_OF, made_of)
-        elif other := [key for key in made_of if made_of[key] != earlier.get(key)]:
+        elif other := _difference(earlier, made_of):
             raise TrituneError(
-                f"the study {name} there has another {other[0]}; take another --output or --storage, or give the sweep "
+                f"the study {name} there has {other}; take another --output or --storage, or give the sweep "
                 "file another name"
             )
         queues.append(Queue(study, sweep.count(), worker, _fixed(sweep)))
@@ -246,7 +248,7 @@ class _Objective:
             return made
 
         try:
-            metrics = run(job, plan(job), resume=True, watch=watch)
+            metrics = run(job, plan(job), resume=True, watch=watch, resumed=self._say_resumed)
         except optuna.TrialPruned:
             remove(folder / CHECKPOINTS)
             note("pruned", last=watch.score)
@@ -262,6 +264,9 @@ class _Objective:
                 remove_students(folder)
         scores = {key: metrics[key][metrics["metric"]] for key in ("last", "best")}
         return note("complete", **scores, steps=job.recipe.max_steps, seconds=metrics["seconds"])
+
+    def _say_resumed(self, step: int, steps: int) -> None:
+        self.bar.write(f"{self.bar.desc}resumed: goes on after step {step} of {steps}", sys.stderr)
 
 
 class _Watch:
@@ -293,12 +298,23 @@ def _made_of(job: SweepJob, sweep: Sweep) -> dict[str, Any]:
         "task": job.job.task.name,
         **({"dataset": record} if (record := task_record(job.job.task)) else {}),
         "teacher": weights_sha256(job.job.model),
-        "data": {name: len(split) for name, split in job.job.data.splits.items()},
+        "rows": job.job.rows,
         "recipe": asdict(sweep.base),
         "set": dict(sweep.set),
         "space": space,
         **{key: getattr(sweep, key) for key in (*settings, "pruner_warmup_steps")},
     }
+
+
+def _difference(earlier: dict[str, Any], made_of: dict[str, Any]) -> str:
+    """What a study has that a sweep has not, in words; empty where they have all in common."""
+    rows = earlier.get("rows", made_of["rows"])  # older studies kept no record of them
+    if earlier["task"] == made_of["task"] and (found := other_rows(rows, made_of["rows"], "read")):
+        return f"other rows ({found})"
+    if other := [key for key in made_of if key != "rows" and made_of[key] != earlier.get(key)]:
+        return f"another {other[0]}"
+    found = other_rows(rows, made_of["rows"], "encoded")
+    return f"another tokenizer ({found})" if found else ""
 
 
 def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:

@@ -140,7 +140,8 @@ class DistillationTrainer(HeadTrainer):
         self.hidden_projection: HiddenProjection | None = None
         self.site: Site | None = None
         self._loss_sums: dict[str, float | torch.Tensor] = defaultdict(float)
-        self._loss_steps = 0
+        self._loss_steps = 0.0
+        self.current_gradient_accumulation_steps = 1  # as Trainer counts them once it trains
         self.optimizer_args = args = args if args is not None else TrainingArguments()
         if kwargs.get("optimizers", (None, None))[0] is not None:
             self.optimizer_name = optimizer = "adamw"
@@ -172,6 +173,7 @@ class DistillationTrainer(HeadTrainer):
 
         Under gradient checkpointing, which is there to save memory, it is quantized as often as it is needed.
         """
+        self._forget_losses()
         with self._kernels(), nullcontext() if self.args.gradient_checkpointing else weights_held():
             return super().train(*args, **kwargs)
 
@@ -224,12 +226,12 @@ class DistillationTrainer(HeadTrainer):
         return (loss, student) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's log with the mean of every loss since the last one beside it."""
-        if "loss" in logs and self._loss_steps:
-            for name, value in self._loss_sums.items():
-                logs[f"{name}_loss"] = float(value) / self._loss_steps
-            self._loss_sums.clear()
-            self._loss_steps = 0
+        """Trainer's log with every loss beside their sum, each the same mean: over updates, batches and processes."""
+        if "loss" in logs and self._loss_sums:
+            sums = self.accelerator.reduce(torch.stack([*self._loss_sums.values()]), reduction="mean")
+            for name, value in zip(self._loss_sums, sums.tolist(), strict=True):
+                logs[f"{name}_loss"] = value / self._loss_steps
+            self._forget_losses()
         super().log(logs, start_time)
 
     def site_name(self) -> str | None:
@@ -334,8 +336,12 @@ class DistillationTrainer(HeadTrainer):
                     f"step {self.state.global_step + 1}: the {name} loss is {value.item()}; lower learning_rate, or "
                     "check the teacher's weights"
                 )
-            self._loss_sums[name] += value
-        self._loss_steps += 1
+            self._loss_sums[name] += value / self.current_gradient_accumulation_steps
+        self._loss_steps += 1 / self.current_gradient_accumulation_steps
+
+    def _forget_losses(self) -> None:
+        self._loss_sums.clear()
+        self._loss_steps = 0.0
 
 
 def _check_names(coefficients: dict[str, float], schedule: str | None, average: str, optimizer: str) -> None:

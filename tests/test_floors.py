@@ -11,7 +11,7 @@ ROOT = Path(tritune.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
 
 FLOORS = [
-    ("quant", "trace", "errors", "devices", "versions"),
+    ("quant", "trace", "sites", "errors", "devices", "versions"),
     (
         "kernels",
         "code_product",
@@ -19,6 +19,7 @@ FLOORS = [
         "layers",
         "modes",
         "quantization",
+        "distil_choices",
         "distill",
         "next_token",
         "layer_map",
@@ -36,6 +37,7 @@ FLOORS = [
         "span_metrics",
         "load",
         "heads",
+        "task_names",
         "task_file",
         "tasks",
         "models",
@@ -49,7 +51,7 @@ FLOORS = [
     ),
     ("training",),
     ("cli", "report"),
-    ("tritune",),  # the package itself, which hands out names of every floor
+    ("tritune", "__main__"),  # the package itself, which hands out names of every floor
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

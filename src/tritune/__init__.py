@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .prepare import prepare
     from .quantization import Quantization
     from .shrink import shrink
-    from .trace import Intervention, LayerTrace, ModelTrace, Site
+    from .sites import Site
+    from .trace import Intervention, LayerTrace, ModelTrace
     from .training.trainer import DistillationTrainer
 
 __version__ = "0.1.0"
@@ -57,7 +58,7 @@ _HOMES = {
     "LayerTrace": "trace",
     "ModelTrace": "trace",
     "Quantization": "quantization",
-    "Site": "trace",
+    "Site": "sites",
     "TrituneConfig": "checkpoint",
     "TrituneError": "errors",
     "UnsupportedModelError": "errors",

@@ -15,6 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..distil_choices import TASK_LOSS, check_loss
 from ..errors import TrituneError
 from ..instrument import instrument
 from ..load import is_quantized
@@ -22,7 +23,7 @@ from ..modes import evaluation_mode
 from ..products import weights_held
 from .hessian import Hessian, both_ends, hutchinson, rademacher, top_eigenvalues
 from .lanczos import SpectralDensity, lanczos, spectral_density
-from .objective import TASK_LOSS, check_loss, objective
+from .objective import objective
 from .parameters import differentiated, select_parameters
 from .subjects import Batch
 

@@ -27,10 +27,14 @@ def evaluate(
     Examples: `tritune evaluate run/ --task sst2 --data glue/SST-2 --json`,
     `tritune evaluate run/ --task run/task.yaml --dev-file test.csv`
     """
+    from ..recipes import check_evaluation_keys
+
+    own = options.OwnFiles(None, dev_file, columns, label_column, problem)
+    check_evaluation_keys(overrides or [])
+    options.check_task(task, own, trains=False)
     options.quiet_libraries()
     from ..evaluate import evaluate_source
     from .show import show_scores
 
-    own = options.OwnFiles(None, dev_file, columns, label_column, problem)
     asked = options.open_task(task, own, model, trains=False)
     show_scores(evaluate_source(model, asked, data, overrides or [], teacher), as_json=json)

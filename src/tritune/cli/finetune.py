@@ -31,13 +31,15 @@ def finetune(
     `tritune finetune bert-base-uncased --task text-classification --train-file train.csv --dev-file dev.csv
     --text-columns premise,hypothesis --label-column verdict --output teacher/`
     """
-    options.quiet_libraries()
     from ..recipes import FinetuneRecipe, load_recipe
+
+    recipe = load_recipe(recipe, overrides or [], FinetuneRecipe)
+    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
+    options.check_task(task, own)
+    options.quiet_libraries()
     from ..training.finetune import finetune as run
     from ..training.job import open_job
     from .show import show_finetuned
 
-    recipe = load_recipe(recipe, overrides or [], FinetuneRecipe)
-    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     job = open_job(model, options.open_task(task, own), data, recipe, output, overwrite=overwrite, resume=resume)
     show_finetuned(run(job, resume), output, as_json=json)

@@ -12,8 +12,6 @@ from rich.table import Table
 
 from ..recipes import label as label_of
 from ..recipes import to_yaml
-from ..size import size_bytes
-from ..swap import bits_of_modules
 
 _SIZE_NOTE = "* computed from the bit widths"
 _SCALES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -42,6 +40,9 @@ def show_task(task: Any) -> None:
 
 def show_dry_run(recipe: Any, phases: list, student: Any) -> None:
     """What a training would do: the recipe in force, the split of the budget, modules with their bits, the size."""
+    from ..size import size_bytes
+    from ..swap import bits_of_modules
+
     print(to_yaml(recipe))
     table = _table("module", "times", "parameters", "weights", "inputs")
     for row in bits_of_modules(student):

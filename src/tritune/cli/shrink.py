@@ -30,14 +30,15 @@ def shrink(
 
     Example: `tritune shrink teacher/ --layers 1,3,5,7,9,11 --output skip/`
     """
+    from ..training.run_folder import check_free
+
+    check_free(output, overwrite, inputs=(teacher,))
     options.quiet_libraries()
     from ..load import load_float, weights_sha256
     from ..shrink import NOTE
     from ..shrink import shrink as shrunk
     from ..size import size_bytes
-    from ..training.run_folder import check_free
 
-    check_free(output, overwrite, inputs=(teacher,))
     model = load_float(teacher)
     small = shrunk(model, _numbers(layers))
     made = {

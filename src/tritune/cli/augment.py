@@ -42,6 +42,7 @@ def augment(
     """
     _check_numbers(n, probability, candidates, batch_size, seed)
     options.check_task(task)
+    options.check_models(mlm)
     options.quiet_libraries()
     from ..data.augmented_file import open_output
     from ..tasks import get_task

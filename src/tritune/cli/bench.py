@@ -34,6 +34,7 @@ def bench(
     peers = [peer.strip() for peer in against.split(",") if peer.strip()]
     shapes = {"batches": _numbers("batches", batches), "lengths": _numbers("lengths", lengths)}
     check_peers(peers)
+    options.check_models(model)
     options.quiet_libraries()
     from ..bench.measure import bench as measure
     from ..heads import TEXT_CLASSIFICATION, head_of

@@ -44,6 +44,7 @@ def convert(
     if best and not source.is_dir():
         raise TrituneError(f"--best: there is no {source}; without it the last student is taken")
     check_free(output, overwrite, inputs=[run])
+    options.check_models(run)
     options.quiet_libraries()
     import torch
 

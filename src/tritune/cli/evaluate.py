@@ -32,6 +32,7 @@ def evaluate(
     own = options.OwnFiles(None, dev_file, columns, label_column, problem)
     check_evaluation_keys(overrides or [])
     options.check_task(task, own, trains=False)
+    options.check_models(model, teacher)
     options.quiet_libraries()
     from ..evaluate import evaluate_source
     from .show import show_scores

@@ -54,6 +54,7 @@ def export(
     if task is not None:
         options.check_task(task)
     _check_output(output, model, format)
+    options.check_models(model)
     options.quiet_libraries()
     from ..data import load_task_data
     from ..evaluate import recipe_in_force

@@ -36,6 +36,7 @@ def finetune(
     recipe = load_recipe(recipe, overrides or [], FinetuneRecipe)
     own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     options.check_task(task, own)
+    options.check_models(model)
     options.quiet_libraries()
     from ..training.finetune import finetune as run
     from ..training.job import open_job

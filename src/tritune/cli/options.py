@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import TrituneError
+from ..hub import located
 from ..task_names import KINDS, check_problem, is_task_file, task_name
 
 if TYPE_CHECKING:
@@ -125,6 +126,19 @@ def _check_splits(name: str, files: Mapping[str, Path], trains: bool) -> None:
     for option, split in (("--train-file", "train"), ("--dev-file", "validation")):
         if split not in files and (trains or split == "validation"):
             raise TrituneError(f"--task {name}: {option} is missing")
+
+
+def check_models(*sources: str | None) -> None:
+    """Check that models can be had, before anything heavy is imported.
+
+    Args:
+        *sources: folders or hub names; None for those that are not given.
+
+    Raises:
+        TrituneError: there is no such folder, and no such name on the hub or no way to it.
+    """
+    for source in filter(None, sources):
+        located(source)
 
 
 def open_task(name: str, own: OwnFiles, model: str | None = None, *, trains: bool = True) -> "tasks.Task":

@@ -50,6 +50,7 @@ def predict(
     check_evaluation_keys(overrides or [])
     if output is not None:
         check_writable(output)
+    options.check_models(model)
     options.quiet_libraries()
     from ..heads import IMAGE_CLASSIFICATION, head_of
     from ..load import load_config

@@ -33,6 +33,7 @@ def shrink(
     from ..training.run_folder import check_free
 
     check_free(output, overwrite, inputs=(teacher,))
+    options.check_models(teacher)
     options.quiet_libraries()
     from ..load import load_float, weights_sha256
     from ..shrink import NOTE
@@ -62,13 +63,14 @@ def _write(model: "PreTrainedModel", source: str, output: Path, made: dict[str, 
     """Write the model and what lies beside its source, whole or not at all."""
     from transformers.utils import cached_file
 
+    from ..hub import located
     from ..load import load_tokenizer
     from ..training.run_folder import SHRUNK, replace_folder, write_json
 
     has_text = model.main_input_name == "input_ids"
     tokenizer = load_tokenizer(source, model, max_length=1) if has_text else None
     missing_is_fine = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    processor = None if has_text else cached_file(source, _IMAGE_PROCESSOR, **missing_is_fine)
+    processor = None if has_text else cached_file(located(source), _IMAGE_PROCESSOR, **missing_is_fine)
     with replace_folder(output) as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:

@@ -49,6 +49,7 @@ def begin(
     options.check_task(task)
     check_evaluation_keys(overrides or [])
     folder = output_folder(output, models[0], name)
+    options.check_models(*models)
     options.quiet_libraries()
     return folder
 

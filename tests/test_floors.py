@@ -11,7 +11,7 @@ ROOT = Path(tritune.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
 
 FLOORS = [
-    ("quant", "trace", "errors", "devices", "versions"),
+    ("quant", "trace", "sites", "errors", "hub", "devices", "versions"),
     (
         "forward_pass",
         "held",
@@ -21,6 +21,7 @@ FLOORS = [
         "layers",
         "modes",
         "quantization",
+        "distil_choices",
         "distill",
         "next_token",
         "layer_map",
@@ -30,7 +31,7 @@ FLOORS = [
         "integrity",
     ),
     ("anatomy", "attention", "instrument", "size", "module_bits"),
-    ("swap", "pack_modules", "prepare", "convert", "shrink", "checkpoint"),
+    ("swap", "pack_modules", "prepare", "convert", "shrink", "checkpoint", "plugin"),
     (
         "recipes",
         "table",
@@ -38,6 +39,7 @@ FLOORS = [
         "span_metrics",
         "load",
         "heads",
+        "task_names",
         "task_file",
         "tasks",
         "models",
@@ -51,7 +53,7 @@ FLOORS = [
     ),
     ("training",),
     ("cli", "report"),
-    ("tritune",),  # the package itself, which hands out names of every floor
+    ("tritune", "__main__"),  # the package itself, which hands out names of every floor
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

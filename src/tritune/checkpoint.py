@@ -1,4 +1,4 @@
-"""Checkpoints: the transformers plug-in behind `from_pretrained` and `save_pretrained`.
+"""Checkpoints: what transformers calls in `from_pretrained` and `save_pretrained`, by way of `plugin`.
 
 A QAT checkpoint holds the latent weights under their own names and a `quantization_config` of method "tritune" in
 `config.json`. Without tritune imported, transformers would load such a folder as a float model with no more than a
@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .attention import IMPLEMENTATION
@@ -36,7 +36,6 @@ QAT, PACKED = "qat", "packed"
 FORMAT_VERSION = 1
 
 
-@register_quantization_config(METHOD)
 class TrituneConfig(QuantizationConfigMixin):
     """The `quantization_config` section of a checkpoint.
 
@@ -99,7 +98,6 @@ class TrituneConfig(QuantizationConfigMixin):
         return values
 
 
-@register_quantizer(METHOD)
 class TrituneQuantizer(HfQuantizer):
     """Rebuilds a QAT model after its latent weights are loaded, a packed one before its codes are."""
 

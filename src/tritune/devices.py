@@ -2,17 +2,22 @@
 
 import ctypes
 import sys
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import PartialState
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 # mallopt's names in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _LARGEST_TRIM = 2**31 - 1
 
 
-def this_process() -> PartialState:
+def this_process() -> "PartialState":
     """Join the processes of torchrun or accelerate launch, over gloo where there is no accelerator."""
+    # Every command line asks for the memory below, and only some of them for torch.
+    import torch
+    from accelerate import PartialState
+
     return PartialState(cpu=not torch.accelerator.is_available())
 
 

@@ -9,7 +9,6 @@ models computed in, losses are taken in float32 or wider.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,13 +16,12 @@ import torch
 from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
 
+from .distil_choices import ALL_LAYERS, check_distil_layers
 from .errors import TrituneError, shown
 from .next_token import IGNORED, next_token_cross_entropy, token_scaled_soft_cross_entropy
 from .quant.granularity import wide_dtype
 from .trace import LayerTrace
 
-AVERAGES = ("padded", "valid")
-ALL_LAYERS = "all"
 MULTI_LABEL = "multi_label_classification"  # as transformers' configs name it
 
 # Keeps log-probabilities finite where a probability underflows; the value of the published code.
@@ -222,15 +220,6 @@ def distilled_layers(choice: str | Sequence[int], count: int) -> tuple[int, ...]
         named = choice if isinstance(choice, str) else list(choice)
         raise TrituneError(f"distil_layers: {shown(named)}, but the model has only {count} layers (counted from 0)")
     return chosen
-
-
-def check_distil_layers(choice: str | Sequence[int]) -> None:
-    """Raise TrituneError for a `distil_layers` that no model could follow."""
-    if isinstance(choice, str):
-        if choice not in (ALL_LAYERS, "last") and not re.fullmatch(r"every-([2-9]|[1-9][0-9]{1,3})", choice):
-            raise TrituneError(f"distil_layers must be all, last, every-2 (-3, -4, …) or a list; got {shown(choice)}")
-    elif not choice or min(choice) < 0 or len(set(choice)) < len(choice):
-        raise TrituneError(f"distil_layers must name layers once each, counted from 0; got {shown(list(choice))}")
 
 
 def check_temperature(temperature: float, regression: bool) -> None:

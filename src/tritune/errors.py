@@ -1,4 +1,4 @@
-"""The errors a user sees.
+"""The errors a user sees, and how lines for people show values.
 
 Every one of them is a single line that names the file, row or key at fault and says what to do; the command line
 prints that line and leaves with exit code 2.
@@ -7,6 +7,7 @@ prints that line and leaves with exit code 2.
 import reprlib
 from typing import Any
 
+_SCALES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = 60
 
@@ -31,6 +32,18 @@ def first_line(error: BaseException) -> str:
     """
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return "".join(character if character.isprintable() else "?" for character in line.strip()[:200])
+
+
+def readable(size_bytes: int) -> str:
+    """Bytes in decimal units.
+
+    >>> readable(12_345_678)
+    '12.3 MB'
+    """
+    for unit, name in _SCALES:
+        if size_bytes >= unit:
+            return f"{size_bytes / unit:.1f} {name}"
+    return f"{size_bytes} B"
 
 
 class TrituneError(ValueError):

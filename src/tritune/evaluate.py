@@ -26,12 +26,11 @@ from .instrument import instrument
 from .load import is_quantized
 from .models import fit_length, load_model
 from .modes import evaluation_mode
-from .recipes import FinetuneRecipe, Recipe, load_recipe, recipe_beside
+from .recipes import FinetuneRecipe, Recipe, check_evaluation_keys, load_recipe, recipe_beside
 from .size import size_bytes
 from .tasks import TASKS, Task
 from .trace import Intervention, Site
 
-EVALUATION_KEYS = ("max_length", "padding", "per_device_eval_batch_size")
 # Lengths and batches for texts without recipe and task; with no published ones, as own files have.
 _ANY_TEXTS = Task("", "", ("text",), None, "", lambda predictions, labels: {}, 128, 32, 100, files={})
 
@@ -103,10 +102,7 @@ def recipe_in_force(
     Raises:
         TrituneError: the recipe cannot be read, or an override cannot be used.
     """
-    for override in overrides:
-        key = override.partition("=")[0].strip()
-        if key not in EVALUATION_KEYS:
-            raise TrituneError(f"--set: {key} would change nothing here; known are {', '.join(EVALUATION_KEYS)}")
+    check_evaluation_keys(overrides)
     task = task or _usual_task(head_of(model.config))
     if task.max_length is None:
         for key in ("max_length", "padding"):
@@ -136,7 +132,7 @@ def evaluate_source(
         source: a run, a teacher, or any model fine-tuned on `task`.
         task: of the table, or of one's own files.
         data_folder: a table task's original files; None reads the hub.
-        overrides: `key=value` for `EVALUATION_KEYS` of the recipe beside the model.
+        overrides: `key=value` for `recipes.EVALUATION_KEYS` of the recipe beside the model.
         teacher_source: a second model to which the closeness is measured.
 
     Returns:

@@ -27,6 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from .checkpoint import METHOD, TrituneConfig, is_packed
 from .errors import TrituneError, first_line, shown
+from .hub import located
 
 
 def load_pretrained(kind: Any, source: str | Path, **head: Any) -> PreTrainedModel:
@@ -133,14 +134,14 @@ def _from_pretrained(
     kind: Any, source: str | Path, config: PreTrainedConfig, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model of the class `kind` and what transformers reports of the loading; no other files than safetensors."""
-    path = Path(source)
+    path, found = Path(source), located(source)
     if path.is_dir() and not any(path.glob("*.safetensors")):
         raise TrituneError(f"{source}: no model.safetensors; weights of other kinds must be saved anew as safetensors")
     try:
-        _check_no_pickle(source, config)
+        _check_no_pickle(found, config)
         with _quiet():
             return kind.from_pretrained(
-                source, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
+                found, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
             )
     except TrituneError as error:
         raise _named(error, source) from None
@@ -224,8 +225,9 @@ def load_tokenizer(source: str | Path, model: PreTrainedModel, max_length: int) 
         TrituneError: there is none, it has more tokens than the model's embedding, or `max_length` is beyond the
             model's positions.
     """
+    found = located(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
         tokenizer("\N{SNOWMAN}")  # one that cannot say "unknown" fails no sooner than here
         largest = max(tokenizer.get_vocab().values(), default=-1)
     except Exception as error:
@@ -272,12 +274,11 @@ def load_config(source: str | Path) -> PreTrainedConfig:
     path = Path(source)
     if path.is_file():
         raise TrituneError(f"{source}: this is a file; give the folder that holds the model")
-    if _looks_local(source) and not path.is_dir():
-        raise TrituneError(f"{source}: there is no such folder")
+    found = located(source)
     if path.is_dir() and not (path / "config.json").is_file():
         raise TrituneError(f"{source}: not a model: the folder has no config.json")
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(found, trust_remote_code=False)
     except TrituneError as error:
         raise _named(error, source) from None
     except Exception as error:
@@ -288,14 +289,6 @@ def load_config(source: str | Path) -> PreTrainedConfig:
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise TrituneError(f"{source}: architectures in its config.json must be a list of names, got {shown(names)}")
     return config
-
-
-def _looks_local(source: str | Path) -> bool:
-    text = str(source)
-    if isinstance(source, Path) or text.startswith(("/", ".", "~")) or text.endswith("/") or text.count("/") > 1:
-        return True
-    first, *others = Path(text).parts
-    return bool(others) and Path(first).exists()
 
 
 def positions(model: PreTrainedModel) -> int | None:

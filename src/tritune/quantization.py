@@ -1,23 +1,18 @@
-"""`Quantization`: what of a model is quantized, and how; the value behind every recipe and every QAT checkpoint."""
+"""`Quantization`: what of a model is quantized, and how; the value behind every recipe and every QAT checkpoint.
+
+Recipes are read where nothing else is done, so the quantizers, which need torch, are imported where one is asked for.
+"""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import TrituneError, shown
-from .quant import (
-    ACTIVATION_QUANTIZERS,
-    QUANTIZERS,
-    WEIGHT_QUANTIZERS,
-    Calibrated,
-    Granularity,
-    Quantizer,
-    default_weight_quantizer,
-    in_parts,
-    make_quantizer,
-)
+
+if TYPE_CHECKING:
+    from .quant import Quantizer
 
 PARTS = (
     "query_key_value",
@@ -99,14 +94,8 @@ class Quantization:
             ("weight_granularity", ("tensor", "row")),
             ("embedding_granularity", ("tensor", "row")),
             ("activation_granularity", ("tensor", "token")),
-            ("weight_quantizer", (None, *WEIGHT_QUANTIZERS)),
-            ("embedding_quantizer", (None, *WEIGHT_QUANTIZERS)),
-            ("activation_quantizer", (None, *ACTIVATION_QUANTIZERS)),
         ):
-            if getattr(self, key) not in allowed:
-                raise TrituneError(
-                    f"{key} must be one of {', '.join(map(str, allowed))}; got {shown(getattr(self, key))}"
-                )
+            self._check_among(key, allowed)
         for key, bits in (
             ("weight_quantizer", self.weight_bits),
             ("embedding_quantizer", self.bits_of_embedding),
@@ -160,9 +149,9 @@ class Quantization:
                 (one._weight_name(), one.weight_granularity),
                 (one._activation_name(), one.activation_granularity),
             }
-        return {name for name, granularity in pairs if name is not None and granularity == Granularity.TENSOR}
+        return {name for name, granularity in pairs if name is not None and granularity == "tensor"}
 
-    def weights(self, rows: int, columns: int, parts: tuple[int, ...] = ()) -> Quantizer | None:
+    def weights(self, rows: int, columns: int, parts: tuple[int, ...] = ()) -> "Quantizer | None":
         """The quantizer of a Linear's weight, (rows, columns), or None.
 
         Args:
@@ -172,19 +161,21 @@ class Quantization:
             TrituneError: `min_max` of a fused weight with a scale per tensor.
         """
         name, settings = self._weight_name(), (self.weight_bits, self.weight_granularity)
-        if not parts or name is None or self.weight_granularity == Granularity.ROW:
+        if not parts or name is None or self.weight_granularity == "row":
             return self._make(name, *settings, rows, columns)
+        from .quant import in_parts
+
         return in_parts([self._make(name, *settings, count, columns) for count in parts], parts)
 
-    def embedding(self, rows: int, columns: int) -> Quantizer | None:
+    def embedding(self, rows: int, columns: int) -> "Quantizer | None":
         """The quantizer of a word embedding, (rows, columns), or None."""
         return self._make(self._embedding_name(), self.bits_of_embedding, self.embedding_granularity, rows, columns)
 
-    def activations(self, features: int = 1) -> Quantizer | None:
+    def activations(self, features: int = 1) -> "Quantizer | None":
         """The quantizer of a Linear's input of so many features, or None."""
         return self._make(self._activation_name(), self.activation_bits, self.activation_granularity, 1, features)
 
-    def products(self, features: int = 1, causal: bool = False) -> dict[str, Quantizer]:
+    def products(self, features: int = 1, causal: bool = False) -> "dict[str, Quantizer]":
         """The quantizers of Q, K, probabilities and V, for so many features over all heads.
 
         V lies on the summed axis of its product, so its finest scale is one per sequence and head; but in a causal
@@ -194,26 +185,36 @@ class Quantization:
         if self.activation_bits is None or not self.attention_products:
             return {}
         quantizers = {operand: self.activations(features) for operand in ("query", "key", "attention_probs", "value")}
-        if self.activation_granularity == Granularity.TOKEN and not causal:
+        if self.activation_granularity == "token" and not causal:
+            from .quant import Granularity
+
             quantizers["value"] = replace(quantizers["value"], granularity=Granularity.HEAD)
         return quantizers
 
     def _weight_name(self) -> str | None:
+        from .quant import default_weight_quantizer
+
         return self.weight_bits and (self.weight_quantizer or default_weight_quantizer(self.weight_bits))
 
     def _embedding_name(self) -> str | None:
+        from .quant import default_weight_quantizer
+
         bits = self.bits_of_embedding
         if bits is None or self.embedding_quantizer:
             return bits and self.embedding_quantizer
-        inherits = self.weight_quantizer and bits in QUANTIZERS[self.weight_quantizer].weight_bits
+        inherits = self.weight_quantizer and bits in _served(self.weight_quantizer, "weight")
         return self.weight_quantizer if inherits else default_weight_quantizer(bits)
 
     def _activation_name(self) -> str | None:
         return self.activation_bits and (self.activation_quantizer or "uniform")
 
-    def _make(self, name: str | None, bits: int | None, granularity: str, rows: int, columns: int) -> Quantizer | None:
+    def _make(
+        self, name: str | None, bits: int | None, granularity: str, rows: int, columns: int
+    ) -> "Quantizer | None":
         if name is None:
             return None
+        from .quant import Granularity, make_quantizer
+
         per_row = granularity == Granularity.ROW
         return make_quantizer(
             name,
@@ -225,11 +226,17 @@ class Quantization:
             threshold_factor=self.threshold_factor,
         )
 
+    def _check_among(self, key: str, allowed: tuple[str | None, ...]) -> None:
+        if getattr(self, key) not in allowed:
+            raise TrituneError(f"{key} must be one of {', '.join(map(str, allowed))}; got {shown(getattr(self, key))}")
+
     def _check_served(self, key: str, bits: int | None) -> None:
-        name = getattr(self, key)
+        name, kind = getattr(self, key), key.removesuffix("_quantizer")
         if name is None:
             return
-        kind = key.removesuffix("_quantizer")
+        from .quant import ACTIVATION_QUANTIZERS, QUANTIZERS, WEIGHT_QUANTIZERS, Calibrated
+
+        self._check_among(key, (None, *(ACTIVATION_QUANTIZERS if kind == "activation" else WEIGHT_QUANTIZERS)))
         if bits not in _served(name, kind):
             raise TrituneError(
                 f"{key} {name} does not serve {kind}_bits {'null' if bits is None else bits}; it serves "
@@ -283,6 +290,8 @@ class Quantization:
 
 
 def _served(name: str, kind: str) -> tuple[int, ...]:
+    from .quant import QUANTIZERS
+
     return QUANTIZERS[name].activation_bits if kind == "activation" else QUANTIZERS[name].weight_bits
 
 

@@ -7,7 +7,7 @@ site backwards through the layer, from the projection to the map, so that ever m
 import random
 from collections.abc import Callable
 
-from .trace import Site
+from .sites import Site
 
 Schedule = Callable[[int, int, int], Site]
 

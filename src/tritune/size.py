@@ -12,7 +12,6 @@ from .packed import PackedConv2d, PackedEmbedding, PackedLinear
 from .quant import Calibrated, Granularity, Quantizer
 
 _SCALE_BYTES = 4
-_SCALES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _QUANTIZED = (QuantLinear, QuantEmbedding, QuantConv2d)
 _PACKED = (PackedLinear, PackedEmbedding, PackedConv2d)
 
@@ -37,18 +36,6 @@ def size_bytes(model: nn.Module) -> int:
     beside += [module.packed for module in packed if module.packed is not module.weight]
     parameters = [parameter for parameter in model.parameters() if id(parameter) not in learned]
     return sum(_parameter_bytes(p, quantizers.get(id(p))) for p in parameters) + sum(tensor.nbytes for tensor in beside)
-
-
-def readable(size_bytes: int) -> str:
-    """Bytes in decimal units.
-
-    >>> readable(12_345_678)
-    '12.3 MB'
-    """
-    for unit, name in _SCALES:
-        if size_bytes >= unit:
-            return f"{size_bytes / unit:.1f} {name}"
-    return f"{size_bytes} B"
 
 
 @dataclass(frozen=True)

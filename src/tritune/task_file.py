@@ -15,22 +15,11 @@ from typing import Any
 import yaml
 
 from .errors import TrituneError, shown
-from .heads import HEADS
 
 TASK_FILE = "task.yaml"
-_ENDINGS = (".yaml", ".yml")
 _SPLITS = {"train_file": "train", "dev_file": "validation"}
 _TEXTS = ("kind", *_SPLITS, "label_column", "problem", "metric")
 _LISTS = ("columns", "labels")
-
-
-def is_task_file(name: str) -> bool:
-    """Whether `--task` names a file instead of a task.
-
-    >>> is_task_file("teacher/task.yaml"), is_task_file("sst2")
-    (True, False)
-    """
-    return name.lower().endswith(_ENDINGS)
 
 
 def read_task_file(path: str | Path) -> dict[str, Any]:
@@ -54,6 +43,8 @@ def read_task_file(path: str | Path) -> dict[str, Any]:
             values[key] = _names(values[key], f"{path}: {key}")
     if "kind" not in values:
         raise TrituneError(f"{path}: the key kind is missing; it says what the task is, such as text-classification")
+    from .heads import HEADS
+
     folder = Path(path).absolute().parent
     on_hub = getattr(HEADS.get(values["kind"]), "reads_hub", False)
     files = {split: _located(values.pop(key), folder, on_hub) for key, split in _SPLITS.items() if key in values}

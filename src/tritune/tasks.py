@@ -4,7 +4,6 @@ Numbers are those of the published recipes (TernaryBERT, EMNLP 2020; Teacher Int
 in the id order of the hub data set `nyu-mll/glue`, so a model fine-tuned elsewhere on that data keeps its label ids.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,8 @@ from .heads import (
 from .heads.question_answering import SQUAD, UNANSWERABLE
 from .heads.token_classification import CONLL
 from .metrics import Measure, accuracy, matthews_correlation, mean_accuracy_f1, mean_pearson_spearman, spearman
-from .task_file import check_files, is_task_file, read_task_file
+from .task_file import check_files, read_task_file
+from .task_names import TITLES, is_task_file, task_name
 
 
 @dataclass(frozen=True)
@@ -83,30 +83,30 @@ _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 _CIFAR = {"head": IMAGE_CLASSIFICATION, "dev_splits": ("test",), "repository": "uoft-cs/cifar10"}
 
 
-def _task(name: str, title: str, columns: tuple, labels: tuple | None, measure: Measure, *lengths, **more) -> Task:
+def _task(name: str, columns: tuple, labels: tuple | None, measure: Measure, *lengths, **more) -> Task:
     """A table row whose selecting metric carries the name of the function that measures it."""
-    return Task(name, title, columns, labels, measure.__name__, measure, *lengths, **more)
+    return Task(name, TITLES[name], columns, labels, measure.__name__, measure, *lengths, **more)
 
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        # name, title, text columns, labels, measure, max length, batch, evaluate every
-        _task("cola", "CoLA", _ONE, _ACCEPTABLE, matthews_correlation, 64, 16, 50),
-        _task("sst2", "SST-2", _ONE, ("negative", "positive"), accuracy, 64, 32, 100),
-        _task("mrpc", "MRPC", _TWO, ("not_equivalent", "equivalent"), mean_accuracy_f1, 128, 32, 50),
-        _task("stsb", "STS-B", _TWO, None, mean_pearson_spearman, 128, 32, 100),
-        _task("qqp", "QQP", _QUESTIONS, ("not_duplicate", "duplicate"), mean_accuracy_f1, 128, 32, 1000),
-        _task("mnli", "MNLI", ("premise", "hypothesis"), _MNLI_LABELS, accuracy, 128, 32, 8000, dev_splits=_MNLI_DEV),
-        _task("qnli", "QNLI", ("question", "sentence"), _ENTAILED, accuracy, 128, 32, 1000),
-        _task("rte", "RTE", _TWO, _ENTAILED, accuracy, 128, 32, 20),
-        _task("wnli", "WNLI", _TWO, ("not_entailment", "entailment"), accuracy, 128, 32, 20),
-        _task("features", "Features", _TWO, None, spearman, 128, 32, 100, head=FEATURE_EXTRACTION),
-        _task("demo", "Demo", _ONE, _ACCEPTABLE, accuracy, 32, 32, 50),
-        Task("squad", "SQuAD 1.1", **SQUAD, head=QUESTION_ANSWERING, repository="rajpurkar/squad"),
-        Task("squad_v2", "SQuAD 2.0", **SQUAD, head=UNANSWERABLE, repository="rajpurkar/squad_v2"),
-        Task("conll2003", "CoNLL-2003", **CONLL, head=TOKEN_CLASSIFICATION, repository="lhoestq/conll2003"),
-        _task("cifar10", "CIFAR-10", (), _CIFAR10, accuracy, None, 64, 100, **_CIFAR),
+        # name, text columns, labels, measure, max length, batch, evaluate every
+        _task("cola", _ONE, _ACCEPTABLE, matthews_correlation, 64, 16, 50),
+        _task("sst2", _ONE, ("negative", "positive"), accuracy, 64, 32, 100),
+        _task("mrpc", _TWO, ("not_equivalent", "equivalent"), mean_accuracy_f1, 128, 32, 50),
+        _task("stsb", _TWO, None, mean_pearson_spearman, 128, 32, 100),
+        _task("qqp", _QUESTIONS, ("not_duplicate", "duplicate"), mean_accuracy_f1, 128, 32, 1000),
+        _task("mnli", ("premise", "hypothesis"), _MNLI_LABELS, accuracy, 128, 32, 8000, dev_splits=_MNLI_DEV),
+        _task("qnli", ("question", "sentence"), _ENTAILED, accuracy, 128, 32, 1000),
+        _task("rte", _TWO, _ENTAILED, accuracy, 128, 32, 20),
+        _task("wnli", _TWO, ("not_entailment", "entailment"), accuracy, 128, 32, 20),
+        _task("features", _TWO, None, spearman, 128, 32, 100, head=FEATURE_EXTRACTION),
+        _task("demo", _ONE, _ACCEPTABLE, accuracy, 32, 32, 50),
+        Task("squad", TITLES["squad"], **SQUAD, head=QUESTION_ANSWERING, repository="rajpurkar/squad"),
+        Task("squad_v2", TITLES["squad_v2"], **SQUAD, head=UNANSWERABLE, repository="rajpurkar/squad_v2"),
+        Task("conll2003", TITLES["conll2003"], **CONLL, head=TOKEN_CLASSIFICATION, repository="lhoestq/conll2003"),
+        _task("cifar10", (), _CIFAR10, accuracy, None, 64, 100, **_CIFAR),
     )
 }
 
@@ -119,25 +119,7 @@ def get_task(name: str) -> Task:
     >>> get_task("STS-B") is get_task("stsb")
     True
     """
-    if is_task_file(name):
-        return own_task(**read_task_file(name))
-    known = {_letters(spelling): task for task in TASKS.values() for spelling in (task.title, task.name)}
-    if _letters(name) in known:
-        return known[_letters(name)]
-    if name in HEADS:
-        raise TrituneError(
-            f"--task {name} is a kind of task: give a task file, or its files with --train-file and --dev-file"
-        )
-    close = difflib.get_close_matches(_letters(name), TASKS, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise TrituneError(
-        f"there is no task {name!r}: {hint}known tasks are {', '.join(TASKS)}; kinds for files of one's own are "
-        f"{', '.join(HEADS)}"
-    )
-
-
-def _letters(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum())
+    return own_task(**read_task_file(name)) if is_task_file(name) else TASKS[task_name(name)]
 
 
 def own_task(

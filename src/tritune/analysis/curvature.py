@@ -15,6 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..distil_choices import TASK_LOSS, check_loss
 from ..errors import TrituneError
 from ..held import weights_held
 from ..instrument import instrument
@@ -22,7 +23,7 @@ from ..load import is_quantized
 from ..modes import evaluation_mode
 from .hessian import Hessian, both_ends, hutchinson, rademacher, top_eigenvalues
 from .lanczos import SpectralDensity, lanczos, spectral_density
-from .objective import TASK_LOSS, check_loss, objective
+from .objective import objective
 from .parameters import differentiated, select_parameters
 from .subjects import Batch
 

@@ -5,27 +5,12 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from ..distill import AVERAGES, LOSSES, MULTI_LABEL, Pair
-from ..errors import TrituneError, shown
+from ..distil_choices import TASK_LOSS, check_loss
+from ..distill import LOSSES, MULTI_LABEL, Pair
+from ..errors import TrituneError
 from ..instrument import instrument
 from ..modes import evaluation_mode
 from .subjects import Batch
-
-TASK_LOSS = "ground_truth"
-
-
-def check_loss(name: str, teacher: object | None, average: str = "padded") -> None:
-    """Check that a loss can be computed; of the teacher it only matters whether there is one.
-
-    Raises:
-        TrituneError: loss or average are unknown, or a distillation loss has no teacher.
-    """
-    if name not in LOSSES:
-        raise TrituneError(f"unknown loss {shown(name)}; known are {', '.join(LOSSES)}")
-    if average not in AVERAGES:
-        raise TrituneError(f"unknown average {shown(average)}; known are {', '.join(AVERAGES)}")
-    if name != TASK_LOSS and teacher is None:
-        raise TrituneError(f"the loss {name} compares with a teacher: give one, or take {TASK_LOSS}")
 
 
 def objective(

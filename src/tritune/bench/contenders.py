@@ -7,13 +7,12 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from ..errors import TrituneError
-from ..export.dense import dense
-from ..export.onnx import export_onnx
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PEERS = ("onnxruntime", "openvino", "torch")
 REFERENCE = "onnxruntime float"
@@ -44,7 +43,7 @@ class Contender:
         return sum(path.stat().st_size for path in self.weights)
 
 
-def make_contenders(model: PreTrainedModel, peers: Sequence[str], folder: Path) -> list[Contender]:
+def make_contenders(model: "PreTrainedModel", peers: Sequence[str], folder: Path) -> list[Contender]:
     """Write the model in every form that a contender reads.
 
     Peers get `export.dense` of the model, so that they compute with the same weights. Their 8-bit forms are made by
@@ -72,7 +71,11 @@ def check_peers(peers: Sequence[str]) -> None:
             raise TrituneError(f"the comparison needs {package}; pip install 'tritune[bench]'")
 
 
-def _contenders(model: PreTrainedModel, peers: Sequence[str], folder: Path) -> Iterator[Contender]:
+def _contenders(model: "PreTrainedModel", peers: Sequence[str], folder: Path) -> Iterator[Contender]:
+    # Peers are checked before torch is imported.
+    from ..export.dense import dense
+    from ..export.onnx import export_onnx
+
     ours, plain = folder / "tritune.onnx", folder / "float.onnx"
     export_onnx(model, ours)
     yield Contender(OURS, "onnxruntime", ours, (ours,))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import TrituneError
 from . import options
 
 if TYPE_CHECKING:
@@ -39,20 +40,20 @@ def augment(
 
     Example: `tritune augment --task mrpc --data glue/MRPC --mlm bert-base-uncased --glove glove.6B.300d.txt`
     """
+    _check_numbers(n, probability, candidates, batch_size, seed)
+    options.check_task(task)
+    options.check_models(mlm)
     options.quiet_libraries()
     from ..data.augmented_file import open_output
     from ..tasks import get_task
     from .show import show_augmented
 
     file = open_output(get_task(task), data, output, overwrite=overwrite, resume=resume)
-    _check_numbers(n, probability, candidates, batch_size, seed)
     record = _write(file, mlm, glove, n, probability, candidates, batch_size, seed, resume)
     show_augmented(str(file.path), record, as_json=json)
 
 
 def _check_numbers(n: int | None, probability: float, candidates: int, batch_size: int, seed: int) -> None:
-    from ..errors import TrituneError
-
     for name, value in (("n", n), ("candidates", candidates), ("batch-size", batch_size)):
         if value is not None and value < 1:
             raise TrituneError(f"--{name} must be at least 1; got {value}")

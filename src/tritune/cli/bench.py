@@ -29,16 +29,18 @@ def bench(
 
     Example: `tritune bench run/ --against onnxruntime,openvino,torch --output bench/`
     """
-    options.quiet_libraries()
     from ..bench.contenders import check_peers
+
+    peers = [peer.strip() for peer in against.split(",") if peer.strip()]
+    shapes = {"batches": _numbers("batches", batches), "lengths": _numbers("lengths", lengths)}
+    check_peers(peers)
+    options.check_models(model)
+    options.quiet_libraries()
     from ..bench.measure import bench as measure
     from ..heads import TEXT_CLASSIFICATION, head_of
     from ..load import load_config, load_pretrained, positions
     from .show import show_bench
 
-    peers = [peer.strip() for peer in against.split(",") if peer.strip()]
-    shapes = {"batches": _numbers("batches", batches), "lengths": _numbers("lengths", lengths)}
-    check_peers(peers)
     if output is not None:
         from ..training.run_folder import check_free
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import TrituneError
 from . import options
 
 if TYPE_CHECKING:
@@ -37,17 +38,18 @@ def convert(
 
     Example: `tritune convert run/ --output small/`, then `tritune predict small/ --input texts.txt`
     """
-    options.quiet_libraries()
-    import torch
-
-    from ..errors import TrituneError
     from ..training.run_folder import BEST, check_free
-    from .show import show_packed
 
     source = Path(run) / BEST if best else run
     if best and not source.is_dir():
         raise TrituneError(f"--best: there is no {source}; without it the last student is taken")
     check_free(output, overwrite, inputs=[run])
+    options.check_models(run)
+    options.quiet_libraries()
+    import torch
+
+    from .show import show_packed
+
     show_packed(_write(source, output, getattr(torch, dtype)), as_json=json)
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import Interrupted
 from . import options
 
 TRAIN_ROWS, DEV_ROWS = 16000, 1000
@@ -25,14 +26,14 @@ def demo(
     The corpus is a small grammar's: is a sentence acceptable? Agreement across attractors, reflexives and paired
     conjunctions decide, so attention matters. Every folder made here is an ordinary one that the other commands take.
     """
-    options.quiet_libraries()
-    from ..errors import Interrupted
-    from ..plots import read_history, save, training_curves
-    from ..training.finetune import finetune
     from ..training.run_folder import DEMO, HISTORY, check_free, write_json
-    from .show import show_demo
 
     check_free(output, overwrite)
+    options.quiet_libraries()
+    from ..plots import read_history, save, training_curves
+    from ..training.finetune import finetune
+    from .show import show_demo
+
     recipes = _recipes(seed)
     base = _write_inputs(output, seed)
     try:

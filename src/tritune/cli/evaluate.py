@@ -27,13 +27,18 @@ def evaluate(
     Examples: `tritune evaluate run/ --task sst2 --data glue/SST-2 --json`,
     `tritune evaluate run/ --task run/task.yaml --dev-file test.csv`
     """
+    from ..recipes import check_evaluation_keys
+
+    own = options.OwnFiles(None, dev_file, columns, label_column, problem)
+    check_evaluation_keys(overrides or [])
+    options.check_task(task, own, trains=False)
+    options.check_models(model, teacher)
     options.quiet_libraries()
     from ..data.rows_record import selecting_rows
     from ..evaluate import evaluate_source
     from ..training.run_folder import metrics_beside
     from .show import show_other_rows, show_scores
 
-    own = options.OwnFiles(None, dev_file, columns, label_column, problem)
     asked = options.open_task(task, own, model, trains=False)
     scores = evaluate_source(model, asked, data, overrides or [], teacher)
     show_other_rows(scores, selecting_rows(metrics_beside(model)))

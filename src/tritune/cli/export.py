@@ -42,11 +42,20 @@ def export(
 
     Example: `tritune export run/ --output onnx/ --verify glue/SST-2 --task sst2`
     """
-    options.quiet_libraries()
+    from ..export.opsets import check_opset
+    from ..recipes import check_evaluation_keys
+
+    check_opset(opset)
     if verify is not None and task is None:
         raise TrituneError("--verify needs --task")
     if task is None and overrides:
         raise TrituneError("--set changes how --verify reads its data; without --verify it would change nothing")
+    check_evaluation_keys(overrides or [])
+    if task is not None:
+        options.check_task(task)
+    _check_output(output, model, format)
+    options.check_models(model)
+    options.quiet_libraries()
     from ..data import load_task_data
     from ..evaluate import recipe_in_force
     from ..heads import IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, head_of
@@ -55,7 +64,6 @@ def export(
     from ..tasks import get_task
     from .show import show_export
 
-    _check_output(output, model, format)
     known = get_task(task) if task else None
     if known and not known.head.has_logits:
         raise TrituneError(f"--task {task}: only models that answer with logits are exported")

@@ -31,15 +31,18 @@ def finetune(
     `tritune finetune bert-base-uncased --task text-classification --train-file train.csv --dev-file dev.csv
     --text-columns premise,hypothesis --label-column verdict --output teacher/`
     """
+    from ..recipes import FinetuneRecipe, load_recipe
+
+    recipe = load_recipe(recipe, overrides or [], FinetuneRecipe)
+    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
+    options.check_task(task, own)
+    options.check_models(model)
     options.quiet_libraries()
     from ..devices import this_process
-    from ..recipes import FinetuneRecipe, load_recipe
     from ..training.finetune import finetune as run
     from ..training.job import open_job
     from .show import show_finetuned, show_resumed
 
-    recipe = load_recipe(recipe, overrides or [], FinetuneRecipe)
-    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     job = open_job(model, options.open_task(task, own), data, recipe, output, overwrite=overwrite, resume=resume)
     metrics = run(job, resume, show_resumed)
     if this_process().is_main_process:

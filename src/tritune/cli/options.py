@@ -1,10 +1,15 @@
 """Options that several subcommands share, and what happens before any of them works."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ..errors import TrituneError
+from ..hub import located
+from ..task_names import KINDS, check_problem, is_task_file, task_name
 
 if TYPE_CHECKING:
     from .. import tasks
@@ -96,6 +101,46 @@ class OwnFiles:
         return {name: value for name, value in given.items() if value is not None}
 
 
+def check_task(name: str, own: OwnFiles | None = None, *, trains: bool = True) -> None:
+    """Check `--task` and the options of one's own files as far as names go, before anything heavy is imported.
+
+    Args:
+        name, own, trains: see `open_task`; no `own` where the command takes no files of one's own.
+
+    Raises:
+        TrituneError: the name is not known, options do not fit it, or one is missing.
+    """
+    given = own.arguments() if own is not None else {}
+    check_problem(given.get("problem"))
+    if is_task_file(name):
+        return
+    if name in KINDS and "files" in given:
+        _check_splits(name, given["files"], trains)
+        return
+    task_name(name)
+    if given:
+        raise TrituneError(f"--task {name}: a task of the table, whose columns are known; --data names its files")
+
+
+def _check_splits(name: str, files: Mapping[str, Path], trains: bool) -> None:
+    for option, split in (("--train-file", "train"), ("--dev-file", "validation")):
+        if split not in files and (trains or split == "validation"):
+            raise TrituneError(f"--task {name}: {option} is missing")
+
+
+def check_models(*sources: str | None) -> None:
+    """Check that models can be had, before anything heavy is imported.
+
+    Args:
+        *sources: folders or hub names; None for those that are not given.
+
+    Raises:
+        TrituneError: there is no such folder, and no such name on the hub or no way to it.
+    """
+    for source in filter(None, sources):
+        located(source)
+
+
 def open_task(name: str, own: OwnFiles, model: str | None = None, *, trains: bool = True) -> "tasks.Task":
     """The task that `--task` and the options of one's own files ask for; what was taken of a file is said on stderr.
 
@@ -106,29 +151,21 @@ def open_task(name: str, own: OwnFiles, model: str | None = None, *, trains: boo
         trains: whether a training file is needed.
 
     Raises:
-        TrituneError: the name is not known, options do not fit it, or a file cannot be used.
+        TrituneError: as `check_task`, or a file cannot be used.
     """
-    from ..errors import TrituneError
     from ..heads import HEADS
     from ..load import load_config
-    from ..task_file import is_task_file, read_task_file
+    from ..task_file import read_task_file
     from ..tasks import get_task, own_task
     from .show import show_task
 
+    check_task(name, own, trains=trains)
     given = own.arguments()
-    if is_task_file(name):
-        values = read_task_file(name)
-    elif name in HEADS and "files" in given:
-        values = {"kind": name}
-    elif given:
-        get_task(name)
-        raise TrituneError(f"--task {name}: a task of the table, whose columns are known; --data names its files")
-    else:
+    if not (given or is_task_file(name)):
         return get_task(name)
+    values = read_task_file(name) if is_task_file(name) else {"kind": name}
     files = values.get("files", {}) | given.get("files", {})
-    for option, split in (("--train-file", "train"), ("--dev-file", "validation")):
-        if split not in files and (trains or split == "validation"):
-            raise TrituneError(f"--task {name}: {option} is missing")
+    _check_splits(name, files, trains)
     if not trains:
         files.pop("train", None)  # a score on it may be asked for
     kind = values["kind"]

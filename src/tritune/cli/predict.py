@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import TrituneError
 from . import options
 
 
@@ -43,15 +44,18 @@ def predict(
     Examples: `tritune predict run/ --input reviews.csv --output answers.csv --probabilities`,
     `echo "what a film" | tritune predict run/`
     """
+    from ..recipes import check_evaluation_keys
+    from ..table import check_writable, read_table, table_name, write_table
+
+    check_evaluation_keys(overrides or [])
+    if output is not None:
+        check_writable(output)
+    options.check_models(model)
     options.quiet_libraries()
-    from ..errors import TrituneError
     from ..heads import IMAGE_CLASSIFICATION, head_of
     from ..load import load_config
     from ..predict import predict_images, predict_rows
-    from ..table import check_writable, read_table, table_name, write_table
 
-    if output is not None:
-        check_writable(output)
     if head_of(load_config(model)) is IMAGE_CLASSIFICATION:
         if input == "-" or text_columns is not None:
             raise TrituneError(f"{model}: takes images: give --input a folder, an image or a .parquet file, no columns")

@@ -27,9 +27,9 @@ def report(
     Example: `tritune report demo/ternarybert-block demo/ti-g --output report.html`
     """
     options.quiet_libraries()
+    from ..errors import readable
     from ..report.page import write_report
     from ..report.runs import other_dev_rows
-    from ..size import readable
     from .show import show_notes
 
     read = write_report(runs, output, overwrite)

@@ -11,10 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..devices import this_process
-from ..module_bits import bits_of_modules
+from ..errors import readable
 from ..recipes import label as label_of
 from ..recipes import to_yaml
-from ..size import readable, size_bytes
 
 _SIZE_NOTE = "* computed from the bit widths"
 
@@ -47,6 +46,9 @@ def show_task(task: Any) -> None:
 
 def show_dry_run(recipe: Any, phases: list, student: Any) -> None:
     """What a training would do: the recipe in force, the split of the budget, modules with their bits, the size."""
+    from ..module_bits import bits_of_modules
+    from ..size import size_bytes
+
     print(to_yaml(recipe))
     table = _table("module", "times", "parameters", "weights", "inputs")
     for row in bits_of_modules(student):

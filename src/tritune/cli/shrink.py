@@ -30,14 +30,16 @@ def shrink(
 
     Example: `tritune shrink teacher/ --layers 1,3,5,7,9,11 --output skip/`
     """
+    from ..training.run_folder import check_free
+
+    check_free(output, overwrite, inputs=(teacher,))
+    options.check_models(teacher)
     options.quiet_libraries()
     from ..load import load_float, weights_sha256
     from ..shrink import NOTE
     from ..shrink import shrink as shrunk
     from ..size import size_bytes
-    from ..training.run_folder import check_free
 
-    check_free(output, overwrite, inputs=(teacher,))
     model = load_float(teacher)
     small = shrunk(model, _numbers(layers))
     made = {
@@ -61,13 +63,14 @@ def _write(model: "PreTrainedModel", source: str, output: Path, made: dict[str, 
     """Write the model and what lies beside its source, whole or not at all."""
     from transformers.utils import cached_file
 
+    from ..hub import located
     from ..load import load_tokenizer
     from ..training.run_folder import SHRUNK, replace_folder, write_json
 
     has_text = model.main_input_name == "input_ids"
     tokenizer = load_tokenizer(source, model, max_length=1) if has_text else None
     missing_is_fine = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    processor = None if has_text else cached_file(source, _IMAGE_PROCESSOR, **missing_is_fine)
+    processor = None if has_text else cached_file(located(source), _IMAGE_PROCESSOR, **missing_is_fine)
     with replace_folder(output) as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:
@@ -80,7 +83,7 @@ def _write(model: "PreTrainedModel", source: str, output: Path, made: dict[str, 
 def _show(made: dict[str, Any], output: Path, as_json: bool) -> None:
     import json
 
-    from ..size import readable
+    from ..errors import readable
 
     if as_json:
         print(json.dumps(made | {"output": str(output)}, indent=2))

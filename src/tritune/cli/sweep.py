@@ -45,14 +45,17 @@ def sweep(
 
     Example: `tritune sweep teacher/ --space mixing --task mrpc --data glue/MRPC --set max_steps=115 --output sweep/`
     """
-    options.quiet_libraries()
     from ..recipes import load_sweeps, parse_overrides
+
+    title, sweeps = load_sweeps(space, parse_overrides(overrides or []), trials)
+    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
+    options.check_task(task, own)
+    options.check_models(teacher)
+    options.quiet_libraries()
     from ..training.sweep import open_sweep, run_sweep
     from ..training.sweep_results import write_results
     from .show import show_sweep, show_sweep_plan
 
-    title, sweeps = load_sweeps(space, parse_overrides(overrides or []), trials)
-    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     job = open_sweep(teacher, options.open_task(task, own, teacher), data, title, sweeps, output, storage, resume)
     if dry_run:
         show_sweep_plan(job, as_json=json)

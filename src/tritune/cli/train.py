@@ -56,23 +56,27 @@ def train(
     Examples: `tritune train teacher/ --task sst2 --data glue/SST-2 --recipe ti-g --set max_steps=1000 --output run/`,
     `tritune train teacher/ --task teacher/task.yaml --output run/` for a teacher made from one's own files.
     """
+    from ..quantization import Quantization
+    from ..recipes import load_recipe
+
+    wanted = load_recipe(recipe, overrides or [])
+    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
+    options.check_task(task, own)
+    options.check_models(teacher, student)
     options.quiet_libraries()
     from ..devices import this_process
     from ..models import load_student
     from ..prepare import prepare
-    from ..quantization import Quantization
-    from ..recipes import load_recipe
     from ..training.card import check_login, push
     from ..training.job import open_job
     from ..training.run import plan, run
     from .show import show_dry_run, show_plan, show_resumed, show_run
 
-    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     job = open_job(
         teacher,
         options.open_task(task, own, teacher),
         data,
-        load_recipe(recipe, overrides or []),
+        wanted,
         output,
         overwrite=overwrite,
         resume=resume,

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from datasets import DatasetDict, load_dataset
+from datasets import DatasetDict
 
 from ..errors import TrituneError, first_line
+from ..hub import load_dataset
 from ..tasks import Task
 from .glue import features, wanted_splits
 

@@ -30,9 +30,8 @@ from ..packing import pack
 from .codes import signed
 from .integer import with_integer_arithmetic
 from .operators import onnx_unpack, translations
+from .opsets import DEFAULT_OPSET, check_opset
 
-OPSETS = range(18, 26)
-DEFAULT_OPSET = 25
 # The first opsets with types of that many bits.
 _OPSET_OF_TYPE = {2: 25, 4: 21}
 # Of onnx.TensorProto.
@@ -75,8 +74,7 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Seq
     Raises:
         TrituneError: the opset is out of range, onnx is not installed, or torch.onnx cannot trace the model.
     """
-    if opset not in OPSETS:
-        raise TrituneError(f"--opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
+    check_opset(opset)
     _check_installed()
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass
 

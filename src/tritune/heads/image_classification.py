@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from ..errors import TrituneError, first_line
+from ..hub import located
 from ..metrics import accuracy
 from .classifier import Classifier, measures_of, named_answers
 from .head import Collate, EncodedData, Predictable
@@ -43,14 +44,15 @@ class ImageClassification(Classifier):
 
     def load_processor(self, source: str | Path, model: PreTrainedModel, max_length: int | None) -> Any:
         """The image processor beside a model, by Pillow; `max_length` has no meaning for images."""
+        found = located(source)
         try:
-            processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
-            _, *found = _pixels(processor, [_PROBE]).shape
+            processor = AutoImageProcessor.from_pretrained(found, backend="pil", trust_remote_code=False)
+            _, *size = _pixels(processor, [_PROBE]).shape
         except Exception as error:
             raise TrituneError(
                 f"{source}: no image processor that can be loaded ({first_line(error)}); put the model's own beside it"
             ) from None
-        _check_fits(found, model.config, source)
+        _check_fits(size, model.config, source)
         return processor
 
     def check_processors(self, student: Any, teacher: Any, source: str | Path) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Pillow
 from tqdm.auto import tqdm
 
 from ..errors import TrituneError, first_line, shown
+from ..hub import load_dataset
 
 IMAGE, LABEL = "image", "label"
 # The columns that are looked for where none is of the type `Image`.

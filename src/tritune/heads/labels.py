@@ -12,7 +12,6 @@ from typing import Any
 from ..errors import TrituneError, shown
 from ..table import listed
 
-PROBLEMS = ("single_label", "multi_label", "regression")
 SEPARATOR = "|"
 LABEL_COLUMN = "label"
 
@@ -118,7 +117,7 @@ class LabelReader:
     """Reads the label of a row as the model takes it.
 
     Args:
-        problem: one of `PROBLEMS`.
+        problem: one of `task_names.PROBLEMS`.
         names: of the labels in id order; None for scores.
         columns: of the label.
         origin: where the names come from, for messages.

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ..errors import TrituneError, first_line, shown
+from ..hub import located
 from .pooling import POOLINGS, Pooling
 
 MODULES = "modules.json"
@@ -80,6 +81,7 @@ def read_sentence_files(source: str | Path) -> SentenceFiles:
         TrituneError: a file is broken, or says something of the model that is not known here; the message names file
             and key.
     """
+    source = located(source)
     modules = _content(source, MODULES)
     if modules is None:
         return SentenceFiles()

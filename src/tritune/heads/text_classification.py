@@ -21,9 +21,10 @@ from ..errors import TrituneError, shown
 from ..load import load_tokenizer
 from ..metrics import Measure, class_scores, mean_pearson_spearman, multi_label_scores
 from ..table import columns_of, listed, read_table
+from ..task_names import check_problem
 from .classifier import PROBLEM_TYPES, Classifier, measures_of, named_answers
 from .head import EncodedData, Predictable
-from .labels import PROBLEMS, LabelReader, guessed_problem, label_columns, label_names, placed
+from .labels import LabelReader, guessed_problem, label_columns, label_names, placed
 from .text import check_room, collator, encode, text_columns, text_of, training_texts
 
 # How the rows of each problem are scored; the first metric selects where a task file does not say another one.
@@ -77,13 +78,14 @@ class TextClassification(Classifier):
 
         Args:
             files, columns, label_column: see `Head.describe`; several label columns have commas between.
-            problem: one of `labels.PROBLEMS`; None goes by the values of the label column.
+            problem: one of `task_names.PROBLEMS`; None goes by the values of the label column.
             labels: the names in id order, as a model knows them; None takes those that occur.
             metric: that selects checkpoints; None takes the problem's first.
 
         Raises:
             TrituneError: the file, a column, a label or an option cannot be used.
         """
+        check_problem(problem)
         path = files.get("train") or files["validation"]
         rows, file = read_table(path), str(path)
         present = columns_of(rows)
@@ -92,8 +94,6 @@ class TextClassification(Classifier):
         if problem is None:
             problem = guessed_problem(rows, targets, file)
             problem = "single_label" if labels and problem == "regression" else problem
-        elif problem not in PROBLEMS:
-            raise TrituneError(f"problem: {shown(problem)} is none of {', '.join(PROBLEMS)}")
         if len(targets) > 1 and problem != "multi_label":
             raise TrituneError(f"--label-column: {listed(targets)} are several columns, and {problem} takes one")
         if problem == "regression":

@@ -18,6 +18,7 @@ from transformers import (
 
 from ..distill import kl_divergence
 from ..errors import TrituneError
+from ..hub import located
 from ..load import load_tokenizer
 from ..next_token import IGNORED
 from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
@@ -66,7 +67,7 @@ class TokenClassification(Classifier):
         """
         tokenizer = token_by_token(load_tokenizer(source, model, max_length), source)
         if '"add_prefix_space":false' in tokenizer.backend_tokenizer.to_str():
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, add_prefix_space=True)
+            tokenizer = AutoTokenizer.from_pretrained(located(source), trust_remote_code=False, add_prefix_space=True)
             tokenizer = token_by_token(tokenizer, source)
         return tokenizer
 

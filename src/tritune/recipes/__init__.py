@@ -1,10 +1,20 @@
 """Recipes: frozen dataclasses filled from YAML. The YAML files beside this one are what ships."""
 
-from .reader import RECIPE_FILE, load_recipe, parse_overrides, recipe_beside, shipped_recipes, to_yaml
+from .reader import (
+    EVALUATION_KEYS,
+    RECIPE_FILE,
+    check_evaluation_keys,
+    load_recipe,
+    parse_overrides,
+    recipe_beside,
+    shipped_recipes,
+    to_yaml,
+)
 from .recipe import OPTIMIZERS, FinetuneRecipe, Recipe
 from .space import SWEEP_FILE, Range, Sweep, label, load_sweeps, shipped_spaces, sweeps_to_yaml
 
 __all__ = [
+    "EVALUATION_KEYS",
     "OPTIMIZERS",
     "RECIPE_FILE",
     "SWEEP_FILE",
@@ -12,6 +22,7 @@ __all__ = [
     "Range",
     "Recipe",
     "Sweep",
+    "check_evaluation_keys",
     "label",
     "load_recipe",
     "load_sweeps",

@@ -20,6 +20,8 @@ from .recipe import FinetuneRecipe, Recipe
 Kind = TypeVar("Kind", FinetuneRecipe, Recipe)
 FINETUNE = "finetune"
 RECIPE_FILE = "recipe.yaml"
+# What of a recipe changes the answers of a model that is trained already.
+EVALUATION_KEYS = ("max_length", "padding", "per_device_eval_batch_size")
 
 # No number in use is larger.
 _LARGEST = 2**63
@@ -89,6 +91,19 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         TrituneError: one is not such a pair, or its value is not YAML.
     """
     return dict(_pair(override) for override in overrides)
+
+
+def check_evaluation_keys(overrides: Iterable[str]) -> None:
+    """Check `key=value` pairs that are meant for a model that is trained already.
+
+    Raises:
+        TrituneError: a key is none of `EVALUATION_KEYS`, or a value cannot be its.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key not in EVALUATION_KEYS:
+            raise TrituneError(f"--set: {key} would change nothing here; known are {', '.join(EVALUATION_KEYS)}")
+    load_recipe(None, tuple(overrides), FinetuneRecipe)
 
 
 def recipe_beside(model: str | Path) -> Path | None:

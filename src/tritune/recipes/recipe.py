@@ -2,18 +2,22 @@
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from ..distill import ALL_LAYERS, AVERAGES, check_distil_layers, trace_fields
+from ..distil_choices import ALL_LAYERS, AVERAGES, check_distil_layers
 from ..errors import TrituneError, shown
-from ..kernels import has_kernel
 from ..layer_map import check_layer_map
-from ..quant import QUANTIZERS, Learned, arguments_of
 from ..quantization import SAME, Quantization
 from ..schedule import SCHEDULES, split_budget
-from ..tasks import Task
+
+if TYPE_CHECKING:
+    from ..tasks import Task
 
 Section = TypeVar("Section")
+
+# Whether these change something only losses and quantizers know, which need torch. Few recipes give one of them.
+_OF_LOSSES = frozenset(("distil_layers", "layer_map"))
+_OF_QUANTIZERS = frozenset(("fused_kernels", "threshold_factor", "clip", "learned_scale_learning_rate"))
 
 PADDINGS = ("max_length", "longest")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
@@ -102,7 +106,7 @@ class FinetuneRecipe:
         _check(self, "num_train_epochs", lambda value: 0 < value <= 1e6, "must be above 0 and at most a million")
         _check(self, "seed", lambda value: 0 <= value < 2**32, "must be a whole number from 0 to 2^32 - 1")
 
-    def resolve(self, task: Task, train_rows: int, processes: int = 1) -> "FinetuneRecipe":
+    def resolve(self, task: "Task", train_rows: int, processes: int = 1) -> "FinetuneRecipe":
         """The recipe in force: every value that depends on the task, the data or the number of processes filled in.
 
         Raises:
@@ -218,7 +222,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         """Loss name to coefficient."""
         return {field.name.removesuffix("_coefficient"): getattr(self, field.name) for field in fields(Coefficients)}
 
-    def with_split(self, task: Task, student_layers: int) -> "Recipe":
+    def with_split(self, task: "Task", student_layers: int) -> "Recipe":
         """The recipe with the length of step one filled in, where there is a schedule.
 
         Raises:
@@ -241,19 +245,22 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             unused["step_one_steps"] = "there is no schedule, so there is no step one"
         if not self.logits_coefficient:
             unused["temperature"] = "only the logits loss has one, and logits_coefficient is 0"
-        if not trace_fields(self.coefficients()):
-            unused["distil_layers"] = "no loss that is taken per layer has a coefficient"
-            if self.schedule is None:
-                unused["layer_map"] = "no loss that is taken per layer has a coefficient, and there is no schedule"
-        unused |= self._unused_quantization()
+        unused |= self._unused_parts()
+        if given & _OF_LOSSES:
+            unused |= self._unused_of_losses()
+        if given & _OF_QUANTIZERS:
+            unused |= self._unused_of_quantizers()
         return {key: reason for key, reason in unused.items() if key in given}
 
     def has_kernels(self) -> bool:
         """Whether a training by this recipe may run fused kernels, given a CPU."""
+        from ..kernels import has_kernel
+        from ..quant import QUANTIZERS
+
         return self.bf16 and any(has_kernel(QUANTIZERS[name]) for name in self.names_per_tensor())
 
-    def _unused_quantization(self) -> dict[str, str]:
-        unused, names = {}, self.quantizer_names()
+    def _unused_parts(self) -> dict[str, str]:
+        unused = {}
         if all(one.weight_bits is None for one in self.variants()):
             unused["weight_granularity"] = "weight_bits is null"
         if all(one.bits_of_embedding is None for one in self.variants()):
@@ -263,6 +270,23 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             unused |= dict.fromkeys(embedding_keys, "embeddings is false")
         if all(one.activation_bits is None for one in self.variants()):
             unused |= dict.fromkeys(("activation_granularity", "attention_products"), "activation_bits is null")
+        return unused
+
+    def _unused_of_losses(self) -> dict[str, str]:
+        from ..distill import trace_fields
+
+        if trace_fields(self.coefficients()):
+            return {}
+        unused = {"distil_layers": "no loss that is taken per layer has a coefficient"}
+        if self.schedule is None:
+            unused["layer_map"] = "no loss that is taken per layer has a coefficient, and there is no schedule"
+        return unused
+
+    def _unused_of_quantizers(self) -> dict[str, str]:
+        from ..kernels import has_kernel
+        from ..quant import QUANTIZERS, Learned, arguments_of
+
+        unused, names = {}, self.quantizer_names()
         if not self.has_kernels():
             fused = ", ".join(sorted(name for name in QUANTIZERS if has_kernel(QUANTIZERS[name])))
             unused["fused_kernels"] = f"only {fused} with a scale per tensor have one, and in bf16 alone"

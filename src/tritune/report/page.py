@@ -9,9 +9,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ..errors import TrituneError
+from ..errors import TrituneError, readable
 from ..heads import HEADS, IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION
-from ..size import readable
 from ..task_file import TASK_FILE
 from ..tasks import TASKS
 from ..training.run_folder import BEST, write_text

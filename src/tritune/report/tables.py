@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..size import readable
+from ..errors import readable
 from ..versions import library_versions
 from .runs import MODELS, Run
 

@@ -11,9 +11,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_utils import TrainOutput
 
+from ..distil_choices import ALL_LAYERS, AVERAGES
 from ..distill import (
-    ALL_LAYERS,
-    AVERAGES,
     LOSSES,
     MULTI_LABEL,
     Pair,

@@ -24,13 +24,12 @@ def attention(
 
     Example: `tritune analyze attention --teacher teacher/ --student run/ --student run2/ --task sst2 --data glue/SST-2`
     """
-    options.quiet_libraries()
+    folder = common.begin("attention", task, [*students, teacher], output, overrides)
     from ...analysis import attention as analysis
     from ...analysis.attention import plot_attention, summarize_attention
     from ...analysis.subjects import open_subjects
     from ...tasks import get_task
 
-    folder = common.output_folder(output, students[0], "attention")
     subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [], untrained=True)
     result = analysis(subjects.teacher, subjects.students, subjects.batches("attention maps"), top_k)
     common.finish("attention", result, {"attention": plot_attention(result)}, folder, summarize_attention)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...errors import TrituneError
+from ...recipes import check_evaluation_keys
+from .. import options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +26,32 @@ Output = Annotated[
     Path | None,
     typer.Option(help="Folder to write; analysis/NAME in the first student's folder without it.", metavar="FOLDER"),
 ]
+
+
+def begin(
+    name: str, task: str, models: Sequence[str | None], output: Path | None, overrides: Sequence[str] | None
+) -> Path:
+    """Check what the options of an analysis say, as far as that is known before anything heavy is imported.
+
+    Args:
+        name: of the analysis.
+        task: of the table, or a task file.
+        models: folders or hub names, the one that results go beside first; None for those that are not given.
+        output: see `output_folder`.
+        overrides: `key=value` for the recipe beside a model.
+
+    Returns:
+        The folder of `output_folder`.
+
+    Raises:
+        TrituneError: one of them cannot be used.
+    """
+    options.check_task(task)
+    check_evaluation_keys(overrides or [])
+    folder = output_folder(output, models[0], name)
+    options.check_models(*models)
+    options.quiet_libraries()
+    return folder
 
 
 def output_folder(output: Path | None, first_model: str, name: str) -> Path:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...distil_choices import check_loss
 from .. import options
 from . import common, loss_options
 
@@ -44,15 +45,13 @@ def curvature(
     Examples: `tritune analyze curvature --model teacher/ --model run/ --task sst2 --data SST-2/`,
     `… --parameters "*.query.*" --parameters "*.key.*" --loss logits --teacher teacher/`
     """
-    options.quiet_libraries()
-    folder = common.output_folder(output, models[0], "curvature")
+    check_loss(loss, teacher, loss_average)
+    folder = common.begin("curvature", task, [*models, teacher], output, overrides)
     from ...analysis.curvature import curvature as analyse
     from ...analysis.curvature_plots import plot_curvature
-    from ...analysis.objective import check_loss
     from ...analysis.subjects import open_subjects
     from ...tasks import get_task
 
-    check_loss(loss, teacher, loss_average)
     size = f"per_device_eval_batch_size={batch_size}"
     subjects = open_subjects(get_task(task), data, teacher, models, batches * batch_size, [*(overrides or []), size])
     if double:

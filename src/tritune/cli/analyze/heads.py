@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ...errors import TrituneError
 from .. import options
 from . import common
 
@@ -31,14 +32,13 @@ def heads(
 
     Example: `tritune analyze heads --teacher teacher/ --student run/ --task sst2 --data glue/SST-2 --heads 0.3,5.1`
     """
-    options.quiet_libraries()
+    pairs = 4 if chosen is None else _pairs(chosen)
+    folder = common.begin("heads", task, [*students, teacher], output, overrides)
     from ...analysis import heads as analysis
     from ...analysis.heads import plot_heads, summarize_heads
     from ...analysis.subjects import open_subjects
     from ...tasks import get_task
 
-    folder = common.output_folder(output, students[0], "heads")
-    pairs = 4 if chosen is None else _pairs(chosen)
     subjects = open_subjects(get_task(task), data, teacher, students, None, overrides or [])
     batch, tokens = subjects.sentence(row, text)
     result = analysis(subjects.models, batch, tokens, pairs)
@@ -47,8 +47,6 @@ def heads(
 
 def _pairs(chosen: str) -> list[tuple[int, int]]:
     """`"0.3,5.1"` as pairs."""
-    from ...errors import TrituneError
-
     pairs = [re.fullmatch(r"(\d{1,4})\.(\d{1,4})", part.strip()) for part in chosen.split(",")]
     if None in pairs:
         raise TrituneError(f"--heads {chosen}: write LAYER.HEAD with commas between, such as 0.3,5.1")

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
+from ...distil_choices import check_loss
 from ...errors import TrituneError
 from .. import options
 from . import common, loss_options
@@ -43,19 +43,17 @@ def landscape(
     Examples: `tritune analyze landscape --model teacher/ --model run/ --task sst2 --data SST-2/`,
     `… --model run/ --checkpoint run/best --checkpoint other-run/`
     """
-    options.quiet_libraries()
-    folder = common.output_folder(output, models[0], "landscape")
-    from ...analysis.landscape import landscape as analyse
-    from ...analysis.landscape_plots import plot_contours, plot_surfaces
-    from ...analysis.objective import check_loss
-    from ...analysis.subjects import open_subjects, short_names
-    from ...models import load_model
-    from ...tasks import get_task
-
     sources = checkpoints or []
     check_loss(loss, teacher, loss_average)
     if sources and len(models) > 1:
         raise TrituneError("--checkpoint: the plane goes through one --model; the others are checkpoints too")
+    folder = common.begin("landscape", task, [*models, *sources, teacher], output, overrides)
+    from ...analysis.landscape import landscape as analyse
+    from ...analysis.landscape_plots import plot_contours, plot_surfaces
+    from ...analysis.subjects import open_subjects, short_names
+    from ...models import load_model
+    from ...tasks import get_task
+
     subjects = open_subjects(get_task(task), data, teacher, models, rows, overrides or [])
     result = analyse(
         subjects.students,
@@ -83,6 +81,8 @@ def _summary(result: "Landscape") -> list[list[str]]:
         for mark in result.checkpoints:
             table.append([mark.name, *(f"{value:z.4f}" for value in (mark.loss, mark.x, mark.y, mark.distance))])
         return table
+    import numpy as np
+
     table = [["model", "loss", "lowest", "highest"]]
     for name, losses in result.losses.items():
         finite = losses[np.isfinite(losses)]

@@ -17,13 +17,12 @@ def layers(
 
     Example: `tritune analyze layers --teacher teacher/ --student run/ --task sst2 --data glue/SST-2`
     """
-    options.quiet_libraries()
+    folder = common.begin("layers", task, [*students, teacher], output, overrides)
     from ...analysis import layers as analysis
     from ...analysis.layers import plot_layers, summarize_layers
     from ...analysis.subjects import open_subjects
     from ...tasks import get_task
 
-    folder = common.output_folder(output, students[0], "layers")
     subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [], untrained=True)
     result = analysis(subjects.teacher, subjects.students, subjects.batches("hidden states"))
     common.finish("layers", result, {"layers": plot_layers(result)}, folder, summarize_layers)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from ...errors import TrituneError
 from .. import options
 from . import common
 
@@ -27,19 +28,17 @@ def norms(
 
     Example: `tritune analyze norms --teacher teacher/ --student run/ --task sst2 --data glue/SST-2 --group sep`
     """
-    options.quiet_libraries()
+    if group is not None and group not in ("cls", "sep", "punctuation", "other", "all", token):
+        raise TrituneError(f"--group {group}: known are cls, sep, punctuation, other, all, and what --token names")
+    folder = common.begin("norms", task, [*students, teacher], output, overrides)
     from ...analysis import norms as analysis
     from ...analysis.norms import plot_norm_curves, plot_norm_maps, summarize_norms, token_groups
     from ...analysis.subjects import open_subjects
-    from ...errors import TrituneError
     from ...tasks import get_task
 
-    folder = common.output_folder(output, students[0], "norms")
     subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [])
     if "input_ids" not in subjects.data.dev.column_names:
         raise TrituneError(f"{subjects.task.title}: norms are shown by groups of tokens, which images do not have")
-    if group is not None and group not in ("cls", "sep", "punctuation", "other", "all", token):
-        raise TrituneError(f"--group {group}: known are cls, sep, punctuation, other, all, and what --token names")
     groups = token_groups(subjects.tokenizer, subjects.teacher.get_input_embeddings().num_embeddings, token)
     result = analysis(subjects.models, subjects.batches("norms"), groups)
     group = group or token or ("sep" if "sep" in result.groups else "all")

@@ -35,13 +35,12 @@ def ranges(
 
     Example: `tritune analyze ranges --teacher teacher/ --student run/ --task sst2 --data glue/SST-2 --row 3`
     """
-    options.quiet_libraries()
+    folder = common.begin("ranges", task, [*students, teacher], output, overrides)
     from ...analysis import ranges as analysis
     from ...analysis.ranges import plot_ranges, summarize_ranges
     from ...analysis.subjects import open_subjects
     from ...tasks import get_task
 
-    folder = common.output_folder(output, students[0], "ranges")
     subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [])
     if rows is None:
         batch, tokens = subjects.sentence(row, text)

@@ -5,6 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ...errors import TrituneError
+from ...quantization import Quantization
+from ...recipes import load_recipe, recipe_beside, to_yaml
 from .. import options
 from . import common
 
@@ -25,19 +28,17 @@ def sensitivity(
 
     Example: `tritune analyze sensitivity --model teacher/ --task sst2 --data glue/SST-2`
     """
-    options.quiet_libraries()
+    load_recipe(recipe)
+    folder = common.begin("sensitivity", task, [model], output, overrides)
     import numpy as np
 
     from ...analysis import sensitivity as analysis
     from ...analysis.sensitivity import plot_sensitivity, summarize_sensitivity
     from ...analysis.subjects import open_subjects
-    from ...errors import TrituneError
     from ...evaluate import predict
     from ...heads.text_classification import TextClassification
     from ...load import is_quantized
     from ...prepare import prepare
-    from ...quantization import Quantization
-    from ...recipes import load_recipe, recipe_beside
     from ...tasks import get_task
 
     table_task = get_task(task)
@@ -45,7 +46,6 @@ def sensitivity(
         raise TrituneError(
             f"sensitivity scores rows one by one, which {table_task.title} cannot; take another analysis"
         )
-    folder = common.output_folder(output, model, "sensitivity")
     subjects = open_subjects(table_task, data, None, [model], rows, overrides or [])
     (student,) = subjects.models.values()
     trained = is_quantized(student)
@@ -65,8 +65,6 @@ def sensitivity(
 
 def _suggest(result: Any, recipe: Any, folder: Any) -> None:
     """Write the suggested recipe, if there is one, and say what it is."""
-    from ...recipes import to_yaml
-
     best = result.suggestion
     if best is None:
         typer.echo("No part left float scores better than everything quantized: there is nothing to suggest.")

@@ -1,7 +1,10 @@
 """What tests of the command line share: a small cut of the demo (corpus, model, teacher), and the line itself."""
 
 import io
+import shutil
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,15 @@ from tritune.training.finetune import finetune
 
 def make_workspace(folder: Path) -> Path:
     """`data/`, `base/` and `teacher/` in `folder`, as `tritune demo` makes them, only smaller."""
+    shutil.copytree(_original().name, folder, dirs_exist_ok=True)
+    return folder
+
+
+@cache
+def _original() -> tempfile.TemporaryDirectory:
+    """The workspace that all others of this process are copies of."""
+    kept = tempfile.TemporaryDirectory(prefix="workspace-")
+    folder = Path(kept.name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "TRAIN_ROWS", 200)
         patch.setattr(demo, "DEV_ROWS", 60)
@@ -22,7 +34,7 @@ def make_workspace(folder: Path) -> Path:
         )
         demo._write_inputs(folder, seed=0)
         finetune(demo._job(folder / "base", folder, demo._recipes(seed=0)["finetune"], folder / "teacher"))
-    return folder
+    return kept
 
 
 def train_arguments(workspace: Path, output: Path, *more: object, recipe: str = "ti-g") -> list[str]:

@@ -39,6 +39,12 @@ def trained(workspace, cli, *more):
     return cli(*arguments, *overrides, "--output", folder / "run", "--json", "--overwrite")
 
 
+ASKED = {
+    "squad_v2": {"question": "where lives Ada?", "context": "Ben lives in Como, Ada lives in Delft."},
+    "conll2003": {"tokens": ["Ada", "lives", "in", "Como", "x" * 60]},
+}
+
+
 def test_from_files_to_predictions(workspace, cli, tmp_path):
     name, folder, _ = workspace
     code, out, err = trained(workspace, cli)
@@ -60,11 +66,7 @@ def test_from_files_to_predictions(workspace, cli, tmp_path):
         key: scores[key] for key in packed if key in metrics["last"]
     }
     table = tmp_path / "rows.jsonl"
-    rows = {
-        "squad_v2": {"question": "where lives Ada?", "context": "Ben lives in Como, Ada lives in Delft."},
-        "conll2003": {"tokens": ["Ada", "lives", "in", "Como", "x" * 60]},
-    }
-    table.write_text(json.dumps(rows[name]) + "\n")
+    table.write_text(json.dumps(ASKED[name]) + "\n")
     answers = [cli("predict", folder_, "--input", table)[1] for folder_ in (folder / "run", tmp_path / "small")]
     assert answers[0] == answers[1]
     code, out, err = cli("predict", folder / "run", "--input", table, "--output", tmp_path / "answers.jsonl")
@@ -117,6 +119,7 @@ def test_what_is_refused_in_one_line(workspace, cli, tmp_path):
     table.write_text('{"other": 1}\n')
     code, _, err = cli("predict", folder / "teacher", "--input", table)
     assert code == 2 and str(table) in err and "other" in err and err.count("\n") == 1
+    table.write_text(json.dumps(ASKED[workspace[0]]) + "\n")
     code, _, err = cli("predict", folder / "teacher", "--input", table, "--probabilities")
     assert code == 2 and "--probabilities" in err
     code, _, err = cli("evaluate", folder / "teacher", "--task", "sst2", "--data", folder / "data")

@@ -261,7 +261,7 @@ def test_a_score_instead_of_a_label(cli, regressor, sentences):
         scores = model(**tokens).logits[:, 0].tolist()
     assert [float(row["prediction"]) for row in rows] == pytest.approx(scores, rel=1e-5)
     message = cli.refusal(regressor, "--probabilities", stdin=b"a")
-    assert message == f"--probabilities would change nothing: {regressor} gives a score, not labels"
+    assert message == f"--probabilities would change nothing: {regressor} gives no labels"
 
 
 # The output file

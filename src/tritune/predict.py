@@ -8,6 +8,7 @@ from .devices import this_process
 from .errors import TrituneError
 from .evaluate import predict, recipe_in_force
 from .heads import IMAGE_CLASSIFICATION, Head, head_of
+from .heads.head import Answering
 from .heads.images import unlabelled
 from .load import load_config, load_pretrained
 from .table import columns_of, listed
@@ -40,8 +41,6 @@ def predict_rows(
         TrituneError: the model, a row or a column cannot be used.
     """
     head = head_of(load_config(source))
-    if probabilities and not head.has_shares:
-        raise TrituneError(f"--probabilities would change nothing: {source} is for {head.name}")
     inputs = head.inputs(rows, text_columns, name)
     return _answered(head, source, inputs, rows, overrides, probabilities, name)
 
@@ -81,9 +80,9 @@ def _answered(
     model = load_pretrained(head.auto_model, source)
     recipe = recipe_in_force(source, model, overrides)
     processor = head.load_processor(source, model, recipe.max_length)
-    asked = head.predictable(inputs, model, processor, recipe.max_length, recipe.padding, name)
+    asked = head.predictable(inputs, Answering(model, processor, recipe.max_length, recipe.padding), name)
     if probabilities and asked.shares is None:
-        raise TrituneError(f"--probabilities would change nothing: {source} gives a score, not labels")
+        raise TrituneError(f"--probabilities would change nothing: {source} gives no labels")
     shown = [f"probability_{label}" for label in asked.labels] if probabilities else []
     present = set(columns_of(rows))
     if taken := [column for column in (*asked.columns, *shown) if column in present]:

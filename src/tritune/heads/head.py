@@ -16,6 +16,7 @@ from ..distill import kl_divergence
 from ..errors import TrituneError
 from ..next_token import IGNORED
 from .augmented import Augment, AugmentedRows
+from .text import collator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +56,26 @@ class EncodedData:
     def measure(self, predictions: np.ndarray) -> dict[str, float]:
         """Metrics of predictions (rows, ...) for the dev split that selects."""
         return self.measures[self.select](predictions)
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A model that answers, and how inputs become what it takes.
+
+    Attributes:
+        model: with a head of its kind.
+        processor: its tokenizer or image processor.
+        max_length, padding: of its recipe; images have no length.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    max_length: int | None
+    padding: str
+
+    def collate(self) -> Collate:
+        """What makes padded batches of tokenized inputs."""
+        return collator(self.processor, self.padding, self.max_length)
 
 
 @dataclass(frozen=True)
@@ -108,7 +129,6 @@ class Head(ABC):
         keeps_answers: whether the answers of all batches have one shape, so that a teacher's can be cached.
         reads_hub: whether one of a user's own files may be the name of a data set on the hub.
         has_columns: whether files of this kind have columns to choose from.
-        has_shares: whether an input's answer is a label, so that there is a share of every label to show.
         has_logits: whether such a model ends in a head whose logits are compared; without, `read` says what is.
         hub_library, pipeline_tag: of its model card; an empty tag is the name.
         unused_keys: of a recipe, that mean nothing to this kind, with the reason.
@@ -122,7 +142,6 @@ class Head(ABC):
     keeps_answers: ClassVar[bool] = True
     reads_hub: ClassVar[bool] = False
     has_columns: ClassVar[bool] = True
-    has_shares: ClassVar[bool] = False
     has_logits: ClassVar[bool] = True
     hub_library: ClassVar[str] = "transformers"
     pipeline_tag: ClassVar[str] = ""
@@ -234,20 +253,16 @@ class Head(ABC):
         """
         raise TrituneError(f"{self.name}: models of this kind do not answer rows of a table")
 
-    def predictable(
-        self, inputs: Any, model: PreTrainedModel, processor: Any, max_length: int | None, padding: str, name: str
-    ) -> Predictable:
+    def predictable(self, inputs: Any, answering: Answering, name: str) -> Predictable:
         """Inputs as the model takes them, and what its outputs say.
 
         Args:
             inputs: see `inputs`.
-            model: that will answer.
-            processor: beside it.
-            max_length, padding: of its recipe.
+            answering: the model that will answer, and how it reads.
             name: what messages call the inputs.
 
         Raises:
-            TrituneError: an input cannot be used.
+            TrituneError: an input cannot be used, or this kind answers none.
         """
         raise TrituneError(f"{self.name}: `tritune predict` does not take models of this kind")
 

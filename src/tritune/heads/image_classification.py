@@ -21,7 +21,7 @@ from ..errors import TrituneError, first_line
 from ..hub import located
 from ..metrics import accuracy
 from .classifier import Classifier, measures_of, named_answers
-from .head import Collate, EncodedData, Predictable
+from .head import Answering, Collate, EncodedData, Predictable
 from .image_augmentation import augmented
 from .images import IMAGE, LABEL, label_names, labelled, read_labelled, with_label
 
@@ -38,7 +38,6 @@ class ImageClassification(Classifier):
     auto_model = AutoModelForImageClassification
     auto_processor = AutoImageProcessor
     reads_hub = True
-    has_shares = True
     unused_keys: ClassVar[Mapping[str, str]] = {"max_length": "images are not cut to a number of tokens"}
     default_keys: ClassVar[Mapping[str, Any]] = {"image_augmentation": "standard"}
 
@@ -124,11 +123,9 @@ class ImageClassification(Classifier):
         """Images and labels, every image decodable."""
         return labelled(with_label(rows, None, task.label_column, source), task.labels, source)
 
-    def predictable(
-        self, inputs: Dataset, model: PreTrainedModel, processor: Any, max_length: int | None, padding: str, name: str
-    ) -> Predictable:
+    def predictable(self, inputs: Dataset, answering: Answering, name: str) -> Predictable:
         """Rows of the column `image`; adds `prediction`, see `classifier.named_answers`."""
-        return named_answers(*as_pixels(inputs, processor), model, name)
+        return named_answers(*as_pixels(inputs, answering.processor), answering.model, name)
 
 
 def as_pixels(rows: Dataset, processor: Any) -> tuple[Dataset, Collate]:

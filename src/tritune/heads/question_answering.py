@@ -23,7 +23,7 @@ from ..load import load_tokenizer
 from ..span_metrics import answer_f1
 from ..table import columns_of
 from .answer_windows import Span, cut
-from .head import EncodedData, Head, Predictable
+from .head import Answering, EncodedData, Head, Predictable
 from .squad_file import has_unanswerable, questions, read_squad
 from .text import collator, text_columns, token_by_token
 
@@ -168,21 +168,13 @@ class QuestionAnswering(Head):
                 asked[key].append(value)
         return asked
 
-    def predictable(
-        self,
-        inputs: dict[str, list[str]],
-        model: PreTrainedModel,
-        processor: PreTrainedTokenizerBase,
-        max_length: int,
-        padding: str,
-        name: str,
-    ) -> Predictable:
+    def predictable(self, inputs: dict[str, list[str]], answering: Answering, name: str) -> Predictable:
         """Adds `answer`, its `score`, and `no_answer_score`.
 
         The scores are probabilities; the second one means something only in a model that was trained on questions
         without answers.
         """
-        windows, spans = cut(Dataset.from_dict(inputs), processor, max_length, name)
+        windows, spans = cut(Dataset.from_dict(inputs), answering.processor, answering.max_length, name)
 
         def answers(logits: np.ndarray) -> list[dict[str, Any]]:
             """One answer a row."""
@@ -196,7 +188,7 @@ class QuestionAnswering(Head):
             ]
 
         columns = ("answer", "score", "no_answer_score")
-        return Predictable(windows, collator(processor, padding, max_length), columns, answers)
+        return Predictable(windows, answering.collate(), columns, answers)
 
 
 QUESTION_ANSWERING = QuestionAnswering()

@@ -23,7 +23,7 @@ from ..metrics import Measure, class_scores, mean_pearson_spearman, multi_label_
 from ..table import columns_of, listed, read_table
 from ..task_names import check_problem
 from .classifier import PROBLEM_TYPES, Classifier, measures_of, named_answers
-from .head import EncodedData, Predictable
+from .head import Answering, EncodedData, Predictable
 from .labels import LabelReader, guessed_problem, label_columns, label_names, placed
 from .text import check_room, collator, encode, text_columns, text_of, training_texts
 
@@ -41,7 +41,6 @@ class TextClassification(Classifier):
     name = "text-classification"
     auto_model = AutoModelForSequenceClassification
     auto_processor = AutoTokenizer
-    has_shares = True
     file_options: ClassVar[tuple[str, ...]] = ("problem", "labels", "metric")
 
     def load_processor(
@@ -136,20 +135,12 @@ class TextClassification(Classifier):
             for column in text_columns(columns_of(rows), columns, name)
         ]
 
-    def predictable(
-        self,
-        inputs: list[list[str]],
-        model: PreTrainedModel,
-        processor: PreTrainedTokenizerBase,
-        max_length: int,
-        padding: str,
-        name: str,
-    ) -> Predictable:
+    def predictable(self, inputs: list[list[str]], answering: Answering, name: str) -> Predictable:
         """Adds `prediction`, see `classifier.named_answers`."""
-        check_room(processor, len(inputs), max_length)
-        encoded = processor(*inputs, truncation=True, max_length=max_length)
+        check_room(answering.processor, len(inputs), answering.max_length)
+        encoded = answering.processor(*inputs, truncation=True, max_length=answering.max_length)
         examples = [{key: values[row] for key, values in encoded.items()} for row in range(len(inputs[0]))]
-        return named_answers(examples, collator(processor, padding, max_length), model, name)
+        return named_answers(examples, answering.collate(), answering.model, name)
 
     def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Any, data: EncodedData) -> dict[str, float]:
         """As of classes; with many labels a row agrees where every label's answer is the same, and the KL is summed."""

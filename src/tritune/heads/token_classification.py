@@ -23,7 +23,7 @@ from ..load import load_tokenizer
 from ..next_token import IGNORED
 from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
 from .classifier import Classifier
-from .head import EncodedData, Predictable
+from .head import Answering, EncodedData, Predictable
 from .tag_files import FEATURES, is_table, labels_of, read_tagged
 from .text import bar_only_for, check_room, collator, token_by_token
 
@@ -158,24 +158,17 @@ class TokenClassification(Classifier):
             sentences.append(words)
         return sentences
 
-    def predictable(
-        self,
-        inputs: list[list[str]],
-        model: PreTrainedModel,
-        processor: PreTrainedTokenizerBase,
-        max_length: int,
-        padding: str,
-        name: str,
-    ) -> Predictable:
+    def predictable(self, inputs: list[list[str]], answering: Answering, name: str) -> Predictable:
         """Adds `tags`, a list with a tag a word."""
-        encoded, first_tokens = _encode(Dataset.from_dict({"tokens": inputs}), processor, max_length, name)
-        labels = self.known(model.config)["labels"]
+        rows = Dataset.from_dict({"tokens": inputs})
+        encoded, first_tokens = _encode(rows, answering.processor, answering.max_length, name)
+        labels = self.known(answering.model.config)["labels"]
 
         def answers(logits: np.ndarray) -> list[dict[str, Any]]:
             """One list of tags a row."""
             return [{"tags": tags} for tags in tags_of(logits, first_tokens, labels)]
 
-        return Predictable(encoded, collator(processor, padding, max_length), ("tags",), answers)
+        return Predictable(encoded, answering.collate(), ("tags",), answers)
 
 
 def tags_of(logits: np.ndarray, first_tokens: Sequence[Sequence[int]], labels: Sequence[str]) -> list[list[str]]:

@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 import tritune
+from bounds import rounding
 from tritune import DistillationTrainer, Intervention, Quantization, Site, TrituneError, UnsupportedModelError, products
 from tritune.export.integer import with_integer_arithmetic
 from tritune.instrument import instrument_of
@@ -133,20 +134,30 @@ def test_values_with_an_offset_keep_their_own_scales():
 
 @torch.no_grad()
 def test_grouped_queries_are_repeated_heads():
-    """Against a model whose K and V are copied to every head."""
-    model = LLAMA.build()
-    wide = LlamaForCausalLM(LlamaConfig(**LLAMA.values | {"num_key_value_heads": 4})).eval()
-    weights = model.state_dict()
-    for name in weights:
-        if "k_proj" in name or "v_proj" in name:
-            weights[name] = weights[name].view(2, 1, 4, -1).expand(2, 2, 4, -1).reshape(16, -1)
-    wide.load_state_dict(weights)
-    float_only = Quantization(weight_bits=None, embedding_bits=None, activation_granularity="token")
-    narrow, wide = (tritune.prepare(m, float_only) for m in (model, wide))
-    outputs = [m(input_ids=ids(), output_trace=True) for m in (narrow, wide)]
-    assert torch.equal(*(output.logits for output in outputs))
-    for own, other in zip(*(output.trace.layers for output in outputs), strict=True):
-        assert torch.equal(own.attention_probs, other.attention_probs) and torch.equal(own.context, other.context)
+    """Against a model whose K and V are copied to every head; copied in another order it is another model."""
+    model = LLAMA.build().double()
+    float_only = Quantization(weight_bits=None, embedding_bits=None, activation_bits=None)
+
+    def traced(model):
+        output = tritune.prepare(model, float_only)(input_ids=ids(), output_trace=True)
+        return [output.logits, *(t for layer in output.trace.layers for t in (layer.attention_probs, layer.context))]
+
+    def wide(in_turn: bool):
+        copied = LlamaForCausalLM(LlamaConfig(**LLAMA.values | {"num_key_value_heads": 4})).eval().double()
+        weights = model.state_dict()
+        for name in weights:
+            if "k_proj" in name or "v_proj" in name:
+                heads = weights[name].view(2, 4, -1)
+                order = [0, 1, 0, 1] if in_turn else [0, 0, 1, 1]
+                weights[name] = heads[order].reshape(16, -1)
+        copied.load_state_dict(weights)
+        return traced(copied)
+
+    expected, mutant = wide(in_turn=False), wide(in_turn=True)
+    for own, other, wrong in zip(traced(model), expected, mutant, strict=True):
+        bound = rounding(other, terms=1000)  # far more than lie on the way to a logit
+        torch.testing.assert_close(own, other, **bound)
+        assert (own - wrong).abs().max() > 1e6 * bound["atol"]
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ from golden import SITES, read, subset
 from tritune import Intervention, Site
 from tritune.distill import Pair, distillation_losses
 from tritune.quant import ClippedUniform, Granularity, MinMax, Quantizer, Ternary, Uniform, straight_through
-from tritune.training.optimizer import BertAdam
+from tritune.schedule import SCHEDULES, gradual
+from tritune.training.optimizer import BertAdam, learning_rate
 from tritune.training.trainer import DistillationTrainer
 
 pytestmark = [pytest.mark.golden, pytest.mark.usefixtures("golden_folder")]
@@ -32,6 +33,8 @@ LOSS_NAMES = {
     "attention_map": "map_kl",
     "ground_truth": "ground_truth",
 }
+# Of the trajectory.
+RATE, DECAY = 5e-4, 0.01
 TOTAL = ("logits", "hidden_states", "attention_scores", "block_output")
 MODES = [mode for mode in golden.cases("tiny_bert", r"(.+)\.logits") if mode != "teacher_forward"]
 
@@ -193,47 +196,99 @@ class InOrder(DistillationTrainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def test_trajectory(tmp_path):
+def trajectory(folder, step_one: int, schedule: str = "gradual"):
+    """The losses of the published two-step job, the student that it leaves, and its teacher."""
     values = read("trajectory")
-    steps = len(values["loss"])
-    step_one = 6 * steps // 10
-    batches = [golden.batch("trajectory", f"batch.{i}.") for i in range(steps)]
+    batches = [golden.batch("trajectory", f"batch.{i}.") for i in range(len(values["loss"]))]
     size = len(batches[0]["input_ids"])
     teacher, model = golden.tiny_bert("teacher."), tritune.prepare(golden.tiny_bert("teacher."))
     losses = []
-    for phase, schedule in ((batches[:step_one], "gradual"), (batches[step_one:], None)):
+    for phase, kind in ((batches[:step_one], schedule), (batches[step_one:], None)):
         trainer = InOrder(
             model=model,
             teacher=teacher,
             args=TrainingArguments(
-                str(tmp_path),
+                str(folder),
                 max_steps=len(phase),
                 per_device_train_batch_size=size,
-                learning_rate=5e-4,
+                learning_rate=RATE,
                 adam_epsilon=1e-6,
-                weight_decay=0.01,
+                weight_decay=DECAY,
                 logging_steps=1,
                 save_strategy="no",
                 disable_tqdm=True,
                 use_cpu=golden.DEVICE == "cpu",
             ),
             coefficients=dict.fromkeys(TOTAL, 1.0),
-            schedule=schedule,
+            schedule=kind,
             train_dataset=[
                 {key: value[row].cpu() for key, value in batch.items()} for batch in phase for row in range(size)
             ],
         )
         trainer.train()
         losses += [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    torch.testing.assert_close(torch.tensor(losses), values["loss"].cpu(), rtol=1e-3, atol=0)
-    final = subset(values, "final.")
+    return torch.tensor(losses), model, teacher
+
+
+def reach(*phases: int) -> float:
+    """How far the published optimizer can move a weight in phases of so many steps, whatever its gradients are.
+
+    An update is rate * m / sqrt(v), with m and v averages of the gradients and their squares that begin at 0. After t
+    steps |m| / sqrt(v) is at most (1 - b1) / sqrt(1 - b2) * sqrt(sum of (b1^2 / b2)^k over k < t), by Cauchy and
+    Schwarz. The decay of a weight of 1 comes on top.
+    """
+    far = 0.0
+    for steps in phases:
+        for step in range(steps):
+            largest = 0.1 / 0.001**0.5 * sum((0.9**2 / 0.999) ** k for k in range(step + 1)) ** 0.5
+            far += learning_rate(RATE, step, steps, 0.1) * (largest + DECAY)
+    return far
+
+
+def departures(losses: torch.Tensor, model, step_one: int) -> list[str]:
+    """Where a run is not the published one. Once a rounding tie falls the other way the steps are chaotic."""
+    values, half, steps = read("trajectory"), len(losses) // 2, len(losses)
+    away = ((losses - values["loss"].cpu()) / values["loss"].cpu()).abs()
+    found = []
+    if away[:half].max() > 1e-3 or away.max() > 5e-3:
+        found.append(f"losses: {away.tolist()}")
+    final, limit = subset(values, "final."), 2 * reach(step_one, steps - step_one)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.data, final[name], rtol=0, atol=4e-3, msg=name)
+        moved = (parameter.detach() - final[name]).abs().flatten()
+        if (moved <= 1e-3).float().mean() < 0.999 or moved.max() > limit:
+            found.append(f"{name}: {(moved > 1e-3).sum()} of {len(moved)} off, by at most {moved.max()}")
+    return found
+
+
+def test_trajectory(tmp_path):
+    values = read("trajectory")
+    steps = len(values["loss"])
+    step_one = 6 * steps // 10
+    losses, model, teacher = trajectory(tmp_path, step_one)
+    assert departures(losses, model, step_one) == []
+    final, batch = subset(values, "final."), golden.batch("trajectory", "batch.0.")
     with torch.no_grad():
-        logits = model.eval()(**batches[0]).logits
+        logits = model.eval()(**batch).logits
+        spread = (final["logits"] - teacher.eval()(**batch).logits).abs().max().item()
     # The golden README bounds losses and weights only; 5 % of what the whole job changed is tighter than either.
-    spread = (final["logits"] - teacher.eval()(**batches[0]).logits).abs().max().item()
     assert (logits - final["logits"]).abs().max() < 0.05 * spread
+
+
+def swapped(step: int, steps: int, seed: int) -> Site:
+    """The gradual schedule with its first two sites exchanged."""
+    site = gradual(step, steps, seed)
+    return {Site.PROJECTION: Site.CONTEXT, Site.CONTEXT: Site.PROJECTION}.get(site, site)
+
+
+@pytest.mark.parametrize("mutant", ["swapped", "one step less", "no intervention"])
+def test_another_trajectory_is_noticed(tmp_path, monkeypatch, mutant):
+    monkeypatch.setitem(SCHEDULES, "gradual", swapped if mutant == "swapped" else gradual)
+    steps = len(read("trajectory")["loss"])
+    step_one = 6 * steps // 10 - (mutant == "one step less")
+    schedule = None if mutant == "no intervention" else "gradual"
+    losses, model, _ = trajectory(tmp_path, step_one, schedule)
+    found = departures(losses, model, step_one)
+    assert found and found[0].startswith("losses") and len(found) > 10
 
 
 def test_final_weights_of_the_trajectory_give_its_final_logits():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 import tritune
 from families import FAMILIES, LABELS, text_batch
@@ -110,13 +111,15 @@ def test_adamw_is_the_loop(tmp_path):
     run = trainer(tmp_path, arguments_values=values, optimizer="adamw", coefficients={"logits": 1.0})
     run.train()
     student, teacher, data = tritune.prepare(BERT.build()).train(), tritune.instrument(BERT.build(seed=1)), rows()
-    optimizer = torch.optim.AdamW(decay_groups(student, 0.2), lr=LR, eps=run.args.adam_epsilon)
+    # Trainer's own kind: the fused one rounds otherwise, which Adam makes large where a gradient is next to nothing.
+    fused = run.args.optim == OptimizerNames.ADAMW_TORCH_FUSED
+    optimizer = torch.optim.AdamW(decay_groups(student, 0.2), lr=LR, eps=run.args.adam_epsilon, fused=fused)
     for step in range(STEPS):
         optimizer.zero_grad()
         losses_of(student, teacher, stack(data[3 * (step % 4) :][:3]), {"logits": 1.0})["logits"].backward()
         optimizer.step()
     for own, expected in zip(run.model.parameters(), student.parameters(), strict=True):
-        torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-7)
+        assert torch.equal(own, expected)
 
 
 def test_accumulated_micro_batches_are_one_batch(tmp_path):

@@ -1,10 +1,11 @@
 """Recipes: frozen dataclasses filled from YAML. The YAML files beside this one are what ships."""
 
 from .reader import RECIPE_FILE, load_recipe, parse_overrides, recipe_beside, shipped_recipes, to_yaml
-from .recipe import OPTIMIZERS, FinetuneRecipe, Recipe
+from .recipe import AUTO, OPTIMIZERS, FinetuneRecipe, Recipe
 from .space import SWEEP_FILE, Range, Sweep, label, load_sweeps, shipped_spaces, sweeps_to_yaml
 
 __all__ = [
+    "AUTO",
     "OPTIMIZERS",
     "RECIPE_FILE",
     "SWEEP_FILE",

@@ -173,6 +173,7 @@ def facts(runs: Sequence[Run]) -> Table:
     kinds: dict[str, Callable[[Run], str]] = {
         "recipe": lambda run: run.metrics["recipe"],
         "seed": lambda run: str(run.metrics["seed"]),
+        "precision": lambda run: str(run.metrics.get("precision", "")),
         "steps": lambda run: ", ".join(f"{phase}: {count:,}" for phase, count in run.metrics["steps"].items()),
         "folder": lambda run: str(run.folder),
         "teacher": lambda run: str(run.metrics.get("teacher", {}).get("path", "")),

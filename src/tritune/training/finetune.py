@@ -55,6 +55,7 @@ def finetune(job: Job, resume: bool = False) -> dict[str, Any]:
             "metric": job.task.metric,
             "recipe": recipe.name,
             "seed": recipe.seed,
+            "precision": recipe.precision,
             "base": job.source,
             "steps": {"fine-tuning": recipe.max_steps},
             "seconds": round(time.perf_counter() - started, 1),

@@ -20,6 +20,7 @@ from transformers.masking_utils import eager_mask
 
 import tritune
 from tritune.attention import STATE_ATTRIBUTE
+from tritune.devices import multiplies_bf16
 from tritune.distill import Pair, distillation_losses, trace_fields
 from tritune.forward_pass import pass_of
 from tritune.held import weights_held
@@ -37,6 +38,14 @@ FIELDS = trace_fields(COEFFICIENTS)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
 Step = Callable[[], None]
+
+
+def precisions(device: torch.device) -> list[str]:
+    """Those that a device multiplies well; says in a line what is left out."""
+    if multiplies_bf16(device):
+        return [*PRECISIONS]
+    print(f"bf16 is left out: this {device.type} has no instructions that multiply it, so every step would take longer")
+    return [name for name in PRECISIONS if name != "bf16"]
 
 
 def build(shape: str, device: torch.device) -> PreTrainedModel:
@@ -106,7 +115,7 @@ def arms(
 
     `float`, `qat` and `finetune` share our optimizer; `qat plain`, in bfloat16 on a CPU, is `qat` without kernels. With
     `published`, what the published step was once measured against takes their place: float distillation under torch's
-    AdamW, and the cost model beside our step in both precisions.
+    AdamW, and the cost model beside our step, also in bfloat16 where the device multiplies it.
     """
     base, batch, dtype = build(shape, device), make_batch(batch_size, tokens, device), PRECISIONS[precision]
     sdpa = copy.deepcopy(base).train()
@@ -129,7 +138,7 @@ def arms(
         return {
             "float": distillation_step(plain, teacher, batch, adamw, dtype),
             "qat": qat(dtype, fused=False),
-            "qat bf16": qat(torch.bfloat16, fused=on_cpu),
+            **({"qat bf16": qat(torch.bfloat16, fused=on_cpu)} if multiplies_bf16(device) else {}),
             "published": distillation_step(theirs, teacher, batch, PublishedAdam(theirs), dtype),
         }
     has_kernels = on_cpu and dtype is torch.bfloat16

@@ -25,6 +25,7 @@ from arms import PRECISIONS, SHAPES, build, distillation_step, make_batch
 from torch import nn
 
 import tritune
+from tritune.devices import multiplies_bf16
 from tritune.training.optimizer import BertAdam
 
 ARMS = ("float", "qat", "float checkpointing", "qat checkpointing")
@@ -105,6 +106,8 @@ def main() -> None:
     if options.arm:
         print(json.dumps(measure(options.shape, options.batch, options.tokens, options.precision, options.arm)))
         return
+    if options.precision == "bf16" and not multiplies_bf16(torch.device("cpu")):
+        print("bf16: this processor has no instructions that multiply it, so every step takes longer")
     rows: list[dict] = []
     for arm in ARMS:
         command = [sys.executable, __file__, *sys.argv[1:], "--arm", arm]

@@ -21,6 +21,14 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _a_device_without_bfloat16():
+    """`bf16: auto` is float32 in every test that does not say otherwise, whatever processor it runs on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tritune.training.precision.multiplies_bf16", lambda device: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
     if not golden.FOLDER.is_dir():

@@ -90,7 +90,27 @@ def test_the_command_line_on_two_processes(tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-PLAIN = {"n_gpu": 1, "gradient_checkpointing": False, "world_size": 1, "fp16": False, "device": torch.device("cpu")}
+PRECISIONS = """\
+import sys
+from pathlib import Path
+from tritune.devices import this_process
+from tritune.training import precision
+
+rank = this_process().process_index
+precision.multiplies_bf16 = lambda device: rank == int(sys.argv[2])
+Path(sys.argv[1], f"{sys.argv[2]}-{rank}").write_text(f"{precision.takes_bf16()}")
+"""
+
+
+def test_the_first_process_chooses_the_precision_of_all(tmp_path):
+    (tmp_path / "job.py").write_text(PRECISIONS)
+    for who in range(2):
+        _launch(tmp_path / "job.py", tmp_path, who)
+        assert [(tmp_path / f"{who}-{rank}").read_text() for rank in range(2)] == 2 * [str(who == 0)]
+
+
+PLAIN = {"n_gpu": 1, "gradient_checkpointing": False, "world_size": 1, "device": torch.device("cpu")}
+PLAIN |= {"bf16": False, "fp16": False}
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,10 @@ _EMBEDDING = {
     "loss_average": "valid",
     "padding": "longest",
 }
+_AUTO = {"bf16": "auto"}
 OWN = {
-    "ti-g-deploy": ("ti-g", _PER_TOKEN),
-    "features": ("ternarybert", _EMBEDDING | _PER_TOKEN),
+    "ti-g-deploy": ("ti-g", _PER_TOKEN | _AUTO),
+    "features": ("ternarybert", _EMBEDDING | _PER_TOKEN | _AUTO),
     "features-ti-g": ("features", {"schedule": "gradual"}),
 }
 
@@ -77,6 +78,35 @@ def test_published_numbers():
     assert (recipe.adam_beta1, recipe.adam_beta2, recipe.adam_epsilon) == (0.9, 0.999, 1e-6)
     assert (recipe.optimizer, recipe.padding, recipe.loss_average) == ("bert_adam", "max_length", "padded")
     assert recipe.max_grad_norm == 1.0 and recipe.num_train_epochs == 3
+
+
+def test_only_published_numbers_keep_float32():
+    """What was published was computed in float32; everything else takes what the machine multiplies faster."""
+    assert {name for name in STUDENTS if load_recipe(name).bf16 is False} == set(PUBLISHED)
+    assert all(load_recipe(name).bf16 == "auto" for name in OWN)
+    assert load_recipe("finetune", kind=FinetuneRecipe).bf16 == "auto"
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_auto_is_spelt_out(tmp_path, bf16):
+    for overrides, fused in (([], None), (["fused_kernels=false"], False if bf16 else None)):
+        recipe = load_recipe("ti-g", ["bf16=auto", *overrides])
+        settled = recipe.settled(bf16)
+        assert (settled.bf16, settled.fused_kernels) == (bf16, fused)
+        assert settled.precision == ("bfloat16" if bf16 else "float32") and settled.has_kernels() is bf16
+        (tmp_path / "mine.yaml").write_text(to_yaml(settled))
+        assert load_recipe(tmp_path / "mine.yaml") == settled
+    for own in ("bf16=true", "bf16=false"):
+        recipe = load_recipe("ti-g", [own])
+        assert recipe.settled(bf16) is recipe
+
+
+def test_float16_is_asked_for_beside_auto():
+    recipe = load_recipe("features", ["fp16=true"]).settled(True)
+    assert (recipe.bf16, recipe.fp16, recipe.precision) == (False, True, "float16")
+    assert not load_recipe("ti-g", ["fp16=true", "bf16=auto"]).has_kernels()
+    with pytest.raises(TrituneError, match="fp16 and bf16 exclude each other"):
+        load_recipe("features", ["fp16=true", "bf16=true"])
 
 
 def test_every_loss_has_a_coefficient():
@@ -117,6 +147,8 @@ def test_own_file_with_a_base(tmp_path):
         ("learning_rate=.nan", "learning_rate must be a number"),
         ("learning_rate=-1", "learning_rate must be positive"),
         ("pooler=1", "pooler must be true or false"),
+        ("bf16=maybe", "bf16 must be true, false or auto; got 'maybe'"),
+        ("bf16=1", "bf16 must be true or false or text"),
         ("weight_bits=0", "weight_bits must be a whole number from 1 to 8"),
         ("weight_bits=9", "weight_bits must be a whole number from 1 to 8"),
         ("activation_bits=16", "activation_bits must be a whole number from 2 to 8"),

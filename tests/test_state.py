@@ -17,6 +17,7 @@ ALLOWED = {
     "kernels/build.py: _LOADING is a Lock": "two threads that need the kernels load them once",
     "instrument.py: _with_trace remembers": "a class made of a class; made twice it would be the same",
     "kernels/build.py: kernels_available remembers": "a warning that is given once",
+    "training/precision.py: _warn_of_bf16 remembers": "a warning that is given once",
     "kernels/build.py: _failure remembers": "whether the process could load a library does not change",
 }
 

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from tritune import TrituneError
 from tritune.recipes import Range, load_recipe, load_sweeps, shipped_spaces, sweeps_to_yaml
 from tritune.tasks import get_task
-from tritune.training import recorder
+from tritune.training import precision, recorder
 from tritune.training import sweep as sweeping
 from tritune.training.job import open_job, with_recipe
 from tritune.training.run import plan, run
@@ -488,6 +488,28 @@ def test_pruning_gives_up_what_is_worse_than_the_median(workspace, tmp_path, mad
     assert made_up == [(2.0, 1), (2.0, 2), (2.1, 1), (2.1, 2), (2.9, 1), (2.01, 1), (2.01, 2)]
     (pruned,) = (run for run in results.runs if run["state"] == "pruned")
     assert pruned["steps"] == 2 and results.open() == 0 and results.best.values == {"clip": 2.0}
+
+
+def test_auto_is_one_precision_in_a_whole_study(workspace, tmp_path, monkeypatch):
+    """The second process, on another machine perhaps, trains as the first one did; what is set stays as it is."""
+    found = []
+
+    def run(job, phases, resume, watch):
+        found.append(job.recipe.bf16)
+        job.output.mkdir(parents=True)
+        return {"metric": "accuracy", "last": {"accuracy": 0.5}, "best": {"accuracy": 0.5}, "seconds": 1.0}
+
+    monkeypatch.setattr(sweeping, "run", run)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: True)
+    text = "recipe: ti-g-deploy\nspace: {clip: [2.0, 2.5]}\n"
+    for output, fast in ((tmp_path / "fast", True), (tmp_path / "slow", False)):
+        monkeypatch.setattr(precision, "multiplies_bf16", lambda device, fast=fast: fast)
+        assert run_sweep(stubbed(workspace, output, text), stop_after=1) == 1
+        monkeypatch.setattr(precision, "multiplies_bf16", lambda device, fast=fast: not fast)
+        run_sweep(stubbed(workspace, output, text, resume=True))
+    assert found == [*4 * [True], *4 * [False]]
+    run_sweep(stubbed(workspace, tmp_path / "swept", "space: {bf16: [auto, false]}\n"))
+    assert found[8:] == [True, True, False, False]
 
 
 def test_another_sweep_in_the_study_is_refused(workspace, tmp_path, made_up):

@@ -121,7 +121,8 @@ def _model(vocabulary_size: int) -> Any:
 def _recipes(seed: int) -> dict[str, Any]:
     from ..recipes import FinetuneRecipe, load_recipe
 
-    teacher = load_recipe("finetune", (*TEACHER, f"seed={seed}"), FinetuneRecipe)
+    # In float32, as the students: what the demo shows is not to depend on the machine.
+    teacher = load_recipe("finetune", (*TEACHER, "bf16=false", f"seed={seed}"), FinetuneRecipe)
     return {"finetune": teacher, **{name: load_recipe(name, (*STUDENT, f"seed={seed}")) for name in ARMS}}
 
 

@@ -23,7 +23,7 @@ def show_plan(recipe: Any, phases: list) -> None:
     parts = [f"{phase.name} {phase.steps} steps" + f" ({phase.schedule})" * bool(phase.schedule) for phase in phases]
     if recipe.layer_map is not None:
         parts.append(f"layers learn from the teacher's {', '.join(map(str, recipe.layer_map))}")
-    _say(f"{recipe.name}, seed {recipe.seed}: {', '.join(parts)}", error=True)
+    _say(f"{recipe.name}, seed {recipe.seed}, {recipe.precision}: {', '.join(parts)}", error=True)
 
 
 def show_resumed(step: int, steps: int) -> None:

@@ -10,10 +10,11 @@ from .reader import (
     shipped_recipes,
     to_yaml,
 )
-from .recipe import OPTIMIZERS, FinetuneRecipe, Recipe
+from .recipe import AUTO, OPTIMIZERS, FinetuneRecipe, Recipe
 from .space import SWEEP_FILE, Range, Sweep, label, load_sweeps, shipped_spaces, sweeps_to_yaml
 
 __all__ = [
+    "AUTO",
     "EVALUATION_KEYS",
     "OPTIMIZERS",
     "RECIPE_FILE",

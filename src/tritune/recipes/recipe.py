@@ -23,6 +23,7 @@ PADDINGS = ("max_length", "longest")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
 OPTIMIZERS = ("bert_adam", "adamw")
 IMAGE_AUGMENTATIONS = ("standard", "none")
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class FinetuneRecipe:
         per_device_train_batch_size, per_device_eval_batch_size: null takes the task's batch size.
         gradient_accumulation_steps: batches per update.
         bf16, fp16: compute in that precision where it is safe (autocast); weights, statistics of quantizers and losses
-            stay float32. fp16 needs a GPU.
+            stay float32. fp16 needs a GPU. bf16 may be `auto`, see `settled`.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         train_sampling_strategy: order of the rows: `random`, `sequential`, or `group_by_length`.
         augmented: read `train_aug.tsv`, which `tritune augment` wrote, in place of `train.tsv`.
@@ -73,7 +74,7 @@ class FinetuneRecipe:
     per_device_train_batch_size: int | None = None
     per_device_eval_batch_size: int | None = None
     gradient_accumulation_steps: int = 1
-    bf16: bool = False
+    bf16: bool | str = False
     fp16: bool = False
     gradient_checkpointing: bool = False
     train_sampling_strategy: str = "random"
@@ -101,7 +102,8 @@ class FinetuneRecipe:
         counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "max_length", "eval_steps")
         for key in (*counts, "gradient_accumulation_steps", "logging_steps", "save_steps"):
             _check(self, key, lambda value: value is None or value >= 1, "must be at least 1")
-        _check(self, "fp16", lambda value: not (value and self.bf16), "and bf16 exclude each other")
+        _check(self, "bf16", lambda value: value in (True, False, AUTO), "must be true, false or auto")
+        _check(self, "fp16", lambda value: not (value and self.bf16 is True), "and bf16 exclude each other")
         _check(self, "max_steps", lambda value: value >= 1 or value == -1, "must be at least 1, or -1 for epochs")
         _check(self, "num_train_epochs", lambda value: 0 < value <= 1e6, "must be above 0 and at most a million")
         _check(self, "seed", lambda value: 0 <= value < 2**32, "must be a whole number from 0 to 2^32 - 1")
@@ -131,6 +133,19 @@ class FinetuneRecipe:
             eval_steps=self.eval_steps or task.eval_steps,
             **{key: getattr(self, key) or value for key, value in task.head.default_keys.items()},
         )
+
+    @property
+    def precision(self) -> str:
+        """What a settled recipe computes in: `bfloat16`, `float16` or `float32`."""
+        return "bfloat16" if self.bf16 else "float16" if self.fp16 else "float32"
+
+    def settled(self, bf16: bool) -> "FinetuneRecipe":
+        """The recipe with `bf16: auto` spelt out; any other is returned as it is.
+
+        Args:
+            bf16: what `auto` stands for. With `fp16` it is false, whatever this is.
+        """
+        return replace(self, bf16=bf16 and not self.fp16) if self.bf16 == AUTO else self
 
     def unused_keys(self, given: set[str]) -> dict[str, str]:
         """Those of the keys a person gave that change nothing, with the reason."""
@@ -222,6 +237,14 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         """Loss name to coefficient."""
         return {field.name.removesuffix("_coefficient"): getattr(self, field.name) for field in fields(Coefficients)}
 
+    def settled(self, bf16: bool) -> "Recipe":
+        """As of any recipe."""
+        recipe = super().settled(bf16)
+        if recipe is self or recipe.bf16 or recipe.fused_kernels is not False:
+            return recipe
+        # Kernels are for bfloat16; without it the key would be refused when this recipe is read again.
+        return replace(recipe, fused_kernels=None)
+
     def with_split(self, task: "Task", student_layers: int) -> "Recipe":
         """The recipe with the length of step one filled in, where there is a schedule.
 
@@ -257,7 +280,8 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         from ..kernels import has_kernel
         from ..quant import QUANTIZERS
 
-        return self.bf16 and any(has_kernel(QUANTIZERS[name]) for name in self.names_per_tensor())
+        may_be_bf16 = bool(self.bf16) and not self.fp16
+        return may_be_bf16 and any(has_kernel(QUANTIZERS[name]) for name in self.names_per_tensor())
 
     def _unused_parts(self) -> dict[str, str]:
         unused = {}

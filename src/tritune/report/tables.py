@@ -175,6 +175,7 @@ def facts(runs: Sequence[Run]) -> Table:
     kinds: dict[str, Callable[[Run], str]] = {
         "recipe": lambda run: run.metrics["recipe"],
         "seed": lambda run: str(run.metrics["seed"]),
+        "precision": lambda run: str(run.metrics.get("precision", "")),
         "steps": lambda run: ", ".join(f"{phase}: {count:,}" for phase, count in run.metrics["steps"].items()),
         "resumed after step": lambda run: ", ".join(map(str, run.metrics.get("resumed", ()))),
         "rows": lambda run: _rows(run.metrics.get("rows", {})),

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from transformers import SchedulerType, TrainingArguments
 
-from ..errors import TrituneError
 from ..kernels import kernels_available, load_kernels
 from ..quant import Learned
 from ..recipes import FinetuneRecipe
@@ -52,12 +51,6 @@ def training_arguments(recipe: FinetuneRecipe, steps: int, folder: Path, data_se
         disable_tqdm=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-
-
-def check_precision(fp16: bool, device: torch.device) -> None:
-    """Raise TrituneError for fp16 on a CPU, where accelerate would silently compute in float32."""
-    if fp16 and device.type == "cpu":
-        raise TrituneError("fp16: a CPU does not train in float16; take bf16, or a GPU")
 
 
 def takes_kernels(setting: bool | None, has_kernels: bool, device: torch.device) -> bool:

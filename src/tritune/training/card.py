@@ -21,8 +21,9 @@ quantization-aware training with distillation (recipe `{recipe}` of tritune) on 
 |---|---|---|
 {rows}
 
-Scores are on the dev set, one seed ({seed}), {steps} steps; `best` was chosen on that very set, `last` was not chosen.
-Sizes are computed from the bit widths; the weights here are the latent float ones, from which training can go on.
+Trained for {steps} steps in {precision}. Scores are on the dev set, one seed ({seed}); `best` was chosen on that very
+set, `last` was not chosen. Sizes are computed from the bit widths; the weights here are the latent float ones, from
+which training can go on.
 
 ```python
 {usage}
@@ -74,6 +75,7 @@ def model_card(metrics: dict[str, Any], task: Task, recipe: Recipe, name: str) -
         rows="\n".join(rows),
         seed=metrics["seed"],
         steps=sum(metrics["steps"].values()),
+        precision=recipe.precision,
         usage=head.usage(name),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")

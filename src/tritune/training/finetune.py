@@ -66,6 +66,7 @@ def finetune(
             "metric": job.task.metric,
             "recipe": recipe.name,
             "seed": recipe.seed,
+            "precision": recipe.precision,
             "base": job.source,
             "steps": {_PHASE: recipe.max_steps},
             "seconds": round(time.perf_counter() - started, 1),

@@ -19,8 +19,8 @@ from ..load import is_quantized
 from ..models import fit_length, load_model
 from ..recipes import FinetuneRecipe, Recipe
 from ..tasks import Task
-from .arguments import check_precision
 from .pairing import check_hidden_states, pairing
+from .precision import check_precision, settle
 from .run_folder import check_free
 
 
@@ -123,6 +123,7 @@ def open_job(
     """
     inputs = (source, *filter(None, (*other_inputs, student_source, data_folder)), *(task.files or {}).values())
     check_free(output, overwrite, resume, inputs=inputs)
+    recipe = settle(recipe, output if resume else None)
     # A new classifier is drawn while the model is loaded.
     set_seed(recipe.seed)
     distils = isinstance(recipe, Recipe)
@@ -189,7 +190,8 @@ def fit(job: Job, recipe: Recipe) -> Recipe:
     """
     if recipe.augmented != job.recipe.augmented:  # the budget would be reckoned from the wrong number of rows
         raise TrituneError("augmented: all runs of a sweep read the same training rows; set it with --set")
-    recipe = _fitted(_resolved(recipe, job.task, len(job.data.splits["train"])), job.task, job.model, job.student)
+    recipe = _resolved(settle(recipe), job.task, len(job.data.splits["train"]))
+    recipe = _fitted(recipe, job.task, job.model, job.student)
     if recipe.max_length != job.recipe.max_length:
         job.task.head.load_processor(job.source, job.model, recipe.max_length)
     return recipe
@@ -197,9 +199,10 @@ def fit(job: Job, recipe: Recipe) -> Recipe:
 
 def _resolved(recipe: FinetuneRecipe, task: Task, train_rows: int) -> FinetuneRecipe:
     """The recipe in force, and a check of what does not depend on the model."""
-    recipe = recipe.resolve(task, train_rows, this_process().num_processes)
+    process = this_process()
+    recipe = recipe.resolve(task, train_rows, process.num_processes)
     _check_reporting(recipe.report_to)
-    check_precision(recipe.fp16, this_process().device)
+    check_precision(recipe.bf16, recipe.fp16, process.device)
     return recipe
 
 

@@ -100,6 +100,7 @@ class Recorder:
             "metric": job.task.metric,
             "recipe": job.recipe.name,
             "seed": job.recipe.seed,
+            "precision": job.recipe.precision,
             "steps": {phase.name: phase.steps for phase in phases},
             "versions": library_versions(),
             **task_record(job.task),

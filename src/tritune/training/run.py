@@ -41,7 +41,7 @@ def plan(job: Job, only: str | None = None) -> list[Phase]:
 
     Raises:
         TrituneError: `only` names a step of a recipe that has none, or `cache_teacher` can do nothing for the last one,
-            or `fused_kernels` cannot be had.
+            or `fused_kernels` cannot be had or would change nothing.
     """
     recipe, one = job.recipe, job.recipe.step_one_steps
     if one is None:
@@ -130,6 +130,10 @@ def _sample(job: Job) -> dict[str, torch.Tensor]:
 
 
 def _check_kernels(recipe: Recipe) -> None:
+    if not recipe.bf16:
+        raise TrituneError(
+            "fused_kernels would change nothing: bf16 auto is float32 here; take bf16=true, or leave it out"
+        )
     device = this_process().device
     if not takes_kernels(recipe.fused_kernels, recipe.has_kernels(), device):
         raise TrituneError(f"fused_kernels would change nothing: they are for a CPU, and this is {device.type}")

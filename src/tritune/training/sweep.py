@@ -28,13 +28,14 @@ from ..recipes import SWEEP_FILE, Range, Sweep, label, sweeps_to_yaml
 from ..task_file import task_record
 from ..tasks import Task
 from .job import Job, fit, open_job, with_recipe
+from .precision import takes_bf16
 from .run import plan, run
 from .run_folder import CHECKPOINTS, check_free, remove, remove_students, write_text
 from .study import DATABASE, REASON, Queue, Taken, Worker, open_storage
 
 TRIALS = "trials"
 VALUES = "values"
-_MADE_OF = "made_of"
+_MADE_OF, _BF16 = "made_of", "bf16"
 
 
 class _PointFailed(Exception):
@@ -189,6 +190,8 @@ def open_queues(job: SweepJob, worker: Worker) -> list[Queue]:
                 f"the study {name} there has {other}; take another --output or --storage, or give the sweep "
                 "file another name"
             )
+        if _BF16 not in study.user_attrs:  # what auto stands for in all its runs, whichever machine makes them
+            study.set_user_attr(_BF16, takes_bf16())
         queues.append(Queue(study, sweep.count(), worker, _fixed(sweep)))
     return queues
 
@@ -232,7 +235,8 @@ class _Objective:
         seed = self.sweep.seeds[index]
         folder = self.job.folder(self.sweep, point, seed)
         self.bar.set_description(f"{self.sweep.name}: {label(values)}, seed {seed}")
-        job = with_recipe(self.job.job, self.sweep.point(values, seed), self.job.data, folder)
+        recipe = self.sweep.point(values, seed).settled(self.queue.study.user_attrs[_BF16])
+        job = with_recipe(self.job.job, recipe, self.job.data, folder)
         watch = _Watch(trial, self.bar, index * job.recipe.max_steps, self.sweep.pruner is not None)
 
         def note(state: str, **more: Any) -> dict[str, Any]:

@@ -29,17 +29,12 @@ from ..kernels import fused_kernels
 from ..recipes import OPTIMIZERS
 from ..schedule import SCHEDULES
 from ..trace import Intervention, Site
-from .arguments import (
-    bert_adam,
-    check_precision,
-    separate_learned_scales,
-    takes_kernels,
-    without_clip_and_schedule,
-)
+from .arguments import bert_adam, separate_learned_scales, takes_kernels, without_clip_and_schedule
 from .head_trainer import HeadTrainer
 from .hidden_projection import HiddenProjection
 from .optimizer import learning_rate
 from .pairing import check_hidden_states, pairing
+from .precision import check_precision
 from .teacher_cache import ROW, TeacherCache
 
 HIDDEN_PROJECTION = "hidden_projection.pt"
@@ -298,7 +293,7 @@ class DistillationTrainer(HeadTrainer):
     def _check_devices(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise TrituneError("FSDP and DeepSpeed are not supported: run under torchrun or accelerate with plain DDP")
-        check_precision(self.args.fp16, self.args.device)
+        check_precision(self.args.bf16, self.args.fp16, self.args.device)
         if self.args.gradient_checkpointing and (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             raise TrituneError(
                 "reentrant gradient checkpointing loses the gradients of the traces: use_reentrant=False"

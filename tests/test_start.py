@@ -56,6 +56,7 @@ ERRORS = {
     "predict m --output x.doc": "written as .csv, .tsv or .jsonl",
     "export m --output o --format doc": "'doc' is not one of",
     "export m --output o --opset 3": "--opset must be from 18 to 25",
+    "export m --output o --task sst2": "--task sst2: --verify must name the folder",
     "export m --output o --task nope --verify d": "there is no task 'nope'",
     "bench m --against nope": "unknown peer 'nope'",
     "bench m --lengths x": "--lengths: must be whole numbers",

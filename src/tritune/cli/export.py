@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import TrituneError
+from ..task_names import is_task_file
 from . import options
 
 
@@ -53,6 +54,8 @@ def export(
     check_evaluation_keys(overrides or [])
     if task is not None:
         options.check_task(task)
+        if verify is None and not is_task_file(task):
+            raise TrituneError(f"--task {task}: --verify must name the folder of its files")
     _check_output(output, model, format)
     options.check_models(model)
     options.quiet_libraries()
@@ -67,8 +70,6 @@ def export(
     known = get_task(task) if task else None
     if known and not known.head.has_logits:
         raise TrituneError(f"--task {task}: only models that answer with logits are exported")
-    if known and known.files is None and verify is None:
-        raise TrituneError(f"--task {task}: --verify must name the folder of its files")
     head = head_of(load_config(model))
     if head not in (TEXT_CLASSIFICATION, IMAGE_CLASSIFICATION):
         raise TrituneError(f"{model}: for {head.name}, which is not exported yet; `tritune convert` packs it")

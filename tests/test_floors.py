@@ -11,7 +11,7 @@ ROOT = Path(tritune.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
 
 FLOORS = [
-    ("quant", "trace", "sites", "errors", "hub", "devices", "versions"),
+    ("quant", "trace", "sites", "errors", "hub", "devices", "files", "versions"),
     (
         "forward_pass",
         "held",

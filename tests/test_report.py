@@ -487,7 +487,7 @@ def test_a_disk_that_refuses_leaves_the_old_report(cli, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tritune.training.run_folder.os.replace", full)
+    monkeypatch.setattr("tritune.files.os.replace", full)
     code, _, err = cli("report", run, "--output", output)
     assert code == 2 and "cannot be written (No space left on device)" in err and output.read_text() == before
 

@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import PartialState
 
 # mallopt's names in glibc's malloc.h.
@@ -24,7 +25,7 @@ def this_process() -> "PartialState":
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def multiplies_bf16(device: torch.device) -> bool:
+def multiplies_bf16(device: "torch.device") -> bool:
     """Whether a device has instructions of its own for products in bfloat16, and torch uses them.
 
     With them products are about twice as fast as in float32 or more, without them two to ten times slower. It is asked
@@ -35,6 +36,8 @@ def multiplies_bf16(device: torch.device) -> bool:
     Args:
         device: of this process.
     """
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .errors import TrituneError, first_line
+from .files import replace_file
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".txt": "text"}
 PARQUET = ".parquet"
@@ -285,12 +286,8 @@ def _write_stdout(rows: Sequence[dict[str, Any]]) -> None:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[TextIO]:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
+        with replace_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             yield file
-        os.replace(partial, path)
     except OSError as error:
         raise TrituneError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)

@@ -65,9 +65,9 @@ def _numbers(name: str, text: str) -> list[int]:
 
 def _write(results: dict, output: Path) -> None:
     from ..bench.measure import table_rows
+    from ..files import replace_folder
     from ..plots import runtime_bars, save
     from ..table import write_table
-    from ..training.run_folder import replace_folder
 
     figure = runtime_bars(results["timings"])
     with replace_folder(output) as partial:

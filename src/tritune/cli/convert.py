@@ -56,10 +56,10 @@ def convert(
 def _write(source: str | Path, output: Path, dtype: "torch.dtype") -> dict[str, Any]:
     """Convert, and write the output whole or not at all; returns its sizes."""
     from ..convert import convert
+    from ..files import replace_folder
     from ..heads.sentence_files import read_sentence_files
     from ..load import load, load_tokenizer
     from ..recipes import recipe_beside
-    from ..training.run_folder import replace_folder
 
     model = convert(load(source), dtype)
     has_text = model.main_input_name == "input_ids"

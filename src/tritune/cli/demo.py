@@ -61,6 +61,7 @@ def _write_inputs(output: Path, seed: int) -> Path:
     from transformers import set_seed
 
     from ..data.grammar import generate_corpus
+    from ..files import usual_modes
     from ..training.run_folder import DEMO, write_json
 
     corpus = generate_corpus(TRAIN_ROWS, DEV_ROWS, seed)
@@ -73,7 +74,8 @@ def _write_inputs(output: Path, seed: int) -> Path:
     set_seed(seed)
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(output / "base")
-    _model(len(tokenizer)).save_pretrained(output / "base")
+    with usual_modes(output / "base"):
+        _model(len(tokenizer)).save_pretrained(output / "base")
     return output / "base"
 
 

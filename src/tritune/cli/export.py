@@ -107,7 +107,7 @@ def _write(model: Any, processor: Any, output: Path, format: Format, opset: int)
     """The export whole or not at all; returns the file of the weights."""
     from ..export.dense import export_dense, plain_config
     from ..export.onnx import export_onnx
-    from ..training.run_folder import replace_folder
+    from ..files import replace_folder
 
     if format is Format.ONNX and output.suffix == ".onnx":
         export_onnx(model, output, opset, processor.model_input_names)

@@ -63,9 +63,10 @@ def _write(model: "PreTrainedModel", source: str, output: Path, made: dict[str, 
     """Write the model and what lies beside its source, whole or not at all."""
     from transformers.utils import cached_file
 
+    from ..files import replace_folder
     from ..hub import located
     from ..load import load_tokenizer
-    from ..training.run_folder import SHRUNK, replace_folder, write_json
+    from ..training.run_folder import SHRUNK, write_json
 
     has_text = model.main_input_name == "input_ids"
     tokenizer = load_tokenizer(source, model, max_length=1) if has_text else None

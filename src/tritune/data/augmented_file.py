@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ..errors import Interrupted, TrituneError
+from ..files import replace_file, take_place
 from ..heads import TEXT_CLASSIFICATION
 from ..tasks import Task
 from .augment import Augmenter
@@ -157,7 +158,7 @@ def write_augmented(
             partial.truncate(record["bytes"])
             partial.seek(record["bytes"])
             _write_rows(file, partial, glue, augmenter, record)
-        os.replace(file.partial, file.path)
+        take_place(file.partial, file.path)
     return record
 
 
@@ -197,9 +198,8 @@ def _save(file: AugmentedFile, partial: BinaryIO, record: dict[str, Any]) -> Non
     partial.flush()
     os.fsync(partial.fileno())
     record["bytes"] = partial.tell()
-    renewed = file.record.with_name(f".{file.record.name}.partial")
-    renewed.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(renewed, file.record)
+    with replace_file(file.record) as renewed:
+        renewed.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_same(file: AugmentedFile, begun: dict[str, Any], wanted: dict[str, Any]) -> None:

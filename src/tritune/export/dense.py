@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..files import usual_modes
 from ..swap import quantizer_tensors
 
 _OF_TRITUNE = ("quantization_config", "attn_implementation")
@@ -39,5 +40,5 @@ def plain_config(model: PreTrainedModel) -> PreTrainedConfig:
 
 def export_dense(model: PreTrainedModel, folder: str | Path) -> None:
     """Write `dense(model)` as `save_pretrained` does."""
-    with torch.no_grad():
+    with torch.no_grad(), usual_modes(folder):
         dense(model).save_pretrained(folder)

@@ -11,7 +11,6 @@ DynamicQuantizeLinear, which has other numerics (asymmetric, not clipped, one sc
 
 import inspect
 import logging
-import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import TrituneError, first_line
+from ..files import replace_file
 from ..instrument import is_instrumented, make_sample_inputs
 from ..modes import evaluation_mode
 from ..packing import pack
@@ -49,14 +49,11 @@ def export_onnx(
     """
     path = Path(path)
     program = to_onnx(model, opset, input_names)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        program.save(str(partial))
-        os.replace(partial, path)
+        with replace_file(path) as partial:
+            program.save(str(partial))
     except OSError as error:
         raise TrituneError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Sequence[str] | None = None) -> Any:

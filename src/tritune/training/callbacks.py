@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerState
 
+from ..files import replace_folder
 from ..recipes import RECIPE_FILE, FinetuneRecipe, to_yaml
-from .run_folder import replace_folder, write_json, write_text
+from .run_folder import write_json, write_text
 
 _SELECTION = "selection.json"
 _NOT_SHOWN = ("_loss", "_runtime", "_per_second")

@@ -11,6 +11,7 @@ from transformers import set_seed
 from ..devices import this_process
 from ..errors import TrituneError
 from ..evaluate import dev_logits, dev_scores
+from ..files import usual_modes
 from ..load import weights_sha256
 from ..recipes import RECIPE_FILE, to_yaml
 from ..size import size_bytes
@@ -78,7 +79,8 @@ def finetune(
             "versions": library_versions(),
         }
         if process.is_main_process:
-            best.save_pretrained(output)
+            with usual_modes(output):
+                best.save_pretrained(output)
             job.processor.save_pretrained(output)
             write_json(output / METRICS, metrics)
             _remove_leftovers(output)

@@ -1,9 +1,11 @@
 """transformers' Trainer for every kind of task: what it scores is what the task's head reads."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
+from ..files import usual_modes
 from ..heads import TEXT_CLASSIFICATION, Head
 from .resume import ResumableTrainer
 
@@ -44,6 +46,11 @@ class HeadTrainer(ResumableTrainer):
             num_items_in_batch: accepted because Trainer passes it; the loss is a mean, so it is not needed.
         """
         return super().compute_loss(model, self.head.model_inputs(inputs), return_outputs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's; others may read the files if the umask lets them."""
+        with usual_modes(output_dir or self.args.output_dir) if self.args.should_save else nullcontext():
+            super().save_model(output_dir, _internal_call)
 
     def prediction_step(
         self,

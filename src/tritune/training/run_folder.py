@@ -1,9 +1,7 @@
 """The output folder of a run: claimed only when free, files in it replaced whole or not at all."""
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from ..devices import this_process
 from ..errors import CannotWriteError, TrituneError
+from ..files import replace_file
 from ..recipes import RECIPE_FILE
 from ..task_file import TASK_FILE
 
@@ -140,20 +139,5 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole: a reader sees the old one or the new one. Of many processes the first one writes."""
     if not this_process().is_main_process:
         return
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-@contextmanager
-def replace_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which then takes the place of `folder`; on an error `folder` stays as it was."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    partial.chmod(0o755)
-    try:
-        yield partial
-        remove(folder)
-        os.replace(partial, folder)
-    finally:
-        remove(partial)
+    with replace_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

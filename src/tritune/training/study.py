@@ -51,8 +51,11 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     Raises:
         TrituneError: it cannot be opened.
     """
-    url = url or f"sqlite:///{folder / DATABASE}"
+    own = f"sqlite:///{folder / DATABASE}"
+    url = url or own
     try:
+        if url == own:
+            (folder / DATABASE).touch()  # an empty database; in one that SQLite makes no group may write
         if url.endswith(".log") and "://" not in url:
             return JournalStorage(JournalFileBackend(url))
         if url.startswith("redis://"):

@@ -18,7 +18,6 @@ import importlib
 import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -72,10 +71,11 @@ _STEPS: Mapping[str, Callable[[ModuleType], None]] = {
 }
 
 
-class _Loader(Loader):
+# Neither is a subclass of its kind in importlib.abc, which takes longer to import than all of this package's front.
+class _Loader:
     """Loads a module as `loader` does, and then does one thing more."""
 
-    def __init__(self, loader: Loader, step: Callable[[ModuleType], None]):
+    def __init__(self, loader: Any, step: Callable[[ModuleType], None]):
         self.loader, self.step = loader, step
 
     def __getattr__(self, name: str) -> Any:
@@ -92,7 +92,7 @@ class _Loader(Loader):
         self.step(module)
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """Has the finders behind it find the modules of `_STEPS`, and finds nothing else."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:

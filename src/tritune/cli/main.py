@@ -1,11 +1,9 @@
 """`tritune`: the entry point; a wrong input is one line on stderr and exit code 2."""
 
 import sys
-from importlib import metadata
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from .. import errors
 from ..devices import keep_freed_memory
@@ -40,6 +38,8 @@ app.command()(demo.demo)
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         typer.echo(metadata.version("tritune"))
         raise typer.Exit
 
@@ -59,6 +59,8 @@ def main() -> None:
     try:
         app()
     except errors.TrituneError as error:
+        from rich.console import Console
+
         message = " ".join(str(error).split())
         Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", markup=False, highlight=False)
         sys.exit(130 if isinstance(error, errors.Interrupted) else 2)

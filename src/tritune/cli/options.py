@@ -128,7 +128,7 @@ def _check_splits(name: str, files: Mapping[str, Path], trains: bool) -> None:
             raise TrituneError(f"--task {name}: {option} is missing")
 
 
-def check_models(*sources: str | None) -> None:
+def check_models(*sources: str | Path | None) -> None:
     """Check that models can be had, before anything heavy is imported.
 
     Args:

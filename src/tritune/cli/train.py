@@ -62,7 +62,7 @@ def train(
     wanted = load_recipe(recipe, overrides or [])
     own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     options.check_task(task, own)
-    options.check_models(teacher, student)
+    options.check_models(teacher, student, start)
     options.quiet_libraries()
     from ..devices import this_process
     from ..models import load_student

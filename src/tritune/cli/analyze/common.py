@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...errors import TrituneError
-from ...recipes import check_evaluation_keys
 from .. import options
 
 if TYPE_CHECKING:
@@ -46,6 +45,8 @@ def begin(
     Raises:
         TrituneError: one of them cannot be used.
     """
+    from ...recipes import check_evaluation_keys
+
     options.check_task(task)
     check_evaluation_keys(overrides or [])
     folder = output_folder(output, models[0], name)

@@ -6,8 +6,6 @@ from typing import Annotated, Any
 import typer
 
 from ...errors import TrituneError
-from ...quantization import Quantization
-from ...recipes import load_recipe, recipe_beside, to_yaml
 from .. import options
 from . import common
 
@@ -28,6 +26,8 @@ def sensitivity(
 
     Example: `tritune analyze sensitivity --model teacher/ --task sst2 --data glue/SST-2`
     """
+    from ...recipes import load_recipe, recipe_beside
+
     load_recipe(recipe)
     folder = common.begin("sensitivity", task, [model], output, overrides)
     import numpy as np
@@ -39,6 +39,7 @@ def sensitivity(
     from ...heads.text_classification import TextClassification
     from ...load import is_quantized
     from ...prepare import prepare
+    from ...quantization import Quantization
     from ...tasks import get_task
 
     table_task = get_task(task)
@@ -65,6 +66,8 @@ def sensitivity(
 
 def _suggest(result: Any, recipe: Any, folder: Any) -> None:
     """Write the suggested recipe, if there is one, and say what it is."""
+    from ...recipes import to_yaml
+
     best = result.suggestion
     if best is None:
         typer.echo("No part left float scores better than everything quantized: there is nothing to suggest.")

@@ -86,9 +86,10 @@ def _keep_recipe(job: Job, origin: dict[str, Any]) -> None:
     earlier = read_json(job.output / METRICS) or read_json(beside)
     if earlier and any(earlier.get(key) != value for key, value in origin.items()):
         raise TrituneError(f"{job.output}: --resume: the run there has another task, data or base model")
+    # The recipe first: a folder that holds one is a run that can go on.
+    write_text(path, text)
     beside.parent.mkdir(parents=True, exist_ok=True)
     write_json(beside, origin)
-    write_text(path, text)
     if job.task.files is not None:
         write_text(job.output / TASK_FILE, task_to_yaml(job.task))
 

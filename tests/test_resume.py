@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import tritune
+from stopped import run_tritune
 from tritune import Quantization, TrituneError
 from tritune.cli import main
 from tritune.training.head_trainer import HeadTrainer
@@ -27,7 +27,7 @@ from workspace import make_workspace, train_arguments
 from zoo import SERVED
 
 SETTINGS = ("--set", "save_steps=2", "--set", "max_steps=16", "--set", "eval_steps=4", "--set", "logging_steps=1")
-KILLS, KILLS_SLOW = 3, 20
+KILLS, KILLS_SLOW = 2, 20
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +37,15 @@ def workspace(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(workspace):
-    """Weights and history of a run that nobody stopped, and its seconds."""
-    started = time.perf_counter()
-    assert _start(workspace, "undisturbed").wait() == 0
-    return workspace / "undisturbed", time.perf_counter() - started
+    """Weights and history of a run that nobody stopped, and how many changes it made to its folder."""
+    done = _run(workspace, "undisturbed")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return workspace / "undisturbed", int(done.stdout.splitlines()[-1])
 
 
-def _start(workspace: Path, name: str, *more: str) -> subprocess.Popen:
-    arguments = train_arguments(workspace, workspace / name, *SETTINGS, *more)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    # A process group of its own: a signal must reach the run as a terminal's would.
-    return subprocess.Popen(
-        [sys.executable, "-m", "tritune.cli.main", *arguments],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+def _run(workspace: Path, name: str, *more: str, **stop: object) -> subprocess.CompletedProcess:
+    folder = workspace / name
+    return run_tritune(*train_arguments(workspace, folder, *SETTINGS, *more), folder=folder, **stop)
 
 
 def _same_result(folder: Path, reference: Path) -> None:
@@ -68,37 +60,43 @@ def _same_result(folder: Path, reference: Path) -> None:
     metrics = [json.loads((run / "metrics.json").read_text()) for run in (folder, reference)]
     for key in ("teacher", "untrained", "assisted", "best", "last"):
         assert metrics[0][key] == metrics[1][key]
+    assert {path.name for path in folder.iterdir()} == {path.name for path in reference.iterdir()}, "left over"
 
 
-def _kill_and_resume(workspace: Path, undisturbed: tuple[Path, float], name: str, seed: int) -> None:
-    """Kill at a random moment of the run, or as soon as a checkpoint is being written, then let it finish."""
-    reference, seconds = undisturbed
-    generator = random.Random(seed)
-    process = _start(workspace, name)
-    deadline = time.perf_counter() + generator.uniform(0.3, 1.0) * seconds
-    during_a_save = generator.random() < 0.4
-    checkpoints = workspace / name / "checkpoints"
-    while time.perf_counter() < deadline and process.poll() is None:
-        half_written = [p for p in checkpoints.glob("*/checkpoint-*") if not (p / "trainer_state.json").exists()]
-        if during_a_save and half_written and generator.random() < 0.3:
-            break
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    resumed = _start(workspace, name, "--resume")
-    assert resumed.wait() == 0, resumed.stderr.read().decode()[-2000:]
-    _same_result(workspace / name, reference)
+def _kill_and_resume(workspace: Path, undisturbed: tuple[Path, int], name: str, at: int | str) -> None:
+    """Kill just before a change to the run's folder, or in the middle of a write, then let it finish."""
+    killed = _run(workspace, name, at=at, how=signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    resumed = _run(workspace, name, "--resume")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    _same_result(workspace / name, undisturbed[0])
+
+
+def _some_change(undisturbed: tuple[Path, int], seed: int) -> int:
+    return random.Random(seed).randint(1, undisturbed[1])
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
 def test_killed_and_resumed(workspace, undisturbed, seed):
-    _kill_and_resume(workspace, undisturbed, f"killed-{seed}", seed)
+    _kill_and_resume(workspace, undisturbed, f"killed-{seed}", _some_change(undisturbed, seed))
+
+
+AWKWARD = {
+    "before there is a run": "open .recipe.yaml.partial",
+    "without a best student": "os.rename .best.????????",
+    "without an optimizer": "torch.save checkpoints/step_two/checkpoint-4/optimizer.pt",
+}
+
+
+@pytest.mark.parametrize("at", AWKWARD)
+def test_killed_at_an_awkward_moment(workspace, undisturbed, at):
+    _kill_and_resume(workspace, undisturbed, at, AWKWARD[at])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(KILLS, KILLS + KILLS_SLOW))
 def test_killed_and_resumed_many_times(workspace, undisturbed, seed):
-    _kill_and_resume(workspace, undisturbed, f"killed-{seed}", seed)
+    _kill_and_resume(workspace, undisturbed, f"killed-{seed}", _some_change(undisturbed, seed))
 
 
 def _here(workspace: Path, name: str, *more: str) -> int:
@@ -110,13 +108,9 @@ def _here(workspace: Path, name: str, *more: str) -> int:
 
 
 def test_interrupt_leaves_a_resumable_run(workspace, undisturbed, capsys):
-    process = _start(workspace, "interrupted")
-    while not list((workspace / "interrupted" / "checkpoints").glob("*/checkpoint-*")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    message = process.stderr.read().decode().strip().splitlines()[-1]
-    assert process.wait() == 130
+    stopped = _run(workspace, "interrupted", at="open checkpoints/*/trainer_state.json", how=signal.SIGINT)
+    assert stopped.returncode == 130, stopped.stderr[-2000:]
+    message = stopped.stderr.strip().splitlines()[-1]
     assert "--resume goes on from there" in message
     assert _here(workspace, "interrupted", "--resume", "--set", "learning_rate=1e-4") == 2
     assert "another task or recipe" in capsys.readouterr().err

@@ -110,9 +110,10 @@ def _origin(job: Job, earlier: dict[str, Any]) -> dict[str, Any]:
 def _keep_recipe(job: Job, origin: dict[str, Any]) -> None:
     """Write down what is trained from what."""
     beside = job.output / CHECKPOINTS / METRICS
+    # The recipe first: a folder that holds one is a run that can go on.
+    write_text(job.output / RECIPE_FILE, to_yaml(job.recipe))
     beside.parent.mkdir(parents=True, exist_ok=True)
     write_json(beside, origin)
-    write_text(job.output / RECIPE_FILE, to_yaml(job.recipe))
     if job.task.files is not None:
         write_text(job.output / TASK_FILE, task_to_yaml(job.task))
 

@@ -155,10 +155,11 @@ class Recorder:
                 **self.measure.student(start),
             }
         self.metrics["seconds"] = 0.0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # The recipe first: a folder that holds one is a run that can go on.
         write_text(self.job.output / RECIPE_FILE, to_yaml(self.job.recipe))
         if self.job.task.files is not None:
             write_text(self.job.output / TASK_FILE, task_to_yaml(self.job.task))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.metrics)
 
     def phase(self, student: PreTrainedModel, phase: Phase, timer: StepTimer, seconds: float) -> None:

@@ -23,6 +23,7 @@ METRICS = "metrics.json"
 DEMO = "demo.json"
 SHRUNK = "shrunk.json"
 HISTORY = "history.jsonl"
+_PARTIAL = ".partial"
 
 
 def check_free(
@@ -47,7 +48,7 @@ def check_free(
             raise TrituneError(f"{folder}: the output folder is also an input, or holds {source}; choose another one")
     if overwrite and resume:
         raise TrituneError("--resume and --overwrite exclude each other")
-    taken = folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
+    taken = folder.is_dir() and any(not _is_passing(path.name) for path in folder.iterdir())
     if taken and resume and not (folder / mark).is_file():
         raise TrituneError(f"{folder}: holds other files but no run to resume; choose another folder")
     if taken and overwrite and not any((folder / name).is_file() for name in (RECIPE_FILE, METRICS, DEMO, SHRUNK)):
@@ -57,6 +58,11 @@ def check_free(
             f"{folder}: holds a run or other files already; give --resume to go on with a run, --overwrite, or another "
             "folder"
         )
+
+
+def _is_passing(name: str) -> bool:
+    """Whether a file is no more than what a run that was killed at its very beginning leaves."""
+    return name == LOCK or (name.startswith(".") and name.endswith(_PARTIAL))
 
 
 @contextmanager
@@ -85,6 +91,8 @@ def claimed(folder: Path, resume: bool = False) -> Iterator[None]:
     except OSError as error:
         raise CannotWriteError(f"{folder}: cannot be written to ({error.strerror})") from None
     try:
+        for partial in folder.glob(f".{BEST}.*"):  # a run that was killed while it replaced its best student
+            remove(partial)
         if not resume:
             for name in (CHECKPOINTS, BEST, ANALYSIS):
                 remove(folder / name)

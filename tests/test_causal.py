@@ -155,9 +155,9 @@ def test_grouped_queries_are_repeated_heads():
 
     expected, mutant = wide(in_turn=False), wide(in_turn=True)
     for own, other, wrong in zip(traced(model), expected, mutant, strict=True):
-        bound = rounding(other, terms=1000)  # far more than lie on the way to a logit
-        torch.testing.assert_close(own, other, **bound)
-        assert (own - wrong).abs().max() > 1e6 * bound["atol"]
+        bound = rounding(other.dtype, 1000, other.abs().max().item())  # far more terms than lie on the way to a logit
+        torch.testing.assert_close(own, other, rtol=0, atol=bound)
+        assert (own - wrong).abs().max() > 1e6 * bound
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ FLOORS = [
         "integrity",
     ),
     ("anatomy", "attention", "instrument", "size"),
-    ("swap", "prepare", "convert", "shrink", "checkpoint"),
+    ("swap", "methods", "prepare", "convert", "shrink", "checkpoint"),
     (
         "recipes",
         "table",

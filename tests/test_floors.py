@@ -13,6 +13,7 @@ SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorte
 FLOORS = [
     ("quant", "trace", "sites", "errors", "hub", "devices", "files", "versions"),
     (
+        "own_method",
         "forward_pass",
         "held",
         "kernels",
@@ -31,7 +32,7 @@ FLOORS = [
         "integrity",
     ),
     ("anatomy", "attention", "instrument", "size", "module_bits"),
-    ("swap", "pack_modules", "prepare", "convert", "shrink", "checkpoint", "plugin"),
+    ("swap", "pack_modules", "methods", "prepare", "convert", "shrink", "checkpoint", "plugin"),
     (
         "recipes",
         "table",

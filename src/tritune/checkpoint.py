@@ -10,11 +10,7 @@ for such a load to fail. A checksum of every tensor and of the config is checked
 modules are packed is not stored: it follows from the `Quantization`, as when the model was prepared.
 """
 
-import copy
-import inspect
 import json
-import os
-import weakref
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -28,9 +24,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .attention import IMPLEMENTATION
 from .errors import TrituneError, shown
-from .files import usual_modes
 from .instrument import instrument, instrument_skeleton
 from .integrity import OWN_CHECKSUM, config_checksum, tensor_checksum, verify_config, verify_tensors
+from .methods import give_methods, refuse_training
 from .pack_modules import pack_modules, packed_modules
 from .quantization import Quantization
 from .swap import quantizer_tensors, swap
@@ -233,34 +229,13 @@ def verify(paths: list[Path], section: TrituneConfig | None = None) -> None:
 def mark(model: PreTrainedModel, config: TrituneConfig) -> None:
     """Write `config` into the model, so that `save_pretrained` keeps it and Trainer knows what to do."""
     model.hf_quantizer = TrituneQuantizer(config)
-    model.save_pretrained = _Save(model)
+    # transformers would refuse to cast it, and Trainer even to evaluate it.
+    model.is_quantized = False
+    give_methods(model)
+    if config.is_packed:
+        model.register_forward_pre_hook(refuse_training, prepend=True)
     model.config.quantization_config = config
     model.config.attn_implementation = IMPLEMENTATION
-
-
-class _Save:
-    """`save_pretrained` of one model: as its class does it, and the files have the modes of `open()`.
-
-    It does not keep its model alive: a circle of references would keep the memory of a model that nobody has any more.
-    In `load(folder).save_pretrained(other)` the model itself is gone before the call; what is saved then is a shallow
-    copy, which shares all of its parts.
-    """
-
-    def __init__(self, model: PreTrainedModel, twin: PreTrainedModel | None = None):
-        self.model, self.twin = weakref.ref(model), copy.copy(model) if twin is None else twin
-        vars(self.twin).pop("save_pretrained", None)
-
-    def __call__(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        model = self.model() or self.twin
-        with usual_modes(save_directory):
-            type(model).save_pretrained(model, save_directory, *args, **kwargs)
-
-    def __reduce__(self) -> tuple:  # for deepcopy and pickle: the copy saves the copy
-        return _Save, (self.model() or self.twin, self.twin)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.twin.save_pretrained)
 
 
 def is_packed(model: torch.nn.Module) -> bool:

@@ -30,6 +30,7 @@ from .attention import IMPLEMENTATION, STATE_ATTRIBUTE, WITHOUT_MASKS, Attention
 from .errors import TrituneError, UnsupportedModelError, first_line
 from .forward_pass import ForwardPass, checkpointed, pass_of
 from .modes import evaluation_mode
+from .own_method import OwnMethod
 from .quant import MovingMinMax
 from .trace import TRACE_FIELDS, Intervention, ModelTrace, Site
 
@@ -253,7 +254,7 @@ def _attach(model: PreTrainedModel, anatomy: Anatomy) -> None:
 
 def _hand_on_under_checkpointing(model: PreTrainedModel) -> None:
     """Have whatever checkpoints a part of `model`, now or later, hand on the pass in which the part is computed."""
-    model._set_gradient_checkpointing = partial(_set_gradient_checkpointing, model)
+    model._set_gradient_checkpointing = OwnMethod(_set_gradient_checkpointing, model)
     for module in model.modules():
         if (checkpoint := vars(module).get("_gradient_checkpointing_func")) is not None:
             module._gradient_checkpointing_func = partial(checkpointed, checkpoint)

@@ -8,6 +8,8 @@ anyway. The backward pass is itself made of differentiable operations, so Hessia
 
 import torch
 
+from ..errors import TrituneError
+
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
@@ -60,6 +62,11 @@ def straight_through(
     """
     if not (torch.is_grad_enabled() and latent.requires_grad):
         return quantized.detach()
+    if torch.jit.is_tracing():  # its check compares with a trace without gradients
+        raise TrituneError(
+            "torch.jit.trace: not of a QAT model with gradients; trace it under torch.no_grad(), or take "
+            "`tritune export` (ONNX) or torch.export"
+        )
     inside = surely_inside(peak, clip)
     return _StraightThrough.apply(latent, quantized.detach(), None if inside else clip, scale)
 

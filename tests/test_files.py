@@ -20,7 +20,7 @@ from tritune.export.dense import export_dense
 from tritune.files import replace_file, replace_folder, usual_modes
 from tritune.training.head_trainer import HeadTrainer
 from tritune.training.study import DATABASE, open_storage
-from workspace import make_workspace, train_arguments
+from workspace import train_arguments, write_workspace
 
 LEARNED = Quantization(weight_bits=4, weight_quantizer="lsq", activation_quantizer="lsq")
 
@@ -262,7 +262,7 @@ def test_the_commands(cli, tmp_path):
     before = os.umask(0o027)
     try:
         out = tmp_path / "out"
-        workspace = make_workspace(out)
+        workspace = write_workspace(out)
         steps = ("max_steps=2", "step_one_steps=1", "save_steps=1", "eval_steps=1")
         train = [word for step in steps for word in ("--set", step)]
         run, teacher = out / "run", out / "teacher"

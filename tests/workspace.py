@@ -14,16 +14,20 @@ from tritune.training.finetune import finetune
 
 
 def make_workspace(folder: Path) -> Path:
-    """`data/`, `base/` and `teacher/` in `folder`, as `tritune demo` makes them, only smaller."""
-    shutil.copytree(_original().name, folder, dirs_exist_ok=True)
+    """A copy of what `write_workspace` writes, which each process does once."""
+    shutil.copytree(Path(_kept().name) / "workspace", folder, dirs_exist_ok=True)
     return folder
 
 
 @cache
-def _original() -> tempfile.TemporaryDirectory:
-    """The workspace that all others of this process are copies of."""
-    kept = tempfile.TemporaryDirectory(prefix="workspace-")
-    folder = Path(kept.name)
+def _kept() -> tempfile.TemporaryDirectory:
+    kept = tempfile.TemporaryDirectory(prefix="tritune-tests-")
+    write_workspace(Path(kept.name) / "workspace")
+    return kept
+
+
+def write_workspace(folder: Path) -> Path:
+    """`data/`, `base/` and `teacher/` in `folder`, as `tritune demo` makes them, only smaller."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "TRAIN_ROWS", 200)
         patch.setattr(demo, "DEV_ROWS", 60)
@@ -34,7 +38,7 @@ def _original() -> tempfile.TemporaryDirectory:
         )
         demo._write_inputs(folder, seed=0)
         finetune(demo._job(folder / "base", folder, demo._recipes(seed=0)["finetune"], folder / "teacher"))
-    return kept
+    return folder
 
 
 def train_arguments(workspace: Path, output: Path, *more: object, recipe: str = "ti-g") -> list[str]:

@@ -38,6 +38,7 @@ LOSS_NAMES = {
     "attention_map": "map_kl",
     "ground_truth": "ground_truth",
 }
+SEEDS = pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 TOTAL = ("logits", "hidden_states", "attention_scores", "block_output")
 MODES = [mode for mode in golden.cases("tiny_bert", r"(.+)\.logits") if mode != "teacher_forward"]
 
@@ -230,7 +231,7 @@ def test_the_free_run_of_a_mode(mode, teacher_output):
     check_the_free_run(mode, teacher_output)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@SEEDS
 @pytest.mark.parametrize("mode", MODES)
 def test_no_side_of_a_tie_is_a_failure(mode, seed, teacher_output):
     with ties_by_lot(seed):
@@ -243,7 +244,7 @@ def scales_off(factor: float):
     return mock.patch.object(Uniform, "_decode", lambda self, codes, per_unit: codes / per_unit * factor)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@SEEDS
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mistake_is_one(mode, seed, teacher_output, monkeypatch):
     """Wherever ties fall: scales that are off by 1 %, and the teacher's tensor at another site."""
@@ -348,7 +349,7 @@ def test_trajectory(tmp_path):
     assert_is_the_published_job(*published_job(tmp_path))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@SEEDS
 def test_no_side_of_a_tie_is_a_failure_of_the_trajectory(tmp_path, seed):
     with ties_by_lot(seed):
         assert_is_the_published_job(*published_job(tmp_path))
@@ -362,12 +363,12 @@ MUTANTS = {
 }
 
 
+@SEEDS
 @pytest.mark.parametrize("name", [*MUTANTS, "rate 10 % off"])
-def test_another_job_is_a_failure_of_the_trajectory(tmp_path, name, monkeypatch):
+def test_another_job_is_a_failure_of_the_trajectory(tmp_path, name, seed, monkeypatch):
     monkeypatch.setitem(SCHEDULES, "gradual", MUTANTS.get(name, gradual))
-    for seed in range(2):
-        with ties_by_lot(seed), pytest.raises(AssertionError):
-            assert_is_the_published_job(*published_job(tmp_path, *(() if name in MUTANTS else (5.5e-4,))))
+    with ties_by_lot(seed), pytest.raises(AssertionError):
+        assert_is_the_published_job(*published_job(tmp_path, *(() if name in MUTANTS else (5.5e-4,))))
 
 
 def test_final_weights_of_the_trajectory_give_its_final_logits():

@@ -35,6 +35,8 @@ ORDERS = {
     "attention": "import tritune.attention",
     "names": "from tritune import *\nimport tritune.convert\nassert callable(tritune.convert)",
 }
+# Each is a process that loads torch; the others are slow tests.
+FAST = ("tritune first", "the models first")
 
 
 def run(code: str, *arguments: object) -> str:
@@ -55,7 +57,10 @@ def folders(tmp_path_factory) -> list[Path]:
     return [folder / "qat", folder / "packed"]
 
 
-@pytest.mark.parametrize("setup", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize(
+    "setup",
+    [pytest.param(way, id=name, marks=[] if name in FAST else pytest.mark.slow) for name, way in ORDERS.items()],
+)
 def test_auto_classes_load_in_whatever_order_the_two_are_imported(setup, folders):
     assert json.loads(run(LOAD.format(setup=setup), *folders)) == ["TrituneQuantizer"] * 2
 

@@ -27,7 +27,7 @@ from workspace import make_workspace, train_arguments
 from zoo import SERVED
 
 SETTINGS = ("--set", "save_steps=2", "--set", "max_steps=16", "--set", "eval_steps=4", "--set", "logging_steps=1")
-KILLS, KILLS_SLOW = 2, 20
+KILLS, KILLS_SLOW = 1, 21
 
 
 @pytest.fixture(scope="module")

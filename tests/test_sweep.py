@@ -486,7 +486,7 @@ def test_auto_is_one_precision_in_a_whole_study(workspace, tmp_path, monkeypatch
     """The second process, on another machine perhaps, trains as the first one did; what is set stays as it is."""
     found = []
 
-    def run(job, phases, resume, watch):
+    def run(job, phases, resume, watch, resumed):
         found.append(job.recipe.bf16)
         job.output.mkdir(parents=True)
         return {"metric": "accuracy", "last": {"accuracy": 0.5}, "best": {"accuracy": 0.5}, "seconds": 1.0}

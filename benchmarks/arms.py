@@ -19,12 +19,12 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 
 import tritune
-from tritune.attention import STATE_ATTRIBUTE
-from tritune.devices import multiplies_bf16
-from tritune.distill import Pair, distillation_losses, trace_fields
-from tritune.forward_pass import pass_of
-from tritune.held import weights_held
-from tritune.kernels import fused_kernels
+from tritune.compute.devices import multiplies_bf16
+from tritune.compute.held import weights_held
+from tritune.compute.kernels import fused_kernels
+from tritune.distil.losses import Pair, distillation_losses, trace_fields
+from tritune.modeling.attention import STATE_ATTRIBUTE
+from tritune.modeling.forward_pass import pass_of
 from tritune.training.optimizer import BertAdam
 
 SHAPES = {

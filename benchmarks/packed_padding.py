@@ -19,8 +19,8 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 import tritune
-from tritune.held import weights_held
-from tritune.packed import PackedLinear
+from tritune.checkpoints.packed import PackedLinear
+from tritune.compute.held import weights_held
 
 SENTENCES, BATCH = 96, 32
 COLUMNS = ("recipe", "tokens", "batch", "flipped_codes", "equal_logits", "largest_difference", "logit_spread")

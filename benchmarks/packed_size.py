@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 import tritune
 from tritune import Quantization
-from tritune.size import sizes_by_part
+from tritune.checkpoints.size import sizes_by_part
 
 RECIPES = {
     "ti-g": Quantization(),

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from training_step import write_csv
 
-from tritune.devices import keep_freed_memory
-from tritune.kernels import fused_kernels, integers
+from tritune.compute.devices import keep_freed_memory
+from tritune.compute.kernels import fused_kernels, integers
 from tritune.quant import Ternary, Uniform
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16

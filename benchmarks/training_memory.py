@@ -25,7 +25,7 @@ from arms import PRECISIONS, SHAPES, build, distillation_step, make_batch
 from torch import nn
 
 import tritune
-from tritune.devices import multiplies_bf16
+from tritune.compute.devices import multiplies_bf16
 from tritune.training.optimizer import BertAdam
 
 ARMS = ("float", "qat", "float checkpointing", "qat checkpointing")

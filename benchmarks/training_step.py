@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from arms import PRECISIONS, SHAPES, Step, arms, precisions
 
-from tritune.devices import keep_freed_memory
+from tritune.compute.devices import keep_freed_memory
 
 CASES = (("minilm", 16), ("minilm", 64), ("minilm", 128), ("bert-base", 128))
 PUBLISHED_RATIOS = {("minilm", 16): 5.4, ("minilm", 64): 2.0}

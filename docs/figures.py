@@ -17,11 +17,11 @@ from matplotlib.patches import FancyBboxPatch
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 import tritune
-from tritune.distill import Pair, distillation_losses, trace_fields
+from tritune.distil.losses import Pair, distillation_losses, trace_fields
+from tritune.distil.schedule import SCHEDULES
+from tritune.modeling.trace import Intervention, Site
 from tritune.quant import LeastSquaresTernary, Ternary, ternarize
 from tritune.recipes import load_recipe
-from tritune.schedule import SCHEDULES
-from tritune.trace import Intervention, Site
 from tritune.training.optimizer import BertAdam
 
 FOLDER = Path(__file__).parent / "figures"

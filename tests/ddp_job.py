@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, BertModel, TrainingArguments, set_seed
 
 from tritune import DistillationTrainer, Quantization, prepare
-from tritune.heads import FEATURE_EXTRACTION, TEXT_CLASSIFICATION
+from tritune.tasks.heads import FEATURE_EXTRACTION, TEXT_CLASSIFICATION
 
 GLOBAL_BATCH, STEPS = 8, 10
 PER_TOKEN = Quantization(weight_granularity="row", activation_granularity="token")

@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from tritune.tasks import TASKS
+from tritune.tasks.registry import TASKS
 
 SIZE = 8
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (30, 60, 210)}

@@ -17,10 +17,10 @@ from tritune.analysis.norms import layer_norms, plot_norm_curves, plot_norm_maps
 from tritune.analysis.result import write_result
 from tritune.analysis.sensitivity import plot_sensitivity
 from tritune.analysis.traces import trace_of
-from tritune.attention import observe_attention
+from tritune.checkpoints.size import size_bytes
 from tritune.errors import TrituneError
-from tritune.instrument import instrument_of
-from tritune.size import size_bytes
+from tritune.modeling.attention import observe_attention
+from tritune.modeling.instrument import instrument_of
 
 
 def pair(family: str = "bert", **quantization) -> tuple:

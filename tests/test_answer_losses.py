@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import ModelOutput
 
-from tritune.distill import LOSSES, Pair
+from tritune.distil.losses import LOSSES, Pair
 
 CLASSES = 3
 LENGTHS = {"ragged": [5, 3, 2], "one_token": [1], "full": [4, 4], "empty_sequence": [4, 0], "nothing_at_all": [0]}

@@ -8,7 +8,7 @@ import small_answers
 from tritune.errors import TrituneError
 from tritune.recipes import load_recipe
 from tritune.recipes.recipe import FinetuneRecipe, Recipe
-from tritune.tasks import get_task
+from tritune.tasks.registry import get_task
 from tritune.training.finetune import finetune
 from tritune.training.job import open_job, with_recipe
 

@@ -14,9 +14,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from tritune import TrituneError
+from tritune.checkpoints.load import load_masked_lm
 from tritune.cli import main
-from tritune.data import augmented_file, load_glue_folder, load_task_data
-from tritune.data.augment import (
+from tritune.recipes import FinetuneRecipe, Recipe, load_recipe
+from tritune.tasks.data import augmented_file, load_glue_folder, load_task_data
+from tritune.tasks.data.augment import (
     STOP_WORDS,
     Augmenter,
     MaskedWords,
@@ -25,10 +27,8 @@ from tritune.data.augment import (
     replaceable_words,
     whole_words,
 )
-from tritune.data.neighbours import Neighbours, embedding_neighbours, glove_neighbours, read_glove
-from tritune.load import load_masked_lm
-from tritune.recipes import FinetuneRecipe, Recipe, load_recipe
-from tritune.tasks import get_task
+from tritune.tasks.data.neighbours import Neighbours, embedding_neighbours, glove_neighbours, read_glove
+from tritune.tasks.registry import get_task
 from tritune.training.job import fit
 from workspace import make_workspace
 

@@ -8,9 +8,9 @@ import pytest
 import tritune
 from families import FAMILIES
 from tritune import TrituneError
-from tritune.bench import measure, runtimes
-from tritune.bench.contenders import OURS, REFERENCE, Contender, check_peers
-from tritune.plots import runtime_bars
+from tritune.analysis.plots import runtime_bars
+from tritune.deploy.bench import measure, runtimes
+from tritune.deploy.bench.contenders import OURS, REFERENCE, Contender, check_peers
 
 NEEDS_ONNX = "needs onnx, onnxscript and onnxruntime: pip install 'tritune[onnx]'"
 
@@ -88,7 +88,7 @@ def test_shares_of_operators_add_up(tiny):
 def test_peers_are_checked_before_anything_is_made(monkeypatch):
     with pytest.raises(TrituneError, match="unknown peer 'tensorflow'; known are onnxruntime, openvino, torch"):
         check_peers(["tensorflow"])
-    monkeypatch.setattr("tritune.bench.contenders.find_spec", lambda name: None)
+    monkeypatch.setattr("tritune.deploy.bench.contenders.find_spec", lambda name: None)
     with pytest.raises(TrituneError, match=r"tritune\[bench\]"):
         check_peers(["openvino"])
 

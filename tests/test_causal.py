@@ -8,9 +8,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 import tritune
 from bounds import rounding
-from tritune import DistillationTrainer, Intervention, Quantization, Site, TrituneError, UnsupportedModelError, products
-from tritune.export.integer import with_integer_arithmetic
-from tritune.instrument import instrument_of
+from tritune import DistillationTrainer, Intervention, Quantization, Site, TrituneError, UnsupportedModelError
+from tritune.compute import products
+from tritune.deploy.export.integer import with_integer_arithmetic
+from tritune.modeling.instrument import instrument_of
 from tritune.quant import Granularity, MinMax, Uniform
 from zoo import PER_TOKEN, SERVED, VOCABULARY
 

@@ -11,8 +11,8 @@ import torch
 import tritune
 from families import FAMILIES
 from tritune import Quantization, TrituneConfig, TrituneError
-from tritune.instrument import instrument_of
-from tritune.layers import QuantEmbedding, QuantLinear
+from tritune.modeling.instrument import instrument_of
+from tritune.modeling.layers import QuantEmbedding, QuantLinear
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 QUANTIZATIONS = {

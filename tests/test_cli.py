@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tritune
 from tritune.cli import main
-from tritune.evaluate import predict
+from tritune.inference.evaluate import predict
 from tritune.recipes import load_recipe
 from tritune.training import card
 from workspace import make_workspace, train_arguments

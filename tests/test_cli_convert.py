@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 import tritune
 from families import FAMILIES
-from tritune.load import load_pretrained
+from tritune.checkpoints.load import load_pretrained
 from tritune.recipes import load_recipe, to_yaml
 from tritune.training.run_folder import BEST
 from workspace import make_workspace, train_arguments

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tritune import code_product as module
-from tritune import products
-from tritune.code_product import Coded, code_product
+from tritune.compute import code_product as module
+from tritune.compute import products
+from tritune.compute.code_product import Coded, code_product
 from tritune.errors import TrituneError
 from tritune.quant import Granularity, LearnedStep, MinMax, Ternary, Uniform
 from tritune.quant.ste import surely_inside

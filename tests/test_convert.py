@@ -24,15 +24,16 @@ import tritune
 from families import FAMILIES, Family
 from test_packing import CASES, weights
 from test_quantizer_laws import started
-from tritune import Quantization, TrituneError, held
-from tritune.layers import QuantEmbedding, QuantLinear
-from tritune.load import load_pretrained
-from tritune.module_bits import bits_of_modules
-from tritune.pack_modules import packed_modules
-from tritune.packed import PackedEmbedding, PackedLinear
-from tritune.packing import pack, stored_bits
+from tritune import Quantization, TrituneError
+from tritune.checkpoints.load import load_pretrained
+from tritune.checkpoints.pack_modules import packed_modules
+from tritune.checkpoints.packed import PackedEmbedding, PackedLinear
+from tritune.checkpoints.packing import pack, stored_bits
+from tritune.checkpoints.size import size_bytes, sizes_by_part
+from tritune.compute import held
+from tritune.modeling.layers import QuantEmbedding, QuantLinear
+from tritune.modeling.module_bits import bits_of_modules
 from tritune.quant import Granularity, LearnedStep, Ternary, Uniform
-from tritune.size import size_bytes, sizes_by_part
 
 TENSOR, ROW, TOKEN = Granularity.TENSOR, Granularity.ROW, Granularity.TOKEN
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -108,7 +109,8 @@ def test_a_packed_embedding_is_its_quantized_twin_and_unpacks_only_what_is_asked
             packed = PackedEmbedding.from_quantized(twin)
             assert torch.equal(packed(ids), twin(ids))
     shapes = []
-    monkeypatch.setattr("tritune.packed.unpack", lambda *args: shapes.append(args[0].shape) or torch.zeros(2, 3, 33))
+    unpacked = "tritune.checkpoints.packed.unpack"
+    monkeypatch.setattr(unpacked, lambda *args: shapes.append(args[0].shape) or torch.zeros(2, 3, 33))
     packed(ids)
     assert [shape[:2] for shape in shapes] == [ids.shape]
 
@@ -116,8 +118,8 @@ def test_a_packed_embedding_is_its_quantized_twin_and_unpacks_only_what_is_asked
 @torch.no_grad()
 def test_held_weights_are_unpacked_once(monkeypatch):
     calls = []
-    own = tritune.packed.unpack
-    monkeypatch.setattr("tritune.packed.unpack", lambda *args: calls.append(1) or own(*args))
+    own = tritune.checkpoints.packed.unpack
+    monkeypatch.setattr("tritune.checkpoints.packed.unpack", lambda *args: calls.append(1) or own(*args))
     layer = PackedLinear.from_quantized(QuantLinear.from_float(nn.Linear(8, 4), Uniform(3, ROW), Uniform()))
     values = torch.randn(2, 8)
     with held.weights_held():

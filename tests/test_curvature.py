@@ -12,14 +12,15 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import golden
 from families import FAMILIES, VOCABULARY
-from tritune import TrituneError, held, prepare, products
+from tritune import TrituneError, prepare
 from tritune.analysis.curvature import curvature
 from tritune.analysis.curvature_plots import plot_curvature
 from tritune.analysis.hessian import Hessian, both_ends, hutchinson, top_eigenvalues
 from tritune.analysis.lanczos import lanczos, spectral_density
 from tritune.analysis.objective import objective
 from tritune.analysis.result import write_result
-from tritune.instrument import instrument
+from tritune.compute import held, products
+from tritune.modeling.instrument import instrument
 from tritune.quant import quantizer
 from tritune.quant.ste import straight_through
 from workspace import make_workspace

@@ -11,12 +11,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from tritune.data import hub as hub_reader
-from tritune.data import load_glue_folder, load_task_data
-from tritune.data.glue import features
 from tritune.errors import TrituneError
-from tritune.heads.text import collator, encode
-from tritune.tasks import TASKS, get_task
+from tritune.tasks.data import hub as hub_reader
+from tritune.tasks.data import load_glue_folder, load_task_data
+from tritune.tasks.data.glue import features
+from tritune.tasks.heads.text import collator, encode
+from tritune.tasks.registry import TASKS, get_task
 
 REAL = Path(os.environ.get("TRITUNE_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")) / "glue"
 

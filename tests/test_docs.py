@@ -19,12 +19,12 @@ import yaml
 
 from pictures import make_folder, make_parquet
 from tritune.cli import main
-from tritune.data import load_task_data
-from tritune.data.augment import PAPER_VARIANTS, VARIANTS
-from tritune.heads import TEXT_CLASSIFICATION
-from tritune.layer_map import mapped_layers
+from tritune.distil.layer_map import mapped_layers
 from tritune.recipes import FinetuneRecipe, Recipe, Sweep, load_recipe, load_sweeps, shipped_recipes, shipped_spaces
-from tritune.tasks import TASKS, get_task, own_task
+from tritune.tasks.data import load_task_data
+from tritune.tasks.data.augment import PAPER_VARIANTS, VARIANTS
+from tritune.tasks.heads import TEXT_CLASSIFICATION
+from tritune.tasks.registry import TASKS, get_task, own_task
 from workspace import make_workspace, train_arguments
 
 ROOT = Path(__file__).parents[1]

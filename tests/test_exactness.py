@@ -8,10 +8,10 @@ import torch
 import tritune
 from families import FAMILIES
 from tritune import Intervention, Quantization, Site, TrituneError
-from tritune.distill import Pair, distillation_losses, trace_fields
-from tritune.layers import QuantEmbedding, QuantLinear
+from tritune.distil.losses import Pair, distillation_losses, trace_fields
+from tritune.distil.schedule import SCHEDULES
+from tritune.modeling.layers import QuantEmbedding, QuantLinear
 from tritune.recipes import load_recipe, shipped_recipes
-from tritune.schedule import SCHEDULES
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 OFF = Quantization(weight_bits=None, activation_bits=None)

@@ -15,14 +15,14 @@ from transformers import AutoConfig
 import tritune
 from families import FAMILIES, one_layer, text_batch
 from tritune import Quantization, TrituneError
-from tritune.export.codes import codes_of, signed
-from tritune.export.dense import dense, export_dense
-from tritune.export.integer import IntegerLinear, count_integer_products, with_integer_arithmetic
-from tritune.export.onnx import export_onnx, to_onnx
-from tritune.export.operators import ZERO_POINT, matmul_integer, quantize, unpack
-from tritune.packing import pack
+from tritune.checkpoints.packing import pack
+from tritune.checkpoints.size import size_bytes
+from tritune.deploy.export.codes import codes_of, signed
+from tritune.deploy.export.dense import dense, export_dense
+from tritune.deploy.export.integer import IntegerLinear, count_integer_products, with_integer_arithmetic
+from tritune.deploy.export.onnx import export_onnx, to_onnx
+from tritune.deploy.export.operators import ZERO_POINT, matmul_integer, quantize, unpack
 from tritune.quant import Granularity, Uniform
-from tritune.size import size_bytes
 
 NEEDS_ONNX = "needs onnx, onnxscript and onnxruntime: pip install 'tritune[onnx]'"
 # A code next to a rounding boundary may fall on its other side and moves its row; a wrong code or scale moves them all.
@@ -248,7 +248,7 @@ def exported(tmp_path_factory):
 
 
 def run(path, batch) -> torch.Tensor:
-    from tritune.export.runtime import OnnxClassifier
+    from tritune.deploy.export.runtime import OnnxClassifier
 
     types = {"token_type_ids": torch.zeros_like(batch["input_ids"])} if "input_ids" in batch else {}
     return OnnxClassifier(path)(**types, **batch).logits
@@ -278,7 +278,7 @@ def test_the_file_of_a_packed_model_is_that_of_its_qat_model(
 @pytest.mark.parametrize("name, activations, weights, bits, opset", CASES)
 def test_the_graph_that_runs_multiplies_integers(exported, tmp_path, name, activations, weights, bits, opset):
     """ONNX Runtime rewrites a graph before it runs it: what is counted is what it made of it."""
-    from tritune.export.runtime import open_session, products_of
+    from tritune.deploy.export.runtime import open_session, products_of
 
     model, path = exported(name, activations, weights, bits, opset)
     open_session(path, optimized=tmp_path / "optimized.onnx")

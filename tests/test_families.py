@@ -10,10 +10,10 @@ import torch
 import tritune
 from families import FAMILIES, HEADS, LABELS, WIDTH
 from tritune import Intervention, LayerTrace, Quantization, Site, TrituneError, UnsupportedModelError
-from tritune.distill import Pair, distillation_losses
-from tritune.instrument import instrument_of
-from tritune.layers import QuantEmbedding, QuantLinear
-from tritune.trace import TRACE_FIELDS
+from tritune.distil.losses import Pair, distillation_losses
+from tritune.modeling.instrument import instrument_of
+from tritune.modeling.layers import QuantEmbedding, QuantLinear
+from tritune.modeling.trace import TRACE_FIELDS
 from zoo import REFUSED
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

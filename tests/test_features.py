@@ -16,17 +16,17 @@ from transformers import BertForSequenceClassification, BertModel
 from sentence_encoder import MEAN, make_encoder, make_pairs, modules, sentences, write_json
 from test_docs import DOCS, blocks, run_commands
 from tritune import TrituneError, convert, prepare
-from tritune.distill import Pair, distillation_losses, embedding_distance
-from tritune.evaluate import predict
-from tritune.heads import FEATURE_EXTRACTION
-from tritune.heads.features import FeatureExtraction
-from tritune.heads.pooling import POOLINGS, Pooling, cosines
-from tritune.heads.sentence_files import read_sentence_files
-from tritune.load import load, load_config
-from tritune.models import load_model
-from tritune.quantization import Quantization
+from tritune.checkpoints.load import load, load_config
+from tritune.distil.losses import Pair, distillation_losses, embedding_distance
+from tritune.inference.evaluate import predict
+from tritune.modeling.quantization import Quantization
 from tritune.recipes import load_recipe
-from tritune.tasks import get_task, own_task
+from tritune.tasks.heads import FEATURE_EXTRACTION
+from tritune.tasks.heads.features import FeatureExtraction
+from tritune.tasks.heads.pooling import POOLINGS, Pooling, cosines
+from tritune.tasks.heads.sentence_files import read_sentence_files
+from tritune.tasks.models import load_model
+from tritune.tasks.registry import get_task, own_task
 from tritune.training import card
 from tritune.training.trainer import DistillationTrainer
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 import tritune
 from families import FAMILIES
 from tritune import Quantization
-from tritune.export.dense import export_dense
-from tritune.files import replace_file, replace_folder, usual_modes
+from tritune.checkpoints.files import replace_file, replace_folder, usual_modes
+from tritune.deploy.export.dense import export_dense
 from tritune.training.head_trainer import HeadTrainer
 from tritune.training.study import DATABASE, open_storage
 from workspace import train_arguments, write_workspace

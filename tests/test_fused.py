@@ -8,7 +8,7 @@ import torch
 import tritune
 from families import FAMILIES, WIDTH
 from tritune import Intervention, Quantization, Site, TrituneError, UnsupportedModelError
-from tritune.instrument import instrument_of
+from tritune.modeling.instrument import instrument_of
 from tritune.quant import QUANTIZERS, Calibrated, Granularity, GraphRowParts, RowParts, in_parts, make_quantizer
 
 FAMILY = FAMILIES["modernbert"]

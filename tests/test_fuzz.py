@@ -20,12 +20,12 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 import tritune
 from test_data import LAYOUTS
 from tritune import TrituneError
-from tritune.data.glue import read_glue_file
-from tritune.load import load_tokenizer
-from tritune.models import load_model
+from tritune.checkpoints.load import load_tokenizer
 from tritune.recipes import FinetuneRecipe, Recipe, load_recipe, to_yaml
-from tritune.table import FORMATS, read_table, write_table
-from tritune.tasks import get_task
+from tritune.tasks.data.glue import read_glue_file
+from tritune.tasks.models import load_model
+from tritune.tasks.registry import get_task
+from tritune.tasks.table import FORMATS, read_table, write_table
 
 # The same examples every time: a test that fails is to fail for everyone.
 FUZZ = settings(

@@ -20,9 +20,9 @@ import tritune
 from bounds import ONE_CODE, assert_close_but_for_ties, ties_by_lot
 from golden import SITES, read, subset
 from tritune import Intervention, Site
-from tritune.distill import Pair, distillation_losses
+from tritune.distil.losses import Pair, distillation_losses
+from tritune.distil.schedule import SCHEDULES, gradual
 from tritune.quant import ClippedUniform, Granularity, MinMax, Quantizer, Ternary, Uniform, straight_through
-from tritune.schedule import SCHEDULES, gradual
 from tritune.training.optimizer import BertAdam
 from tritune.training.trainer import DistillationTrainer
 

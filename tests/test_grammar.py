@@ -10,8 +10,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import MaxAbsScaler
 
-from tritune.data import grammar
 from tritune.errors import TrituneError
+from tritune.tasks.data import grammar
 
 TRAIN, DEV = 8000, 1000
 CHANCE = 0.55

@@ -15,12 +15,13 @@ from huggingface_hub.utils import get_session
 
 from families import FAMILIES
 from sentence_encoder import make_encoder
-from tritune import TrituneError, hub
-from tritune.data import load_task_data
-from tritune.heads.sentence_files import read_sentence_files
-from tritune.hub import located, why_unreachable
-from tritune.load import load, load_config, load_float, load_masked_lm, load_pretrained, load_tokenizer
-from tritune.tasks import get_task, own_task
+from tritune import TrituneError
+from tritune.checkpoints import hub
+from tritune.checkpoints.hub import located, why_unreachable
+from tritune.checkpoints.load import load, load_config, load_float, load_masked_lm, load_pretrained, load_tokenizer
+from tritune.tasks.data import load_task_data
+from tritune.tasks.heads.sentence_files import read_sentence_files
+from tritune.tasks.registry import get_task, own_task
 
 COMMIT = "a" * 40
 REASON = "no way to it"

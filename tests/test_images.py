@@ -14,15 +14,15 @@ from datasets import ClassLabel, DatasetDict
 from PIL import Image as Pillow
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-import tritune.data.hub
+import tritune.tasks.data.hub
 from pictures import COLOURS, SIZE, make_folder, make_parquet, make_vit, picture
 from tritune.cli.options import OwnFiles, open_task
-from tritune.data import load_task_data
 from tritune.errors import TrituneError
-from tritune.heads import IMAGE_CLASSIFICATION, images
-from tritune.heads.augmented import AugmentedRows
-from tritune.heads.image_augmentation import augmented, random_box, shifted
-from tritune.tasks import get_task, own_task
+from tritune.tasks.data import load_task_data
+from tritune.tasks.heads import IMAGE_CLASSIFICATION, images
+from tritune.tasks.heads.augmented import AugmentedRows
+from tritune.tasks.heads.image_augmentation import augmented, random_box, shifted
+from tritune.tasks.registry import get_task, own_task
 
 
 def pixels_of(rows):
@@ -120,7 +120,7 @@ def test_cifar10_from_a_folder_or_the_hub(tmp_path, monkeypatch):
     assert folder["test"]["label"][:] == list(range(10))
     asked = []
     hub = DatasetDict({split: rows.rename_column("image", "img") for split, rows in folder.items()})
-    monkeypatch.setattr(tritune.data.hub, "load_dataset", lambda name: asked.append(name) or hub)
+    monkeypatch.setattr(tritune.tasks.data.hub, "load_dataset", lambda name: asked.append(name) or hub)
     assert load_task_data(task, splits=["test"])["test"]["label"][:] == list(range(10))
     assert asked == ["uoft-cs/cifar10"]
     (tmp_path / "test.parquet").unlink()

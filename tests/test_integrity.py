@@ -15,9 +15,15 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertConf
 
 import tritune
 from tritune import Quantization, TrituneError
-from tritune.checkpoint import verify
-from tritune.integrity import LARGEST_HEADER_BYTES, config_checksum, tensor_checksum, verify_config, verify_tensors
-from tritune.load import load_pretrained
+from tritune.checkpoints.integrity import (
+    LARGEST_HEADER_BYTES,
+    config_checksum,
+    tensor_checksum,
+    verify_config,
+    verify_tensors,
+)
+from tritune.checkpoints.load import load_pretrained
+from tritune.checkpoints.plugin import verify
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

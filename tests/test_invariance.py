@@ -6,8 +6,8 @@ import torch
 import tritune
 from families import FAMILIES, VOCABULARY
 from tritune import Quantization
-from tritune.layers import QuantLinear, RowLinear
-from tritune.packed import PackedLinear
+from tritune.checkpoints.packed import PackedLinear
+from tritune.modeling.layers import QuantLinear, RowLinear
 from tritune.recipes import load_recipe
 
 DEPLOY = load_recipe("ti-g-deploy").section(Quantization)

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from tritune import kernels, products
+from tritune.compute import kernels, products
+from tritune.compute.kernels import build, fused
 from tritune.errors import TrituneError
-from tritune.kernels import build, fused
 from tritune.quant import Granularity, LeastSquaresTernary, Quantizer, Ternary, Uniform
 from tritune.training.resume import StopOnSignal
 from workspace import make_workspace, train_arguments
@@ -209,7 +209,7 @@ def test_gradients_are_those_of_the_plain_path():
         torch.testing.assert_close(own, plain, rtol=2**-6, atol=2**-7 * plain.abs().max().item())
 
 
-LOAD = "from tritune.kernels import load_kernels\nload_kernels()\nimport torch\n"
+LOAD = "from tritune.compute.kernels import load_kernels\nload_kernels()\nimport torch\n"
 USE = "print(torch.ops.tritune_kernels.ternary(torch.tensor([1.0, 0.1, -1.0]), 2.5, 0.7)[0].tolist())"
 
 

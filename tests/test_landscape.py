@@ -9,10 +9,11 @@ import torch
 
 from families import FAMILIES
 from test_curvature import batch_of, tiny_bert, without_labels
-from tritune import TrituneError, held, prepare
+from tritune import TrituneError, prepare
 from tritune.analysis.landscape import landscape, loss_grid, plane, random_direction
 from tritune.analysis.landscape_plots import plot_contours, plot_surfaces
 from tritune.analysis.objective import objective
+from tritune.compute import held
 from workspace import make_workspace
 
 

@@ -23,11 +23,11 @@ from test_losses import (
 from test_teacher_cache import EVERYTHING, FIELDS, numbered
 from test_trainer import BERT, LR, STEPS, InOrder, arguments, rows, stack, trainer
 from tritune import Intervention, LayerTrace, ModelTrace, Quantization, Site, TrituneError
-from tritune.distill import Pair, distillation_losses
-from tritune.layer_map import mapped_layers
+from tritune.distil.layer_map import mapped_layers
+from tritune.distil.losses import Pair, distillation_losses
+from tritune.distil.schedule import SCHEDULES
+from tritune.modeling.shrink import shrink
 from tritune.recipes import load_recipe
-from tritune.schedule import SCHEDULES
-from tritune.shrink import shrink
 from tritune.training.hidden_projection import HiddenProjection
 from tritune.training.optimizer import BertAdam
 from tritune.training.pairing import Pairing, pairing

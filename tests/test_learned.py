@@ -9,9 +9,11 @@ from torch.nn import functional as F
 import tritune
 from families import FAMILIES
 from test_trainer import InOrder, arguments, rows, trainer
-from tritune import Quantization, products
-from tritune.instrument import instrument_of
-from tritune.layers import QuantEmbedding, QuantLinear
+from tritune import Quantization
+from tritune.compute import products
+from tritune.modeling.instrument import instrument_of
+from tritune.modeling.layers import QuantEmbedding, QuantLinear
+from tritune.modeling.swap import quantizer_tensors
 from tritune.quant import (
     Calibrated,
     Granularity,
@@ -23,7 +25,6 @@ from tritune.quant import (
     Ternary,
     Uniform,
 )
-from tritune.swap import quantizer_tensors
 
 BERT = FAMILIES["bert"]
 COMBINATIONS = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tritune import LayerTrace, ModelTrace, TrituneError
-from tritune.distill import (
+from tritune.distil.losses import (
     LOSSES,
     Pair,
     attention_map_kl,

@@ -12,8 +12,8 @@ import torch
 
 import ddp_job
 from tritune import DistillationTrainer, TrituneError
-from tritune.heads import TEXT_CLASSIFICATION
 from tritune.recipes import load_recipe
+from tritune.tasks.heads import TEXT_CLASSIFICATION
 from workspace import make_workspace, train_arguments
 
 MODES = ("none", "map", "context", "projection", "stochastic", "learned", "features")
@@ -93,7 +93,7 @@ def test_the_command_line_on_two_processes(tmp_path):
 PRECISIONS = """\
 import sys
 from pathlib import Path
-from tritune.devices import this_process
+from tritune.compute.devices import this_process
 from tritune.training import precision
 
 rank = this_process().process_index

@@ -8,12 +8,12 @@ import torch
 import tritune
 from families import FAMILIES
 from tritune import Quantization, TrituneError
-from tritune.instrument import instrument_of
-from tritune.layers import QuantEmbedding, QuantLinear, RowLinear
-from tritune.module_bits import bits_of_modules
+from tritune.checkpoints.size import size_bytes
+from tritune.modeling.instrument import instrument_of
+from tritune.modeling.layers import QuantEmbedding, QuantLinear, RowLinear
+from tritune.modeling.module_bits import bits_of_modules
 from tritune.quant import Binary, LearnedStep, Ternary, Uniform
 from tritune.recipes import load_recipe, to_yaml
-from tritune.size import size_bytes
 
 BERT = FAMILIES["bert"]
 LAYER = "bert.encoder.layer"

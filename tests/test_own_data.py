@@ -14,12 +14,12 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 
 from tritune.analysis.objective import objective
 from tritune.cli import demo
-from tritune.data import load_task_data
 from tritune.errors import TrituneError
-from tritune.heads import TEXT_CLASSIFICATION
-from tritune.instrument import instrument
-from tritune.task_file import read_task_file, task_record, task_to_yaml
-from tritune.tasks import get_task, own_task
+from tritune.modeling.instrument import instrument
+from tritune.tasks.data import load_task_data
+from tritune.tasks.heads import TEXT_CLASSIFICATION
+from tritune.tasks.registry import get_task, own_task
+from tritune.tasks.task_file import read_task_file, task_record, task_to_yaml
 
 KIND = "text-classification"
 SHORT = ("max_steps=4", "eval_steps=2", "per_device_train_batch_size=4", "learning_rate=1e-3")

@@ -24,9 +24,9 @@ from transformers import (
 import tritune
 from families import FAMILIES, LABELS, VOCABULARY, ZorpConfig, ZorpForWhatever
 from tritune import Quantization, TrituneError
-from tritune.layers import QuantEmbedding, QuantLinear, RowLinear
-from tritune.pack_modules import packed_modules
-from tritune.packed import PackedEmbedding
+from tritune.checkpoints.pack_modules import packed_modules
+from tritune.checkpoints.packed import PackedEmbedding
+from tritune.modeling.layers import QuantEmbedding, QuantLinear, RowLinear
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 SURE = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from test_quantizer_laws import started
 from tritune import TrituneError
-from tritune.packing import STORED_BITS, check_packed, group_of, pack, packed_columns, symmetric_codes, unpack
+from tritune.checkpoints.packing import (
+    STORED_BITS,
+    check_packed,
+    group_of,
+    pack,
+    packed_columns,
+    symmetric_codes,
+    unpack,
+)
 from tritune.quant import QUANTIZERS, Granularity, make_quantizer
 
 TENSOR, ROW = Granularity.TENSOR, Granularity.ROW

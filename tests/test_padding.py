@@ -6,7 +6,7 @@ import torch
 import tritune
 from families import FAMILIES, LABELS, VOCABULARY
 from tritune import Intervention, Quantization, Site
-from tritune.distill import LOSSES, Pair, distillation_losses
+from tritune.distil.losses import LOSSES, Pair, distillation_losses
 
 every_text_family = pytest.mark.parametrize("name", ["bert", "distilbert", "albert", "zorp", "zorp_pre_norm"])
 LENGTHS = [6, 4, 1]

@@ -9,14 +9,14 @@ from torch import nn
 
 import tritune
 from families import FAMILIES
-from tritune import held
+from tritune.checkpoints.packed import PackedConv2d
+from tritune.checkpoints.size import size_bytes
+from tritune.compute import held
 from tritune.errors import TrituneError
-from tritune.layers import QuantConv2d, QuantLinear, is_patch_convolution, patches
-from tritune.module_bits import bits_of_modules
-from tritune.packed import PackedConv2d
+from tritune.modeling.layers import QuantConv2d, QuantLinear, is_patch_convolution, patches
+from tritune.modeling.module_bits import bits_of_modules
+from tritune.modeling.quantization import Quantization
 from tritune.quant import Granularity, make_quantizer
-from tritune.quantization import Quantization
-from tritune.size import size_bytes
 
 PROJECTION = "vit.embeddings.patch_embeddings.projection"
 SETTINGS = [
@@ -165,9 +165,9 @@ def test_with_scales_per_token_no_answer_depends_on_its_batch():
 def test_exported(tmp_path, settings):
     pytest.importorskip("onnxscript", reason="needs tritune[onnx]")
     pytest.importorskip("onnxruntime", reason="needs tritune[onnx]")
-    from tritune.export.integer import count_integer_products
-    from tritune.export.onnx import export_onnx
-    from tritune.export.runtime import OnnxClassifier, products_of
+    from tritune.deploy.export.integer import count_integer_products
+    from tritune.deploy.export.onnx import export_onnx
+    from tritune.deploy.export.runtime import OnnxClassifier, products_of
 
     family = FAMILIES["vit"]
     model = tritune.prepare(family.build(), Quantization(patch_embedding=True, **settings)).eval()

@@ -15,7 +15,7 @@ import transformers
 
 import tritune
 from families import FAMILIES
-from tritune import plugin
+from tritune.checkpoints import registration as plugin
 
 BERT = FAMILIES["bert"]
 # Loads the folders it is given, in a process of its own that `setup` begins.
@@ -32,8 +32,8 @@ ORDERS = {
     "transformers first": "import transformers\nimport tritune",
     "the models first": "import transformers.models.bert.modeling_bert\nimport tritune",
     # A module of its own that imports transformers first, and that what reads a checkpoint needs.
-    "attention": "import tritune.attention",
-    "names": "from tritune import *\nimport tritune.convert\nassert callable(tritune.convert)",
+    "attention": "import tritune.modeling.attention",
+    "names": "from tritune import *\nassert callable(convert)",
 }
 # Each is a process that loads torch; the others are slow tests.
 FAST = ("tritune first", "the models first")
@@ -96,7 +96,7 @@ def test_a_float_model_takes_the_attention_function_before_any_module_of_it_is_i
     code = (
         "import sys, torch, tritune; from transformers import AutoModelForSequenceClassification as Auto\n"
         "model = Auto.from_pretrained(sys.argv[1], attn_implementation='tritune').eval()\n"
-        "assert 'tritune.attention' not in sys.modules\n"
+        "assert 'tritune.modeling.attention' not in sys.modules\n"
         "batch = torch.load(sys.argv[1] + '/batch.pt')\n"
         "torch.save([model(**batch).logits.detach() for _ in range(2)], sys.argv[1] + '/logits.pt')\n"
     )
@@ -195,13 +195,6 @@ def test_a_name_that_is_none_is_an_attribute_error():
         _ = tritune.quantise
 
 
-def test_a_function_is_not_hidden_by_the_module_of_its_name():
-    for name in ("convert", "instrument", "load", "prepare", "shrink"):
-        module = importlib.import_module(f"tritune.{name}")
-        tritune.__setattr__(name, module)  # as an import of it does
-        assert getattr(tritune, name) is getattr(module, name)
-
-
 def test_the_tables_of_transformers_hold_what_it_looks_up():
     from transformers.quantizers import auto
 
@@ -210,4 +203,4 @@ def test_the_tables_of_transformers_hold_what_it_looks_up():
     section = tritune.TrituneConfig(quantization=tritune.Quantization(weight_bits=4)).to_dict()
     read = auto.AutoQuantizationConfig.from_dict(section)
     assert type(read) is tritune.TrituneConfig and read.quantization.weight_bits == 4
-    assert type(auto.AutoHfQuantizer.from_config(read)).__module__ == "tritune.checkpoint"
+    assert type(auto.AutoHfQuantizer.from_config(read)).__module__ == "tritune.checkpoints.plugin"

@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
-from tritune import devices
 from tritune.cli import demo
+from tritune.compute import devices
 from tritune.training import precision
 from tritune.training.finetune import finetune
 from tritune.training.resume import StopOnSignal

@@ -17,14 +17,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, pipeline
 
 import tritune  # noqa: F401  (the pipeline needs its attention and its checkpoints)
-from tritune import predict as predicting
-from tritune import table
+from tritune.checkpoints.load import load_tokenizer
 from tritune.cli import main
-from tritune.data import load_task_data
-from tritune.evaluate import dev_logits
-from tritune.load import load_tokenizer
-from tritune.models import load_model
-from tritune.tasks import get_task
+from tritune.inference import predict as predicting
+from tritune.inference.evaluate import dev_logits
+from tritune.tasks.data import load_task_data
+from tritune.tasks.models import load_model
+from tritune.tasks.registry import get_task, table
 from workspace import Cli, make_workspace, train_arguments
 
 LABELS = ("unacceptable", "acceptable")

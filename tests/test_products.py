@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tritune import held, products
-from tritune.forward_pass import ForwardPass
-from tritune.layers import QuantLinear
+from tritune.compute import held, products
+from tritune.modeling.forward_pass import ForwardPass
+from tritune.modeling.layers import QuantLinear
 from tritune.quant import Granularity, LeastSquaresTernary, MinMax, Quantizer, Ternary, Uniform
 
 TENSOR, ROW, TOKEN, HEAD = Granularity.TENSOR, Granularity.ROW, Granularity.TOKEN, Granularity.HEAD

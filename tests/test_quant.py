@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritune import Quantization, TrituneError
-from tritune.layers import QuantEmbedding, QuantLinear
+from tritune.modeling.layers import QuantEmbedding, QuantLinear
 from tritune.quant import (
     Granularity,
     LeastSquaresTernary,

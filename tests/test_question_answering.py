@@ -21,16 +21,16 @@ from transformers import (
 
 import small_answers
 from small_answers import question, squad
-from tritune.data import load_task_data
+from tritune.checkpoints.prepare import prepare
 from tritune.errors import TrituneError
-from tritune.evaluate import dev_logits, dev_scores
-from tritune.heads import QUESTION_ANSWERING, head_of
-from tritune.heads.answer_windows import LONGEST_ANSWER, cut
-from tritune.heads.head import stacked
-from tritune.heads.squad_file import read_squad
-from tritune.instrument import instrument, instrument_of
-from tritune.prepare import prepare
-from tritune.tasks import TASKS, own_task
+from tritune.inference.evaluate import dev_logits, dev_scores
+from tritune.modeling.instrument import instrument, instrument_of
+from tritune.tasks.data import load_task_data
+from tritune.tasks.heads import QUESTION_ANSWERING, head_of
+from tritune.tasks.heads.answer_windows import LONGEST_ANSWER, cut
+from tritune.tasks.heads.head import stacked
+from tritune.tasks.heads.squad_file import read_squad
+from tritune.tasks.registry import TASKS, own_task
 
 TOKENIZERS = {"bert": small_answers.bert_tokenizer, "roberta": small_answers.roberta_tokenizer}
 every_tokenizer = pytest.mark.parametrize("tokenizer", [make() for make in TOKENIZERS.values()], ids=TOKENIZERS)
@@ -244,7 +244,8 @@ def test_a_missing_file_and_a_slow_tokenizer_are_one_line(tmp_path, monkeypatch)
         load_task_data(TASKS["squad"], tmp_path / "none")
     with pytest.raises(TrituneError, match=r"train\.json is missing"):
         load_task_data(TASKS["squad"], tmp_path)
-    monkeypatch.setattr("tritune.heads.question_answering.load_tokenizer", lambda *_: SimpleNamespace(is_fast=False))
+    loader = "tritune.tasks.heads.question_answering.load_tokenizer"
+    monkeypatch.setattr(loader, lambda *_: SimpleNamespace(is_fast=False))
     with pytest.raises(TrituneError, match="slow tokenizer"):
         QUESTION_ANSWERING.load_processor("model", None, 24)
 

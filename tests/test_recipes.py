@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from tritune import Quantization, TrituneError
-from tritune.distill import LOSSES
+from tritune.distil.losses import LOSSES
 from tritune.recipes import FinetuneRecipe, Recipe, load_recipe, shipped_recipes, to_yaml
-from tritune.tasks import TASKS, get_task
+from tritune.tasks.registry import TASKS, get_task
 
 STUDENTS = sorted(set(shipped_recipes()) - {"finetune"})
 PUBLISHED = {

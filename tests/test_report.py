@@ -11,13 +11,13 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from run_folders import add_analysis, history, make_run, make_teacher, write_history
-from tritune import plots
+from tritune.analysis import plots
 from tritune.errors import TrituneError
 from tritune.recipes import load_recipe, to_yaml
 from tritune.report import page
 from tritune.report.analyses import CAPTIONS, table_of
 from tritune.report.runs import read_run, read_runs
-from tritune.versions import library_versions
+from tritune.training.versions import library_versions
 from workspace import make_workspace, train_arguments
 
 
@@ -487,7 +487,7 @@ def test_a_disk_that_refuses_leaves_the_old_report(cli, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tritune.files.os.replace", full)
+    monkeypatch.setattr("tritune.checkpoints.files.os.replace", full)
     code, _, err = cli("report", run, "--output", output)
     assert code == 2 and "cannot be written (No space left on device)" in err and output.read_text() == before
 

@@ -19,7 +19,7 @@ from datasets import (
 from datasets import List as ListFeature
 from PIL import Image as Pillow
 
-from tritune.data.rows_record import other_rows, rows_record, rows_sha256, selecting_rows
+from tritune.tasks.data.rows_record import other_rows, rows_record, rows_sha256, selecting_rows
 
 COUNT = 250
 FEATURES = Features(

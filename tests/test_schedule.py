@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tritune import Site
-from tritune.schedule import SCHEDULES, gradual, inverted, split_budget, stochastic
+from tritune.distil.schedule import SCHEDULES, gradual, inverted, split_budget, stochastic
 
 LENGTHS = (1, 2, 3, 5, 6, 7, 60, 120)
 steps_of = pytest.mark.parametrize("steps", LENGTHS)

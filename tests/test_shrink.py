@@ -20,7 +20,7 @@ from transformers import (
 import tritune
 from families import FAMILIES, HEADS, LABELS, WIDTH, image_batch, text_batch
 from tritune import TrituneError, UnsupportedModelError
-from tritune.shrink import layers_kept, shrink
+from tritune.modeling.shrink import layers_kept, shrink
 from workspace import make_workspace, train_arguments
 
 # Family to the list of its layers and the key that counts them.
@@ -93,7 +93,7 @@ def test_a_model_that_is_instrumented_already_gives_a_plain_one():
     model = FAMILIES["bert"].build()
     expected = shrink(model, [0, 2])
     small = shrink(tritune.instrument(model), [0, 2])
-    assert not tritune.instrument.__globals__["is_instrumented"](small)
+    assert not tritune.modeling.instrument.__globals__["is_instrumented"](small)
     torch.testing.assert_close(small(**text_batch()).logits, expected(**text_batch()).logits)
 
 

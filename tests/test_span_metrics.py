@@ -6,7 +6,7 @@ import random
 import pytest
 
 from tritune.errors import TrituneError
-from tritune.span_metrics import answer_f1, entities, entity_f1, iob2, names_entities, normalized, tag_accuracy
+from tritune.tasks.span_metrics import answer_f1, entities, entity_f1, iob2, names_entities, normalized, tag_accuracy
 
 PAIRS = [  # predicted, gold answers, exact match, F1
     ("Denver Broncos", ["Denver Broncos"], 1, 1),

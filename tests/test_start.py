@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tritune.distil_choices import LOSS_NAMES
-from tritune.distill import LOSSES
-from tritune.heads import HEADS
-from tritune.task_names import KINDS, TITLES
-from tritune.tasks import TASKS
+from tritune.distil.choices import LOSS_NAMES
+from tritune.distil.losses import LOSSES
+from tritune.tasks.heads import HEADS
+from tritune.tasks.names import KINDS, TITLES
+from tritune.tasks.registry import TASKS
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {

@@ -8,17 +8,17 @@ from test_floors import SOURCES
 
 # What belongs to the whole process, or is remembered by it, and why that does no harm.
 ALLOWED = {
-    "forward_pass.py: _running is a ContextVar": "set for the length of a model's call; every thread has its own",
-    "held.py: _room is a ContextVar": "set for the length of a model's call; every thread has its own",
-    "held.py: _held_weights is a ContextVar": "set by `weights_held` for its block; every thread has its own",
-    "kernels/fused.py: _in_use is a ContextVar": "set by `fused_kernels` for its block; every thread has its own",
-    "attention.py: _observer is a ContextVar": "set by `observe_attention` for its block; every thread has its own",
-    "instrument.py: _ATTACHING is a Lock": "two threads that instrument one teacher do so once",
-    "kernels/build.py: _LOADING is a Lock": "two threads that need the kernels load them once",
-    "instrument.py: _with_trace remembers": "a class made of a class; made twice it would be the same",
-    "kernels/build.py: kernels_available remembers": "a warning that is given once",
+    "modeling/forward_pass.py: _running is a ContextVar": "set for a model's call; every thread has its own",
+    "compute/held.py: _room is a ContextVar": "set for a model's call; every thread has its own",
+    "compute/held.py: _held_weights is a ContextVar": "set for a block; every thread has its own",
+    "compute/kernels/fused.py: _in_use is a ContextVar": "set for a block; every thread has its own",
+    "modeling/attention.py: _observer is a ContextVar": "set for a block; every thread has its own",
+    "modeling/instrument.py: _ATTACHING is a Lock": "two threads that instrument one teacher do so once",
+    "compute/kernels/build.py: _LOADING is a Lock": "two threads that need the kernels load them once",
+    "modeling/instrument.py: _with_trace remembers": "a class made of a class; made twice it would be the same",
+    "compute/kernels/build.py: kernels_available remembers": "a warning that is given once",
     "training/precision.py: _warn_of_bf16 remembers": "a warning that is given once",
-    "kernels/build.py: _failure remembers": "whether the process could load a library does not change",
+    "compute/kernels/build.py: _failure remembers": "whether the process could load a library does not change",
 }
 
 _CONTAINERS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)

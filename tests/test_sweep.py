@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from stopped import run_tritune, start_tritune
 from tritune import TrituneError
 from tritune.recipes import Range, load_recipe, load_sweeps, shipped_spaces, sweeps_to_yaml
-from tritune.tasks import get_task
+from tritune.tasks.registry import get_task
 from tritune.training import precision, recorder
 from tritune.training import sweep as sweeping
 from tritune.training.job import open_job, with_recipe

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tritune.errors import TrituneError
-from tritune.heads import TEXT_CLASSIFICATION
-from tritune.metrics import class_scores, multi_label_scores
-from tritune.tasks import TASKS, get_task
+from tritune.tasks.heads import TEXT_CLASSIFICATION
+from tritune.tasks.metrics import class_scores, multi_label_scores
+from tritune.tasks.registry import TASKS, get_task
 
 ROWS = {  # name: title, metric, max length, batch, evaluate every, number of labels
     "cola": ("CoLA", "matthews_correlation", 64, 16, 50, 2),

@@ -14,7 +14,7 @@ import tritune
 from families import FAMILIES, text_batch
 from test_trainer import arguments, rows
 from tritune import TrituneError
-from tritune.distill import LOSSES
+from tritune.distil.losses import LOSSES
 from tritune.recipes import load_recipe
 from tritune.training.teacher_cache import ROW, TeacherCache
 from tritune.training.trainer import DistillationTrainer
@@ -30,7 +30,7 @@ EVERYTHING = {
     "context": 0.5,
     "projection": 0.3,
 }
-FIELDS = frozenset(tritune.trace.TRACE_FIELDS)
+FIELDS = frozenset(tritune.modeling.trace.TRACE_FIELDS)
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ from transformers import AutoModelForTokenClassification
 import tritune
 from families import FAMILIES, VOCABULARY, one_layer
 from test_trainer import trainer
-from tritune import Intervention, Quantization, Site, held
-from tritune.export.onnx import export_onnx
-from tritune.forward_pass import ForwardPass, checkpointed, pass_of, running_pass
-from tritune.instrument import instrument_of
-from tritune.load import load_pretrained
+from tritune import Intervention, Quantization, Site
+from tritune.checkpoints.load import load_pretrained
+from tritune.compute import held
+from tritune.deploy.export.onnx import export_onnx
+from tritune.modeling.forward_pass import ForwardPass, checkpointed, pass_of, running_pass
+from tritune.modeling.instrument import instrument_of
 
 THREADS, CALLS = 8, 50
 

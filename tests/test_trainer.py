@@ -10,9 +10,9 @@ from transformers.training_args import OptimizerNames
 import tritune
 from families import FAMILIES, LABELS, text_batch
 from tritune import Intervention, Quantization, Site, TrituneError
-from tritune.distill import LOSSES, Pair, distillation_losses
-from tritune.schedule import SCHEDULES
-from tritune.trace import TRACE_FIELDS
+from tritune.distil.losses import LOSSES, Pair, distillation_losses
+from tritune.distil.schedule import SCHEDULES
+from tritune.modeling.trace import TRACE_FIELDS
 from tritune.training import trainer as training
 from tritune.training.optimizer import BertAdam
 from tritune.training.trainer import DistillationTrainer

@@ -13,11 +13,11 @@ from transformers import AutoImageProcessor, BertConfig, BertForSequenceClassifi
 
 import tritune
 from pictures import make_cifar_workspace, make_folder, make_vit, picture
-from tritune.data import load_task_data
 from tritune.errors import TrituneError
-from tritune.predict import predict_rows
+from tritune.inference.predict import predict_rows
 from tritune.recipes import FinetuneRecipe, load_recipe
-from tritune.tasks import get_task
+from tritune.tasks.data import load_task_data
+from tritune.tasks.registry import get_task
 from tritune.training.finetune import finetune
 from tritune.training.job import open_job
 from tritune.training.resume import StopOnSignal

@@ -12,9 +12,9 @@ from transformers import TrainingArguments
 
 import tritune
 from tritune import DistillationTrainer, Intervention, Quantization, Site, TrituneError
-from tritune.instrument import instrument_of, instrument_skeleton
-from tritune.layers import QuantEmbedding, QuantLinear, RowLinear
-from tritune.quantization import PARTS
+from tritune.modeling.instrument import instrument_of, instrument_skeleton
+from tritune.modeling.layers import QuantEmbedding, QuantLinear, RowLinear
+from tritune.modeling.quantization import PARTS
 from zoo import SERVED, Served, table
 
 every_family = pytest.mark.parametrize("family", SERVED.values(), ids=SERVED)

@@ -12,24 +12,22 @@ Once it is imported, before transformers or after, Auto classes load what tritun
 importing tritune imports neither torch nor transformers.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from . import plugin
+from .checkpoints.registration import install
 
 if TYPE_CHECKING:
-    from .checkpoint import TrituneConfig
-    from .convert import convert
+    from .checkpoints.convert import convert
+    from .checkpoints.load import load
+    from .checkpoints.plugin import TrituneConfig
+    from .checkpoints.prepare import prepare
     from .errors import TrituneError, UnsupportedModelError
-    from .instrument import instrument
-    from .load import load
-    from .prepare import prepare
-    from .quantization import Quantization
-    from .shrink import shrink
-    from .sites import Site
-    from .trace import Intervention, LayerTrace, ModelTrace
+    from .modeling.instrument import instrument
+    from .modeling.quantization import Quantization
+    from .modeling.shrink import shrink
+    from .modeling.sites import Site
+    from .modeling.trace import Intervention, LayerTrace, ModelTrace
     from .training.trainer import DistillationTrainer
 
 __version__ = "0.1.0"
@@ -51,39 +49,33 @@ __all__ = [
     "shrink",
 ]
 
-# The module of every name that is not that of its own module.
+# Where each public name lives.
 _HOMES = {
     "DistillationTrainer": "training.trainer",
-    "Intervention": "trace",
-    "LayerTrace": "trace",
-    "ModelTrace": "trace",
-    "Quantization": "quantization",
-    "Site": "sites",
-    "TrituneConfig": "checkpoint",
+    "Intervention": "modeling.trace",
+    "LayerTrace": "modeling.trace",
+    "ModelTrace": "modeling.trace",
+    "Quantization": "modeling.quantization",
+    "Site": "modeling.sites",
+    "TrituneConfig": "checkpoints.plugin",
     "TrituneError": "errors",
     "UnsupportedModelError": "errors",
+    "convert": "checkpoints.convert",
+    "instrument": "modeling.instrument",
+    "load": "checkpoints.load",
+    "prepare": "checkpoints.prepare",
+    "shrink": "modeling.shrink",
 }
 
 
-class _Package(ModuleType):
-    """A package whose functions are not hidden by modules of the same name, as `convert` is in `convert.py`."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Importing a submodule sets it as an attribute of its package.
-        if name in __all__ and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES.get(name, name)}", __name__), name)
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-sys.modules[__name__].__class__ = _Package
-plugin.install()
+install()

@@ -15,12 +15,12 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..distil_choices import TASK_LOSS, check_loss
+from ..checkpoints.load import is_quantized
+from ..compute.held import weights_held
+from ..distil.choices import TASK_LOSS, check_loss
 from ..errors import TrituneError
-from ..held import weights_held
-from ..instrument import instrument
-from ..load import is_quantized
-from ..modes import evaluation_mode
+from ..modeling.instrument import instrument
+from ..modeling.modes import evaluation_mode
 from .hessian import Hessian, both_ends, hutchinson, rademacher, top_eigenvalues
 from .lanczos import SpectralDensity, lanczos, spectral_density
 from .objective import objective

@@ -14,11 +14,11 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..distil_choices import TASK_LOSS, check_loss
+from ..compute.held import weights_held
+from ..distil.choices import TASK_LOSS, check_loss
 from ..errors import TrituneError
-from ..held import weights_held
-from ..instrument import instrument
-from ..modes import evaluation_mode
+from ..modeling.instrument import instrument
+from ..modeling.modes import evaluation_mode
 from .objective import objective
 from .parameters import Parameters, restored, select_parameters
 from .subjects import Batch

@@ -7,7 +7,7 @@ return one number per head, `(heads,)`.
 import torch
 from torch.nn import functional as F
 
-from ..distill import SMALLEST_PROBABILITY
+from ..distil.losses import SMALLEST_PROBABILITY
 
 
 def map_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

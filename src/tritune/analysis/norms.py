@@ -13,8 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..attention import observe_attention, seen_value
-from ..instrument import instrument_of
+from ..modeling.attention import observe_attention, seen_value
+from ..modeling.instrument import instrument_of
 from .subjects import Batch
 from .traces import real_tokens, trace_of
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from ..distil_choices import TASK_LOSS, check_loss
-from ..distill import LOSSES, MULTI_LABEL, Pair
+from ..distil.choices import TASK_LOSS, check_loss
+from ..distil.losses import LOSSES, MULTI_LABEL, Pair
 from ..errors import TrituneError
-from ..instrument import instrument
-from ..modes import evaluation_mode
+from ..modeling.instrument import instrument
+from ..modeling.modes import evaluation_mode
 from .subjects import Batch
 
 

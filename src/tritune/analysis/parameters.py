@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from ..checkpoint import is_packed
+from ..checkpoints.plugin import is_packed
 from ..errors import TrituneError, shown
 
 Parameters = Mapping[str, torch.Tensor]

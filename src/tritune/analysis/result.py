@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..errors import TrituneError
-from ..plots import save
+from .plots import save
 
 FORMATS = ("png", "svg")
 

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..checkpoint import is_packed
+from ..checkpoints.plugin import is_packed
+from ..checkpoints.size import size_bytes
 from ..errors import TrituneError
-from ..instrument import instrument_of
-from ..size import size_bytes
+from ..modeling.instrument import instrument_of
 
 KINDS = ("query_key_value", "attention_products", "attention_projection", "ffn_in", "ffn_out")
 OUTSIDE = ("embeddings", "pooler", "classifier")

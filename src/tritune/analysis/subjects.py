@@ -11,16 +11,16 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data import load_task_data
-from ..devices import this_process
+from ..checkpoints.load import is_quantized
+from ..checkpoints.prepare import prepare
+from ..compute.devices import this_process
 from ..errors import TrituneError
-from ..evaluate import recipe_in_force
-from ..heads import EncodedData
-from ..instrument import instrument, instrument_of
-from ..load import is_quantized
-from ..models import load_model
-from ..prepare import prepare
-from ..tasks import Task
+from ..inference.evaluate import recipe_in_force
+from ..modeling.instrument import instrument, instrument_of
+from ..tasks.data import load_task_data
+from ..tasks.heads import EncodedData
+from ..tasks.models import load_model
+from ..tasks.registry import Task
 
 UNTRAINED = "quantized, untrained"
 

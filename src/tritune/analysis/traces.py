@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from transformers import PreTrainedModel
 
+from ..compute.held import weights_held
 from ..errors import TrituneError
-from ..held import weights_held
-from ..modes import evaluation_mode
-from ..trace import ModelTrace
+from ..modeling.modes import evaluation_mode
+from ..modeling.trace import ModelTrace
 from .subjects import Batch
 
 

@@ -9,7 +9,7 @@ from ..errors import TrituneError
 from . import options
 
 if TYPE_CHECKING:
-    from ..data.augmented_file import AugmentedFile
+    from ..tasks.data.augmented_file import AugmentedFile
 
 
 def augment(
@@ -44,8 +44,8 @@ def augment(
     options.check_task(task)
     options.check_models(mlm)
     options.quiet_libraries()
-    from ..data.augmented_file import open_output
-    from ..tasks import get_task
+    from ..tasks.data.augmented_file import open_output
+    from ..tasks.registry import get_task
     from .show import show_augmented
 
     file = open_output(get_task(task), data, output, overwrite=overwrite, resume=resume)
@@ -74,11 +74,11 @@ def _write(
     seed: int,
     resume: bool,
 ) -> dict[str, Any]:
-    from ..data.augment import PAPER_VARIANTS, VARIANTS, Augmenter, MaskedWords, whole_words
-    from ..data.augmented_file import sha256, write_augmented
-    from ..data.neighbours import embedding_neighbours, glove_neighbours
-    from ..devices import this_process
-    from ..load import load_masked_lm, load_tokenizer, weights_sha256
+    from ..checkpoints.load import load_masked_lm, load_tokenizer, weights_sha256
+    from ..compute.devices import this_process
+    from ..tasks.data.augment import PAPER_VARIANTS, VARIANTS, Augmenter, MaskedWords, whole_words
+    from ..tasks.data.augmented_file import sha256, write_augmented
+    from ..tasks.data.neighbours import embedding_neighbours, glove_neighbours
 
     # The file is read first: it is soon done, and what may be wrong with it is said before a model is loaded.
     neighbours = None if glove is None else glove_neighbours(glove, candidates)

@@ -29,16 +29,16 @@ def bench(
 
     Example: `tritune bench run/ --against onnxruntime,openvino,torch --output bench/`
     """
-    from ..bench.contenders import check_peers
+    from ..deploy.bench.contenders import check_peers
 
     peers = [peer.strip() for peer in against.split(",") if peer.strip()]
     shapes = {"batches": _numbers("batches", batches), "lengths": _numbers("lengths", lengths)}
     check_peers(peers)
     options.check_models(model)
     options.quiet_libraries()
-    from ..bench.measure import bench as measure
-    from ..heads import TEXT_CLASSIFICATION, head_of
-    from ..load import load_config, load_pretrained, positions
+    from ..checkpoints.load import load_config, load_pretrained, positions
+    from ..deploy.bench.measure import bench as measure
+    from ..tasks.heads import TEXT_CLASSIFICATION, head_of
     from .show import show_bench
 
     if output is not None:
@@ -64,10 +64,10 @@ def _numbers(name: str, text: str) -> list[int]:
 
 
 def _write(results: dict, output: Path) -> None:
-    from ..bench.measure import table_rows
-    from ..files import replace_folder
-    from ..plots import runtime_bars, save
-    from ..table import write_table
+    from ..analysis.plots import runtime_bars, save
+    from ..checkpoints.files import replace_folder
+    from ..deploy.bench.measure import table_rows
+    from ..tasks.table import write_table
 
     figure = runtime_bars(results["timings"])
     with replace_folder(output) as partial:

@@ -55,11 +55,11 @@ def convert(
 
 def _write(source: str | Path, output: Path, dtype: "torch.dtype") -> dict[str, Any]:
     """Convert, and write the output whole or not at all; returns its sizes."""
-    from ..convert import convert
-    from ..files import replace_folder
-    from ..heads.sentence_files import read_sentence_files
-    from ..load import load, load_tokenizer
+    from ..checkpoints.convert import convert
+    from ..checkpoints.files import replace_folder
+    from ..checkpoints.load import load, load_tokenizer
     from ..recipes import recipe_beside
+    from ..tasks.heads.sentence_files import read_sentence_files
 
     model = convert(load(source), dtype)
     has_text = model.main_input_name == "input_ids"
@@ -83,7 +83,7 @@ def _write(source: str | Path, output: Path, dtype: "torch.dtype") -> dict[str, 
 def _sizes(
     model: "PreTrainedModel", source: str | Path, output: Path, size_bytes: int, tokenizer_bytes: int
 ) -> dict[str, Any]:
-    from ..size import sizes_by_part
+    from ..checkpoints.size import sizes_by_part
 
     parts = sizes_by_part(model)
     float_bytes = sum(part.float_bytes for part in parts)

@@ -30,7 +30,7 @@ def demo(
 
     check_free(output, overwrite)
     options.quiet_libraries()
-    from ..plots import read_history, save, training_curves
+    from ..analysis.plots import read_history, save, training_curves
     from ..training.finetune import finetune
     from .show import show_demo
 
@@ -60,8 +60,8 @@ def _write_inputs(output: Path, seed: int) -> Path:
     """The corpus as tsv files and an untrained model with its tokenizer; returns the model's folder."""
     from transformers import set_seed
 
-    from ..data.grammar import generate_corpus
-    from ..files import usual_modes
+    from ..checkpoints.files import usual_modes
+    from ..tasks.data.grammar import generate_corpus
     from ..training.run_folder import DEMO, write_json
 
     corpus = generate_corpus(TRAIN_ROWS, DEV_ROWS, seed)
@@ -83,7 +83,7 @@ def _tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    from ..data.grammar import vocabulary
+    from ..tasks.data.grammar import vocabulary
 
     words = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *vocabulary()])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
@@ -136,7 +136,7 @@ def _student(recipe: Any, output: Path) -> dict[str, Any]:
 
 
 def _job(source: Path, output: Path, recipe: Any, target: Path) -> Any:
-    from ..tasks import get_task
+    from ..tasks.registry import get_task
     from ..training.job import open_job
 
     return open_job(source, get_task("demo"), output / "data", recipe, target, overwrite=True)

@@ -34,8 +34,8 @@ def evaluate(
     options.check_task(task, own, trains=False)
     options.check_models(model, teacher)
     options.quiet_libraries()
-    from ..data.rows_record import selecting_rows
-    from ..evaluate import evaluate_source
+    from ..inference.evaluate import evaluate_source
+    from ..tasks.data.rows_record import selecting_rows
     from ..training.run_folder import metrics_beside
     from .show import show_other_rows, show_scores
 

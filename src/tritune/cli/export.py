@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import TrituneError
-from ..task_names import is_task_file
+from ..tasks.names import is_task_file
 from . import options
 
 
@@ -43,7 +43,7 @@ def export(
 
     Example: `tritune export run/ --output onnx/ --verify glue/SST-2 --task sst2`
     """
-    from ..export.opsets import check_opset
+    from ..deploy.export.opsets import check_opset
     from ..recipes import check_evaluation_keys
 
     check_opset(opset)
@@ -59,12 +59,12 @@ def export(
     _check_output(output, model, format)
     options.check_models(model)
     options.quiet_libraries()
-    from ..data import load_task_data
-    from ..evaluate import recipe_in_force
-    from ..heads import IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, head_of
-    from ..load import load_config, load_pretrained
-    from ..models import load_model
-    from ..tasks import get_task
+    from ..checkpoints.load import load_config, load_pretrained
+    from ..inference.evaluate import recipe_in_force
+    from ..tasks.data import load_task_data
+    from ..tasks.heads import IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, head_of
+    from ..tasks.models import load_model
+    from ..tasks.registry import get_task
     from .show import show_export
 
     known = get_task(task) if task else None
@@ -83,8 +83,8 @@ def export(
     written = _write(loaded, processor, output, format, opset)
     report: dict[str, Any] = {"output": str(output), "format": format.value, "size_bytes": written.stat().st_size}
     if known:
-        from ..export.runtime import OnnxClassifier
-        from ..export.verify import compare_on_dev
+        from ..deploy.export.runtime import OnnxClassifier
+        from ..deploy.export.verify import compare_on_dev
 
         exported = OnnxClassifier(written) if format is Format.ONNX else load_model(output, known)
         report["verify"] = compare_on_dev(loaded, exported, known, data, recipe.per_device_eval_batch_size)
@@ -105,9 +105,9 @@ def _check_output(output: Path, model: str, format: Format) -> None:
 
 def _write(model: Any, processor: Any, output: Path, format: Format, opset: int) -> Path:
     """The export whole or not at all; returns the file of the weights."""
-    from ..export.dense import export_dense, plain_config
-    from ..export.onnx import export_onnx
-    from ..files import replace_folder
+    from ..checkpoints.files import replace_folder
+    from ..deploy.export.dense import export_dense, plain_config
+    from ..deploy.export.onnx import export_onnx
 
     if format is Format.ONNX and output.suffix == ".onnx":
         export_onnx(model, output, opset, processor.model_input_names)

@@ -38,7 +38,7 @@ def finetune(
     options.check_task(task, own)
     options.check_models(model)
     options.quiet_libraries()
-    from ..devices import this_process
+    from ..compute.devices import this_process
     from ..training.finetune import finetune as run
     from ..training.job import open_job
     from .show import show_finetuned, show_resumed

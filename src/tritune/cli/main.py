@@ -6,8 +6,22 @@ from typing import Annotated
 import typer
 
 from .. import errors
-from ..devices import keep_freed_memory
-from . import augment, bench, convert, demo, evaluate, export, finetune, predict, recipes, report, shrink, sweep, train
+from ..compute.devices import keep_freed_memory
+from . import (
+    augment,
+    bench,
+    convert,
+    demo,
+    evaluate,
+    export,
+    finetune,
+    predict,
+    recipes,
+    report,
+    shrink,
+    sweep,
+    train,
+)
 from .analyze.app import app as analyze
 
 app = typer.Typer(

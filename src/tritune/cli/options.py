@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..checkpoints.hub import located
 from ..errors import TrituneError
-from ..hub import located
-from ..task_names import KINDS, check_problem, is_task_file, task_name
+from ..tasks.names import KINDS, check_problem, is_task_file, task_name
 
 if TYPE_CHECKING:
-    from .. import tasks
+    from ..tasks import registry as tasks
 
 Task = Annotated[
     str,
@@ -153,10 +153,10 @@ def open_task(name: str, own: OwnFiles, model: str | None = None, *, trains: boo
     Raises:
         TrituneError: as `check_task`, or a file cannot be used.
     """
-    from ..heads import HEADS
-    from ..load import load_config
-    from ..task_file import read_task_file
-    from ..tasks import get_task, own_task
+    from ..checkpoints.load import load_config
+    from ..tasks.heads import HEADS
+    from ..tasks.registry import get_task, own_task
+    from ..tasks.task_file import read_task_file
     from .show import show_task
 
     check_task(name, own, trains=trains)

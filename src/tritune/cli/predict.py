@@ -45,16 +45,16 @@ def predict(
     `echo "what a film" | tritune predict run/`
     """
     from ..recipes import check_evaluation_keys
-    from ..table import check_writable, read_table, table_name, write_table
+    from ..tasks.table import check_writable, read_table, table_name, write_table
 
     check_evaluation_keys(overrides or [])
     if output is not None:
         check_writable(output)
     options.check_models(model)
     options.quiet_libraries()
-    from ..heads import IMAGE_CLASSIFICATION, head_of
-    from ..load import load_config
-    from ..predict import predict_images, predict_rows
+    from ..checkpoints.load import load_config
+    from ..inference.predict import predict_images, predict_rows
+    from ..tasks.heads import IMAGE_CLASSIFICATION, head_of
 
     if head_of(load_config(model)) is IMAGE_CLASSIFICATION:
         if input == "-" or text_columns is not None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..devices import this_process
+from ..compute.devices import this_process
 from ..errors import readable
 from ..recipes import label as label_of
 from ..recipes import to_yaml
@@ -46,8 +46,8 @@ def show_task(task: Any) -> None:
 
 def show_dry_run(recipe: Any, phases: list, student: Any) -> None:
     """What a training would do: the recipe in force, the split of the budget, modules with their bits, the size."""
-    from ..module_bits import bits_of_modules
-    from ..size import size_bytes
+    from ..checkpoints.size import size_bytes
+    from ..modeling.module_bits import bits_of_modules
 
     print(to_yaml(recipe))
     table = _table("module", "times", "parameters", "weights", "inputs")

@@ -35,10 +35,10 @@ def shrink(
     check_free(output, overwrite, inputs=(teacher,))
     options.check_models(teacher)
     options.quiet_libraries()
-    from ..load import load_float, weights_sha256
-    from ..shrink import NOTE
-    from ..shrink import shrink as shrunk
-    from ..size import size_bytes
+    from ..checkpoints.load import load_float, weights_sha256
+    from ..checkpoints.size import size_bytes
+    from ..modeling.shrink import NOTE
+    from ..modeling.shrink import shrink as shrunk
 
     model = load_float(teacher)
     small = shrunk(model, _numbers(layers))
@@ -63,9 +63,9 @@ def _write(model: "PreTrainedModel", source: str, output: Path, made: dict[str, 
     """Write the model and what lies beside its source, whole or not at all."""
     from transformers.utils import cached_file
 
-    from ..files import replace_folder
-    from ..hub import located
-    from ..load import load_tokenizer
+    from ..checkpoints.files import replace_folder
+    from ..checkpoints.hub import located
+    from ..checkpoints.load import load_tokenizer
     from ..training.run_folder import SHRUNK, write_json
 
     has_text = model.main_input_name == "input_ids"

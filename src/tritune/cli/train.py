@@ -56,7 +56,7 @@ def train(
     Examples: `tritune train teacher/ --task sst2 --data glue/SST-2 --recipe ti-g --set max_steps=1000 --output run/`,
     `tritune train teacher/ --task teacher/task.yaml --output run/` for a teacher made from one's own files.
     """
-    from ..quantization import Quantization
+    from ..modeling.quantization import Quantization
     from ..recipes import load_recipe
 
     wanted = load_recipe(recipe, overrides or [])
@@ -64,9 +64,9 @@ def train(
     options.check_task(task, own)
     options.check_models(teacher, student, start)
     options.quiet_libraries()
-    from ..devices import this_process
-    from ..models import load_student
-    from ..prepare import prepare
+    from ..checkpoints.prepare import prepare
+    from ..compute.devices import this_process
+    from ..tasks.models import load_student
     from ..training.card import check_login, push
     from ..training.job import open_job
     from ..training.run import plan, run

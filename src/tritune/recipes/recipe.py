@@ -4,14 +4,14 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from ..distil_choices import ALL_LAYERS, AVERAGES, check_distil_layers
+from ..distil.choices import ALL_LAYERS, AVERAGES, check_distil_layers
+from ..distil.layer_map import check_layer_map
+from ..distil.schedule import SCHEDULES, split_budget
 from ..errors import TrituneError, shown
-from ..layer_map import check_layer_map
-from ..quantization import SAME, Quantization
-from ..schedule import SCHEDULES, split_budget
+from ..modeling.quantization import SAME, Quantization
 
 if TYPE_CHECKING:
-    from ..tasks import Task
+    from ..tasks.registry import Task
 
 Section = TypeVar("Section")
 
@@ -184,7 +184,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             0; null for the same depth, or for the layers that `tritune shrink` kept. See `layer_map.mapped_layers`.
         schedule: `map`, `context`, `projection`, `gradual`, `inverted`, `stochastic`; null for no intervention.
         cache_teacher: keep the teacher's outputs on disk and read them back from the second epoch on.
-        fused_kernels: whether training in bf16 on a CPU takes the kernels of `tritune.kernels`, which need a C++
+        fused_kernels: whether training in bf16 on a CPU takes the kernels of `compute.kernels`, which need a C++
             compiler; null takes them where there is one.
         learned_scale_learning_rate: of the scales and clips that quantizers learn, at the peak of its schedule. They
             are not decayed.
@@ -277,7 +277,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
 
     def has_kernels(self) -> bool:
         """Whether a training by this recipe may run fused kernels, given a CPU."""
-        from ..kernels import has_kernel
+        from ..compute.kernels import has_kernel
         from ..quant import QUANTIZERS
 
         may_be_bf16 = bool(self.bf16) and not self.fp16
@@ -297,7 +297,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         return unused
 
     def _unused_of_losses(self) -> dict[str, str]:
-        from ..distill import trace_fields
+        from ..distil.losses import trace_fields
 
         if trace_fields(self.coefficients()):
             return {}
@@ -307,7 +307,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         return unused
 
     def _unused_of_quantizers(self) -> dict[str, str]:
-        from ..kernels import has_kernel
+        from ..compute.kernels import has_kernel
         from ..quant import QUANTIZERS, Learned, arguments_of
 
         unused, names = {}, self.quantizer_names()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from ..plots import REFERENCE_LINES, SITE_COLOURS, loss_curves, run_style, score_curves
+from ..analysis.plots import REFERENCE_LINES, SITE_COLOURS, loss_curves, run_style, score_curves
 from .figures import drawn
 from .runs import MODELS, Run
 from .tables import percent, span_of, words

@@ -10,9 +10,9 @@ import jinja2
 from markupsafe import Markup
 
 from ..errors import TrituneError, readable
-from ..heads import HEADS, IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION
-from ..task_file import TASK_FILE
-from ..tasks import TASKS
+from ..tasks.heads import HEADS, IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION
+from ..tasks.registry import TASKS
+from ..tasks.task_file import TASK_FILE
 from ..training.run_folder import BEST, write_text
 from . import curves, tables
 from .runs import Run, not_finite, other_dev_rows, read_runs

@@ -12,13 +12,13 @@ from typing import Any
 
 import yaml
 
-from ..data.rows_record import selecting_rows
+from ..analysis.plots import Span, schedule_spans
+from ..distil.schedule import SCHEDULES
 from ..errors import TrituneError, shown
-from ..plots import Span, schedule_spans
 from ..recipes import RECIPE_FILE
-from ..schedule import SCHEDULES
-from ..task_file import TASK_FILE
-from ..tasks import get_task
+from ..tasks.data.rows_record import selecting_rows
+from ..tasks.registry import get_task
+from ..tasks.task_file import TASK_FILE
 from ..training.run_folder import BEST, CHECKPOINTS, DEMO, HISTORY, METRICS
 from .analyses import Analysis, read_analyses
 from .files import is_number, read_object, read_text

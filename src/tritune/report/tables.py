@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..errors import readable
-from ..versions import library_versions
+from ..training.versions import library_versions
 from .runs import MODELS, Run
 
 NOTHING = "–"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import SchedulerType, TrainingArguments
 
-from ..kernels import kernels_available, load_kernels
+from ..compute.kernels import kernels_available, load_kernels
 from ..quant import Learned
 from ..recipes import FinetuneRecipe
 from .optimizer import BertAdam
@@ -54,7 +54,7 @@ def training_arguments(recipe: FinetuneRecipe, steps: int, folder: Path, data_se
 
 
 def takes_kernels(setting: bool | None, has_kernels: bool, device: torch.device) -> bool:
-    """Whether a training that has some runs the kernels of `tritune.kernels`, which are loaded if so.
+    """Whether a training that has some runs the kernels of `tritune.compute.kernels`, which are loaded if so.
 
     Raises:
         TrituneError: they were asked for and cannot be had.

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerState
 
-from ..files import replace_folder
+from ..checkpoints.files import replace_folder
 from ..recipes import RECIPE_FILE, FinetuneRecipe, to_yaml
 from .run_folder import write_json, write_text
 

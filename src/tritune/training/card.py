@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_token, upl
 
 from ..errors import TrituneError, first_line
 from ..recipes import Recipe
-from ..tasks import Task
+from ..tasks.registry import Task
 
 CARD = "README.md"
 

@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from ..devices import this_process
+from ..checkpoints.files import usual_modes
+from ..checkpoints.load import weights_sha256
+from ..checkpoints.size import size_bytes
+from ..compute.devices import this_process
 from ..errors import TrituneError
-from ..evaluate import dev_logits, dev_scores
-from ..files import usual_modes
-from ..load import weights_sha256
+from ..inference.evaluate import dev_logits, dev_scores
 from ..recipes import RECIPE_FILE, to_yaml
-from ..size import size_bytes
-from ..task_file import TASK_FILE, task_record, task_to_yaml
-from ..versions import library_versions
+from ..tasks.task_file import TASK_FILE, task_record, task_to_yaml
 from .arguments import bert_adam, training_arguments, without_clip_and_schedule
 from .callbacks import BestModel, History, StepTimer
 from .head_trainer import HeadTrainer
@@ -24,6 +23,7 @@ from .job import Job
 from .resume import checkpoints, last_step, train
 from .run import metrics_function
 from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, claimed, read_json, remove, write_json, write_text
+from .versions import library_versions
 
 _PHASE = "fine-tuning"
 

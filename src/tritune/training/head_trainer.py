@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from ..files import usual_modes
-from ..heads import TEXT_CLASSIFICATION, Head
+from ..checkpoints.files import usual_modes
+from ..tasks.heads import TEXT_CLASSIFICATION, Head
 from .resume import ResumableTrainer
 
 

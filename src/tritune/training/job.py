@@ -8,17 +8,17 @@ from typing import Any
 from transformers import PreTrainedModel, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
-from ..data import load_task_data
-from ..data.rows_record import other_rows, rows_record
-from ..devices import this_process
-from ..distill import check_temperature, distilled_layers
+from ..checkpoints.load import is_quantized
+from ..compute.devices import this_process
+from ..distil.losses import check_temperature, distilled_layers
 from ..errors import TrituneError
-from ..heads import EncodedData
-from ..instrument import instrument, instrument_of
-from ..load import is_quantized
-from ..models import fit_length, load_model
+from ..modeling.instrument import instrument, instrument_of
 from ..recipes import FinetuneRecipe, Recipe
-from ..tasks import Task
+from ..tasks.data import load_task_data
+from ..tasks.data.rows_record import other_rows, rows_record
+from ..tasks.heads import EncodedData
+from ..tasks.models import fit_length, load_model
+from ..tasks.registry import Task
 from .pairing import check_hidden_states, pairing
 from .precision import check_precision, settle
 from .run_folder import check_free

@@ -13,13 +13,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..distill import LOSSES, Pair, trace_fields
+from ..distil.layer_map import mapped_layers
+from ..distil.losses import LOSSES, Pair, trace_fields
 from ..errors import TrituneError
-from ..instrument import instrument, instrument_of, make_sample_inputs
-from ..layer_map import mapped_layers
-from ..modes import evaluation_mode
-from ..shrink import layers_kept
-from ..trace import ModelTrace, Site
+from ..modeling.instrument import instrument, instrument_of, make_sample_inputs
+from ..modeling.modes import evaluation_mode
+from ..modeling.shrink import layers_kept
+from ..modeling.trace import ModelTrace, Site
 
 _HIDDEN = "hidden_states"
 # What the sizes of a trace field after the batch are called.

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from accelerate.utils import broadcast_object_list
 
-from ..devices import multiplies_bf16, this_process
+from ..compute.devices import multiplies_bf16, this_process
 from ..errors import TrituneError
 from ..recipes import AUTO, FinetuneRecipe, recipe_beside
 from ..recipes.reader import parse

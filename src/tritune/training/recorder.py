@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..checkpoints.load import weights_sha256
+from ..checkpoints.size import size_bytes
+from ..distil.schedule import SCHEDULES
 from ..errors import TrituneError
-from ..evaluate import assisted_logits, dev_logits, dev_scores
-from ..load import weights_sha256
-from ..quantization import Quantization
+from ..inference.evaluate import assisted_logits, dev_logits, dev_scores
+from ..modeling.quantization import Quantization
+from ..modeling.trace import Site
 from ..recipes import RECIPE_FILE, to_yaml
-from ..schedule import SCHEDULES
-from ..size import size_bytes
-from ..task_file import TASK_FILE, task_record, task_to_yaml
-from ..trace import Site
-from ..versions import library_versions
+from ..tasks.task_file import TASK_FILE, task_record, task_to_yaml
 from .arguments import takes_kernels
 from .callbacks import BestModel, StepTimer
 from .job import Job, Phase
 from .run_folder import BEST, CHECKPOINTS, METRICS, read_json, write_json, write_text
+from .versions import library_versions
 
 
 class _Measure:

@@ -24,7 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations import TensorBoardCallback
 
 from ..errors import CannotWriteError, Interrupted, TrituneError, first_line
-from ..heads.augmented import AugmentedRows, EpochOf
+from ..tasks.heads.augmented import AugmentedRows, EpochOf
 from .callbacks import EvaluateAtEnd, PhaseProgress
 from .run_folder import CHECKPOINTS
 

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from transformers import EvalPrediction, PreTrainedModel, set_seed
 
-from ..devices import this_process
-from ..distill import distilled_layers, trace_fields
+from ..checkpoints.prepare import prepare
+from ..compute.devices import this_process
+from ..distil.losses import distilled_layers, trace_fields
 from ..errors import TrituneError
-from ..heads import EncodedData
-from ..instrument import instrument
-from ..modes import evaluation_mode
-from ..prepare import prepare
-from ..quantization import Quantization
+from ..modeling.instrument import instrument
+from ..modeling.modes import evaluation_mode
+from ..modeling.quantization import Quantization
 from ..recipes import Recipe
+from ..tasks.heads import EncodedData
 from .arguments import takes_kernels, training_arguments
 from .callbacks import BestModel, History, StepTimer, Watch
 from .card import CARD, model_card

@@ -9,11 +9,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..devices import this_process
+from ..checkpoints.files import replace_file
+from ..compute.devices import this_process
 from ..errors import CannotWriteError, TrituneError
-from ..files import replace_file
 from ..recipes import RECIPE_FILE
-from ..task_file import TASK_FILE
+from ..tasks.task_file import TASK_FILE
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"

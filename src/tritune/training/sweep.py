@@ -18,15 +18,15 @@ import optuna
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm.auto import tqdm
 
-from ..data.rows_record import other_rows
-from ..devices import this_process
+from ..checkpoints.load import weights_sha256
+from ..checkpoints.prepare import prepare
+from ..compute.devices import this_process
 from ..errors import CannotWriteError, Interrupted, TrituneError, first_line
-from ..load import weights_sha256
-from ..prepare import prepare
-from ..quantization import Quantization
+from ..modeling.quantization import Quantization
 from ..recipes import SWEEP_FILE, Range, Sweep, label, sweeps_to_yaml
-from ..task_file import task_record
-from ..tasks import Task
+from ..tasks.data.rows_record import other_rows
+from ..tasks.registry import Task
+from ..tasks.task_file import task_record
 from .job import Job, fit, open_job, with_recipe
 from .precision import takes_bf16
 from .run import plan, run

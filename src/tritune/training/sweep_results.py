@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..plots import save
+from ..analysis.plots import save
 from ..recipes import Range, Sweep, label, to_yaml
 from .run_folder import write_text
 from .study import Worker

@@ -16,7 +16,7 @@ import torch
 from transformers.modeling_outputs import ModelOutput
 
 from ..errors import TrituneError
-from ..trace import LayerTrace, ModelTrace
+from ..modeling.trace import LayerTrace, ModelTrace
 
 ROW = "row"
 _HIDDEN = "hidden_states"

@@ -11,8 +11,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_utils import TrainOutput
 
-from ..distil_choices import ALL_LAYERS, AVERAGES
-from ..distill import (
+from ..compute.held import forget_weights, weights_held
+from ..compute.kernels import fused_kernels
+from ..distil.choices import ALL_LAYERS, AVERAGES
+from ..distil.losses import (
     LOSSES,
     MULTI_LABEL,
     Pair,
@@ -21,14 +23,12 @@ from ..distill import (
     distilled_layers,
     trace_fields,
 )
+from ..distil.schedule import SCHEDULES
 from ..errors import TrituneError
-from ..heads import TEXT_CLASSIFICATION, Head
-from ..held import forget_weights, weights_held
-from ..instrument import instrument_of, is_instrumented
-from ..kernels import fused_kernels
+from ..modeling.instrument import instrument_of, is_instrumented
+from ..modeling.trace import Intervention, Site
 from ..recipes import OPTIMIZERS
-from ..schedule import SCHEDULES
-from ..trace import Intervention, Site
+from ..tasks.heads import TEXT_CLASSIFICATION, Head
 from .arguments import bert_adam, separate_learned_scales, takes_kernels, without_clip_and_schedule
 from .head_trainer import HeadTrainer
 from .hidden_projection import HiddenProjection
@@ -88,7 +88,7 @@ class DistillationTrainer(HeadTrainer):
         head: the kind of task; of a model without logits, its `read` gives the embeddings that are compared.
         teacher_cache: where the teacher's outputs are kept between epochs; the rows of `train_dataset` then carry
             their numbers in a column "row". None computes them every time.
-        fused_kernels: whether bf16 training on a CPU takes the kernels of `tritune.kernels`; None takes them where they
+        fused_kernels: whether bf16 training on a CPU takes the kernels of `compute.kernels`; None takes them where they
             can be compiled, and warns where not.
         **kwargs: as Trainer takes them.
 

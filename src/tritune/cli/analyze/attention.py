@@ -28,7 +28,7 @@ def attention(
     from ...analysis import attention as analysis
     from ...analysis.attention import plot_attention, summarize_attention
     from ...analysis.subjects import open_subjects
-    from ...tasks import get_task
+    from ...tasks.registry import get_task
 
     subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [], untrained=True)
     result = analysis(subjects.teacher, subjects.students, subjects.batches("attention maps"), top_k)

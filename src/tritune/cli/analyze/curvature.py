@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...distil_choices import check_loss
+from ...distil.choices import check_loss
 from .. import options
 from . import common, loss_options
 
@@ -50,7 +50,7 @@ def curvature(
     from ...analysis.curvature import curvature as analyse
     from ...analysis.curvature_plots import plot_curvature
     from ...analysis.subjects import open_subjects
-    from ...tasks import get_task
+    from ...tasks.registry import get_task
 
     size = f"per_device_eval_batch_size={batch_size}"
     subjects = open_subjects(get_task(task), data, teacher, models, batches * batch_size, [*(overrides or []), size])

@@ -37,7 +37,7 @@ def heads(
     from ...analysis import heads as analysis
     from ...analysis.heads import plot_heads, summarize_heads
     from ...analysis.subjects import open_subjects
-    from ...tasks import get_task
+    from ...tasks.registry import get_task
 
     subjects = open_subjects(get_task(task), data, teacher, students, None, overrides or [])
     batch, tokens = subjects.sentence(row, text)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...distil_choices import check_loss
+from ...distil.choices import check_loss
 from ...errors import TrituneError
 from .. import options
 from . import common, loss_options
@@ -51,8 +51,8 @@ def landscape(
     from ...analysis.landscape import landscape as analyse
     from ...analysis.landscape_plots import plot_contours, plot_surfaces
     from ...analysis.subjects import open_subjects, short_names
-    from ...models import load_model
-    from ...tasks import get_task
+    from ...tasks.models import load_model
+    from ...tasks.registry import get_task
 
     subjects = open_subjects(get_task(task), data, teacher, models, rows, overrides or [])
     result = analyse(

@@ -21,7 +21,7 @@ def layers(
     from ...analysis import layers as analysis
     from ...analysis.layers import plot_layers, summarize_layers
     from ...analysis.subjects import open_subjects
-    from ...tasks import get_task
+    from ...tasks.registry import get_task
 
     subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [], untrained=True)
     result = analysis(subjects.teacher, subjects.students, subjects.batches("hidden states"))

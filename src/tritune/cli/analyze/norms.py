@@ -34,7 +34,7 @@ def norms(
     from ...analysis import norms as analysis
     from ...analysis.norms import plot_norm_curves, plot_norm_maps, summarize_norms, token_groups
     from ...analysis.subjects import open_subjects
-    from ...tasks import get_task
+    from ...tasks.registry import get_task
 
     subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [])
     if "input_ids" not in subjects.data.dev.column_names:

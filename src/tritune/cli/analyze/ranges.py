@@ -39,7 +39,7 @@ def ranges(
     from ...analysis import ranges as analysis
     from ...analysis.ranges import plot_ranges, summarize_ranges
     from ...analysis.subjects import open_subjects
-    from ...tasks import get_task
+    from ...tasks.registry import get_task
 
     subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [])
     if rows is None:

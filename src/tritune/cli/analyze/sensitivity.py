@@ -35,12 +35,12 @@ def sensitivity(
     from ...analysis import sensitivity as analysis
     from ...analysis.sensitivity import plot_sensitivity, summarize_sensitivity
     from ...analysis.subjects import open_subjects
-    from ...evaluate import predict
-    from ...heads.text_classification import TextClassification
-    from ...load import is_quantized
-    from ...prepare import prepare
-    from ...quantization import Quantization
-    from ...tasks import get_task
+    from ...checkpoints.load import is_quantized
+    from ...checkpoints.prepare import prepare
+    from ...inference.evaluate import predict
+    from ...modeling.quantization import Quantization
+    from ...tasks.heads.text_classification import TextClassification
+    from ...tasks.registry import get_task
 
     table_task = get_task(task)
     if not isinstance(table_task.head, TextClassification):

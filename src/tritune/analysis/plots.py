@@ -1,0 +1,233 @@
+"""Pictures of what a run left behind; each takes numbers and returns a matplotlib figure."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from ..distil.schedule import SCHEDULES
+
+SITE_COLOURS = {"projection": "#b7d3ea", "context": "#d4e5f3", "map": "#eaf2f9"}
+REFERENCE_LINES = ("--", ":", "-.", "-")
+_PANEL_INCHES = (4.2, 2.7)
+_LINE_STYLES = ("-", "--", ":", "-.")
+_COLOURS = 10
+
+Span = tuple[int, int, str]
+
+
+def read_history(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's `history.jsonl`."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def training_curves(
+    histories: Mapping[str, list[dict[str, Any]]], metric: str, references: Mapping[str, float] | None = None
+) -> Figure:
+    """Dev score and training loss against the step, one colour a run, the steps with intervention shaded by site.
+
+    Args:
+        histories: run name to its history, as `read_history` returns it.
+        metric: the score to draw, as `metrics.json` names it.
+        references: name to score of models that stay as they are (teacher, quantized without training).
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    scores, losses = figure.subplots(1, 2)
+    for history in histories.values():
+        _shade_sites(scores, history)
+    for index, (name, history) in enumerate(histories.items()):
+        _line(scores, history, f"eval_{metric}", name, f"C{index}", marker="o")
+        _line(losses, history, "loss", name, f"C{index}")
+    for (name, score), style in zip((references or {}).items(), ("--", ":", "-."), strict=False):
+        scores.axhline(score, color="grey", linestyle=style, label=name)
+    scores.set(xlabel="step", ylabel=metric.replace("_", " "), title="Student alone, on dev")
+    losses.set(xlabel="step", ylabel="sum of losses", title="Training", yscale="log")
+    scores.legend(fontsize="small")
+    losses.legend(fontsize="small")
+    return figure
+
+
+def run_style(index: int) -> dict[str, str]:
+    """Colour and line style of the run with this index: no two of the first forty runs are drawn alike."""
+    return {"color": to_hex(f"C{index % _COLOURS}"), "linestyle": _LINE_STYLES[index // _COLOURS % len(_LINE_STYLES)]}
+
+
+def schedule_spans(schedule: str, steps: int, seed: int) -> list[Span]:
+    """The stretches of step one with one site, as (steps before it, its last step, site).
+
+    What `history.jsonl` says of a site is true for the logged steps only; this is exact.
+
+    >>> schedule_spans("gradual", 30, 42)
+    [(0, 5, 'projection'), (5, 10, 'context'), (10, 30, 'map')]
+
+    Args:
+        schedule: a name in `SCHEDULES`.
+        steps: length of step one.
+        seed: of the run.
+    """
+    sites = enumerate((SCHEDULES[schedule](step, steps, seed).value for step in range(steps)), start=1)
+    spans: list[Span] = []
+    for site, group in groupby(sites, key=lambda pair: pair[1]):
+        spans.append((spans[-1][1] if spans else 0, list(group)[-1][0], site))
+    return spans
+
+
+def loss_curves(
+    histories: Mapping[str, list[dict[str, Any]]], spans: Mapping[str, Sequence[Span]] | None = None
+) -> dict[str, Figure]:
+    """Every training loss against the step, a panel a loss, runs overlaid, steps with intervention shaded by site.
+
+    Panels have no legend: `run_style` and `SITE_COLOURS` say what is drawn how.
+
+    Args:
+        histories: run name to its history, as `read_history` returns it.
+        spans: run name to the stretches with intervention, as `schedule_spans` returns them.
+
+    Returns:
+        Key of the history (`loss` first, then `logits_loss`, …) to its panel.
+    """
+    keys = _keys(histories, lambda key: key == "loss" or (key.endswith("_loss") and not key.startswith("eval_")))
+    keys.sort(key=lambda key: key != "loss")
+    return {key: _panel(key, histories, spans or {}) for key in keys}
+
+
+def score_curves(
+    histories: Mapping[str, list[dict[str, Any]]],
+    spans: Mapping[str, Sequence[Span]] | None = None,
+    references: Mapping[str, Mapping[str, float]] | None = None,
+) -> dict[str, Figure]:
+    """Every dev score of the students alone against the step, drawn as `loss_curves` draws losses.
+
+    Args:
+        histories: run name to its history.
+        spans: run name to the stretches with intervention.
+        references: metric to the scores, by name, of models that stay as they are; drawn as grey lines in the
+            styles of `REFERENCE_LINES`, the first ones if there are more.
+
+    Returns:
+        Metric (without `eval_`) to its panel.
+    """
+    other = ("_loss", "_runtime", "_per_second")
+    keys = _keys(histories, lambda key: key.startswith("eval_") and not key.endswith(other))
+    metrics = {key.removeprefix("eval_"): key for key in keys}
+    return {
+        metric: _panel(key, histories, spans or {}, (references or {}).get(metric, {}))
+        for metric, key in metrics.items()
+    }
+
+
+def runtime_bars(timings: Iterable[Mapping[str, Any]]) -> Figure:
+    """Latency relative to ONNX Runtime float, a group of bars for every shape, the milliseconds on the bars.
+
+    Args:
+        timings: rows of `bench.measure.bench`: `name`, `batch`, `length`, `latency_ms`, `ratio`.
+    """
+    rows = list(timings)
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    shapes = list(dict.fromkeys((row["batch"], row["length"]) for row in rows))
+    figure = Figure(figsize=(2 + 2.2 * len(shapes), 4), layout="constrained")
+    axes, width = figure.subplots(), 0.8 / len(names)
+    for index, name in enumerate(names):
+        own = {(row["batch"], row["length"]): row for row in rows if row["name"] == name}
+        places = [place + (index - (len(names) - 1) / 2) * width for place in range(len(shapes))]
+        bars = axes.bar(places, [own[shape]["ratio"] for shape in shapes], width, label=name, color=f"C{index}")
+        axes.bar_label(bars, [f"{own[shape]['latency_ms']:.3g}" for shape in shapes], fontsize="x-small", rotation=90)
+    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.set_xticks(range(len(shapes)), [f"{batch} x {length}" for batch, length in shapes])
+    axes.set(xlabel="batch x tokens", ylabel="latency / onnxruntime float", title="Lower is faster (bars: ms)")
+    axes.margins(y=0.2)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure in the format of the file's ending."""
+    figure.savefig(path, dpi=150)
+
+
+def _line(axes: Any, history: Iterable[dict[str, Any]], key: str, name: str, colour: str, **style: Any) -> None:
+    points = [(row["step"], row[key]) for row in history if key in row]
+    axes.plot([step for step, _ in points], [value for _, value in points], label=name, color=colour, **style)
+
+
+def _shade_sites(axes: Any, history: Iterable[dict[str, Any]]) -> None:
+    rows = [(row["step"], row.get("site")) for row in history if "loss" in row]
+    previous = 0
+    for site, group in groupby(rows, key=lambda row: row[1]):
+        last = list(group)[-1][0]
+        if site is not None:
+            axes.axvspan(previous, last, color=SITE_COLOURS[site], zorder=0, label=f"teacher's {site} inside")
+        previous = last
+
+
+def _keys(histories: Mapping[str, list[dict[str, Any]]], wanted: Callable[[str], bool]) -> list[str]:
+    """The wanted keys of all rows, each once, in the order in which they are met."""
+    rows = (row for history in histories.values() for row in history)
+    return list(dict.fromkeys(key for row in rows for key in row if wanted(key)))
+
+
+def _panel(
+    key: str,
+    histories: Mapping[str, list[dict[str, Any]]],
+    spans: Mapping[str, Sequence[Span]],
+    references: Mapping[str, float] | None = None,
+) -> Figure:
+    """One quantity of all runs; a loss on a logarithmic axis, a score with a dot at every evaluation."""
+    figure = Figure(figsize=_PANEL_INCHES, layout="constrained")
+    axes = figure.subplots()
+    is_score = key.startswith("eval_")
+    for index, (name, history) in enumerate(histories.items()):
+        style = run_style(index)
+        colour, line = style["color"], style["linestyle"]
+        _line(axes, history, key, name, colour, linestyle=line, marker="o" if is_score else ".", markersize=4)
+    for score, line in zip((references or {}).values(), REFERENCE_LINES, strict=False):
+        axes.axhline(score, color="grey", linestyle=line, linewidth=1.2)
+    label = key.removeprefix("eval_").replace("_", " ")
+    if is_score:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
+        label += " x 100"
+    else:
+        _scale_loss(axes, [row[key] for history in histories.values() for row in history if key in row])
+    axes.set_xlabel("step")
+    axes.set_ylabel(label, parse_math=False)
+    axes.set_xlim(left=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    _shade_spans(axes, {index: spans[name] for index, name in enumerate(histories) if spans.get(name)})
+    return figure
+
+
+def _scale_loss(axes: Any, values: Sequence[float]) -> None:
+    """A logarithmic axis where a loss falls tenfold or more; nothing at or below zero has a place on it."""
+    shown = [value for value in values if math.isfinite(value)]
+    if shown and min(shown) > 0 and max(shown) >= 10 * min(shown):
+        axes.set_yscale("log")
+        decades = math.log10(max(shown) / min(shown))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _shade_spans(axes: Any, spans: Mapping[int, Sequence[Span]]) -> None:
+    """Shade the panel where runs agree on the sites; else each gets a strip at the foot, underlined in its colour."""
+    if not spans:
+        return
+    alike = len({tuple(stretches) for stretches in spans.values()}) == 1
+    foot = min(0.25, 0.05 * len(spans))
+    height = 1.0 if alike else foot / len(spans)
+    if not alike:
+        axes.margins(y=max(0.05, foot / (1 - 2 * foot)))  # lifts the curves above the strips
+    for row, (index, stretches) in enumerate(list(spans.items())[: 1 if alike else None]):
+        for site in dict.fromkeys(site for _, _, site in stretches):
+            bars = [(before, last - before) for before, last, its_site in stretches if its_site == site]
+            place = {"transform": axes.get_xaxis_transform(), "color": SITE_COLOURS[site], "linewidth": 0, "zorder": 0}
+            # Thousands of bars, as a stochastic schedule may have, are smaller as pixels.
+            axes.broken_barh(bars, (row * height, height), rasterized=len(bars) > 100, **place)
+        if not alike:
+            ends, line = (stretches[0][0], stretches[-1][1]), [row * height] * 2
+            axes.plot(ends, line, transform=axes.get_xaxis_transform(), **run_style(index), linewidth=1.5)

@@ -1,0 +1,332 @@
+"""Models and tokenizers from a folder or the hub, whole and sound before anything is computed or written."""
+
+import hashlib
+import json
+import logging
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+
+from ..errors import TrituneError, first_line, shown
+from .hub import located
+from .plugin import METHOD, TrituneConfig, is_packed
+
+
+def load_pretrained(kind: Any, source: str | Path, **head: Any) -> PreTrainedModel:
+    """A model on the CPU in float32.
+
+    Args:
+        kind: the transformers class, Auto or not, that loads it.
+        source: a local folder or a hub name.
+        **head: of a new head, as `from_pretrained` takes it; without any, the head must be there.
+
+    Raises:
+        TrituneError: the source is not a model, or its weights are incomplete or not finite.
+    """
+    config = load_config(source)
+    if (takes := getattr(kind, "_model_mapping", None)) is not None and type(config) not in takes:
+        raise TrituneError(f"{source}: {shown(config.model_type)} is not a kind of model that {kind.__name__} knows")
+    if not head:
+        # A cross-encoder of sentence-transformers has the file too, and a head.
+        headless = not any("For" in name for name in config.architectures or ())
+        if kind is not AutoModel and headless and (Path(source) / "modules.json").is_file():
+            raise TrituneError(
+                f"{source}: a sentence encoder gives embeddings, not labels; fine-tune it first (tritune finetune), or "
+                "use sentence-transformers"
+            )
+        _check_label_names(config, source)
+    # A config may ask for more outputs than we reckon with.
+    plain = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
+    options = {"dtype": torch.float32, "ignore_mismatched_sizes": bool(head), **plain, **head}
+    model, report = _from_pretrained(kind, source, config, options)
+    if getattr(config, "quantization_config", None) is not None and getattr(model, "hf_quantizer", None) is None:
+        raise TrituneError(f"{source}: the quantization_config in its config.json is of an unknown method")
+    _check_weights(model, report, source, new_head=bool(head))
+    return model
+
+
+def load_masked_lm(source: str | Path) -> PreTrainedModel:
+    """A masked language model, on the CPU in float32.
+
+    Raises:
+        TrituneError: the source is not a model, or not a masked language model with the weights of its head, or its
+            weights are incomplete or not finite.
+    """
+    config = load_config(source)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise TrituneError(f"{source}: of type {config.model_type}, which has no masked language model")
+    model, report = _from_pretrained(AutoModelForMaskedLM, source, config, {"dtype": torch.float32})
+    if getattr(config, "quantization_config", None) is not None:
+        raise TrituneError(f"{source}: quantized; give a float masked language model")
+    if missing := sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}):
+        raise TrituneError(
+            f"{source}: not a masked language model: {', '.join(missing[:3])} have no weights; give the pretrained "
+            "model, before it was fine-tuned"
+        )
+    _check_finite(model, source)
+    return model
+
+
+def load(source: str | Path, **options: Any) -> PreTrainedModel:
+    """A model that tritune wrote, QAT or packed, as an instance of the class it was saved from.
+
+    Stricter than `from_pretrained`: a weight that is missing or that the model has no place for is an error.
+
+    Args:
+        source: a local folder or a hub name.
+        **options: of `from_pretrained`, such as `dtype` or `device_map`.
+
+    Returns:
+        The model in evaluation mode; the tokenizer comes from `AutoTokenizer.from_pretrained(source)`.
+
+    Raises:
+        TrituneError: the source is not a model of tritune's, or its files are damaged or incomplete.
+    """
+    config = load_config(source)
+    section = getattr(config, "quantization_config", None)
+    if not isinstance(section, dict) or section.get("quant_method") != METHOD:
+        raise TrituneError(f"{source}: not a model that tritune wrote; transformers' Auto classes load it")
+    return _load_whole(source, config, options)
+
+
+def load_float(source: str | Path) -> PreTrainedModel:
+    """A float model with whatever head it has, as an instance of the class it was saved from, on the CPU in float32.
+
+    Raises:
+        TrituneError: the source is not a model or a quantized one, or its files are damaged or incomplete.
+    """
+    config = load_config(source)
+    if getattr(config, "quantization_config", None) is not None:
+        raise TrituneError(f"{source}: quantized already; give a float model")
+    return _load_whole(source, config, {"dtype": torch.float32})
+
+
+def _load_whole(source: str | Path, config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+    """An instance of the class that `config` names; no weight is missing or left over."""
+    names = config.architectures or ["no class"]
+    kind = getattr(transformers, str(names[0]), None)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise TrituneError(f"{source}: of {shown(names[0])}, which transformers does not have; use its own class")
+    model, report = _from_pretrained(kind, source, config, options)
+    _check_complete(report, source)
+    return model
+
+
+def _from_pretrained(
+    kind: Any, source: str | Path, config: PreTrainedConfig, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model of the class `kind` and what transformers reports of the loading; no other files than safetensors."""
+    path, found = Path(source), located(source)
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        raise TrituneError(f"{source}: no model.safetensors; weights of other kinds must be saved anew as safetensors")
+    try:
+        _check_no_pickle(found, config)
+        with _quiet():
+            return kind.from_pretrained(
+                found, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
+            )
+    except TrituneError as error:
+        raise _named(error, source) from None
+    except Exception as error:
+        reason = first_line(error)
+        if "ignore_mismatched_sizes" in reason:
+            reason = "the weights have other shapes than its config.json says"
+        raise TrituneError(f"{source}: not a model that can be loaded ({reason}); save or fetch it anew") from None
+
+
+def _check_complete(report: dict[str, Any], source: str | Path) -> None:
+    faults = {
+        "missing": report["missing_keys"],
+        "unexpected": report["unexpected_keys"],
+        "of another shape": {name for name, *_ in report["mismatched_keys"]},
+    }
+    for fault, names in faults.items():
+        if names:
+            raise TrituneError(f"{source}: {', '.join(sorted(names)[:3])}: {fault}; fetch or convert it anew")
+
+
+def _check_no_pickle(source: str | Path, config: PreTrainedConfig) -> None:
+    """Refuse names of other weight files, which transformers would unpickle in spite of `use_safetensors`."""
+    names = []
+    if (named := getattr(config, "transformers_weights", None)) is not None:
+        names.append(named)
+    with suppress(OSError):  # most models have no index
+        index = json.loads(Path(cached_file(source, SAFE_WEIGHTS_INDEX_NAME)).read_text(encoding="utf-8"))
+        names += index["weight_map"].values()
+    for name in names:
+        if not str(name).endswith(".safetensors"):
+            raise TrituneError(f"its weights are said to lie in {name!r}; save them anew as safetensors")
+
+
+def _check_label_names(config: PreTrainedConfig, source: str | Path) -> None:
+    names = [config.id2label.get(index) for index in range(config.num_labels)]
+    if None in names or len(set(names)) < len(names):
+        raise TrituneError(
+            f"{source}: id2label in its config.json must give each label from 0 to {len(names) - 1} a name of its own"
+        )
+
+
+def _check_weights(model: PreTrainedModel, report: dict, source: str | Path, new_head: bool) -> None:
+    if is_packed(model) and not new_head:
+        _check_complete(report, source)
+    missing = sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]})
+    is_bare = model.base_model is model
+    prefix = "" if is_bare else f"{model.base_model_prefix}."
+    encoder = [key for key in missing if key.startswith(prefix) and "pooler." not in key]
+    # Many sentence encoders come without the pooler, which their embedding does not need.
+    if encoder or (missing and not new_head and not is_bare):
+        advice = "the weights are not this model's" if encoder else "fine-tune it first (tritune finetune)"
+        raise TrituneError(f"{source}: {', '.join((encoder or missing)[:3])} have no weights; {advice}")
+    if not new_head and (extra := _unknown_layers(model, report["unexpected_keys"])):
+        raise TrituneError(f"{source}: has weights of {extra[0]}, which its config.json leaves out; repair config.json")
+    _check_finite(model, source)
+
+
+def _check_finite(model: PreTrainedModel, source: str | Path) -> None:
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise TrituneError(f"{source}: the weight {name} holds NaN or infinite values")
+
+
+def _unknown_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
+    """Layers that have weights and are missing from a list of layers that the model has."""
+    modules = dict(model.named_modules())
+    layers = {match[0] for key in keys for match in re.finditer(r"^.+?\.\d+(?=\.)", key)}
+    return sorted(layer for layer in layers if layer not in modules and layer.rpartition(".")[0] in modules)
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Whether `model` is a QAT or a packed model."""
+    return isinstance(getattr(model.config, "quantization_config", None), TrituneConfig)
+
+
+def load_tokenizer(source: str | Path, model: PreTrainedModel, max_length: int) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model.
+
+    Raises:
+        TrituneError: there is none, it has more tokens than the model's embedding, or `max_length` is beyond the
+            model's positions.
+    """
+    found = located(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
+        tokenizer("\N{SNOWMAN}")  # one that cannot say "unknown" fails no sooner than here
+        largest = max(tokenizer.get_vocab().values(), default=-1)
+    except Exception as error:
+        raise TrituneError(
+            f"{source}: no tokenizer that can be loaded ({first_line(error)}); put the model's own beside it"
+        ) from None
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise TrituneError(f"{source}: no tokenizer lies beside the model (it would know no word)")
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding):
+        rows = embedding.num_embeddings
+        if max(len(tokenizer), largest + 1) > rows:
+            raise TrituneError(
+                f"{source}: the tokenizer has {len(tokenizer)} tokens, ids up to {largest}, and the model's embedding "
+                f"only {rows} rows; they do not belong together"
+            )
+        if 2 * len(tokenizer) < rows:
+            raise TrituneError(
+                f"{source}: the tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows; "
+                "tokens are missing, put the model's own tokenizer beside it"
+            )
+    room = positions(model)
+    if room is not None and max_length > room:
+        raise TrituneError(f"max_length {max_length} is more than the {room} positions of {source}")
+    return tokenizer
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """A hash of names, shapes and bytes of all weights; equal for equal models wherever they lie."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_config(source: str | Path) -> PreTrainedConfig:
+    """The config of a model.
+
+    Raises:
+        TrituneError: the source is not a model.
+    """
+    path = Path(source)
+    if path.is_file():
+        raise TrituneError(f"{source}: this is a file; give the folder that holds the model")
+    found = located(source)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise TrituneError(f"{source}: not a model: the folder has no config.json")
+    try:
+        config = AutoConfig.from_pretrained(found, trust_remote_code=False)
+    except TrituneError as error:
+        raise _named(error, source) from None
+    except Exception as error:
+        raise TrituneError(
+            f"{source}: not a model: its config cannot be read ({first_line(error)}); fetch it anew"
+        ) from None
+    names = config.architectures
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise TrituneError(f"{source}: architectures in its config.json must be a list of names, got {shown(names)}")
+    return config
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """Tokens that the position embedding has room for; RoBERTa's kin start counting after the padding id."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - offset
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def _named(error: TrituneError, source: str | Path) -> TrituneError:
+    return type(error)(f"{source}: {error}")
+
+
+class _BelowErrorsOf(logging.Filter):
+    """Drops what one thread has to say below the level of errors."""
+
+    def __init__(self, thread: int):
+        super().__init__()
+        self.thread = thread
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record stays."""
+        return record.thread != self.thread or record.levelno >= logging.ERROR
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading reports of transformers become our own errors; its table of missing keys would say it twice.
+
+    A filter for this thread alone: of two threads that set the level back, the second would set it to the first one's.
+    """
+    handlers, own = logging.getLogger("transformers").handlers, _BelowErrorsOf(threading.get_ident())
+    for handler in handlers:
+        handler.addFilter(own)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(own)

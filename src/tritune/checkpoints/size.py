@@ -1,0 +1,83 @@
+"""Sizes: what a model takes once its codes are packed, before they are; and where a packed model's bytes are."""
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..modeling.instrument import instrument_of
+from ..modeling.layers import QuantConv2d, QuantEmbedding, QuantLinear
+from ..quant import Calibrated, Granularity, Quantizer
+from .packed import PackedConv2d, PackedEmbedding, PackedLinear
+
+_SCALE_BYTES = 4
+_QUANTIZED = (QuantLinear, QuantEmbedding, QuantConv2d)
+_PACKED = (PackedLinear, PackedEmbedding, PackedConv2d)
+
+
+def size_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters: codes at their bit width and one float32 scale per group, the rest as it is stored.
+
+    Parameters that modules share count once, and the learned scale of a weight as its scale. File headers and buffers
+    do not count, but for the scales of a packed model: its size is that of its tensors.
+
+    >>> size_bytes(nn.Linear(8, 4))
+    144
+    """
+    quantizers = {
+        id(module.weight): module.weight_quantizer for module in model.modules() if isinstance(module, _QUANTIZED)
+    }
+    learned = {
+        id(p) for quantizer in quantizers.values() if isinstance(quantizer, Calibrated) for p in quantizer.parameters()
+    }
+    packed = [module for module in model.modules() if isinstance(module, _PACKED)]
+    beside = [module.weight_scale for module in packed]
+    beside += [module.packed for module in packed if module.packed is not module.weight]
+    parameters = [parameter for parameter in model.parameters() if id(parameter) not in learned]
+    return sum(_parameter_bytes(p, quantizers.get(id(p))) for p in parameters) + sum(tensor.nbytes for tensor in beside)
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """The size of a part of a packed model.
+
+    Attributes:
+        part: "embeddings", "encoder", "pooler", "classifier": the packed weights with their scales; "float rest":
+            biases, norms, position embeddings and whatever else was not quantized.
+        parameters: weights of it, packed or not.
+        float_bytes: what these take in float32.
+        size_bytes: what they take as they are.
+    """
+
+    part: str
+    parameters: int
+    float_bytes: int
+    size_bytes: int
+
+
+def sizes_by_part(model: PreTrainedModel) -> list[PartSize]:
+    """Where the bytes of a packed model are, part by part; parts without a packed weight are in the float rest."""
+    parameters, sizes = {"float rest": 0}, {"float rest": 0}
+    for part, names in instrument_of(model).anatomy.parts().items():
+        part = "embeddings" if part == "patch_embedding" else part
+        part = part if part in ("embeddings", "pooler", "classifier") else "encoder"
+        for module in map(model.get_submodule, names):
+            if isinstance(module, _PACKED):
+                count = math.prod(module.latent_shape)
+                parameters[part] = parameters.get(part, 0) + count
+                sizes[part] = sizes.get(part, 0) + module.packed.nbytes + module.weight_scale.nbytes
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameters["float rest"] += parameter.numel()
+            sizes["float rest"] += parameter.nbytes
+    order = [part for part in ("embeddings", "encoder", "pooler", "classifier", "float rest") if part in sizes]
+    return [PartSize(part, parameters[part], 4 * parameters[part], sizes[part]) for part in order]
+
+
+def _parameter_bytes(parameter: nn.Parameter, quantizer: Quantizer | None) -> int:
+    if quantizer is None:
+        return parameter.numel() * parameter.element_size()
+    scales = 1 if quantizer.granularity is Granularity.TENSOR else parameter.shape[0]
+    numbers = 2 if quantizer.has_offset else 1
+    return math.ceil(parameter.numel() * quantizer.code_bits / 8) + scales * numbers * _SCALE_BYTES

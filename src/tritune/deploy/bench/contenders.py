@@ -1,0 +1,127 @@
+"""The contenders of a comparison, made from one model: each is a file and the runtime that reads it."""
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import TrituneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PEERS = ("onnxruntime", "openvino", "torch")
+REFERENCE = "onnxruntime float"
+OURS = "tritune"
+# The opset that the float file is written in: every runtime reads it.
+_PLAIN_OPSET = 18
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the comparison.
+
+    Attributes:
+        name: as the table shows it.
+        runtime: a key of `runtimes.RUNTIMES`.
+        path: what the runtime loads.
+        weights: the files whose size counts.
+    """
+
+    name: str
+    runtime: str
+    path: Path
+    weights: tuple[Path, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk of the model alone, without tokenizer and config."""
+        return sum(path.stat().st_size for path in self.weights)
+
+
+def make_contenders(model: "PreTrainedModel", peers: Sequence[str], folder: Path) -> list[Contender]:
+    """Write the model in every form that a contender reads.
+
+    Peers get `export.dense` of the model, so that they compute with the same weights. Their 8-bit forms are made by
+    their own one-line calls: `onnxruntime.quantization.quantize_dynamic`, and `nncf.quantize` where nncf is installed.
+
+    Args:
+        model: a QAT model; or a float one, whose own exported form then stands in the first row.
+        peers: of `PEERS`.
+        folder: for the files; the caller removes it.
+
+    Raises:
+        TrituneError: a peer is unknown or not installed.
+    """
+    check_peers(peers)
+    return list(_contenders(model, peers, folder))
+
+
+def check_peers(peers: Sequence[str]) -> None:
+    """Raise TrituneError for a peer that is unknown or not installed."""
+    for peer in peers:
+        if peer not in PEERS:
+            raise TrituneError(f"--against: unknown peer {peer!r}; known are {', '.join(PEERS)}")
+    for package in ("onnxruntime", *peers):
+        if find_spec(package) is None:
+            raise TrituneError(f"the comparison needs {package}; pip install 'tritune[bench]'")
+
+
+def _contenders(model: "PreTrainedModel", peers: Sequence[str], folder: Path) -> Iterator[Contender]:
+    # Peers are checked before torch is imported.
+    from ..export.dense import dense
+    from ..export.onnx import export_onnx
+
+    ours, plain = folder / "tritune.onnx", folder / "float.onnx"
+    export_onnx(model, ours)
+    yield Contender(OURS, "onnxruntime", ours, (ours,))
+    floating = dense(model)
+    export_onnx(floating, plain, _PLAIN_OPSET)
+    yield Contender(REFERENCE, "onnxruntime", plain, (plain,))
+    if "onnxruntime" in peers:
+        from onnxruntime.quantization import quantize_dynamic
+
+        int8 = folder / "int8.onnx"
+        with _quiet():
+            quantize_dynamic(plain, int8)
+        yield Contender("onnxruntime int8", "onnxruntime", int8, (int8,))
+    if "openvino" in peers:
+        yield Contender("openvino float", "openvino", plain, (plain,))
+        if find_spec("nncf") is not None:
+            yield _openvino_int8(plain, folder, model.config.vocab_size)
+    if "torch" in peers:
+        checkpoint = folder / "dense"
+        floating.save_pretrained(checkpoint)
+        yield Contender("torch float", "torch", checkpoint, (checkpoint / "model.safetensors",))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """quantize_dynamic advises preprocessing for models of images on the root logger."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _openvino_int8(plain: Path, folder: Path, vocabulary: int) -> Contender:
+    import nncf
+    import openvino as ov
+
+    from .runtimes import make_batch
+
+    source: Any = ov.Core().read_model(plain)
+    names = [value.get_any_name() for value in source.inputs]
+    batch = make_batch(8, 32, vocabulary)
+    calibration = nncf.Dataset([{name: batch[name] for name in names}])
+    path = folder / "openvino.xml"
+    nncf.set_log_level(logging.ERROR)
+    with redirect_stdout(sys.stderr):  # its progress bars
+        quantized = nncf.quantize(source, calibration, model_type=nncf.ModelType.TRANSFORMER)
+    ov.save_model(quantized, path)
+    return Contender("openvino int8", "openvino", path, (path, path.with_suffix(".bin")))

@@ -1,0 +1,169 @@
+"""The three operators of an exported graph, each in torch and in ONNX.
+
+In torch they run, so that the stand-ins of `integer.py` can be compared with the model they stand for; in ONNX they are
+what the file holds. torch.onnx traces a call of one as a single node, and `translations` says what it becomes.
+
+    quantize         scale = largest magnitude (at most clip) / 127; codes = round(x / scale), clipped to -127 ... 127
+    matmul_integer   (codes of x) @ (codes of w) in int32, * scale of x * scale of w
+    unpack           bytes to the signed integers that lie in them, as `packing` draws them
+
+MatMulInteger takes 8-bit operands of either sign, but on x86 ONNX Runtime has kernels for an unsigned left operand
+only: two signed ones run in a scalar loop, tens of times slower. So codes of activations are stored plus 128, with a
+zero point of 128, which is the same sum. CPUs without VNNI add two products of an unsigned and a signed operand in 16
+bits, where 2 * 255 * 127 does not fit: right operands of 8 bits are therefore unsigned too, except beside
+probabilities, whose codes are never negative and need no zero point (2 * 127 * 127 fits).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import library
+
+from ...checkpoints import packing
+from ...quant.uniform import SMALLEST_MAGNITUDE
+from .codes import signed
+
+ZERO_POINT = 128
+# Of onnx.TensorProto.
+_FLOAT, _UINT8, _INT8 = 1, 2, 3
+
+
+@library.custom_op("tritune::quantize", mutates_args=())
+def quantize(
+    values: torch.Tensor, dims: Sequence[int], largest_code: int, clip: float, zero_point: int, signed: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of a float tensor, as `quant.Uniform` finds them but for the last bit of a quotient, and their scale.
+
+    Args:
+        values: any shape.
+        dims: the dimensions that share a scale; empty for all of them.
+        largest_code: 127 for 8 bits.
+        clip: values are clipped to plus or minus this.
+        zero_point: is added to the codes.
+        signed: whether the codes are int8 instead of uint8.
+
+    Returns:
+        Codes shaped like `values`; scale broadcastable against them, of no dimensions where all share it.
+    """
+    magnitude = values.abs()
+    peak = magnitude.amax(dims, keepdim=True) if dims else magnitude.amax()
+    scale = peak.clamp(SMALLEST_MAGNITUDE, clip) / largest_code
+    codes = (values / scale).round().clamp(-largest_code, largest_code) + zero_point
+    return codes.to(torch.int8 if signed else torch.uint8), scale
+
+
+@quantize.register_fake
+def _(values, dims, largest_code, clip, zero_point, signed):
+    reduced = {dim % values.ndim for dim in dims}
+    shape = [1 if dim in reduced else size for dim, size in enumerate(values.shape)] if dims else []
+    return torch.empty_like(values, dtype=torch.int8 if signed else torch.uint8), values.new_empty(shape)
+
+
+@library.custom_op("tritune::matmul_integer", mutates_args=())
+def matmul_integer(
+    left: torch.Tensor,
+    left_scale: torch.Tensor,
+    right: torch.Tensor,
+    right_scale: torch.Tensor,
+    left_zero_point: int,
+    right_zero_point: int,
+) -> torch.Tensor:
+    """(left - its zero point) @ (right - its zero point), summed in integers, times both scales.
+
+    Args:
+        left, right: codes in 8 bits, (..., n, k) and (..., k, m).
+        left_scale, right_scale: of no dimensions, or broadcastable against the product.
+        left_zero_point, right_zero_point: 0 for signed codes.
+
+    Returns:
+        float32, (..., n, m).
+    """
+    # float64 holds these sums exactly and, unlike integers, has a fast product.
+    product = (left.double() - left_zero_point) @ (right.double() - right_zero_point)
+    if not left_scale.ndim:
+        return product.float() * (left_scale * right_scale)
+    return product.float() * left_scale * right_scale
+
+
+@matmul_integer.register_fake
+def _(left, left_scale, right, right_scale, left_zero_point, right_zero_point):
+    return left_scale.new_empty((*left.shape[:-1], right.shape[-1]))
+
+
+@library.custom_op("tritune::unpack", mutates_args=())
+def unpack(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
+    """`packing.unpack` of signed integers, as floats: bytes (..., ceil(width * bits / 8)) to (..., width).
+
+    Args:
+        packed: uint8.
+        bits: 2, 4 or 8.
+        width: codes of a row.
+    """
+    return packing.unpack(packed, bits, width, signed(bits)).float()
+
+
+@unpack.register_fake
+def _(packed, bits, width):
+    return packed.new_empty((*packed.shape[:-1], width), dtype=torch.float32)
+
+
+def translations() -> dict[Callable, Callable]:
+    """What each operator becomes in ONNX of opset 18, as `torch.onnx.export` takes it."""
+    from onnxscript import opset18
+
+    def call(operator: str, *inputs: Any, **attributes: Any) -> Any:
+        return getattr(opset18, operator)(*inputs, **attributes)
+
+    def constant(value: float) -> Any:
+        return opset18.Constant(value_float=float(value))
+
+    def onnx_quantize(values: Any, dims: Sequence[int], largest_code: int, clip: float, zero_point: int, signed: bool):
+        op, kind = opset18, _INT8 if signed else _UINT8
+        # Two reductions read the values twice; the magnitudes would have to be written too.
+        keep = {"axes": op.Constant(value_ints=dims)} if dims else {"keepdims": 0}
+        peak = op.Max(op.ReduceMax(values, **keep), op.Neg(op.ReduceMin(values, **keep)))
+        scale = op.Div(op.Clip(peak, constant(SMALLEST_MAGNITUDE), constant(clip)), constant(largest_code))
+        low, zero, high = (
+            op.Cast(op.Constant(value_int=code), to=kind)
+            for code in (
+                zero_point - largest_code if signed or zero_point else 0,
+                zero_point,
+                zero_point + largest_code,
+            )
+        )
+        if not dims:
+            return op.Clip(op.QuantizeLinear(values, scale, zero), low, high), scale
+        # QuantizeLinear takes one scale per row of a matrix; the dimensions that share one are the last.
+        scales = op.Reshape(scale, op.Constant(value_ints=[-1]))
+        rows = op.Flatten(values, axis=len(values.shape) - len(dims))
+        codes = op.QuantizeLinear(rows, scales, op.Expand(zero, op.Shape(scales)), axis=0)
+        return op.Clip(op.Reshape(codes, op.Shape(values)), low, high), scale
+
+    def onnx_matmul_integer(left, left_scale, right, right_scale, left_zero_point: int, right_zero_point: int):
+        op = opset18
+        zero_points = [op.Cast(op.Constant(value_int=z), to=_UINT8) for z in (left_zero_point, right_zero_point) if z]
+        product = op.Cast(op.MatMulInteger(left, right, *zero_points), to=_FLOAT)
+        if not len(left_scale.shape):
+            return op.Mul(product, op.Mul(left_scale, right_scale))
+        return op.Mul(op.Mul(product, left_scale), right_scale)
+
+    return {
+        torch.ops.tritune.quantize.default: onnx_quantize,
+        torch.ops.tritune.matmul_integer.default: onnx_matmul_integer,
+        torch.ops.tritune.unpack.default: lambda packed, bits, width: onnx_unpack(call, packed, bits, width, _FLOAT),
+    }
+
+
+def onnx_unpack(call: Callable, packed: Any, bits: int, width: int, dtype: int) -> Any:
+    """`unpack` as nodes that `call(operator, *inputs, **attributes)` makes; the codes are of the ONNX type `dtype`."""
+    fields = call("Unsqueeze", packed, call("Constant", value_ints=[-1]))
+    starts = call("Cast", call("Constant", value_ints=list(range(0, 8, bits))), to=_UINT8)
+    mask = call("Cast", call("Constant", value_int=2**bits - 1), to=_UINT8)
+    fields = call("BitwiseAnd", call("BitShift", fields, starts, direction="RIGHT"), mask)
+    codes = call("Sub", call("Cast", fields, to=_FLOAT), call("Constant", value_float=float(-signed(bits).start)))
+    # 0 keeps a dimension; the last two, bytes and their codes, become one.
+    rows = [0] * (len(packed.shape) - 1)
+    codes = call("Reshape", codes, call("Constant", value_ints=[*rows, -1]))
+    bounds = [call("Constant", value_ints=[bound]) for bound in (0, width, -1)]
+    return call("Cast", call("Slice", codes, *bounds), to=dtype)

@@ -1,0 +1,53 @@
+"""Whether an exported model answers as the model it was made from: the dev set through both."""
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedModel
+
+from ...inference.evaluate import dev_logits, dev_scores
+from ...tasks.heads import EncodedData
+from ...tasks.registry import Task
+
+
+def compare_on_dev(
+    model: PreTrainedModel,
+    exported: nn.Module,
+    task: Task,
+    data: EncodedData,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Run the task's dev splits through both, in the same batches.
+
+    Args:
+        model: what was exported.
+        exported: takes batches as `model` does.
+        task: of the rows.
+        data: its dev splits.
+        batch_size: rows a batch.
+
+    Returns:
+        `rows`; `agreement`, the share of rows with the same label (for regression: the same score to 1e-3);
+        `differing_rows`; `largest_logit_difference` and `median_logit_difference`; the metric of both.
+    """
+    logits = [dev_logits(each, data, task, batch_size) for each in (model, exported)]
+    ours, theirs = (np.concatenate([of[split] for split in task.dev_splits]) for of in logits)
+    difference = np.abs(ours - theirs)
+    same = {
+        "regression": lambda: (difference <= 1e-3).all(-1),
+        "multi_label": lambda: ((ours > 0) == (theirs > 0)).all(-1),
+        "single_label": lambda: ours.argmax(-1) == theirs.argmax(-1),
+    }[task.problem]()
+    scores = [dev_scores(of, data, task)[task.metric] for of in logits]
+    return {
+        "task": task.name,
+        "rows": len(ours),
+        "agreement": float(same.mean()),
+        "differing_rows": int((~same).sum()),
+        "largest_logit_difference": float(difference.max()),
+        "median_logit_difference": float(np.median(difference)),
+        "metric": task.metric,
+        "model": float(scores[0]),
+        "exported": float(scores[1]),
+    }

@@ -1,0 +1,46 @@
+"""What one may choose of a distillation by name: losses, layers, averages; to be checked without importing torch."""
+
+import re
+from collections.abc import Sequence
+
+from ..errors import TrituneError, shown
+
+# The rows of `distill.LOSSES`.
+LOSS_NAMES = (
+    "logits",
+    "token_scaled_logits",
+    "hidden_states",
+    "attention_scores",
+    "attention_map",
+    "block_output",
+    "context",
+    "projection",
+    "ground_truth",
+    "embedding",
+)
+TASK_LOSS = "ground_truth"
+AVERAGES = ("padded", "valid")
+ALL_LAYERS = "all"
+
+
+def check_loss(name: str, teacher: object | None, average: str = "padded") -> None:
+    """Check that a loss can be computed; of the teacher it only matters whether there is one.
+
+    Raises:
+        TrituneError: loss or average are unknown, or a distillation loss has no teacher.
+    """
+    if name not in LOSS_NAMES:
+        raise TrituneError(f"unknown loss {shown(name)}; known are {', '.join(LOSS_NAMES)}")
+    if average not in AVERAGES:
+        raise TrituneError(f"unknown average {shown(average)}; known are {', '.join(AVERAGES)}")
+    if name != TASK_LOSS and teacher is None:
+        raise TrituneError(f"the loss {name} compares with a teacher: give one, or take {TASK_LOSS}")
+
+
+def check_distil_layers(choice: str | Sequence[int]) -> None:
+    """Raise TrituneError for a `distil_layers` that no model could follow."""
+    if isinstance(choice, str):
+        if choice not in (ALL_LAYERS, "last") and not re.fullmatch(r"every-([2-9]|[1-9][0-9]{1,3})", choice):
+            raise TrituneError(f"distil_layers must be all, last, every-2 (-3, -4, …) or a list; got {shown(choice)}")
+    elif not choice or min(choice) < 0 or len(set(choice)) < len(choice):
+        raise TrituneError(f"distil_layers must name layers once each, counted from 0; got {shown(list(choice))}")

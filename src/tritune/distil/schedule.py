@@ -1,0 +1,68 @@
+"""Schedules: pure functions from a step to the site of intervention, and the split of a budget into two steps.
+
+Teacher Intervention (EACL 2023, section 4.3): step one trains with the teacher's tensors plugged in, and TI-G moves the
+site backwards through the layer, from the projection to the map, so that ever more of the student carries the signal.
+"""
+
+import random
+from collections.abc import Callable
+
+from ..modeling.sites import Site
+
+Schedule = Callable[[int, int, int], Site]
+
+
+def gradual(step: int, steps: int, seed: int = 0) -> Site:
+    """TI-G: PROJECTION for the first sixth, CONTEXT for the second, MAP for the rest.
+
+    >>> [gradual(step, 6).name for step in range(6)]
+    ['PROJECTION', 'CONTEXT', 'MAP', 'MAP', 'MAP', 'MAP']
+    """
+    if 6 * step < steps:
+        return Site.PROJECTION
+    return Site.CONTEXT if 3 * step < steps else Site.MAP
+
+
+def inverted(step: int, steps: int, seed: int = 0) -> Site:
+    """The ablation of TI-G that runs it backwards: MAP, CONTEXT, PROJECTION, a third each.
+
+    >>> [inverted(step, 3).name for step in range(3)]
+    ['MAP', 'CONTEXT', 'PROJECTION']
+    """
+    if 3 * step < steps:
+        return Site.MAP
+    return Site.CONTEXT if 3 * step < 2 * steps else Site.PROJECTION
+
+
+def stochastic(step: int, steps: int, seed: int = 0) -> Site:
+    """One of the three sites each step, drawn from (seed, step) alone: a resumed run draws the same ones."""
+    return random.Random(f"{seed}/{step}").choice(list(Site))
+
+
+def _constant(site: Site) -> Schedule:
+    return lambda step, steps, seed=0: site
+
+
+SCHEDULES: dict[str, Schedule] = {
+    **{site.value: _constant(site) for site in Site},
+    "gradual": gradual,
+    "inverted": inverted,
+    "stochastic": stochastic,
+}
+
+
+def split_budget(total: int, longest: int = 60) -> tuple[int, int]:
+    """Total steps to (step one, step two): step one is a quarter of them, at least 1 and at most `longest`.
+
+    `longest` is 60, or 120 for CoLA and for four-layer students (EACL 2023, appendix).
+
+    >>> split_budget(115), split_budget(1000), split_budget(2)
+    ((28, 87), (60, 940), (1, 1))
+
+    Raises:
+        ValueError: there is no step to split.
+    """
+    if total < 1:
+        raise ValueError(f"a budget of {total} steps cannot be split")
+    step_one = max(1, min(longest, total // 4))
+    return step_one, total - step_one

@@ -1,0 +1,161 @@
+"""The score of one model on one task, and how far a student is from its teacher.
+
+A score never has the teacher inside; `assisted_logits` is the one function that measures a student with the teacher's
+tensors plugged in, and what it returns is reported under the name `assisted`.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..checkpoints.load import is_quantized
+from ..checkpoints.size import size_bytes
+from ..compute.devices import this_process
+from ..compute.held import weights_held
+from ..errors import TrituneError
+from ..modeling.instrument import instrument
+from ..modeling.modes import evaluation_mode
+from ..modeling.trace import Intervention, Site
+from ..recipes import FinetuneRecipe, Recipe, check_evaluation_keys, load_recipe, recipe_beside
+from ..tasks.data import load_task_data
+from ..tasks.data.rows_record import rows_sha256
+from ..tasks.heads import TEXT_CLASSIFICATION, EncodedData, Head, head_of
+from ..tasks.heads.head import Collate, Read, read_logits, stacked
+from ..tasks.models import fit_length, load_model
+from ..tasks.registry import TASKS, Task
+
+# Lengths and batches for texts without recipe and task; with no published ones, as own files have.
+_ANY_TEXTS = Task("", "", ("text",), None, "", lambda predictions, labels: {}, 128, 32, 100, files={})
+
+
+def predict(
+    model: PreTrainedModel,
+    dataset: Dataset | Sequence[dict[str, Any]],
+    collate: Collate,
+    batch_size: int,
+    read: Read = read_logits,
+) -> np.ndarray:
+    """What `read` takes of the outputs of `model` in evaluation mode, (rows, ...).
+
+    Batches are taken in order: with per-tensor activation scales a row's logits depend on its batch mates.
+    """
+    with evaluation_mode(model), weights_held(), torch.no_grad():
+        batches = _batches(dataset, collate, batch_size, model.device)
+        return stacked([read(model(**batch), batch) for batch in batches])
+
+
+def assisted_logits(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    site: Site,
+    dataset: Dataset,
+    collate: Collate,
+    batch_size: int,
+    read: Read = read_logits,
+    layer_map: Sequence[int] | None = None,
+) -> np.ndarray:
+    """What `read` takes of a student whose every layer uses the teacher's tensor at `site`, (rows, ...).
+
+    `layer_map` is the teacher's layer for each of the student's; None for models of the same depth.
+    """
+    answers = []
+    with evaluation_mode(student, teacher), weights_held(), torch.no_grad():
+        for batch in _batches(dataset, collate, batch_size, student.device):
+            trace = teacher(**batch, output_trace=[site.field]).trace.mapped(layer_map)
+            answers.append(read(student(**batch, intervention=Intervention(site, trace)), batch))
+    return stacked(answers)
+
+
+def dev_logits(model: PreTrainedModel, data: EncodedData, task: Task, batch_size: int) -> dict[str, np.ndarray]:
+    """What the task's head reads, (rows, ...), of every dev split of `task`."""
+    return {
+        split: predict(model, data.splits[split], data.collate, batch_size, task.head.read) for split in task.dev_splits
+    }
+
+
+def dev_scores(logits: dict[str, np.ndarray], data: EncodedData, task: Task) -> dict[str, Any]:
+    """Metrics of the dev split that selects; those of further splits (MNLI's mismatched) under the split's name."""
+    first, *others = task.dev_splits
+    scores = {split: data.measures[split](logits[split]) for split in task.dev_splits}
+    return scores[first] | {split: scores[split] for split in others}
+
+
+def _batches(
+    dataset: Dataset | Sequence[dict[str, Any]], collate: Collate, batch_size: int, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collate), desc="evaluate", leave=False, delay=3):
+        yield {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+
+
+def recipe_in_force(
+    source: str | Path, model: PreTrainedModel, overrides: Sequence[str] = (), task: Task | None = None
+) -> FinetuneRecipe:
+    """The recipe that lies beside a model, its empty values taken from the task, else from what is usual for its kind.
+
+    Raises:
+        TrituneError: the recipe cannot be read, or an override cannot be used.
+    """
+    check_evaluation_keys(overrides)
+    task = task or _usual_task(head_of(model.config))
+    if task.max_length is None:
+        for key in ("max_length", "padding"):
+            if any(override.partition("=")[0].strip() == key for override in overrides):
+                raise TrituneError(f"--set: {key} would change nothing: images have no tokens to cut or pad")
+    recipe = load_recipe(recipe_beside(source), overrides, Recipe if is_quantized(model) else FinetuneRecipe)
+    return recipe.resolve(fit_length(task, model), train_rows=1)
+
+
+def _usual_task(head: Head) -> Task:
+    """What a model of this kind is reckoned with where neither a recipe nor a task says more."""
+    if head is TEXT_CLASSIFICATION:
+        return _ANY_TEXTS
+    return next(task for task in TASKS.values() if task.head.name == head.name)
+
+
+def evaluate_source(
+    source: str | Path,
+    task: Task,
+    data_folder: Path | None = None,
+    overrides: Sequence[str] = (),
+    teacher_source: str | Path | None = None,
+) -> dict[str, Any]:
+    """The dev score of a model in a folder or on the hub, taken with the lengths and batches of its recipe.
+
+    Args:
+        source: a run, a teacher, or any model fine-tuned on `task`.
+        task: of the table, or of one's own files.
+        data_folder: a table task's original files; None reads the hub.
+        overrides: `key=value` for `recipes.EVALUATION_KEYS` of the recipe beside the model.
+        teacher_source: a second model to which the closeness is measured.
+
+    Returns:
+        The scores, the closeness, how many `rows` were scored, their hash as `rows_record` keeps it, and the size.
+
+    Raises:
+        TrituneError: model, data or an override cannot be used.
+    """
+    task = task.for_model(source)
+    model = load_model(source, task)
+    recipe = recipe_in_force(source, model, overrides, task)
+    processor = task.head.load_processor(source, model, recipe.max_length)
+    model.to(this_process().device)
+    splits = load_task_data(task, data_folder, task.dev_splits)
+    data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
+    logits = dev_logits(model, data, task, recipe.per_device_eval_batch_size)
+    scores = {"model": str(source), "task": task.name, "metric": task.metric, **dev_scores(logits, data, task)}
+    if teacher_source is not None:
+        # Through our attention, as in a training: the closeness is then that of metrics.json to the last bit.
+        teacher = instrument(load_model(teacher_source, task)).to(model.device)
+        task.head.load_processor(source, teacher, recipe.max_length)
+        own = task.for_model(teacher_source)
+        teachers = dev_logits(teacher, data, own, recipe.per_device_eval_batch_size)
+        scores |= task.head.closeness(logits[data.select], teachers[data.select], task, data)
+    rows = splits[data.select]
+    return scores | {"rows": len(rows), "rows_sha256": rows_sha256(rows), "size_bytes": size_bytes(model)}

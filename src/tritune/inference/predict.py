@@ -1,0 +1,96 @@
+"""Answers of a trained model for texts and images that have no labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.load import load_config, load_pretrained
+from ..compute.devices import this_process
+from ..errors import TrituneError
+from ..tasks.heads import IMAGE_CLASSIFICATION, Head, head_of
+from ..tasks.heads.head import Answering
+from ..tasks.heads.images import unlabelled
+from ..tasks.table import columns_of, listed
+from .evaluate import predict, recipe_in_force
+
+
+def predict_rows(
+    source: str | Path,
+    rows: Sequence[dict[str, Any]],
+    text_columns: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+    probabilities: bool = False,
+    name: str = "the table",
+) -> list[dict[str, Any]]:
+    """Rows with the model's answers beside them.
+
+    Args:
+        source: a run, a teacher, or any fine-tuned model that reads text: a folder or a hub name.
+        rows: at least one, as `read_table` gives them.
+        text_columns: that hold the inputs; None looks for the usual ones.
+        overrides: `key=value` for the recipe beside the model.
+        probabilities: add one column a label.
+        name: what messages call the rows.
+
+    Returns:
+        The rows with `prediction`, a label's name, a list of the labels that are more likely than not where a row may
+        have many, or a score, and with `probability_<label>` where asked for; those of other kinds of tasks with the
+        columns that `Head.predictable` names.
+
+    Raises:
+        TrituneError: the model, a row or a column cannot be used.
+    """
+    head = head_of(load_config(source))
+    inputs = head.inputs(rows, text_columns, name)
+    return _answered(head, source, inputs, rows, overrides, probabilities, name)
+
+
+def predict_images(
+    source: str | Path, images: str | Path, overrides: Sequence[str] = (), probabilities: bool = False
+) -> list[dict[str, Any]]:
+    """The model's answers for images.
+
+    Args:
+        source: an image classifier: a run, a teacher, or any other; a folder or a hub name.
+        images: a folder with images at any depth, one image file, or a parquet file.
+        overrides: `key=value` for the recipe beside the model.
+        probabilities: add one column a label.
+
+    Returns:
+        A row an image: `file` or, of a parquet file, `row`, counted from 1; `prediction`; `probability_<label>` where
+        asked for.
+
+    Raises:
+        TrituneError: the model or an image cannot be used.
+    """
+    inputs, names = unlabelled(images)
+    return _answered(IMAGE_CLASSIFICATION, source, inputs, names, overrides, probabilities, str(images))
+
+
+def _answered(
+    head: Head,
+    source: str | Path,
+    inputs: Any,
+    rows: Sequence[dict[str, Any]],
+    overrides: Sequence[str],
+    probabilities: bool,
+    name: str,
+) -> list[dict[str, Any]]:
+    """The rows, each with the answer to its input beside it."""
+    model = load_pretrained(head.auto_model, source)
+    recipe = recipe_in_force(source, model, overrides)
+    processor = head.load_processor(source, model, recipe.max_length)
+    asked = head.predictable(inputs, Answering(model, processor, recipe.max_length, recipe.padding), name)
+    if probabilities and asked.shares is None:
+        raise TrituneError(f"--probabilities would change nothing: {source} gives no labels")
+    shown = [f"probability_{label}" for label in asked.labels] if probabilities else []
+    present = set(columns_of(rows))
+    if taken := [column for column in (*asked.columns, *shown) if column in present]:
+        raise TrituneError(f"{name}: has {listed(taken)} already; rename or drop it")
+    model.to(this_process().device)
+    read = predict(model, asked.examples, asked.collate, recipe.per_device_eval_batch_size, head.read)
+    answered = [row | answer for row, answer in zip(rows, asked.answers(read), strict=True)]
+    if probabilities:
+        for row, shares in zip(answered, asked.shares(read), strict=True):
+            row |= {column: round(float(share), 6) for column, share in zip(shown, shares, strict=True)}
+    return answered

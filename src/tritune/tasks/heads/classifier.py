@@ -1,0 +1,118 @@
+"""What classifiers of texts, images and words have in common: the labels of their models, and answers by name."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from scipy.special import expit, softmax
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ...distil.losses import MULTI_LABEL
+from ...errors import TrituneError
+from ..table import listed
+from .head import Collate, Head, Predictable
+
+# How transformers' configs name the problems.
+PROBLEM_TYPES = {
+    "single_label": "single_label_classification",
+    "multi_label": MULTI_LABEL,
+    "regression": "regression",
+}
+
+
+class Classifier(Head):
+    """A kind whose models have one logit a label, or a single one for a score."""
+
+    file_options: ClassVar[tuple[str, ...]] = ("labels",)
+
+    def options(self, task: Any) -> dict[str, Any]:
+        """The number of labels, their names and the loss that goes with them."""
+        if task.is_regression:
+            return {"num_labels": 1, "problem_type": PROBLEM_TYPES[task.problem]}
+        return {
+            "num_labels": task.num_labels,
+            "problem_type": PROBLEM_TYPES[task.problem],
+            "id2label": dict(enumerate(task.labels)),
+            "label2id": {label: index for index, label in enumerate(task.labels)},
+        }
+
+    def check(self, config: PreTrainedConfig, task: Any, source: str | Path) -> None:
+        """Raise TrituneError if the model has another number or another order of labels.
+
+        Of a task of one's own also if they have other names, or are answered in another way.
+        """
+        if config.num_labels != task.num_labels:
+            raise TrituneError(
+                f"{source}: the model has {config.num_labels} labels, {task.title} has {task.num_labels}"
+            )
+        names = [name.lower() for name in _label_names(config)]
+        wanted = [label.lower() for label in task.labels or ()]
+        if names != wanted and sorted(names) == sorted(wanted):
+            raise TrituneError(f"{source}: the model's labels stand in the order {names}, {task.title}'s are {wanted}")
+        if task.files is None:
+            return
+        if wanted and names != wanted and names != [f"label_{index}" for index in range(len(names))]:
+            raise TrituneError(f"{source}: the model's labels are {listed(names)}, {task.title}'s are {listed(wanted)}")
+        problem = PROBLEM_TYPES[task.problem]
+        if config.problem_type not in (None, problem):
+            raise TrituneError(f"{source}: made for {config.problem_type}, {task.title} is {problem}")
+
+    def known(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """The names of a fine-tuned model's labels in id order."""
+        return {"labels": _label_names(config)}
+
+
+def _label_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """In id order; an id stands for a name that is missing."""
+    return tuple(str(config.id2label.get(index, index)) for index in range(config.num_labels))
+
+
+def measures_of(encoded: DatasetDict, task: Any) -> dict[str, Callable[[np.ndarray], dict[str, float]]]:
+    """For every dev split that there is, logits (rows, labels) to the task's metrics against the split's `labels`."""
+    return {
+        split: partial(task.measure, labels=np.asarray(encoded[split]["labels"]))
+        for split in task.dev_splits
+        if split in encoded
+    }
+
+
+def named_answers(
+    examples: Dataset | Sequence[dict[str, Any]], collate: Collate, model: PreTrainedModel, name: str
+) -> Predictable:
+    """Examples, one a row, whose logits become a `prediction`.
+
+    That is a label's name; where a row may have many labels, a list of those that are more likely than not, in id
+    order; of a model with a single logit, the score.
+
+    Args:
+        examples, collate: see `Predictable`.
+        model: that will answer.
+        name: what messages call the rows.
+    """
+    config, source = model.config, model.name_or_path
+    many = config.problem_type == MULTI_LABEL
+    is_score = config.num_labels == 1 and not many
+    labels = () if is_score else _label_names(config)
+
+    def answers(logits: np.ndarray) -> list[dict[str, Any]]:
+        """One answer a row."""
+        # Argmax of a NaN row is a label like any other.
+        if len(bad := np.flatnonzero(~np.isfinite(logits).all(-1))):
+            raise TrituneError(
+                f"{source}: answers row {bad[0] + 1} of {name} with NaN or infinite values; train it anew"
+            )
+        if is_score:
+            return [{"prediction": float(score)} for score in logits[:, 0]]
+        if many:
+            return [{"prediction": [labels[index] for index in np.flatnonzero(row > 0)]} for row in logits]
+        return [{"prediction": labels[index]} for index in logits.argmax(-1)]
+
+    def shares(logits: np.ndarray) -> np.ndarray:
+        """Softmax over the labels, or each label's sigmoid."""
+        wide = logits.astype(np.float64)
+        return expit(wide) if many else softmax(wide, axis=-1)
+
+    return Predictable(examples, collate, ("prediction",), answers, labels, None if is_score else shares)

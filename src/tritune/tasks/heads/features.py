@@ -1,0 +1,214 @@
+"""One vector for a text: sentence encoders, distilled on lines without labels and scored on pairs of sentences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from ...checkpoints.load import load_config, load_tokenizer
+from ...errors import TrituneError, shown
+from ..metrics import Measure, spearman
+from ..table import columns_of, listed, read_table
+from .head import EncodedData, Head
+from .pooling import cosines
+from .sentence_files import SentenceFiles, SentenceProcessor, read_sentence_files
+from .text import collator, encode
+
+# The columns that are looked for where nobody names any.
+_PAIRS = (("sentence1", "sentence2"), ("text", "text_pair"), ("text1", "text2"))
+_SCORES = ("score", "label")
+
+
+@dataclass(frozen=True)
+class FeatureExtraction(Head):
+    """Sentence encoders, from `AutoModel` and the files that sentence-transformers keeps beside it.
+
+    Attributes:
+        files: of the model at hand, see `for_model`.
+    """
+
+    name = "feature-extraction"
+    auto_model = AutoModel
+    auto_processor = AutoTokenizer
+    has_logits = False
+    hub_library, pipeline_tag = "sentence-transformers", "sentence-similarity"
+
+    files: SentenceFiles = field(default_factory=SentenceFiles)
+
+    def for_model(self, source: str | Path) -> "FeatureExtraction":
+        """The same kind with the pooling of the model at `source`, see `read_sentence_files`."""
+        files = read_sentence_files(source)
+        width = files.width or getattr(load_config(source), "hidden_size", None)
+        return replace(self, files=replace(files, width=width))
+
+    def options(self, task: Any) -> dict[str, Any]:
+        """Nothing: there is no head to make."""
+        return {}
+
+    def check(self, config: PreTrainedConfig, task: Any, source: str | Path) -> None:
+        """Raise TrituneError if the model's hidden states are not as wide as its pooling expects."""
+        width = getattr(config, "hidden_size", None)
+        if None not in (self.files.width, width) and self.files.width != width:
+            raise TrituneError(
+                f"{source}: the pooling expects embeddings of {self.files.width}, the model's are {width} wide"
+            )
+
+    def load_processor(self, source: str | Path, model: PreTrainedModel, max_length: int | None) -> SentenceProcessor:
+        """The tokenizer, see `load.load_tokenizer`, with the model's further files."""
+        return SentenceProcessor(load_tokenizer(source, model, max_length), self.files)
+
+    def check_processors(self, student: SentenceProcessor, teacher: SentenceProcessor, source: str | Path) -> None:
+        """Raise TrituneError if the student's tokenizer has other tokens."""
+        super().check_processors(student.tokenizer, teacher.tokenizer, source)
+
+    def encode(
+        self, splits: DatasetDict, task: Any, processor: SentenceProcessor, max_length: int | None, padding: str
+    ) -> EncodedData:
+        """Token ids of every sentence, see `text.encode`.
+
+        Every different sentence of "train" is a row. In dev splits each pair is two rows, one after the other, both
+        with the pair's score as `labels`.
+        """
+        one = replace(task, text_columns=("sentence",))
+        encoded, measures = DatasetDict(), {}
+        for split, rows in splits.items():
+            if split == "train":
+                sentences = Dataset.from_dict({"sentence": _lines(rows)})
+            else:
+                first, second = (rows[column] for column in task.text_columns)
+                both = [text for pair in zip(first, second, strict=True) for text in pair]
+                scores = np.asarray(rows["label"], np.float64)
+                sentences = Dataset.from_dict({"sentence": both, "label": scores.repeat(2)})
+                measures[split] = partial(_score, scores=scores, measure=task.measure)
+            encoded[split] = encode(sentences, one, processor.tokenizer, max_length)
+        return EncodedData(encoded, collator(processor.tokenizer, padding, max_length), measures, task.dev_splits[0])
+
+    def describe(
+        self, files: Mapping[str, Path], columns: Sequence[str] | None, label_column: str | None
+    ) -> dict[str, Any]:
+        """The fields of a task whose "train" file holds texts and whose "validation" file pairs of them with scores.
+
+        Args:
+            files: "train" to any table (.txt is one text a line), "validation" to a .csv, .tsv or .jsonl table.
+            columns: of the two texts of a pair; None looks for sentence1 and sentence2, text and text_pair, or text1
+                and text2. Those of them that the train file has are read there; a single column is taken as it is.
+            label_column: of the score; None looks for score, then label.
+
+        Raises:
+            TrituneError: the columns cannot be found.
+        """
+        texts = tuple(columns or _PAIRS[0])
+        if len(texts) != 2:
+            raise TrituneError(f"--text-columns: a pair needs two columns of text, got {listed(texts)}")
+        if (path := files.get("validation")) is not None:
+            present = columns_of(read_table(path))
+            if columns is None:
+                texts = next((pair for pair in _PAIRS if set(pair) <= set(present)), None)
+                if texts is None:
+                    raise TrituneError(f"{path}: say with --text-columns which two of {listed(present)} hold the texts")
+            elif missing := [column for column in texts if column not in present]:
+                raise TrituneError(f"{path}: no column {listed(missing)}; there are {listed(present)}")
+            wanted = _SCORES if label_column is None else (label_column,)
+            label_column = next((column for column in wanted if column in present), None)
+            if label_column is None:
+                raise TrituneError(
+                    f"{path}: no column {' or '.join(wanted)} with the score of a pair; there are {listed(present)}; "
+                    "name it with --label-column"
+                )
+        return {
+            "text_columns": texts,
+            "labels": None,
+            "metric": spearman.__name__,
+            "measure": spearman,
+            "max_length": 128,
+            "batch_size": 32,
+            "eval_steps": 100,
+            "label_column": label_column or _SCORES[0],
+        }
+
+    def read_files(self, task: Any, splits: Sequence[str]) -> DatasetDict:
+        """The texts of "train", and pairs with their scores of dev splits."""
+        return DatasetDict({split: _read(task, task.files[split], split == "train") for split in splits})
+
+    def read(self, output: ModelOutput, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The embeddings, (batch, width)."""
+        return self.files.pooling(output.last_hidden_state, batch.get("attention_mask"))
+
+    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Any, data: EncodedData) -> dict[str, float]:
+        """`cosine_to_teacher`: of a student's embeddings, (rows, width), to its teacher's, mean over the rows."""
+        return {"cosine_to_teacher": float(cosines(student, teacher).mean())}
+
+    def companions(self, folder: str | Path) -> Mapping[str, bytes]:
+        """The files by which sentence-transformers knows how to make embeddings."""
+        return read_sentence_files(folder).contents
+
+    def usage(self, name: str) -> str:
+        """Python code that loads a student."""
+        return (
+            "import tritune  # without it, loading fails\n"
+            "from sentence_transformers import SentenceTransformer\n\n"
+            f'model = SentenceTransformer("{name}")\n'
+            'embeddings = model.encode(["A man is playing a flute.", "Someone makes music."])\n'
+            "print(model.similarity(embeddings, embeddings))"
+        )
+
+
+def _score(predictions: np.ndarray, scores: np.ndarray, measure: Measure) -> dict[str, float]:
+    """Metrics of embeddings, (2 * pairs, width), a pair in two rows: their cosine against the pair's score."""
+    predictions = np.asarray(predictions)
+    # A zero vector has no cosine and counts 0; one that is not finite must not hide behind it.
+    if bad := int((~np.isfinite(predictions).all(-1)).sum()):
+        raise TrituneError(f"{bad} of {len(predictions)} embeddings hold NaN or infinite values: there is no score")
+    return measure(cosines(predictions[0::2], predictions[1::2]), scores)
+
+
+def _lines(rows: Dataset) -> list[str]:
+    """Every different text of the rows, in order of appearance."""
+    columns = [rows[name] for name in rows.column_names if name != "label"]
+    return list(dict.fromkeys(text for row in zip(*columns, strict=True) for text in row))
+
+
+def _read(task: Any, path: Path, is_train: bool) -> Dataset:
+    rows = read_table(path)
+    present = columns_of(rows)
+    if not is_train:
+        columns = {name: [_text(row, name, path, n) for n, row in enumerate(rows, 1)] for name in task.text_columns}
+        scores = [_number(row, task.label_column, path, number) for number, row in enumerate(rows, 1)]
+        if len(rows) < 2:
+            raise TrituneError(f"{path}: holds one pair only; a rank correlation needs at least two")
+        return Dataset.from_dict(columns | {"label": scores})
+    names = [name for name in (*task.text_columns, "text", "text_pair") if name in present]
+    names = list(dict.fromkeys(names)) or (present if len(present) == 1 else [])
+    if not names:
+        raise TrituneError(f"{path}: say with --text-columns which of {listed(present)} hold texts")
+    texts = [_text(row, name, path, n) for n, row in enumerate(rows, 1) for name in names if name in row]
+    return Dataset.from_dict({"sentence": texts})
+
+
+def _text(row: Mapping[str, Any], column: str, path: Path, number: int) -> str:
+    value = row.get(column)
+    if not isinstance(value, str) or not value.strip():
+        found = "nothing" if value is None or value == "" else shown(value)
+        raise TrituneError(f"{path}, row {number}: {column} must be text, found {found}; fill it in or drop the row")
+    return value
+
+
+def _number(row: Mapping[str, Any], column: str, path: Path, number: int) -> float:
+    value = row.get(column)
+    try:
+        score = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        score = float("nan")
+    if not np.isfinite(score):
+        raise TrituneError(f"{path}, row {number}: {column} must be a number, found {shown(value)}")
+    return score
+
+
+FEATURE_EXTRACTION = FeatureExtraction()

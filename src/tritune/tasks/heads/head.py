@@ -1,0 +1,299 @@
+"""What every kind of task says: the model's class, its new head, its input files, its batches and its scores."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from ...distil.losses import kl_divergence
+from ...distil.next_token import IGNORED
+from ...errors import TrituneError
+from .augmented import Augment, AugmentedRows
+from .text import collator
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Collate = Callable[[list[dict]], dict[str, torch.Tensor]]
+Read = Callable[[ModelOutput, dict[str, torch.Tensor]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class EncodedData:
+    """A task's splits as a model takes them, the function that makes batches of them, and what scores the answers.
+
+    Attributes:
+        splits: "train" (where it was asked for) and the task's dev splits.
+        collate: rows to a batch of tensors.
+        measures: for every dev split, predictions (rows, ...) to named metrics.
+        select: the dev split whose metric selects checkpoints.
+        augment: changes a training row at every visit, where the kind of task knows a way.
+    """
+
+    splits: DatasetDict
+    collate: Collate
+    measures: Mapping[str, Callable[[np.ndarray], dict[str, float]]]
+    select: str
+    augment: Augment | None = None
+
+    @property
+    def dev(self) -> Dataset:
+        """The rows of the dev split that selects."""
+        return self.splits[self.select]
+
+    def training_rows(self, augmentation: str | None, seed: int) -> Dataset | AugmentedRows:
+        """The rows of "train" as a training visits them, changed anew every time where `augmentation` is "standard"."""
+        rows = self.splits["train"]
+        return AugmentedRows(rows, self.augment, seed) if augmentation == "standard" else rows
+
+    def measure(self, predictions: np.ndarray) -> dict[str, float]:
+        """Metrics of predictions (rows, ...) for the dev split that selects."""
+        return self.measures[self.select](predictions)
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A model that answers, and how inputs become what it takes.
+
+    Attributes:
+        model: with a head of its kind.
+        processor: its tokenizer or image processor.
+        max_length, padding: of its recipe; images have no length.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    max_length: int | None
+    padding: str
+
+    def collate(self) -> Collate:
+        """What makes padded batches of tokenized inputs."""
+        return collator(self.processor, self.padding, self.max_length)
+
+
+@dataclass(frozen=True)
+class Predictable:
+    """Inputs without labels.
+
+    Attributes:
+        examples: rows as the model takes them, not always one for one.
+        collate: makes batches of them.
+        columns: names of the columns that are added to every row.
+        answers: what `read` took of the outputs, (examples, ...), to these columns.
+        labels: of a classifier.
+        shares: its logits, (rows, labels), to the share of every label; None where answers are no labels.
+    """
+
+    examples: Dataset | Sequence[dict[str, Any]]
+    collate: Collate
+    columns: tuple[str, ...]
+    answers: Callable[[np.ndarray], list[dict[str, Any]]]
+    labels: tuple[str, ...] = ()
+    shares: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+def read_logits(output: ModelOutput, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The logits, (batch, classes), of a classifier's output."""
+    return output.logits
+
+
+def stacked(answers: list[torch.Tensor]) -> np.ndarray:
+    """The answers of all batches, each (batch, ...), one below the other in float32.
+
+    Answers token by token, (batch, tokens, ...), are as wide as the longest batch; what is beyond a row's own batch
+    holds `IGNORED`, as Trainer pads its predictions.
+    """
+    arrays = [answer.float().cpu().numpy() for answer in answers]
+    if arrays[0].ndim > 2:
+        tokens = max(array.shape[1] for array in arrays)
+        more = [((0, 0), (0, tokens - array.shape[1]), *[(0, 0)] * (array.ndim - 2)) for array in arrays]
+        arrays = [np.pad(*one, constant_values=IGNORED) for one in zip(arrays, more, strict=True)]
+    return np.concatenate(arrays)
+
+
+class Head(ABC):
+    """A kind of task. A task is any object with the attributes of `tasks.Task`.
+
+    Attributes:
+        name: the hub's name of the kind, as a task file spells it.
+        auto_model: the transformers class that loads such a model.
+        auto_processor: the one that loads what turns its inputs into tensors.
+        file_options: further arguments that `describe` takes: `problem`, `labels`, `metric`.
+        keeps_answers: whether the answers of all batches have one shape, so that a teacher's can be cached.
+        reads_hub: whether one of a user's own files may be the name of a data set on the hub.
+        has_columns: whether files of this kind have columns to choose from.
+        has_logits: whether such a model ends in a head whose logits are compared; without, `read` says what is.
+        hub_library, pipeline_tag: of its model card; an empty tag is the name.
+        unused_keys: of a recipe, that mean nothing to this kind, with the reason.
+        default_keys: of a recipe, that mean something to this kind alone, with the value that null stands for.
+    """
+
+    name: ClassVar[str]
+    auto_model: ClassVar[type]
+    auto_processor: ClassVar[type]
+    file_options: ClassVar[tuple[str, ...]] = ()
+    keeps_answers: ClassVar[bool] = True
+    reads_hub: ClassVar[bool] = False
+    has_columns: ClassVar[bool] = True
+    has_logits: ClassVar[bool] = True
+    hub_library: ClassVar[str] = "transformers"
+    pipeline_tag: ClassVar[str] = ""
+    unused_keys: ClassVar[Mapping[str, str]] = {"image_augmentation": "there are no images"}
+    default_keys: ClassVar[Mapping[str, Any]] = {}
+
+    def for_model(self, source: "str | Path") -> "Head":
+        """The same kind as the model at `source` wants it, where further files beside the model say more.
+
+        Raises:
+            TrituneError: such a file cannot be used.
+        """
+        return self
+
+    @abstractmethod
+    def options(self, task: Any) -> dict[str, Any]:
+        """What `from_pretrained` takes to make a new head for `task`."""
+
+    @abstractmethod
+    def check(self, config: PreTrainedConfig, task: Any, source: "str | Path") -> None:
+        """Raise TrituneError, naming `source`, if a model of this config was made for other labels than the task's."""
+
+    @abstractmethod
+    def load_processor(self, source: "str | Path", model: PreTrainedModel, max_length: int | None) -> Any:
+        """The tokenizer or image processor beside a model.
+
+        Raises:
+            TrituneError: there is none, or it does not belong to the model.
+        """
+
+    def check_processors(self, student: Any, teacher: Any, source: "str | Path") -> None:
+        """Raise TrituneError, naming the student's `source`, if two processors read the same inputs differently."""
+        if student.get_vocab() != teacher.get_vocab():
+            raise TrituneError(
+                f"{source}: the student's tokenizer has other tokens than the teacher's; both read the same"
+            )
+
+    @abstractmethod
+    def encode(
+        self, splits: DatasetDict, task: Any, processor: Any, max_length: int | None, padding: str
+    ) -> EncodedData:
+        """Rows as the readers give them to rows as the model takes them, with `labels`.
+
+        Raises:
+            TrituneError: a row cannot be used.
+        """
+
+    def known(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """What the config of a fine-tuned model says for `describe`, by the names of `file_options`."""
+        return {}
+
+    def describe(
+        self, files: "Mapping[str, Path]", columns: Sequence[str] | None, label_column: str | None
+    ) -> dict[str, Any]:
+        """The fields of a `tasks.Task` for a user's own files: columns, labels, metric, lengths.
+
+        Args:
+            files: "train" and "validation" to their files; either may be missing.
+            columns: that hold the inputs; None looks for the usual ones.
+            label_column: that holds the label; None looks for "label".
+
+        Raises:
+            TrituneError: a file cannot be used, or this kind takes none.
+        """
+        raise TrituneError(f"{self.name}: files of one's own are not taken; name a task of the table")
+
+    def read_files(self, task: Any, splits: Sequence[str]) -> DatasetDict:
+        """These splits of `task.files`.
+
+        Raises:
+            TrituneError: a file or a row cannot be used; the message names it.
+        """
+        raise TrituneError(f"{self.name}: files of one's own are not taken; name a task of the table")
+
+    def companions(self, folder: "str | Path") -> "Mapping[str, bytes]":
+        """What a model's folder holds beside model and processor and must be uploaded with them: path to bytes."""
+        return {}
+
+    def read(self, output: ModelOutput, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What is scored and compared of a model's output: logits, (batch, classes), unless a kind says otherwise."""
+        return read_logits(output, batch)
+
+    def model_inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch with its `labels` under the names by which the model takes them for a loss of its own."""
+        return batch
+
+    def folder_files(self, task: Any, folder: "Path") -> "dict[str, Path] | None":
+        """The file of every split in a folder of the original data; None where the GLUE reader finds them."""
+        return None
+
+    def from_hub(self, rows: Dataset, task: Any, source: str) -> Dataset:
+        """A split of the hub's data set `task.repository` as `read_files` gives it.
+
+        Raises:
+            TrituneError: the data set has other columns or labels; the message names `source`.
+        """
+        raise TrituneError(f"{source}: {self.name} is not read from the hub; give files")
+
+    def inputs(self, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None, name: str) -> Any:
+        """What the rows of a table ask, as `predictable` takes it.
+
+        Args:
+            rows: at least one, without labels.
+            columns: that hold the inputs; None looks for the usual ones.
+            name: what messages call the table.
+
+        Raises:
+            TrituneError: a column or a row cannot be used, or this kind takes no tables.
+        """
+        raise TrituneError(f"{self.name}: models of this kind do not answer rows of a table")
+
+    def predictable(self, inputs: Any, answering: Answering, name: str) -> Predictable:
+        """Inputs as the model takes them, and what its outputs say.
+
+        Args:
+            inputs: see `inputs`.
+            answering: the model that will answer, and how it reads.
+            name: what messages call the inputs.
+
+        Raises:
+            TrituneError: an input cannot be used, or this kind answers none.
+        """
+        raise TrituneError(f"{self.name}: `tritune predict` does not take models of this kind")
+
+    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Any, data: EncodedData) -> dict[str, float]:
+        """How close a student's logits, (rows, labels), are to its teacher's from a pass of its own.
+
+        Args:
+            student, teacher: what `read` took of their outputs for the dev split that selects.
+            task: theirs.
+            data: that they were computed on.
+
+        Returns:
+            `agreement`, the share of rows with the same answer, and `kl_to_teacher`, KL(teacher || student) per row;
+            for regression `mse_to_teacher`.
+        """
+        if task.is_regression:
+            return {"mse_to_teacher": float(np.mean((student - teacher) ** 2))}
+        divergence = kl_divergence(torch.from_numpy(student).double(), torch.from_numpy(teacher).double())
+        return {
+            "agreement": float(np.mean(student.argmax(-1) == teacher.argmax(-1))),
+            "kl_to_teacher": float(divergence),
+        }
+
+    def usage(self, name: str) -> str:
+        """Python code that loads a student of this name, for its card."""
+        model, processor = self.auto_model.__name__, self.auto_processor.__name__
+        quoted = json.dumps(name, ensure_ascii=False)
+        return (
+            "import tritune  # without it, loading fails\n"
+            f"from transformers import {model}, {processor}\n\n"
+            f"model = {model}.from_pretrained({quoted})\n"
+            f"{'tokenizer' if self.auto_processor is AutoTokenizer else 'processor'} = "
+            f"{processor}.from_pretrained({quoted})"
+        )

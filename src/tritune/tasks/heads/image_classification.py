@@ -1,0 +1,173 @@
+"""One label for an image."""
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset, DatasetDict
+from PIL import Image as Pillow
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BatchFeature,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from ...checkpoints.hub import located
+from ...errors import TrituneError, first_line
+from ..metrics import accuracy
+from .classifier import Classifier, measures_of, named_answers
+from .head import Answering, Collate, EncodedData, Predictable
+from .image_augmentation import augmented
+from .images import IMAGE, LABEL, label_names, labelled, read_labelled, with_label
+
+# Named as the model's input, because Trainer keeps no other columns.
+PIXELS = "pixel_values"
+# Shows what a processor gives: its shape, and from black to white its values.
+_PROBE = Pillow.linear_gradient("L").resize((80, 60)).convert("RGB")
+
+
+class ImageClassification(Classifier):
+    """Classes of images, from `AutoModelForImageClassification`."""
+
+    name = "image-classification"
+    auto_model = AutoModelForImageClassification
+    auto_processor = AutoImageProcessor
+    reads_hub = True
+    unused_keys: ClassVar[Mapping[str, str]] = {"max_length": "images are not cut to a number of tokens"}
+    default_keys: ClassVar[Mapping[str, Any]] = {"image_augmentation": "standard"}
+
+    def load_processor(self, source: str | Path, model: PreTrainedModel, max_length: int | None) -> Any:
+        """The image processor beside a model, by Pillow; `max_length` has no meaning for images."""
+        found = located(source)
+        try:
+            processor = AutoImageProcessor.from_pretrained(found, backend="pil", trust_remote_code=False)
+            _, *size = _pixels(processor, [_PROBE]).shape
+        except Exception as error:
+            raise TrituneError(
+                f"{source}: no image processor that can be loaded ({first_line(error)}); put the model's own beside it"
+            ) from None
+        _check_fits(size, model.config, source)
+        return processor
+
+    def check_processors(self, student: Any, teacher: Any, source: str | Path) -> None:
+        """Raise TrituneError if the student's image processor gives another size, or other values."""
+        own, theirs = (_pixels(processor, [_PROBE]) for processor in (student, teacher))
+        if own.shape != theirs.shape or not torch.equal(own, theirs):
+            raise TrituneError(
+                f"{source}: the student's image processor gives other sizes or values than the teacher's; both read "
+                "the same"
+            )
+
+    def encode(
+        self, splits: DatasetDict, task: Any, processor: Any, max_length: int | None, padding: str
+    ) -> EncodedData:
+        """Images stay encoded: each is decoded and processed when a batch needs it, training images augmented."""
+        encoded = DatasetDict(
+            {split: as_pixels(rows, processor)[0].rename_column(LABEL, "labels") for split, rows in splits.items()}
+        )
+        height, width = _pixels(processor, [_PROBE]).shape[-2:]
+        augment = partial(_augment, processor=processor, width=width, height=height)
+        batches = partial(collate, processor=processor)
+        return EncodedData(encoded, batches, measures_of(encoded, task), task.dev_splits[0], augment)
+
+    def describe(
+        self,
+        files: Mapping[str, Path],
+        columns: Sequence[str] | None,
+        label_column: str | None,
+        labels: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """The labels that a model knows, else of the training images, or of the others where there are none.
+
+        Raises:
+            TrituneError: the images cannot be read.
+        """
+        if columns is not None and len(columns) != 1:
+            raise TrituneError(f"{self.name} takes one column of images, got {len(columns)}")
+        split, source = next((split, files[split]) for split in ("train", "validation") if split in files)
+        # A dev file alone may come from a task file whose training images have columns.
+        is_named = columns is not None or label_column not in (None, LABEL)
+        if is_named and "train" in files and all(file.is_dir() for file in files.values()):
+            raise TrituneError(f"{source}: folders have no columns, their classes are the names of the folders inside")
+        rows = read_labelled(source, split, columns and columns[0], label_column)
+        return {
+            "text_columns": tuple(columns or ()),
+            "labels": tuple(labels or label_names(rows, str(source))),
+            "metric": accuracy.__name__,
+            "measure": accuracy,
+            "max_length": None,
+            "batch_size": 64,
+            "eval_steps": 100,
+            "label_column": label_column or LABEL,
+        }
+
+    def read_files(self, task: Any, splits: Sequence[str]) -> DatasetDict:
+        """Images of a folder, a parquet file or the hub, every one of them decodable."""
+        read, column = {}, next(iter(task.text_columns), None)
+        for split in splits:
+            source = task.files[split]
+            rows = read_labelled(source, split, column, task.label_column)
+            read[split] = labelled(rows, task.labels, str(source))
+        return DatasetDict(read)
+
+    def folder_files(self, task: Any, folder: Path) -> dict[str, Path]:
+        """A parquet file per split: `train.parquet`, `test.parquet`."""
+        return {split: folder / f"{split}.parquet" for split in ("train", *task.dev_splits)}
+
+    def from_hub(self, rows: Dataset, task: Any, source: str) -> Dataset:
+        """Images and labels, every image decodable."""
+        return labelled(with_label(rows, None, task.label_column, source), task.labels, source)
+
+    def predictable(self, inputs: Dataset, answering: Answering, name: str) -> Predictable:
+        """Rows of the column `image`; adds `prediction`, see `classifier.named_answers`."""
+        return named_answers(*as_pixels(inputs, answering.processor), answering.model, name)
+
+
+def as_pixels(rows: Dataset, processor: Any) -> tuple[Dataset, Collate]:
+    """Rows of the column `image` under the name of a model's input, and what makes batches of them."""
+    return rows.rename_column(IMAGE, PIXELS), partial(collate, processor=processor)
+
+
+def collate(rows: Sequence[dict[str, Any]], processor: Any) -> BatchFeature:
+    """Rows to `pixel_values`, (batch, channels, height, width), and what else they hold as numbers, (batch,).
+
+    Images go through the processor; tensors, as the augmentation gives them, have been there.
+    """
+    images = [row[PIXELS] for row in rows]
+    pixels = torch.stack(images) if isinstance(images[0], torch.Tensor) else _pixels(processor, images)
+    others = {name: torch.tensor([row[name] for row in rows]) for name in rows[0] if name != PIXELS}
+    return BatchFeature({PIXELS: pixels, **others})
+
+
+def _augment(row: dict[str, Any], generator: random.Random, *, processor: Any, width: int, height: int) -> dict:
+    """A training row with a random view of its image, processed but for changes of size."""
+    image = augmented(row[PIXELS], width, height, processor.resample, generator)
+    (pixels,) = _pixels(processor, [image], do_resize=False, do_center_crop=False)
+    return {**row, PIXELS: pixels}
+
+
+def _pixels(processor: Any, images: list[Pillow.Image], **options: Any) -> torch.Tensor:
+    """Images of any mode, in colour or gray as the processor's mean says, to (batch, channels, height, width)."""
+    mode = "L" if len(getattr(processor, "image_mean", None) or "RGB") == 1 else "RGB"
+    return processor([image.convert(mode) for image in images], return_tensors="pt", **options)[PIXELS]
+
+
+def _check_fits(found: list[int], config: PreTrainedConfig, source: str | Path) -> None:
+    """Raise TrituneError if the processor makes images, (channels, height, width), that the model does not take."""
+    size = getattr(config, "image_size", None)
+    sides = (size, size) if isinstance(size, int) else size
+    wanted = [getattr(config, "num_channels", found[0]), *(sides or found[1:])]
+    if found != wanted:
+        shapes = [" x ".join(map(str, shape)) for shape in (found, wanted)]
+        raise TrituneError(
+            f"{source}: the image processor gives {shapes[0]} (channels, height, width) and the model takes "
+            f"{shapes[1]}; they do not belong together"
+        )
+
+
+IMAGE_CLASSIFICATION = ImageClassification()

@@ -1,0 +1,238 @@
+"""Labelled images from a folder, a parquet file or the hub, decoded by Pillow through `datasets.Image`.
+
+Images stay encoded in memory or on disk and are decoded when a batch needs them; that all of them can be decoded is
+found out before anything is trained. A folder is read here and not by `datasets`' imagefolder, which takes classes
+named "train" or "test" for splits and drops the labels where there is a single one.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as Pillow
+from tqdm.auto import tqdm
+
+from ...checkpoints.hub import load_dataset
+from ...errors import TrituneError, first_line, shown
+
+IMAGE, LABEL = "image", "label"
+# The columns that are looked for where none is of the type `Image`.
+_KNOWN_COLUMNS = ("image", "img")
+# What the dev split of a hub data set may be called, best first.
+_DEV_SPLITS = ("validation", "valid", "val", "dev", "test")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The files below `folder` whose ending Pillow knows, sorted; hidden ones and others are left out.
+
+    Raises:
+        TrituneError: there is none.
+    """
+    known = Pillow.registered_extensions()
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_hidden(path, folder)]
+    images = [path for path in files if path.suffix.lower() in known]
+    if not images:
+        raise TrituneError(f"{folder}: holds no images")
+    if others := len(files) - len(images):
+        warnings.warn(f"{folder}: {others} files that are no images were left out", stacklevel=2)
+    return images
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def read_labelled(source: str | Path, split: str, column: str | None, label_column: str | None) -> Dataset:
+    """Images with labels as they stand there, not verified: the columns `image` (`datasets.Image`) and `label`.
+
+    Args:
+        source: a folder with one folder per class, a parquet file, or the name of a data set on the hub.
+        split: "train" or another; only the hub has several.
+        column: that holds the images; None looks for it.
+        label_column: None is "label".
+
+    Raises:
+        TrituneError: the source or a column cannot be used.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _read_folder(path)
+    rows = read_parquet(path) if path.is_file() else _read_hub(source, split)
+    return with_label(rows, column, label_column, str(source))
+
+
+def with_label(rows: Dataset, column: str | None, label_column: str | None, where: str) -> Dataset:
+    """Two columns of a table, named `image` and `label`, see `read_labelled`."""
+    column, label_column = image_column(rows, column, where), label_column or LABEL
+    if label_column not in rows.column_names:
+        raise TrituneError(f"{where}: no column {label_column!r}; there are {', '.join(rows.column_names)}")
+    rows = rows.select_columns([column, label_column])
+    return rows.rename_columns({old: new for old, new in ((column, IMAGE), (label_column, LABEL)) if old != new})
+
+
+def _read_folder(folder: Path) -> Dataset:
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not classes:
+        raise TrituneError(f"{folder}: must hold one folder per class, and holds none")
+    files = [(path, number) for number, name in enumerate(classes) for path in image_files(folder / name)]
+    features = Features({IMAGE: Image(), LABEL: ClassLabel(names=classes)})
+    return Dataset.from_dict(
+        {IMAGE: [str(path) for path, _ in files], LABEL: [number for _, number in files]}, features=features
+    )
+
+
+def read_parquet(path: Path) -> Dataset:
+    """The rows of a parquet file, in memory, with the types that `datasets` may have written into it.
+
+    Raises:
+        TrituneError: it is not such a file, or holds no rows.
+    """
+    if path.suffix != ".parquet":
+        raise TrituneError(f"{path}: images are taken from a folder or a .parquet file")
+    try:
+        rows = Dataset(pyarrow.parquet.read_table(path))
+    except Exception as error:  # of a damaged file, pyarrow and datasets say so in types of their own
+        raise TrituneError(f"{path}: not a parquet file that can be read ({first_line(error)})") from None
+    if not len(rows):
+        raise TrituneError(f"{path}: holds no rows")
+    return rows
+
+
+def _read_hub(source: str | Path, split: str) -> Dataset:
+    name = Path(source).as_posix()
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).suffix == ".parquet":
+        raise TrituneError(f"{source}: there is no such file or folder")
+    try:
+        loaded: DatasetDict = load_dataset(name)
+    except Exception as error:  # the network, the cache and the hub's client each fail with types of their own
+        raise TrituneError(
+            f"{source}: no such file or folder, and no data set of the hub that can be loaded ({first_line(error)})"
+        ) from None
+    names = _DEV_SPLITS if split == "validation" else (split,)
+    found = next((one for one in names if one in loaded), None)
+    if found is None:
+        raise TrituneError(f"{source}: has no split {split!r}; there are {', '.join(loaded)}")
+    return loaded[found]
+
+
+def image_column(rows: Dataset, wanted: str | None, where: str) -> str:
+    """The column that holds the images: the one asked for, or the only one of the type `Image`, or a usual name.
+
+    Raises:
+        TrituneError: there is none, or it holds something else.
+    """
+    typed = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+    usual = [name for name in _KNOWN_COLUMNS if name in rows.column_names]
+    found = wanted or next(iter(typed if len(typed) == 1 else usual), None)
+    if found is None or found not in rows.column_names:
+        missing = f"no column {found!r}" if found else "say which column holds the images"
+        raise TrituneError(f"{where}: {missing}; there are {', '.join(rows.column_names)}")
+    return found
+
+
+def label_names(rows: Dataset, where: str) -> tuple[str, ...]:
+    """The names of the labels: those of a ClassLabel in its order, else all values there are, sorted.
+
+    Raises:
+        TrituneError: the labels are neither numbers nor texts, or there is only one.
+    """
+    feature = rows.features[LABEL]
+    names = tuple(feature.names) if isinstance(feature, ClassLabel) else tuple(map(str, sorted(_values(rows, where))))
+    if len(names) < 2:
+        raise TrituneError(f"{where}: has {len(names)} label; a classifier needs two")
+    return names
+
+
+def _values(rows: Dataset, where: str) -> set[Any]:
+    values = rows[LABEL]
+    for number, value in enumerate(values, 1):
+        if type(value) not in (int, str) or type(value) is not type(values[0]):
+            raise TrituneError(
+                f"{where}, row {number}: a label must be a whole number or text, all alike; got {shown(value)}"
+            )
+    return set(values)
+
+
+def labelled(rows: Dataset, names: Sequence[str], where: str) -> Dataset:
+    """Rows with every image decodable, and every label a `ClassLabel` of `names`.
+
+    Args:
+        rows: from `read_labelled`.
+        names: of the task's labels, in the order of its ids.
+        where: what messages call the rows.
+
+    Raises:
+        TrituneError: an image cannot be decoded, or a label is not among `names`; the message names file or row.
+    """
+    feature, ids = rows.features[LABEL], {name: number for number, name in enumerate(names)}
+    given = rows[LABEL]
+    if isinstance(feature, ClassLabel):
+        given = [feature.names[value] if value is not None and value >= 0 else None for value in given]
+    for number, name in enumerate(given, 1):
+        if name is None or str(name) not in ids:
+            known = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+            what = "no label" if name is None else f"the label {shown(name)}, which training does not know"
+            raise TrituneError(f"{where}, row {number}: {what}; known are {known}")
+    numbers = [ids[str(name)] for name in given]
+    rows = rows.remove_columns(LABEL).add_column(LABEL, numbers, feature=ClassLabel(names=list(names)))
+    return verified(as_images(rows, where), where)
+
+
+def as_images(rows: Dataset, where: str) -> Dataset:
+    """Rows whose column `image` has the type `Image`: encoded bytes, or paths of files.
+
+    Raises:
+        TrituneError: it holds something else.
+    """
+    if isinstance(rows.features[IMAGE], Image):
+        return rows
+    try:
+        return rows.cast_column(IMAGE, Image())
+    except Exception as error:
+        raise TrituneError(f"{where}: its image column holds no images ({first_line(error)})") from None
+
+
+def verified(rows: Dataset, where: str) -> Dataset:
+    """The rows, once every image of theirs was decoded.
+
+    Raises:
+        TrituneError: an image cannot be decoded; the message names its file or row.
+    """
+    bar = tqdm(range(len(rows)), desc=f"verify the images of {where}", leave=False, delay=2)
+    for number in bar:
+        try:
+            image = rows[number][IMAGE]
+        except Exception as error:
+            path = rows.cast_column(IMAGE, Image(decode=False))[number][IMAGE]["path"]
+            place = path if path and Path(path).is_file() else f"{where}, row {number + 1}"
+            raise TrituneError(f"{place}: not an image that can be decoded ({first_line(error)}); replace it") from None
+        if image is None:
+            raise TrituneError(f"{where}, row {number + 1}: there is no image; fill it in or drop the row")
+    return rows
+
+
+def unlabelled(source: str | Path) -> tuple[Dataset, list[dict[str, Any]]]:
+    """Images to answer for, verified, and what to call each: `file` (below the folder), or `row`, counted from 1.
+
+    Args:
+        source: a folder with images at any depth, one image file, or a parquet file.
+
+    Raises:
+        TrituneError: there are none, or one cannot be decoded.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix == ".parquet":
+        rows = read_parquet(path)
+        column = image_column(rows, None, str(path))
+        images = rows.select_columns([column])
+        images = images if column == IMAGE else images.rename_column(column, IMAGE)
+        return verified(as_images(images, str(path)), str(path)), [{"row": row + 1} for row in range(len(rows))]
+    if not path.exists():
+        raise TrituneError(f"{path}: there is no such file or folder")
+    files = image_files(path) if path.is_dir() else [path]
+    images = Dataset.from_dict({IMAGE: [str(file) for file in files]}, features=Features({IMAGE: Value("string")}))
+    names = [str(file.relative_to(path)) if path.is_dir() else str(file) for file in files]
+    return verified(as_images(images, str(path)), str(path)), [{"file": name} for name in names]

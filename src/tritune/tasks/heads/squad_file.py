@@ -1,0 +1,120 @@
+"""Reads questions from SQuAD's JSON, versions 1.1 and 2.0, and checks every one of them."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+
+from ...errors import TrituneError, shown
+
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "question": Value("string"),
+        "context": Value("string"),
+        "answers": List(Value("string")),
+        "starts": List(Value("int64")),
+    }
+)
+_SHAPE = "SQuAD's JSON has a list `data` of `paragraphs`, each a `context` with its `qas`"
+
+
+def read_squad(path: Path, unanswerable: bool) -> Dataset:
+    """The questions of a file: `id`, `question`, `context`, the texts of its `answers` and where they start.
+
+    Args:
+        path: a JSON file.
+        unanswerable: whether questions may have no answer (version 2.0); their list is then empty.
+
+    Raises:
+        TrituneError: the file or a question cannot be used; the message names both.
+    """
+    return questions(_raw(path), path, unanswerable)
+
+
+def has_unanswerable(path: Path) -> bool:
+    """Whether a file marks a question as impossible to answer.
+
+    Raises:
+        TrituneError: it is not SQuAD's JSON.
+    """
+    return any(bool(raw.get("is_impossible")) for raw in _raw(path))
+
+
+def questions(raws: Iterable[dict[str, Any]], source: Path | str, unanswerable: bool) -> Dataset:
+    """Checked questions.
+
+    Args:
+        raws: with `id`, `question`, `context`, and `answers`, each a `text` with its `answer_start`.
+        source: what messages name.
+        unanswerable: whether a question may have no answer.
+
+    Raises:
+        TrituneError: a question cannot be used, two have the same id, or there is none.
+    """
+    columns: dict[str, list] = {name: [] for name in FEATURES}
+    seen = set()
+    for raw in raws:
+        where = f"{source}, question {shown(raw.get('id'))}"
+        for key in ("id", "question", "context"):
+            if not isinstance(raw.get(key), str) or not raw[key].strip():
+                raise TrituneError(f"{where}: its {key} must be a text, found {shown(raw.get(key))}")
+        if raw["id"] in seen:
+            raise TrituneError(f"{where}: this id stands there twice; every question needs its own")
+        seen.add(raw["id"])
+        answers = list(_answers(raw, where))
+        if not answers and not unanswerable:
+            raise TrituneError(f"{where}: has no answer; drop it, or take squad_v2, which has questions without one")
+        texts, starts = ([answer[place] for answer in answers] for place in (0, 1))
+        values = (raw["id"], raw["question"].strip(), raw["context"], texts, starts)
+        for name, value in zip(columns, values, strict=True):
+            columns[name].append(value)
+    if not columns["id"]:
+        raise TrituneError(f"{source}: holds no questions")
+    return Dataset.from_dict(columns, features=FEATURES)
+
+
+def _answers(raw: dict[str, Any], where: str) -> Iterator[tuple[str, int]]:
+    """Text and first character of every answer."""
+    if raw.get("is_impossible"):
+        return
+    answers = raw.get("answers")
+    if not isinstance(answers, list):
+        raise TrituneError(f"{where}: its answers must be a list, found {shown(answers)}")
+    for answer in answers:
+        text = answer.get("text") if isinstance(answer, dict) else None
+        start = answer.get("answer_start") if isinstance(answer, dict) else None
+        if not isinstance(text, str) or not text.strip() or type(start) is not int:
+            raise TrituneError(f"{where}: an answer needs `text` and `answer_start`, found {shown(answer)}")
+        found = raw["context"][start : start + len(text)] if start >= 0 else ""
+        if found != text:
+            raise TrituneError(
+                f"{where}: the answer {shown(text)} does not stand at character {start} of its context, where "
+                f"{shown(found)} is; repair answer_start or drop the question"
+            )
+        yield text, start
+
+
+def _raw(path: Path) -> Iterator[dict[str, Any]]:
+    """Every question as the file has it, its context beside it."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise TrituneError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # broken UTF-8 is a ValueError too
+        raise TrituneError(f"{path}: not JSON ({shown(str(error))}); {_SHAPE}") from None
+    for article in _list(content, "data", path):
+        for paragraph in _list(article, "paragraphs", path):
+            for raw in _list(paragraph, "qas", path):
+                if not isinstance(raw, dict):
+                    raise TrituneError(f"{path}: {shown(raw)} is no question; {_SHAPE}")
+                yield raw | {"context": paragraph.get("context")}
+
+
+def _list(holder: Any, key: str, path: Path) -> list:
+    value = holder.get(key) if isinstance(holder, dict) else None
+    if not isinstance(value, list):
+        raise TrituneError(f"{path}: no list `{key}` where one belongs; {_SHAPE}")
+    return value

@@ -1,0 +1,142 @@
+"""Reads tagged sentences: columns of words and tags as in CoNLL's files, JSON lines, or parquet."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+
+from ...errors import TrituneError, shown
+from ..span_metrics import OUTSIDE, iob2
+
+FEATURES = Features({"tokens": List(Value("string")), "tags": List(Value("string"))})
+# A file of one sentence longer than this has lost its blank lines.
+_LONGEST_ONLY_SENTENCE = 200
+_DOCUMENT = "-DOCSTART-"
+
+Sentence = tuple[str, list[str], list[str]]
+
+
+def read_tagged(
+    path: Path, columns: Sequence[str] = ("tokens", "tags"), labels: Sequence[str] | None = None
+) -> Dataset:
+    """The sentences of a file: `tokens` and `tags`, IOB1 turned into IOB2.
+
+    Args:
+        path: `.jsonl`, `.json` or `.parquet` with a list of words and a list of tags a row; any other ending is lines
+            of word, tag and whatever stands between them, with a blank line between sentences.
+        columns: that hold words and tags, where there are columns.
+        labels: the tags that may occur; None for any.
+
+    Raises:
+        TrituneError: the file or a sentence cannot be used; the message names file and line, or row.
+    """
+    if not path.is_file():
+        raise TrituneError(f"{path} is missing: give a file of tagged sentences")
+    reader = _READERS.get(path.suffix.lower(), _lines)
+    found: dict[str, list[list[str]]] = {"tokens": [], "tags": []}
+    for where, tokens, tags in _checked(reader(path, columns), path):
+        tags = iob2(tags)
+        if labels is not None and (unknown := [tag for tag in tags if tag not in labels]):
+            raise TrituneError(f"{where}: the tag {shown(unknown[0])} is none of {', '.join(labels)}")
+        found["tokens"].append(tokens)
+        found["tags"].append(tags)
+    return Dataset.from_dict(found, features=FEATURES)
+
+
+def is_table(path: Path) -> bool:
+    """Whether words and tags stand in named columns of such a file."""
+    return path.suffix.lower() in _READERS
+
+
+def labels_of(sentences: Dataset, source: Path) -> tuple[str, ...]:
+    """The tags that occur, `O` first; of an entity that is tagged B or I, both.
+
+    Raises:
+        TrituneError: there is nothing but `O`.
+    """
+    tags = {tag for row in sentences["tags"] for tag in row}
+    if tags == {OUTSIDE}:
+        raise TrituneError(
+            f"{source}: every tag is {OUTSIDE}, so there is nothing to learn; check the column of the tags"
+        )
+    kinds = {tag[2:] for tag in tags if tag[:2] in ("B-", "I-")}
+    tags |= {f"{prefix}-{kind}" for kind in kinds for prefix in "BI"}
+    by_kind = sorted(tags - {OUTSIDE}, key=lambda tag: (tag[2:], tag) if tag[1:2] == "-" else (tag, ""))
+    return (*((OUTSIDE,) if OUTSIDE in tags else ()), *by_kind)
+
+
+def _checked(sentences: Iterable[Sentence], path: Path) -> Iterator[Sentence]:
+    empty = True
+    for where, tokens, tags in sentences:
+        for what, values in (("words", tokens), ("tags", tags)):
+            if not isinstance(values, list) or not values or not all(isinstance(one, str) and one for one in values):
+                raise TrituneError(f"{where}: its {what} must be a list of texts, found {shown(values)}")
+        if len(tokens) != len(tags):
+            raise TrituneError(f"{where}: {len(tokens)} words and {len(tags)} tags; every word needs one")
+        empty = False
+        yield where, tokens, tags
+    if empty:
+        raise TrituneError(f"{path}: holds no sentences")
+
+
+def _lines(path: Path, columns: Sequence[str]) -> Iterator[Sentence]:
+    """Words and tags line by line: the first column is the word, the last one the tag."""
+    words, tags, first, sentences, width = [], [], 1, 0, None
+    for number, line in enumerate([*_text(path).split("\n"), ""], 1):
+        fields = line.rstrip("\r").split("\t") if "\t" in line else line.split()
+        fields = [field.strip() for field in fields]
+        if not any(fields) or fields[0] == _DOCUMENT:
+            if words:
+                sentences += 1
+                yield f"{path}, line {first}", words, tags
+            words, tags, first = [], [], number + 1
+            continue
+        width = width or len(fields)
+        if len(fields) < 2 or len(fields) != width:
+            raise TrituneError(f"{path}, line {number}: {len(fields)} columns, expected {max(width, 2)}: word … tag")
+        words.append(fields[0])
+        tags.append(fields[-1])
+        if sentences == 0 and len(words) > _LONGEST_ONLY_SENTENCE:
+            raise TrituneError(f"{path}: no blank line in the first {number}; one must stand between any two sentences")
+
+
+def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[Sentence]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise TrituneError(f"{where}: not JSON; a line is an object with lists of words and tags") from None
+        yield where, *_fields(row, columns, where)
+
+
+def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Sentence]:
+    try:
+        rows = Dataset.from_parquet(str(path))
+    except Exception as error:  # pyarrow and datasets each fail with types of their own
+        raise TrituneError(f"{path}: not a parquet file that can be read ({type(error).__name__})") from None
+    for number, row in enumerate(rows, 1):
+        yield f"{path}, row {number}", *_fields(row, columns, f"{path}, row {number}")
+
+
+_READERS = {".jsonl": _json_lines, ".json": _json_lines, ".parquet": _parquet}
+
+
+def _fields(row: Any, columns: Sequence[str], where: str) -> tuple[Any, Any]:
+    if not isinstance(row, dict) or any(column not in row for column in columns):
+        found = ", ".join(map(shown, row)) if isinstance(row, dict) else shown(row)
+        raise TrituneError(f"{where}: needs the lists {' and '.join(columns)}, found {found}")
+    return row[columns[0]], row[columns[1]]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise TrituneError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TrituneError(f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error

@@ -1,0 +1,248 @@
+"""A tag for every word: names of persons and places (CoNLL-2003), parts of speech."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ...checkpoints.hub import located
+from ...checkpoints.load import load_tokenizer
+from ...distil.losses import kl_divergence
+from ...distil.next_token import IGNORED
+from ...errors import TrituneError
+from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
+from .classifier import Classifier
+from .head import Answering, EncodedData, Predictable
+from .tag_files import FEATURES, is_table, labels_of, read_tagged
+from .text import bar_only_for, check_room, collator, token_by_token
+
+_KNOWN_COLUMNS = ("tokens", "words", "text", "sentence")
+
+
+@dataclass(frozen=True)
+class _Tags:
+    """Scores the tags of the words of one dev split.
+
+    `first_tokens` holds, for every sentence, each word's first token; -1 for a word that the model never saw.
+    """
+
+    first_tokens: Sequence[Sequence[int]]
+    gold: Sequence[Sequence[str]]
+    labels: tuple[str, ...]
+    measure: Callable[..., dict[str, float]]
+
+    def __call__(self, logits: np.ndarray) -> dict[str, float]:
+        """Metrics of logits, (sentences, tokens, labels)."""
+        return self.measure(tags_of(logits, self.first_tokens, self.labels), self.gold)
+
+
+class TokenClassification(Classifier):
+    """A class for every word, from `AutoModelForTokenClassification`; a word's first token carries it.
+
+    Words beyond the maximal length are never seen and so count as tagged `O`.
+    """
+
+    name = "token-classification"
+    auto_model = AutoModelForTokenClassification
+    auto_processor = AutoTokenizer
+    keeps_answers = False
+
+    def load_processor(
+        self, source: str | Path, model: PreTrainedModel, max_length: int | None
+    ) -> PreTrainedTokenizerBase:
+        """The tokenizer, a fast one; see `load.load_tokenizer`.
+
+        A byte-level one (RoBERTa's) writes the space before a word into its tokens, so it must be told to.
+        """
+        tokenizer = token_by_token(load_tokenizer(source, model, max_length), source)
+        if '"add_prefix_space":false' in tokenizer.backend_tokenizer.to_str():
+            tokenizer = AutoTokenizer.from_pretrained(located(source), trust_remote_code=False, add_prefix_space=True)
+            tokenizer = token_by_token(tokenizer, source)
+        return tokenizer
+
+    def folder_files(self, task: Any, folder: Path) -> dict[str, Path]:
+        """`train.txt` and `dev.txt`, or CoNLL's own name of it, `valid.txt`."""
+        dev = folder / "dev.txt"
+        return {"train": folder / "train.txt", "validation": dev if dev.is_file() else folder / "valid.txt"}
+
+    def describe(
+        self,
+        files: Mapping[str, Path],
+        columns: Sequence[str] | None,
+        label_column: str | None,
+        labels: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """The tags that a model knows, else of the training file, or of the other where there is none; CoNLL's lengths.
+
+        Raises:
+            TrituneError: a file or a column cannot be used.
+        """
+        if columns is not None and len(columns) != 1:
+            raise TrituneError(f"{self.name}: one column holds the words, got {', '.join(columns)}")
+        words, tags = (columns or ("tokens",))[0], label_column or "tags"
+        # A dev file alone may come from a task file whose training file has columns.
+        is_named = (words, tags) != ("tokens", "tags")
+        if is_named and "train" in files and not any(is_table(file) for file in files.values()):
+            raise TrituneError(
+                f"{self.name}: lines of word and tag have no columns to name; .jsonl, .json and .parquet do"
+            )
+        source = Path(next(files[split] for split in ("train", "validation") if split in files))
+        labels = tuple(labels or labels_of(read_tagged(source, (words, tags)), source))
+        measure = entity_f1 if names_entities(labels) else tag_accuracy
+        metric = "entity_f1" if names_entities(labels) else "accuracy"
+        own = {"text_columns": (words,), "label_column": tags, "labels": labels, "measure": measure, "metric": metric}
+        return CONLL | own
+
+    def read_files(self, task: Any, splits: Sequence[str]) -> DatasetDict:
+        """Words and tags of every sentence, see `tag_files.read_tagged`."""
+        columns = (*task.text_columns, task.label_column)
+        return DatasetDict({split: read_tagged(Path(task.files[split]), columns, task.labels) for split in splits})
+
+    def from_hub(self, rows: Dataset, task: Any, source: str) -> Dataset:
+        """The hub keeps the tags as numbers."""
+        names = getattr(getattr(rows.features.get("ner_tags"), "feature", None), "names", None)
+        if "tokens" not in rows.column_names or names is None or not set(names) <= set(task.labels):
+            raise TrituneError(f"{source} gives {task.title} as {dict(rows.features)}, expected tokens and ner_tags")
+        tags = [iob2([names[tag] for tag in row]) for row in rows["ner_tags"]]
+        return Dataset.from_dict({"tokens": list(rows["tokens"]), "tags": tags}, features=FEATURES)
+
+    def encode(
+        self, splits: DatasetDict, task: Any, processor: PreTrainedTokenizerBase, max_length: int | None, padding: str
+    ) -> EncodedData:
+        """Token ids of every sentence with `labels`, one a token, `IGNORED` where no word begins."""
+        encoded, measures = DatasetDict(), {}
+        for split, rows in splits.items():
+            encoded[split], first_tokens = _encode(rows, processor, max_length, task.title, task.labels)
+            if split in task.dev_splits:
+                measures[split] = _Tags(first_tokens, rows["tags"], task.labels, task.measure)
+        collate = _collator(processor, padding, max_length)
+        return EncodedData(encoded, collate, measures, task.dev_splits[0])
+
+    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Any, data: EncodedData) -> dict[str, float]:
+        """How close a student's logits, (sentences, tokens, labels), are to its teacher's from a pass of its own.
+
+        Returns:
+            `agreement`, the share of words with the same tag, and `kl_to_teacher`, KL(teacher || student) per word.
+        """
+        labels = data.dev["labels"]
+        words = np.zeros(student.shape[:2], bool)
+        for row, ids in enumerate(labels):
+            words[row, : len(ids)] = np.asarray(ids) != IGNORED
+        student, teacher = student[words], teacher[words]
+        divergence = kl_divergence(torch.from_numpy(student).double(), torch.from_numpy(teacher).double())
+        agreement = float(np.mean(student.argmax(-1) == teacher.argmax(-1)))
+        return {"agreement": agreement, "kl_to_teacher": float(divergence)}
+
+    def inputs(self, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None, name: str) -> list[list[str]]:
+        """The words of every row, of one column: a list of them, or a text that is split at spaces."""
+        column = next((known for known in columns or _KNOWN_COLUMNS if known in rows[0]), None)
+        if column is None or (columns is not None and len(columns) != 1):
+            raise TrituneError(f"{name}: say with --text-columns which one of {', '.join(rows[0])} holds the words")
+        sentences = []
+        for number, row in enumerate(rows, 1):
+            words = row.get(column)
+            words = words.split() if isinstance(words, str) else words
+            if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+                raise TrituneError(f"{name}, row {number}: {column!r} must hold words; fill it in or drop the row")
+            sentences.append(words)
+        return sentences
+
+    def predictable(self, inputs: list[list[str]], answering: Answering, name: str) -> Predictable:
+        """Adds `tags`, a list with a tag a word."""
+        rows = Dataset.from_dict({"tokens": inputs})
+        encoded, first_tokens = _encode(rows, answering.processor, answering.max_length, name)
+        labels = self.known(answering.model.config)["labels"]
+
+        def answers(logits: np.ndarray) -> list[dict[str, Any]]:
+            """One list of tags a row."""
+            return [{"tags": tags} for tags in tags_of(logits, first_tokens, labels)]
+
+        return Predictable(encoded, answering.collate(), ("tags",), answers)
+
+
+def tags_of(logits: np.ndarray, first_tokens: Sequence[Sequence[int]], labels: Sequence[str]) -> list[list[str]]:
+    """The tags of all words.
+
+    Args:
+        logits: (sentences, tokens, labels).
+        first_tokens: every word's first token; -1 for a word without one, which is tagged `O`.
+        labels: names in the order of the logits.
+
+    Raises:
+        TrituneError: the shapes do not fit, or a word's logits are not finite.
+    """
+    if logits.ndim != 3 or len(logits) != len(first_tokens) or logits.shape[2] != len(labels):
+        raise TrituneError(f"cannot read {len(labels)} tags from logits of shape {logits.shape}")
+    read = [row[[place for place in places if place >= 0]] for row, places in zip(logits, first_tokens, strict=True)]
+    if bad := sum(not np.isfinite(row).all() for row in read):
+        raise TrituneError(f"{bad} of {len(logits)} sentences have NaN or infinite logits: there is no score")
+    tags = []
+    for row, places in zip(read, first_tokens, strict=True):
+        best = iter(row.argmax(-1))
+        tags.append([labels[next(best)] if place >= 0 else OUTSIDE for place in places])
+    return tags
+
+
+def _encode(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    title: str,
+    labels: Sequence[str] | None = None,
+) -> tuple[Dataset, list[list[int]]]:
+    """Token ids of every sentence, with `labels` where names are given; and every word's first token, or -1."""
+    check_room(tokenizer, 1, max_length)
+    ids = {label: index for index, label in enumerate(labels or ())}
+
+    def tokenize(batch: dict[str, list]) -> dict[str, list]:
+        """Columns of words to columns of token ids."""
+        encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=max_length)
+        columns = dict(encoded) | {"first_tokens": [], **({"labels": []} if labels else {})}
+        for row, words in enumerate(batch["tokens"]):
+            of_token = encoded.word_ids(row)
+            places = {word: place for place, word in reversed(list(enumerate(of_token))) if word is not None}
+            columns["first_tokens"].append([places.get(word, -1) for word in range(len(words))])
+            if labels:
+                tags = [IGNORED] * len(of_token)
+                for word, place in places.items():
+                    tags[place] = ids[batch["tags"][row][word]]
+                columns["labels"].append(tags)
+        return columns
+
+    with bar_only_for(len(rows)):
+        encoded = rows.map(tokenize, batched=True, remove_columns=rows.column_names, keep_in_memory=True, desc=title)
+    return encoded.remove_columns("first_tokens"), list(encoded["first_tokens"])
+
+
+def _collator(tokenizer: PreTrainedTokenizerBase, padding: str, max_length: int) -> DataCollatorForTokenClassification:
+    """As `text.collator`, with labels padded too."""
+    plain = collator(tokenizer, padding, max_length)
+    return DataCollatorForTokenClassification(
+        tokenizer, padding=plain.padding, max_length=plain.max_length, label_pad_token_id=IGNORED
+    )
+
+
+TOKEN_CLASSIFICATION = TokenClassification()
+
+CONLL: dict[str, Any] = {
+    "text_columns": ("tokens",),
+    "label_column": "tags",
+    "labels": (OUTSIDE, *(f"{prefix}-{kind}" for kind in ("PER", "ORG", "LOC", "MISC") for prefix in "BI")),
+    "metric": "entity_f1",
+    "measure": entity_f1,
+    "max_length": 128,
+    "batch_size": 32,
+    "eval_steps": 200,
+}
+"""The fields of a `tasks.Task` for CoNLL-2003, tags in the order of the hub's data set."""

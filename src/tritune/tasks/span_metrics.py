@@ -1,0 +1,164 @@
+"""What scores spans: exact match and F1 of answers (SQuAD), and F1 of entities (CoNLL).
+
+Entities are read out of tags by one rule, which serves IOB1, IOB2, BIOES and BILOU alike and gives the counts of the
+shared task's own script. seqeval does the same; it was not taken, because its last release is of 2020.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import TrituneError
+
+OUTSIDE = "O"
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+# Prefixes of tags inside an entity, and of those after which it is over.
+_INSIDE, _LAST = ("I-", "E-", "L-"), ("E-", "L-", "S-", "U-")
+
+
+def normalized(answer: str) -> str:
+    """An answer as SQuAD compares it: lower case, without punctuation and articles, single spaces (2016, section 6.1).
+
+    >>> normalized("The  Eiffel Tower!")
+    'eiffel tower'
+    """
+    return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
+
+
+def _word_f1(predicted: str, gold: str) -> float:
+    """Harmonic mean of precision and recall of the words of two normalized answers; no words match only no words."""
+    words = predicted.split(), gold.split()
+    if not all(words):
+        return float(predicted == gold)
+    common = (Counter(words[0]) & Counter(words[1])).total()
+    return 2 * common / (len(words[0]) + len(words[1]))
+
+
+def answer_f1(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
+    """`exact_match` and `f1`, means over the questions; of several gold answers the best counts.
+
+    Rajpurkar et al., SQuAD (EMNLP 2016), section 6.1; for questions without an answer, *Know What You Don't Know* (ACL
+    2018): the right answer is then the empty one. Where there are both kinds of questions, `f1_answerable` and
+    `f1_unanswerable` tell them apart.
+
+    Args:
+        predicted: one answer a question, empty for none.
+        gold: the answers that are right, one list a question; an empty list where there is no answer.
+
+    Raises:
+        TrituneError: there is no question, or not one answer a question.
+
+    >>> answer_f1(["the red house"], [["Red house", "a house"]])
+    {'exact_match': 1.0, 'f1': 1.0}
+    """
+    if not len(predicted) == len(gold) > 0:
+        raise TrituneError(f"cannot score {len(predicted)} answers to {len(gold)} questions")
+    exact, f1, answerable = [], [], []
+    for answer, texts in zip(map(normalized, predicted), gold, strict=True):
+        # What is punctuation alone says nothing that could be compared.
+        right = [text for text in map(normalized, texts) if text] or [""]
+        exact.append(float(answer in right))
+        f1.append(max(_word_f1(answer, text) for text in right))
+        answerable.append(right != [""])
+    scores = {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
+    if 0 < sum(answerable) < len(gold):
+        has_answer = np.array(answerable)
+        scores["f1_answerable"] = float(np.mean(np.array(f1)[has_answer]))
+        scores["f1_unanswerable"] = float(np.mean(np.array(f1)[~has_answer]))
+    return scores
+
+
+def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """The entities of a sentence: type, first word, and the word after the last.
+
+    A tag goes on with the entity before it if it is of the same type, its own prefix says "inside" (I, E, L) and the
+    prefix before it does not say "over" (E, L, S, U); every other tag but O begins an entity.
+
+    >>> entities(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"])
+    [('PER', 0, 2), ('LOC', 3, 4), ('LOC', 4, 5)]
+    """
+    found: list[tuple[str, int, int]] = []
+    before = OUTSIDE
+    for place, tag in enumerate(tags):
+        if tag != OUTSIDE:
+            kind, first = _kind(tag), place
+            if _goes_on(before, tag):
+                kind, first, _ = found.pop()
+            found.append((kind, first, place + 1))
+        before = tag
+    return found
+
+
+def iob2(tags: Sequence[str]) -> list[str]:
+    """Tags whose entities all begin with B; those of another scheme than IOB1 and IOB2 stay as they are.
+
+    >>> iob2(["I-PER", "I-PER", "B-PER", "O", "I-LOC"])
+    ['B-PER', 'I-PER', 'B-PER', 'O', 'B-LOC']
+    """
+    if any(tag != OUTSIDE and tag[:2] not in ("B-", "I-") for tag in tags):
+        return list(tags)
+    pairs = zip([OUTSIDE, *tags], tags, strict=False)
+    return [f"B-{_kind(tag)}" if tag[:2] == "I-" and not _goes_on(before, tag) else tag for before, tag in pairs]
+
+
+def names_entities(tags: Sequence[str]) -> bool:
+    """Whether tags mark entities (B-PER) rather than words (NOUN)."""
+    return any(tag[1:2] == "-" and tag[0] in "BIESLU" for tag in tags)
+
+
+def entity_f1(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, float]:
+    """`entity_f1`, `precision` and `recall` of whole entities, and `accuracy` of the words' tags.
+
+    An entity counts if type and both borders are right (Tjong Kim Sang and De Meulder, CoNLL-2003, section 4); counts
+    are summed over all sentences. A ratio of nothing to nothing is 0.
+
+    Args:
+        predicted, gold: a tag a word, one list a sentence.
+
+    Raises:
+        TrituneError: there are no words, or sentences differ in length.
+    """
+    scores = tag_accuracy(predicted, gold)
+    theirs, ours = ({(row, *one) for row, tags in enumerate(of) for one in entities(tags)} for of in (predicted, gold))
+    right = len(theirs & ours)
+    return {
+        "entity_f1": _ratio(2 * right, len(theirs) + len(ours)),
+        "precision": _ratio(right, len(theirs)),
+        "recall": _ratio(right, len(ours)),
+        **scores,
+    }
+
+
+def tag_accuracy(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, float]:
+    """`accuracy`, the share of words with the right tag.
+
+    Args:
+        predicted, gold: a tag a word, one list a sentence.
+
+    Raises:
+        TrituneError: there are no words, or sentences differ in length.
+    """
+    words = sum(map(len, gold))
+    if not words or list(map(len, predicted)) != list(map(len, gold)):
+        raise TrituneError(f"cannot score the tags of {sum(map(len, predicted))} words against those of {words}")
+    same = sum(one == other for row in zip(predicted, gold, strict=True) for one, other in zip(*row, strict=True))
+    return {"accuracy": same / words}
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _kind(tag: str) -> str:
+    """The type of a tag; what has no prefix is all type."""
+    return tag[2:] if tag[1:2] == "-" else tag
+
+
+def _goes_on(before: str, tag: str) -> bool:
+    inside = tag.startswith(_INSIDE) and before != OUTSIDE and not before.startswith(_LAST)
+    return inside and _kind(before) == _kind(tag)

@@ -63,7 +63,7 @@ class Curvature:
     """The curvature of several models on the same batches.
 
     Attributes:
-        loss: the loss differentiated, a name of `distill.LOSSES`.
+        loss: the loss differentiated, a name of `distil.losses.LOSSES`.
         average: `padded` or `valid`, what that loss averages over.
         patterns: of the parameters it was differentiated by; empty for all.
         rows: (batches,), rows of each batch.
@@ -101,9 +101,9 @@ def curvature(
     Args:
         models: by name; they are instrumented, and otherwise stay as they are.
         batches: each with model inputs and, for the task loss, `labels`.
-        loss: a name of `distill.LOSSES`, and nothing is added to it; `ground_truth` is the task loss.
+        loss: a name of `distil.losses.LOSSES`, and nothing is added to it; `ground_truth` is the task loss.
         teacher: what distillation losses compare with.
-        average: `padded` or `valid`, see `distill`.
+        average: `padded` or `valid`, see `distil.losses`.
         parameters: patterns of names (`*.query.*`); all parameters without any.
         top: eigenvalues per batch, those of largest magnitude.
         trace_samples: Hutchinson estimates per batch, at least 2; 0 for no trace.

@@ -51,7 +51,7 @@ class Landscape:
     """The losses of one or more models on a grid.
 
     Attributes:
-        loss: a name of `distill.LOSSES`.
+        loss: a name of `distil.losses.LOSSES`.
         average: `padded` or `valid`, what that loss averages over.
         patterns: of the parameters that move; empty for all.
         rows: of data the loss is the mean over.
@@ -95,9 +95,9 @@ def landscape(
     Args:
         models: by name. Parameters of the same name and shape get the same random numbers in all of them.
         batches: each with model inputs and, for the task loss, `labels`.
-        loss: a name of `distill.LOSSES`; `ground_truth` is the task loss.
+        loss: a name of `distil.losses.LOSSES`; `ground_truth` is the task loss.
         teacher: what distillation losses compare with.
-        average: `padded` or `valid`, see `distill`.
+        average: `padded` or `valid`, see `distil.losses`.
         parameters: patterns of the names of those that move; all without any.
         points: of the grid along each axis; odd, so that the model stands on one.
         extent: random directions are followed from -extent to +extent.

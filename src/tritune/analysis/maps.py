@@ -13,7 +13,7 @@ from ..distil.losses import SMALLEST_PROBABILITY
 def map_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """KL(teacher || student) of the rows, mean over the rows (EMNLP 2022, eq. 7, one head at a time).
 
-    Probabilities are clamped at 1e-8, as in `distill.attention_map_kl`.
+    Probabilities are clamped at 1e-8, as in `distil.losses.attention_map_kl`.
     """
     student, teacher = (probs.clamp(min=SMALLEST_PROBABILITY) for probs in (student, teacher))
     return (teacher * (teacher.log() - student.log())).sum(-1).mean(-1)

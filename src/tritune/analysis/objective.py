@@ -22,11 +22,11 @@ def objective(
     mode they are in.
 
     Args:
-        name: a row of `distill.LOSSES`; `ground_truth` is the task's own loss (mean cross-entropy on the labels,
+        name: a row of `distil.losses.LOSSES`; `ground_truth` is the task's own loss (mean cross-entropy on the labels,
             binary for many labels a row, mean squared error for regression).
         batch: model inputs by name and, for `ground_truth`, `labels`, (batch,).
         teacher: a float model of the same shape; `ground_truth` needs none.
-        average: `padded` or `valid`, see `distill`.
+        average: `padded` or `valid`, see `distil.losses`.
 
     Returns:
         An instrumented model to its loss, a scalar that autograd can differentiate twice.

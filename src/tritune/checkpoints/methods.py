@@ -1,6 +1,6 @@
 """What a QAT or packed model does in another way than its class: saving, resizing, and no training of a packed one.
 
-The classes are transformers', so these are attributes of the model and hooks on it. `checkpoint.mark` gives them.
+The classes are transformers', so these are attributes of the model and hooks on it. `plugin.mark` gives them.
 """
 
 import os

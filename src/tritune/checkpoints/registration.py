@@ -6,8 +6,8 @@ other finders find these modules and adds one step to their loading: the entry i
 there already, the entry is made at once. Either way it stands before any `from_pretrained` can run; where transformers
 is never imported, nothing happens.
 
-An entry is a stand-in, which imports what it stands for when it is called. Rejected: importing `checkpoint` in the
-step, which goes in circles where a module that `checkpoint` needs is the first to import transformers. Rejected, too:
+An entry is a stand-in, which imports what it stands for when it is called. Rejected: importing `plugin` in the
+step, which goes in circles where a module that `plugin` needs is the first to import transformers. Rejected, too:
 entry points, which transformers does not look for; and importing transformers here, for whose seconds every
 `tritune --help` would wait.
 
@@ -33,7 +33,7 @@ def attention_forward(*args: Any, **kwargs: Any) -> Any:
 
 
 class ConfigReader:
-    """Stands for `checkpoint.TrituneConfig`."""
+    """Stands for `plugin.TrituneConfig`."""
 
     @staticmethod
     def from_dict(values: dict[str, Any], **kwargs: Any) -> Any:
@@ -44,7 +44,7 @@ class ConfigReader:
 
 
 def quantizer(*args: Any, **kwargs: Any) -> Any:
-    """Stands for `checkpoint.TrituneQuantizer`."""
+    """Stands for `plugin.TrituneQuantizer`."""
     from .plugin import TrituneQuantizer
 
     return TrituneQuantizer(*args, **kwargs)

@@ -93,7 +93,7 @@ class OwnFiles:
     problem: str | None
 
     def arguments(self) -> dict[str, Any]:
-        """Those given, as `tasks.own_task` calls them."""
+        """Those given, as `registry.own_task` calls them."""
         columns = None if self.columns is None else [column.strip() for column in self.columns.split(",")]
         given = {"columns": columns, "label_column": self.label_column, "problem": self.problem}
         files = {"train": self.train_file, "validation": self.dev_file}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ..errors import TrituneError, shown
 
-# The rows of `distill.LOSSES`.
+# The rows of `distil.losses.LOSSES`.
 LOSS_NAMES = (
     "logits",
     "token_scaled_logits",

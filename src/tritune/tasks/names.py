@@ -4,7 +4,7 @@ import difflib
 
 from ..errors import TrituneError, shown
 
-# The rows of `tasks.TASKS`: the name, as the hub spells it, and the title, as papers do.
+# The rows of `registry.TASKS`: the name, as the hub spells it, and the title, as papers do.
 TITLES = {
     "cola": "CoLA",
     "sst2": "SST-2",

@@ -23,7 +23,7 @@ _LISTS = ("columns", "labels")
 
 
 def read_task_file(path: str | Path) -> dict[str, Any]:
-    """The arguments of `tasks.own_task` that a task file holds; its relative paths start at its own folder.
+    """The arguments of `registry.own_task` that a task file holds; its relative paths start at its own folder.
 
     Raises:
         TrituneError: the file is missing or not YAML, or a key is unknown, missing, or of another type.

@@ -55,7 +55,7 @@ def pairing(
 
     Args:
         student, teacher: float or QAT; instrumented if they are not yet.
-        coefficients: of the losses of `distill.LOSSES`.
+        coefficients: of the losses of `distil.losses.LOSSES`.
         schedule: of the intervention, or None.
         layer_map: see `layer_map.mapped_layers`. None takes, for a student that `tritune.shrink` made from a model as
             deep as the teacher, the layers that it kept.
@@ -88,8 +88,8 @@ def check_hidden_states(model: PreTrainedModel, coefficients: dict[str, float], 
 
     Args:
         model: instrumented.
-        coefficients: of the losses of `distill.LOSSES`.
-        layers: as `distill.distilled_layers` gives them; None for all.
+        coefficients: of the losses of `distil.losses.LOSSES`.
+        layers: as `distil.losses.distilled_layers` gives them; None for all.
     """
     if layers is None or _HIDDEN not in trace_fields(coefficients):
         return

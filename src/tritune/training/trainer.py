@@ -72,12 +72,12 @@ class DistillationTrainer(HeadTrainer):
         teacher: a float model, usually of the same shape; it is instrumented, frozen and put into evaluation mode.
         args: `TrainingArguments`. `bert_adam` clips each tensor by itself to its `max_grad_norm`, and brings its own
             schedule in place of `lr_scheduler_type`.
-        coefficients: the weight of each loss of `distill.LOSSES`; TernaryBERT's three when None.
+        coefficients: the weight of each loss of `distil.losses.LOSSES`; TernaryBERT's three when None.
         schedule: a name of `schedule.SCHEDULES`, or None for no intervention.
-        loss_average: `padded` or `valid`, see `distill`.
-        temperature: of the logits loss, see `distill.soft_cross_entropy`.
+        loss_average: `padded` or `valid`, see `distil.losses`.
+        temperature: of the logits loss, see `distil.losses.soft_cross_entropy`.
         distil_layers: that the losses taken per layer read: `all`, `last`, `every-n` or a list, counted from 0; see
-            `distill.distilled_layers`. The student's layers are meant.
+            `distil.losses.distilled_layers`. The student's layers are meant.
         layer_map: the teacher's layer that each of the student's learns from: `uniform`, `last` or a list; None for
             the same depth, see `pairing.pairing`. Where hidden states differ in width, a `HiddenProjection` is trained
             along.

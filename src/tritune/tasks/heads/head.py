@@ -119,7 +119,7 @@ def stacked(answers: list[torch.Tensor]) -> np.ndarray:
 
 
 class Head(ABC):
-    """A kind of task. A task is any object with the attributes of `tasks.Task`.
+    """A kind of task. A task is any object with the attributes of `registry.Task`.
 
     Attributes:
         name: the hub's name of the kind, as a task file spells it.
@@ -196,7 +196,7 @@ class Head(ABC):
     def describe(
         self, files: "Mapping[str, Path]", columns: Sequence[str] | None, label_column: str | None
     ) -> dict[str, Any]:
-        """The fields of a `tasks.Task` for a user's own files: columns, labels, metric, lengths.
+        """The fields of a `registry.Task` for a user's own files: columns, labels, metric, lengths.
 
         Args:
             files: "train" and "validation" to their files; either may be missing.

@@ -203,4 +203,4 @@ SQUAD: dict[str, Any] = {
     "batch_size": 16,
     "eval_steps": 500,
 }
-"""The fields of a `tasks.Task` that all such tasks share."""
+"""The fields of a `registry.Task` that all such tasks share."""

@@ -245,4 +245,4 @@ CONLL: dict[str, Any] = {
     "batch_size": 32,
     "eval_steps": 200,
 }
-"""The fields of a `tasks.Task` for CoNLL-2003, tags in the order of the hub's data set."""
+"""The fields of a `registry.Task` for CoNLL-2003, tags in the order of the hub's data set."""

@@ -21,9 +21,10 @@ from tritune.checkpoints.load import load_tokenizer
 from tritune.cli import main
 from tritune.inference import predict as predicting
 from tritune.inference.evaluate import dev_logits
+from tritune.tasks import table
 from tritune.tasks.data import load_task_data
 from tritune.tasks.models import load_model
-from tritune.tasks.registry import get_task, table
+from tritune.tasks.registry import get_task
 from workspace import Cli, make_workspace, train_arguments
 
 LABELS = ("unacceptable", "acceptable")

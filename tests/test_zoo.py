@@ -169,7 +169,7 @@ def test_a_model_that_fails_in_silence_is_refused_in_words(monkeypatch):
     def silent(*args):
         raise NotImplementedError
 
-    monkeypatch.setattr(importlib.import_module("tritune.instrument"), "find_anatomy", silent)
+    monkeypatch.setattr(importlib.import_module("tritune.modeling.instrument"), "find_anatomy", silent)
     with pytest.raises(TrituneError, match=r"it cannot be run without weights \(NotImplementedError\)"):
         instrument_skeleton(SERVED["BERT"].build())
 

@@ -99,6 +99,8 @@ from tritune.training import precision
 rank = this_process().process_index
 precision.multiplies_bf16 = lambda device: rank == int(sys.argv[2])
 Path(sys.argv[1], f"{sys.argv[2]}-{rank}").write_text(f"{precision.takes_bf16()}")
+# Else one of gloo's threads may still run when the interpreter is gone, which ends the process by a signal.
+this_process().destroy_process_group()
 """
 
 

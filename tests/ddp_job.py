@@ -1,7 +1,6 @@
 """Ten steps of distillation in float64, alone or as one of several processes; saves what was logged, and weights."""
 
 import copy
-import sys
 from pathlib import Path
 
 import torch
@@ -98,8 +97,3 @@ def main(folder: str, schedule: str, processes: int, *flags: str) -> None:
     }
     state = logged | student.state_dict()
     torch.save(state, Path(folder) / f"{schedule}-rank{args.process_index}.pt")
-
-
-if __name__ == "__main__":
-    for wanted in sys.argv[2].split(","):
-        main(sys.argv[1], wanted, int(sys.argv[3]))

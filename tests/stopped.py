@@ -11,10 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from processes import Job
+from tritune.cli import main
+
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "torch.save"}
 
 
-def start_tritune(*arguments: object, folder: Path, at: int | str = 0, how: int = 0) -> subprocess.Popen:
+def start_tritune(*arguments: object, folder: Path, at: int | str = 0, how: int = 0) -> Job:
     """A command line in a process of its own; the last line of its output is the number of changes.
 
     Args:
@@ -24,29 +29,19 @@ def start_tritune(*arguments: object, folder: Path, at: int | str = 0, how: int 
             path in `folder`, as "open */config.json".
         how: the signal that then comes, just before the change; 0 for none.
     """
-    return subprocess.Popen(
-        [sys.executable, __file__, str(folder), str(at), str(int(how)), *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A process group of its own: a signal must reach the run as a terminal's would.
-        start_new_session=True,
-    )
+    return Job(_tritune, Stop(folder, at, how), *map(str, arguments))
 
 
 def run_tritune(*arguments: object, **stop: object) -> subprocess.CompletedProcess:
     """The same, waited for to its end or until it is stopped."""
-    with start_tritune(*arguments, **stop) as process:
-        out, err = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return start_tritune(*arguments, **stop).wait()
 
 
 class Stop:
     """Counts the changes in a folder, and sends the signal when the awaited one is about to be made."""
 
-    def __init__(self, folder: str, at: str, how: str):
-        self.folder, self.at, self.how, self.count = Path(folder).resolve(), at, int(how), 0
+    def __init__(self, folder: Path, at: int | str, how: int):
+        self.folder, self.at, self.how, self.count = folder.resolve(), at, how, 0
 
     def __call__(self, event: str, arguments: tuple) -> None:
         writes = event == "open" and isinstance(arguments[1], str) and arguments[1][0] in "wax"
@@ -57,7 +52,7 @@ class Stop:
             return
         self.count += 1
         change = f"{event} {path.relative_to(self.folder).as_posix()}"
-        if self.how and (self.count == int(self.at) if self.at.isdigit() else fnmatch.fnmatch(change, self.at)):
+        if self.how and (self.count == self.at if isinstance(self.at, int) else fnmatch.fnmatch(change, self.at)):
             how, self.how = self.how, 0
             if writes and how == signal.SIGKILL:
                 with path.open("ab" if arguments[1][0] == "a" else "wb") as file:
@@ -65,10 +60,8 @@ class Stop:
             os.killpg(0, how)
 
 
-def main() -> None:
-    import torch
-
-    stop, save = Stop(*sys.argv[1:4]), torch.save
+def _tritune(stop: Stop, *arguments: str) -> None:
+    save = torch.save
 
     def audited(value: object, file: object, *more: object, **options: object) -> None:
         if isinstance(file, str | Path):  # opened where Python does not see it
@@ -77,14 +70,8 @@ def main() -> None:
 
     torch.save = audited
     sys.addaudithook(stop)
-    sys.argv = ["tritune", *sys.argv[4:]]
-    from tritune.cli import main
-
+    sys.argv = ["tritune", *arguments]
     try:
         main.main()
     finally:
         print(stop.count, flush=True)
-
-
-if __name__ == "__main__":
-    main()

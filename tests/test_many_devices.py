@@ -11,23 +11,15 @@ import pytest
 import torch
 
 import ddp_job
+from processes import two_ranks
 from tritune import DistillationTrainer, TrituneError
+from tritune.compute.devices import this_process
 from tritune.recipes import load_recipe
 from tritune.tasks.heads import TEXT_CLASSIFICATION
+from tritune.training import precision
 from workspace import make_workspace, train_arguments
 
 MODES = ("none", "map", "context", "projection", "stochastic", "learned", "features")
-JOB = str(Path(ddp_job.__file__))
-
-
-def _launch(*arguments: object) -> str:
-    """Two processes of a script or module; what they said on stderr."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, *map(str, arguments)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stderr
 
 
 def _here(folder: Path, schedule: str, *flags: str) -> dict[str, torch.Tensor]:
@@ -44,8 +36,13 @@ def _here(folder: Path, schedule: str, *flags: str) -> dict[str, torch.Tensor]:
 def two_processes(tmp_path_factory):
     """The folder in which two processes saved every mode."""
     folder = tmp_path_factory.mktemp("two")
-    _launch(JOB, folder, ",".join(MODES), 2)
+    two_ranks(_every_mode, str(folder))
     return folder
+
+
+def _every_mode(folder: str) -> None:
+    for mode in MODES:
+        ddp_job.main(folder, mode, 2)
 
 
 @pytest.mark.parametrize("schedule", MODES)
@@ -77,8 +74,11 @@ def test_accumulation_and_checkpointing_equal_the_plain_run(tmp_path, schedule, 
 def test_the_command_line_on_two_processes(tmp_path):
     workspace = make_workspace(tmp_path)
     steps = ("--set", "max_steps=8", "--set", "eval_steps=4", "--set", "logging_steps=1", "--set", "save_steps=2")
-    said = _launch("-m", "tritune.cli.main", *train_arguments(workspace, tmp_path / "run", *steps))
-    assert said.count("ti-g, seed 42") == 1
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "tritune.cli.main", *map(str, train_arguments(workspace, tmp_path / "run", *steps))]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("ti-g, seed 42") == 1
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in history if "loss" in row] == list(range(1, 9))
     coefficients = load_recipe("ti-g").coefficients()
@@ -90,24 +90,17 @@ def test_the_command_line_on_two_processes(tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-PRECISIONS = """\
-import sys
-from pathlib import Path
-from tritune.compute.devices import this_process
-from tritune.training import precision
-
-rank = this_process().process_index
-precision.multiplies_bf16 = lambda device: rank == int(sys.argv[2])
-Path(sys.argv[1], f"{sys.argv[2]}-{rank}").write_text(f"{precision.takes_bf16()}")
-# Else one of gloo's threads may still run when the interpreter is gone, which ends the process by a signal.
-this_process().destroy_process_group()
-"""
+def _chooses_a_precision(folder: Path, who: int) -> None:
+    rank = this_process().process_index
+    precision.multiplies_bf16 = lambda device: rank == who
+    (folder / f"{who}-{rank}").write_text(f"{precision.takes_bf16()}")
+    # Else one of gloo's threads may still run when the interpreter is gone, which ends the process by a signal.
+    this_process().destroy_process_group()
 
 
 def test_the_first_process_chooses_the_precision_of_all(tmp_path):
-    (tmp_path / "job.py").write_text(PRECISIONS)
     for who in range(2):
-        _launch(tmp_path / "job.py", tmp_path, who)
+        two_ranks(_chooses_a_precision, tmp_path, who)
         assert [(tmp_path / f"{who}-{rank}").read_text() for rank in range(2)] == 2 * [str(who == 0)]
 
 

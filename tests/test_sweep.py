@@ -6,10 +6,12 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 from statistics import fmean, stdev
 
 import optuna
+import psutil
 import pytest
 from filelock import FileLock
 from optuna.trial import TrialState
@@ -292,13 +294,13 @@ def test_two_processes_share_a_study(workspace, undisturbed, tmp_path):
     given = arguments(workspace, output, file(tmp_path, GRID), "--resume")
     # Neither goes on before both have a point of their own.
     pair = [start_tritune(*given, folder=output, at="os.mkdir trials/*", how=signal.SIGSTOP) for _ in range(2)]
-    for process in pair:
-        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+    while any(psutil.Process(process.pid).status() != psutil.STATUS_STOPPED for process in pair):
+        time.sleep(0.05)
     for process in pair:
         os.killpg(process.pid, signal.SIGCONT)
     for process in pair:
-        _, err = process.communicate()
-        assert process.returncode == 0, err[-2000:]
+        done = process.wait()
+        assert done.returncode == 0, done.stderr[-2000:]
     assert table(output) == table(undisturbed)
     study = optuna.load_study(study_name="tiny.tiny", storage=f"sqlite:///{output}/study.db")
     done = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]

@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/tritune demo --output demo --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow

@@ -13,6 +13,7 @@ import torch
 import ddp_job
 from processes import two_ranks
 from tritune import DistillationTrainer, TrituneError
+from tritune.cli import main
 from tritune.compute.devices import this_process
 from tritune.recipes import load_recipe
 from tritune.tasks.heads import TEXT_CLASSIFICATION
@@ -71,14 +72,30 @@ def test_accumulation_and_checkpointing_equal_the_plain_run(tmp_path, schedule, 
         torch.testing.assert_close(other[name], plain[name], rtol=1e-6, atol=1e-6, msg=name)
 
 
-def test_the_command_line_on_two_processes(tmp_path):
-    workspace = make_workspace(tmp_path)
-    steps = ("--set", "max_steps=8", "--set", "eval_steps=4", "--set", "logging_steps=1", "--set", "save_steps=2")
+def _torchrun(*arguments: str) -> str:
+    """What the launcher's processes said."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "tritune.cli.main", *map(str, train_arguments(workspace, tmp_path / "run", *steps))]
+    command = [*launcher, "-m", "tritune", *arguments]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("ti-g, seed 42") == 1
+    return done.stderr
+
+
+def _tritune(*arguments: str) -> None:
+    sys.argv = ["tritune", *arguments]
+    main.main()
+
+
+def _forked(*arguments: str) -> str:
+    return "".join(done.stderr for done in two_ranks(_tritune, *arguments))
+
+
+@pytest.mark.parametrize("launch", [_forked, pytest.param(_torchrun, marks=pytest.mark.slow)])
+def test_the_command_line_on_two_processes(tmp_path, launch):
+    workspace = make_workspace(tmp_path)
+    steps = ("--set", "max_steps=8", "--set", "eval_steps=4", "--set", "logging_steps=1", "--set", "save_steps=2")
+    said = launch(*map(str, train_arguments(workspace, tmp_path / "run", *steps)))
+    assert said.count("ti-g, seed 42") == 1
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in history if "loss" in row] == list(range(1, 9))
     coefficients = load_recipe("ti-g").coefficients()

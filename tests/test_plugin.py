@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from transformers import AutoModelForSequenceClassification as Auto
 
 import tritune
 from families import FAMILIES
 from tritune.checkpoints import registration as plugin
+from tritune.deploy.export.dense import dense, export_dense
 
 BERT = FAMILIES["bert"]
 # Loads the folders it is given, in a process of its own that `setup` begins.
@@ -36,7 +39,7 @@ ORDERS = {
     "names": "from tritune import *\nassert callable(convert)",
 }
 # Each is a process that loads torch; the others are slow tests.
-FAST = ("tritune first", "the models first")
+FAST = ("the models first",)
 
 
 def run(code: str, *arguments: object) -> str:
@@ -63,6 +66,30 @@ def folders(tmp_path_factory) -> list[Path]:
 )
 def test_auto_classes_load_in_whatever_order_the_two_are_imported(setup, folders):
     assert json.loads(run(LOAD.format(setup=setup), *folders)) == ["TrituneQuantizer"] * 2
+
+
+def test_without_tritune_nothing_but_a_dense_model_loads(folders, tmp_path):
+    """The attention function stops the load and names tritune; where somebody took it away, the packed shapes do."""
+    Auto.from_pretrained(folders[0]).save_pretrained(tmp_path / "again")
+    shutil.copytree(folders[1], tmp_path / "shapes")
+    config = json.loads((folders[1] / "config.json").read_text())
+    del config["attn_implementation"]
+    (tmp_path / "shapes" / "config.json").write_text(json.dumps(config))
+    student = tritune.prepare(BERT.build())
+    export_dense(student, tmp_path / "dense")
+    code = """
+import sys, torch
+from transformers import AutoModelForSequenceClassification as Auto
+for folder in sys.argv[1:]:
+    try: print(Auto.from_pretrained(folder).eval()(input_ids=torch.tensor([[3, 4, 5]])).logits[0].tolist())
+    except Exception as error: print(type(error).__name__, " ".join(str(error).split()))
+assert not any(name.startswith("tritune") for name in sys.modules)
+"""
+    loaded = run(code, *folders, tmp_path / "again", tmp_path / "shapes", tmp_path / "dense").splitlines()
+    assert all("Error" in line and "tritune" in line for line in loaded[:3])
+    assert "Error" in loaded[3] and "size" in loaded[3]
+    expected = dense(student).eval()(input_ids=torch.tensor([[3, 4, 5]])).logits[0]
+    assert torch.allclose(torch.tensor(json.loads(loaded[4])), expected, atol=1e-5)
 
 
 def test_importing_tritune_imports_neither_torch_nor_transformers():

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, pipeline
 
 import tritune  # noqa: F401  (the pipeline needs its attention and its checkpoints)
+from processes import Job
 from tritune.checkpoints.load import load_tokenizer
 from tritune.cli import main
 from tritune.inference import predict as predicting
@@ -312,13 +312,19 @@ def test_bad_output_is_refused_before_the_work(cli, tmp_path, name, message):
 
 def test_a_reader_that_leaves_early(run_folder, tmp_path):
     source = _write(tmp_path / "in.txt", ("the " * 1000 + "\n") * 100)
-    command = [sys.executable, "-m", "tritune.cli.main", "predict", str(run_folder), "--input", str(source)]
-    quiet = {**os.environ, "TQDM_DISABLE": "1"}  # a slow machine shows a bar
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet) as process:
-        assert process.stdout.readline() == "text,prediction\n"
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 1
+    os.mkfifo(tmp_path / "pipe")
+    # A slow machine shows a bar.
+    job = Job(_tritune, tmp_path / "pipe", "predict", str(run_folder), "--input", str(source), TQDM_DISABLE="1")
+    with (tmp_path / "pipe").open() as pipe:
+        assert pipe.readline() == "text,prediction\n"
+    done = job.wait()
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def _tritune(output: Path, *arguments: str) -> None:
+    os.dup2(os.open(output, os.O_WRONLY), 1)
+    sys.argv = ["tritune", *arguments]
+    main.main()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,14 +190,16 @@ SETTINGS = ("--set", "max_steps=20", "--set", "eval_steps=5", "--set", "logging_
 CACHED = (*SETTINGS, "--set", "cache_teacher=true")
 
 
+def _losses(run: Path) -> list[float]:
+    return [row["loss"] for row in map(json.loads, (run / "history.jsonl").open()) if "loss" in row]
+
+
 def test_a_run_with_a_cache(workspace, cli):
-    results = []
     for name, settings in (("asked", SETTINGS), ("looked-up", CACHED)):
         code, _, err = cli(*train_arguments(workspace, workspace / name, *settings))
         assert code == 0, err
-        lines = (workspace / name / "history.jsonl").read_text().splitlines()
-        results.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
-    assert len(results[0]) == 20 and results[0] == pytest.approx(results[1], rel=1e-4)
+    asked, looked_up = _losses(workspace / "asked"), _losses(workspace / "looked-up")
+    assert len(asked) == 20 and asked == pytest.approx(looked_up, rel=1e-4)
     assert json.loads((workspace / "looked-up" / "metrics.json").read_text())["teacher_cache_bytes"] > 1e5
     assert not (workspace / "looked-up" / "checkpoints").exists()
 
@@ -210,7 +213,7 @@ def test_a_run_that_compares_nothing_but_logits(workspace, cli, schedule):
         output = workspace / f"{name}-logits-{schedule}"
         code, _, err = cli(*train_arguments(workspace, output, *settings, *only_logits))
         assert code == 0, err
-        results.append([row["loss"] for row in map(json.loads, (output / "history.jsonl").open()) if "loss" in row])
+        results.append(_losses(output))
     assert len(results[0]) == 20 and results[0] == pytest.approx(results[1], rel=1e-4)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tritune import LayerTrace, ModelTrace, TrituneError
+from tritune.distil.layer_map import distilled_layers
 from tritune.distil.losses import (
     LOSSES,
     Pair,
@@ -16,7 +17,6 @@ from tritune.distil.losses import (
     binary_kl_divergence,
     binary_soft_cross_entropy,
     distillation_losses,
-    distilled_layers,
     kl_divergence,
     soft_cross_entropy,
     token_mse,
@@ -407,3 +407,9 @@ def test_a_loss_reads_the_fields_it_names_and_no_other(name):
             output.trace.hidden_states = None
     assert distillation_losses(Pair(*outputs, mask, labels), {name: 1.0}) == expected
     assert distillation_losses(Pair(*outputs, mask, labels), {name: 0.0}) == {}
+
+
+def test_ground_truth_without_labels_says_so():
+    output = output_of([3, 2], 1)
+    with pytest.raises(TrituneError, match="^ground_truth: this batch has no labels$"):
+        distillation_losses(Pair(output, output, mask_of([3, 2])), {"ground_truth": 1.0})

@@ -7,8 +7,14 @@ import pytest
 import torch
 
 from tritune import TrituneError
-from tritune.distil.losses import Pair, distillation_losses, soft_cross_entropy
-from tritune.distil.next_token import IGNORED, next_token_cross_entropy, token_scaled_soft_cross_entropy
+from tritune.distil.losses import (
+    IGNORED,
+    Pair,
+    distillation_losses,
+    next_token_cross_entropy,
+    soft_cross_entropy,
+    token_scaled_soft_cross_entropy,
+)
 
 VOCABULARY = 5
 CASES = {

@@ -103,7 +103,7 @@ def curvature(
         batches: each with model inputs and, for the task loss, `labels`.
         loss: a name of `distil.losses.LOSSES`, and nothing is added to it; `ground_truth` is the task loss.
         teacher: what distillation losses compare with.
-        average: `padded` or `valid`, see `distil.losses`.
+        average: `padded` or `valid`, see `distil.losses.means`.
         parameters: patterns of names (`*.query.*`); all parameters without any.
         top: eigenvalues per batch, those of largest magnitude.
         trace_samples: Hutchinson estimates per batch, at least 2; 0 for no trace.

@@ -97,7 +97,7 @@ def landscape(
         batches: each with model inputs and, for the task loss, `labels`.
         loss: a name of `distil.losses.LOSSES`; `ground_truth` is the task loss.
         teacher: what distillation losses compare with.
-        average: `padded` or `valid`, see `distil.losses`.
+        average: `padded` or `valid`, see `distil.losses.means`.
         parameters: patterns of the names of those that move; all without any.
         points: of the grid along each axis; odd, so that the model stands on one.
         extent: random directions are followed from -extent to +extent.

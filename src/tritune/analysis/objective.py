@@ -26,7 +26,7 @@ def objective(
             binary for many labels a row, mean squared error for regression).
         batch: model inputs by name and, for `ground_truth`, `labels`, (batch,).
         teacher: a float model of the same shape; `ground_truth` needs none.
-        average: `padded` or `valid`, see `distil.losses`.
+        average: `padded` or `valid`, see `distil.losses.means`.
 
     Returns:
         An instrumented model to its loss, a scalar that autograd can differentiate twice.

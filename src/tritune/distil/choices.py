@@ -1,5 +1,6 @@
 """What one may choose of a distillation by name: losses, layers, averages; to be checked without importing torch."""
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -44,3 +45,11 @@ def check_distil_layers(choice: str | Sequence[int]) -> None:
             raise TrituneError(f"distil_layers must be all, last, every-2 (-3, -4, …) or a list; got {shown(choice)}")
     elif not choice or min(choice) < 0 or len(set(choice)) < len(choice):
         raise TrituneError(f"distil_layers must name layers once each, counted from 0; got {shown(list(choice))}")
+
+
+def check_temperature(temperature: float, regression: bool) -> None:
+    """Raise TrituneError for a temperature that is not a positive number, or that a regression would not notice."""
+    if not 0 < temperature < math.inf:
+        raise TrituneError(f"temperature must be a positive number; got {temperature}")
+    if regression and temperature != 1:
+        raise TrituneError("temperature would change nothing: regression compares scores, not probabilities")

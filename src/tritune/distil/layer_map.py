@@ -1,8 +1,9 @@
-"""Layer maps: which layer of a deeper teacher each layer of a student learns from."""
+"""Which layers are compared: the layer map to a deeper teacher, and the choice of `distil_layers`."""
 
 from collections.abc import Sequence
 
 from ..errors import TrituneError, shown
+from .choices import ALL_LAYERS, check_distil_layers
 
 _NAMES = ("uniform", "last")
 
@@ -32,9 +33,9 @@ def mapped_layers(choice: str | Sequence[int] | None, student: int, teacher: int
                 "which (uniform, last, or a list with a teacher layer for each of the student's)"
             )
         return None
-    if choice == "uniform":
-        return tuple(-(-(layer + 1) * teacher // student) - 1 for layer in range(student))
-    if choice == "last":
+    if isinstance(choice, str):
+        if choice == "uniform":
+            return tuple(-(-(layer + 1) * teacher // student) - 1 for layer in range(student))
         if student > teacher:
             raise TrituneError(f"layer_map last: the teacher has only {teacher} layers for the student's {student}")
         return tuple(range(teacher - student, teacher))
@@ -49,12 +50,36 @@ def mapped_layers(choice: str | Sequence[int] | None, student: int, teacher: int
 
 def check_layer_map(choice: str | Sequence[int] | None) -> None:
     """Raise TrituneError for a layer map that no pair of models could follow."""
-    if isinstance(choice, str):
-        known = choice in _NAMES
-    else:
-        known = choice is None or (len(choice) > 0 and all(type(layer) is int and layer >= 0 for layer in choice))
-    if not known:
+    if choice is None or (isinstance(choice, str) and choice in _NAMES):
+        return
+    if isinstance(choice, str) or not choice or any(type(layer) is not int or layer < 0 for layer in choice):
         named = choice if isinstance(choice, str) else list(choice)
         raise TrituneError(
             f"layer_map must be {', '.join(_NAMES)}, a list of layers counted from 0, or null; got {shown(named)}"
         )
+
+
+def distilled_layers(choice: str | Sequence[int], count: int) -> tuple[int, ...] | None:
+    """The layers, counted from 0, that a `distil_layers` chooses of `count`; None for `all`.
+
+    `last` and `every-n` (the n-th layer, the 2n-th and so on) are PKD-last and PKD-skip of *Patient Knowledge
+    Distillation* (EMNLP 2019).
+
+    >>> distilled_layers("last", 6), distilled_layers("every-2", 6), distilled_layers([4, 0], 6)
+    ((5,), (1, 3, 5), (0, 4))
+
+    Raises:
+        TrituneError: the choice is none of those, or names a layer that the model does not have.
+    """
+    check_distil_layers(choice)
+    if choice == ALL_LAYERS:
+        return None
+    if isinstance(choice, str):
+        step = count if choice == "last" else int(choice.removeprefix("every-"))
+        chosen = tuple(range(step - 1, count, step))
+    else:
+        chosen = tuple(sorted(choice))
+    if not chosen or chosen[-1] >= count:
+        named = choice if isinstance(choice, str) else list(choice)
+        raise TrituneError(f"distil_layers: {shown(named)}, but the model has only {count} layers (counted from 0)")
+    return chosen

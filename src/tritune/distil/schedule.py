@@ -40,7 +40,10 @@ def stochastic(step: int, steps: int, seed: int = 0) -> Site:
 
 
 def _constant(site: Site) -> Schedule:
-    return lambda step, steps, seed=0: site
+    def constant(step: int, steps: int, seed: int = 0) -> Site:
+        return site
+
+    return constant
 
 
 SCHEDULES: dict[str, Schedule] = {

@@ -176,10 +176,10 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
     """How a QAT student is made: what is quantized, what is distilled, which schedule of intervention, how trained.
 
     Attributes:
-        loss_average: `padded` (as published) or `valid` (independent of padding), see `distil.losses`.
+        loss_average: `padded` (as published) or `valid` (independent of padding), see `distil.losses.means`.
         temperature: of the logits loss, see `distil.losses.soft_cross_entropy`.
         distil_layers: whose tensors the losses taken per layer compare: `all`, `last`, `every-n`, or a list counted
-            from 0; see `distil.losses.distilled_layers`.
+            from 0; see `distil.layer_map.distilled_layers`.
         layer_map: the teacher's layer that each of the student's learns from: `uniform`, `last`, or a list counted from
             0; null for the same depth, or for the layers that `tritune shrink` kept. See `layer_map.mapped_layers`.
         schedule: `map`, `context`, `projection`, `gradual`, `inverted`, `stochastic`; null for no intervention.

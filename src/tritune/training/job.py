@@ -10,7 +10,8 @@ from transformers.integrations import get_available_reporting_integrations
 
 from ..checkpoints.load import is_quantized
 from ..compute.devices import this_process
-from ..distil.losses import check_temperature, distilled_layers
+from ..distil.choices import check_temperature
+from ..distil.layer_map import distilled_layers
 from ..errors import TrituneError
 from ..modeling.instrument import instrument, instrument_of
 from ..recipes import FinetuneRecipe, Recipe

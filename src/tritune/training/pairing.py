@@ -89,7 +89,7 @@ def check_hidden_states(model: PreTrainedModel, coefficients: dict[str, float], 
     Args:
         model: instrumented.
         coefficients: of the losses of `distil.losses.LOSSES`.
-        layers: as `distil.losses.distilled_layers` gives them; None for all.
+        layers: as `distil.layer_map.distilled_layers` gives them; None for all.
     """
     if layers is None or _HIDDEN not in trace_fields(coefficients):
         return

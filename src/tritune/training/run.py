@@ -14,7 +14,8 @@ from transformers import EvalPrediction, PreTrainedModel, set_seed
 
 from ..checkpoints.prepare import prepare
 from ..compute.devices import this_process
-from ..distil.losses import distilled_layers, trace_fields
+from ..distil.layer_map import distilled_layers
+from ..distil.losses import trace_fields
 from ..errors import TrituneError
 from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode

@@ -40,7 +40,7 @@ class TeacherCache:
         length: tokens of its longest batch. Shorter batches must be padded on the right. None where all have as many.
         fields: of `LayerTrace`, or "hidden_states", that are kept beside the logits or the last state.
         sample: the model's output, with a trace of `fields` if there are any, for any batch; its shapes are taken.
-        layers: whose fields are kept, as `distil.losses.distilled_layers` says; None for all, and the embeddings too.
+        layers: whose fields are kept, see `distil.layer_map.distilled_layers`; None for all, and the embeddings too.
 
     Raises:
         TrituneError: the disk has no room; the message says how much is needed and how much there is.

@@ -13,16 +13,9 @@ from transformers.trainer_utils import TrainOutput
 
 from ..compute.held import forget_weights, weights_held
 from ..compute.kernels import fused_kernels
-from ..distil.choices import ALL_LAYERS, AVERAGES
-from ..distil.losses import (
-    LOSSES,
-    MULTI_LABEL,
-    Pair,
-    check_temperature,
-    distillation_losses,
-    distilled_layers,
-    trace_fields,
-)
+from ..distil.choices import ALL_LAYERS, AVERAGES, check_temperature
+from ..distil.layer_map import distilled_layers
+from ..distil.losses import LOSSES, MULTI_LABEL, Pair, distillation_losses, trace_fields
 from ..distil.schedule import SCHEDULES
 from ..errors import TrituneError
 from ..modeling.instrument import instrument_of, is_instrumented
@@ -74,10 +67,10 @@ class DistillationTrainer(HeadTrainer):
             schedule in place of `lr_scheduler_type`.
         coefficients: the weight of each loss of `distil.losses.LOSSES`; TernaryBERT's three when None.
         schedule: a name of `schedule.SCHEDULES`, or None for no intervention.
-        loss_average: `padded` or `valid`, see `distil.losses`.
+        loss_average: `padded` or `valid`, see `distil.losses.means`.
         temperature: of the logits loss, see `distil.losses.soft_cross_entropy`.
         distil_layers: that the losses taken per layer read: `all`, `last`, `every-n` or a list, counted from 0; see
-            `distil.losses.distilled_layers`. The student's layers are meant.
+            `distil.layer_map.distilled_layers`. The student's layers are meant.
         layer_map: the teacher's layer that each of the student's learns from: `uniform`, `last` or a list; None for
             the same depth, see `pairing.pairing`. Where hidden states differ in width, a `HiddenProjection` is trained
             along.

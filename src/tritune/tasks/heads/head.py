@@ -12,8 +12,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ...distil.losses import kl_divergence
-from ...distil.next_token import IGNORED
+from ...distil.losses import IGNORED, kl_divergence
 from ...errors import TrituneError
 from .augmented import Augment, AugmentedRows
 from .text import collator

@@ -18,8 +18,7 @@ from transformers import (
 
 from ...checkpoints.hub import located
 from ...checkpoints.load import load_tokenizer
-from ...distil.losses import kl_divergence
-from ...distil.next_token import IGNORED
+from ...distil.losses import IGNORED, kl_divergence
 from ...errors import TrituneError
 from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
 from .classifier import Classifier

@@ -8,7 +8,9 @@ true one: where it is sure, its logits say little more than the label does, and 
 import torch
 from torch.nn import functional as F
 
-from ..quant.granularity import wide_dtype
+from ...errors import TrituneError
+from .means import wide
+from .pair import Pair
 
 # The label of a token that has none, as transformers writes it.
 IGNORED = -100
@@ -34,7 +36,7 @@ def token_scaled_soft_cross_entropy(
         token_mask: (batch, tokens), 1 for real tokens; None when there is no padding.
         token_temperature: the larger, the more alike are the tokens' weights.
     """
-    student, teacher = (_wide(logits[:, :-1]) for logits in (student, teacher))
+    student, teacher = wide(student[:, :-1], teacher[:, :-1])
     targets = _targets(labels, token_mask)
     unsure = F.cross_entropy(teacher.detach().transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
     ignored = targets == IGNORED
@@ -54,7 +56,8 @@ def next_token_cross_entropy(
         labels, token_mask: as `token_scaled_soft_cross_entropy` takes them.
     """
     targets = _targets(labels, token_mask)
-    values = F.cross_entropy(_wide(student[:, :-1]).transpose(1, 2), targets, reduction="sum", ignore_index=IGNORED)
+    (logits,) = wide(student[:, :-1])
+    values = F.cross_entropy(logits.transpose(1, 2), targets, reduction="sum", ignore_index=IGNORED)
     return values / (targets != IGNORED).sum().clamp(min=1)
 
 
@@ -64,5 +67,12 @@ def _targets(labels: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Ten
     return targets if token_mask is None else targets.masked_fill(token_mask[:, 1:] == 0, IGNORED)
 
 
-def _wide(logits: torch.Tensor) -> torch.Tensor:
-    return logits.to(wide_dtype(logits))
+def token_scaled_logits_loss(pair: Pair) -> torch.Tensor:
+    """`token_scaled_soft_cross_entropy` of a causal language model.
+
+    Raises:
+        TrituneError: it is another model, or its batch has no labels.
+    """
+    if not pair.causal or pair.labels is None:
+        raise TrituneError("token_scaled_logits: only for a causal language model whose batches have labels")
+    return token_scaled_soft_cross_entropy(pair.student.logits, pair.teacher.logits, pair.labels, pair.token_mask)

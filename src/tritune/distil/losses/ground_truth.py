@@ -1,0 +1,46 @@
+"""The task's own loss, on the labels."""
+
+import torch
+from torch.nn import functional as F
+
+from ...errors import TrituneError
+from .means import hide, mean_where, wide
+from .next_token import IGNORED, next_token_cross_entropy
+from .pair import Pair, positions
+
+MULTI_LABEL = "multi_label_classification"  # as transformers' configs name it
+
+
+def ground_truth_loss(pair: Pair) -> torch.Tensor:
+    """Cross-entropy on the labels; of an answer's start and end their mean.
+
+    Raises:
+        TrituneError: the batch has no labels.
+    """
+    labels = pair.labels
+    if labels is None:
+        raise TrituneError("ground_truth: this batch has no labels")
+    if pair.causal:
+        return next_token_cross_entropy(pair.student.logits, labels, pair.token_mask)
+    if places := positions(pair.student):
+        start, end = wide(*places)
+        if pair.token_mask is not None:
+            start, end = (hide(logits, pair.token_mask == 0) for logits in (start, end))
+        # A position beyond the window is one that the model cannot point at.
+        labels = labels.masked_fill(labels >= start.shape[-1], IGNORED)
+        return _labelled(torch.stack([start, end], dim=1), labels, pair.average)
+    (logits,) = wide(pair.student.logits)
+    if pair.regression:
+        return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+    if pair.multi_label:
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    if logits.ndim == 3:
+        return _labelled(logits, labels, pair.average)
+    return F.cross_entropy(logits, labels)
+
+
+def _labelled(logits: torch.Tensor, labels: torch.Tensor, average: str) -> torch.Tensor:
+    """Mean cross-entropy of (batch, places, classes) over the places whose label, (batch, places), counts."""
+    labels = labels.masked_fill(labels < 0, IGNORED)
+    values = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
+    return mean_where(values, labels != IGNORED, average)

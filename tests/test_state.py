@@ -18,6 +18,9 @@ ALLOWED = {
     "modeling/instrument.py: _with_trace remembers": "a class made of a class; made twice it would be the same",
     "compute/kernels/build.py: kernels_available remembers": "a warning that is given once",
     "training/precision.py: _warn_of_bf16 remembers": "a warning that is given once",
+    "quant/registry.py: QUANTIZERS is written to": "by register_quantizer alone, when a user's module is imported",
+    "distil/schedule.py: SCHEDULES is written to": "by register_schedule alone, when a user's module is imported",
+    "distil/choices.py: REGISTERED_LOSSES is written to": "by register_loss alone, when a user's module is imported",
     "compute/kernels/build.py: _failure remembers": "whether the process could load a library does not change",
 }
 

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from .checkpoints.load import load
     from .checkpoints.plugin import TrituneConfig
     from .checkpoints.prepare import prepare
+    from .distil.losses import register_loss
+    from .distil.schedule import register_schedule
     from .errors import TrituneError, UnsupportedModelError
     from .modeling.instrument import instrument
     from .modeling.quantization import Quantization
     from .modeling.shrink import shrink
     from .modeling.sites import Site
     from .modeling.trace import Intervention, LayerTrace, ModelTrace
+    from .quant import register_quantizer
     from .training.trainer import DistillationTrainer
 
 __version__ = "0.1.0"
@@ -46,6 +49,9 @@ __all__ = [
     "instrument",
     "load",
     "prepare",
+    "register_loss",
+    "register_quantizer",
+    "register_schedule",
     "shrink",
 ]
 
@@ -64,6 +70,9 @@ _HOMES = {
     "instrument": "modeling.instrument",
     "load": "checkpoints.load",
     "prepare": "checkpoints.prepare",
+    "register_loss": "distil.losses",
+    "register_quantizer": "quant",
+    "register_schedule": "distil.schedule",
     "shrink": "modeling.shrink",
 }
 

@@ -5,8 +5,11 @@ prints that line and leaves with exit code 2.
 """
 
 import reprlib
+from collections.abc import Collection
 from typing import Any
 
+# What a message about an unknown name says of those that a user may have registered.
+OWN = " (one of your own needs --plugin, or the import of its module)"
 _SCALES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = 60
@@ -44,6 +47,23 @@ def readable(size_bytes: int) -> str:
         if size_bytes >= unit:
             return f"{size_bytes / unit:.1f} {name}"
     return f"{size_bytes} B"
+
+
+def check_new_name(where: str, name: object, taken: Collection[str]) -> None:
+    """Check a name that a user's own part wants in a table.
+
+    Args:
+        where: what the message begins with.
+        name: letters, digits and underscores.
+        taken: the names that others have.
+
+    Raises:
+        TrituneError: it is no such name, or is taken.
+    """
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise TrituneError(f"{where}: a name is made of letters, digits and underscores; got {shown(name)}")
+    if name in taken:
+        raise TrituneError(f"{where}: the name {name} is taken; choose another, or exist_ok=True to replace your own")
 
 
 class TrituneError(ValueError):

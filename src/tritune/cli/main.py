@@ -1,6 +1,7 @@
 """`tritune`: the entry point; a wrong input is one line on stderr and exit code 2."""
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -23,6 +24,7 @@ from . import (
     train,
 )
 from .analyze.app import app as analyze
+from .plugins import with_plugins
 
 app = typer.Typer(
     name="tritune",
@@ -34,20 +36,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-app.command()(augment.augment)
-app.command()(finetune.finetune)
-app.command()(shrink.shrink)
-app.command()(train.train)
-app.command()(sweep.sweep)
-app.command()(convert.convert)
-app.command()(evaluate.evaluate)
-app.command()(predict.predict)
-app.command()(export.export)
-app.command()(bench.bench)
+_MAKE: tuple[Callable[..., None], ...] = (
+    augment.augment,
+    finetune.finetune,
+    shrink.shrink,
+    train.train,
+    sweep.sweep,
+    convert.convert,
+    evaluate.evaluate,
+    predict.predict,
+    export.export,
+    bench.bench,
+)
+_SHOW: tuple[Callable[..., None], ...] = (report.report, recipes.recipes, demo.demo)
+for command in _MAKE:
+    app.command()(with_plugins(command))
 app.add_typer(analyze)
-app.command()(report.report)
-app.command()(recipes.recipes)
-app.command()(demo.demo)
+for command in _SHOW:
+    app.command()(with_plugins(command))
 
 
 def _version(wanted: bool) -> None:

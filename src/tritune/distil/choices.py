@@ -3,8 +3,9 @@
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
-from ..errors import TrituneError, shown
+from ..errors import OWN, TrituneError, shown
 
 # The rows of `distil.losses.LOSSES`.
 LOSS_NAMES = (
@@ -19,6 +20,8 @@ LOSS_NAMES = (
     "ground_truth",
     "embedding",
 )
+# Those of a user's own, by `distil.losses.register_loss`; rows of that table, too.
+REGISTERED_LOSSES: dict[str, Any] = {}
 TASK_LOSS = "ground_truth"
 AVERAGES = ("padded", "valid")
 ALL_LAYERS = "all"
@@ -30,12 +33,27 @@ def check_loss(name: str, teacher: object | None, average: str = "padded") -> No
     Raises:
         TrituneError: loss or average are unknown, or a distillation loss has no teacher.
     """
-    if name not in LOSS_NAMES:
-        raise TrituneError(f"unknown loss {shown(name)}; known are {', '.join(LOSS_NAMES)}")
+    known = (*LOSS_NAMES, *REGISTERED_LOSSES)
+    if name not in known:
+        raise TrituneError(f"unknown loss {shown(name)}; known are {', '.join(known)}{OWN}")
     if average not in AVERAGES:
         raise TrituneError(f"unknown average {shown(average)}; known are {', '.join(AVERAGES)}")
     if name != TASK_LOSS and teacher is None:
         raise TrituneError(f"the loss {name} compares with a teacher: give one, or take {TASK_LOSS}")
+
+
+def keep_loss(name: str, loss: Any) -> None:
+    """Add a row of the table of losses; for `register_loss`, which has checked it."""
+    REGISTERED_LOSSES[name] = loss
+
+
+def check_registered(name: str) -> None:
+    """Raise TrituneError for a name under which nobody has registered a loss."""
+    if name in LOSS_NAMES:
+        raise TrituneError(f"losses: {name} ships with tritune; its key is {name}_coefficient")
+    if name not in REGISTERED_LOSSES:
+        registered = ", ".join(REGISTERED_LOSSES) or "none"
+        raise TrituneError(f"losses: unknown loss {shown(name)}; registered are {registered}{OWN}")
 
 
 def check_distil_layers(choice: str | Sequence[int]) -> None:

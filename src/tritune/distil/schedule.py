@@ -7,6 +7,7 @@ site backwards through the layer, from the projection to the map, so that ever m
 import random
 from collections.abc import Callable
 
+from ..errors import TrituneError, check_new_name, shown
 from ..modeling.sites import Site
 
 Schedule = Callable[[int, int, int], Site]
@@ -52,6 +53,33 @@ SCHEDULES: dict[str, Schedule] = {
     "inverted": inverted,
     "stochastic": stochastic,
 }
+
+
+_SHIPPED = tuple(SCHEDULES)
+
+
+def register_schedule(name: str, *, exist_ok: bool = False) -> Callable[[Schedule], Schedule]:
+    """Decorator: a schedule of one's own under a name, for `schedule` in a recipe.
+
+    It is a pure function of (step, steps, seed): the update of step one that comes next, counted from 0, how many there
+    are, and the run's seed. It returns the `Site` of the intervention.
+
+    Args:
+        name: letters, digits and underscores; of none that ships.
+        exist_ok: replace one registered before.
+
+    Raises:
+        TrituneError: the name is taken, or what is registered cannot be called.
+    """
+
+    def register(schedule: Schedule) -> Schedule:
+        check_new_name("register_schedule", name, _SHIPPED if exist_ok else SCHEDULES)
+        if not callable(schedule):
+            raise TrituneError(f"register_schedule: {name} must be a function; got {shown(schedule)}")
+        SCHEDULES[name] = schedule
+        return schedule
+
+    return register
 
 
 def split_budget(total: int, longest: int = 60) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TrituneError, shown
+from ..errors import OWN, TrituneError, shown
 
 if TYPE_CHECKING:
     from ..quant import Quantizer
@@ -38,14 +38,14 @@ class Quantization:
 
     Attributes:
         weight_bits: 1 (binary), 2 (ternary) to 8, or None for float weights.
-        weight_quantizer: a name of `quant.WEIGHT_QUANTIZERS` that serves `weight_bits`; None is bwn for 1 bit, twn for
-            2 and uniform for more.
+        weight_quantizer: the name of a quantizer, see `quant.registry`, that serves `weight_bits`; None is bwn for 1
+            bit, twn for 2 and uniform for more.
         weight_granularity: `tensor` or `row`, of the Linears.
         embedding_bits: of the word embedding: 1 to 8, None for float, or "same" for `weight_bits`.
         embedding_quantizer: None is `weight_quantizer` where that serves `embedding_bits`, else as there.
         embedding_granularity: `tensor` or `row`, of the word embedding.
         activation_bits: 2 to 8, or None for float activations.
-        activation_quantizer: a name of `quant.ACTIVATION_QUANTIZERS`; None is uniform.
+        activation_quantizer: the name of a quantizer; None is uniform.
         activation_granularity: `tensor`, or `token`, with which no answer depends on its batch mates.
         clip: weights and activations are clipped to plus or minus this.
         threshold_factor: TWN's 0.7.
@@ -234,9 +234,11 @@ class Quantization:
         name, kind = getattr(self, key), key.removesuffix("_quantizer")
         if name is None:
             return
-        from ..quant import ACTIVATION_QUANTIZERS, QUANTIZERS, WEIGHT_QUANTIZERS, Calibrated
+        from ..quant import QUANTIZERS, Calibrated, quantizer_names
 
-        self._check_among(key, (None, *(ACTIVATION_QUANTIZERS if kind == "activation" else WEIGHT_QUANTIZERS)))
+        known = quantizer_names("activation" if kind == "activation" else "weight")
+        if name not in known:
+            raise TrituneError(f"{key} must be one of None, {', '.join(known)}; got {shown(name)}{OWN}")
         if bits not in _served(name, kind):
             raise TrituneError(
                 f"{key} {name} does not serve {kind}_bits {'null' if bits is None else bits}; it serves "

@@ -13,12 +13,12 @@ from .pact import LearnedClip
 from .parts import GraphRowParts, RowParts, in_parts
 from .quantizer import Quantizer
 from .registry import (
-    ACTIVATION_QUANTIZERS,
     QUANTIZERS,
-    WEIGHT_QUANTIZERS,
     arguments_of,
     default_weight_quantizer,
     make_quantizer,
+    quantizer_names,
+    register_quantizer,
 )
 from .seq import StretchedElastic
 from .ste import straight_through
@@ -26,9 +26,7 @@ from .ternary import LeastSquaresTernary, Ternary, ternarize, ternarize_least_sq
 from .uniform import Uniform
 
 __all__ = [
-    "ACTIVATION_QUANTIZERS",
     "QUANTIZERS",
-    "WEIGHT_QUANTIZERS",
     "Binary",
     "Calibrated",
     "ClippedUniform",
@@ -53,6 +51,8 @@ __all__ = [
     "default_weight_quantizer",
     "in_parts",
     "make_quantizer",
+    "quantizer_names",
+    "register_quantizer",
     "straight_through",
     "ternarize",
     "ternarize_least_squares",

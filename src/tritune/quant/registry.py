@@ -4,8 +4,10 @@ A class says itself which widths it serves, and takes those of the settings that
 """
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from ..errors import TrituneError, check_new_name, shown
 from .binary import Binary
 from .clipped_uniform import ClippedUniform
 from .dorefa import DoReFa
@@ -32,8 +34,40 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "elastic_binary": ElasticBinary,
     "seq": StretchedElastic,
 }
-WEIGHT_QUANTIZERS = tuple(name for name, kind in QUANTIZERS.items() if kind.weight_bits)
-ACTIVATION_QUANTIZERS = tuple(name for name, kind in QUANTIZERS.items() if kind.activation_bits)
+_SHIPPED = tuple(QUANTIZERS)
+Kind = TypeVar("Kind", bound=type[Quantizer])
+
+
+def register_quantizer(name: str, *, exist_ok: bool = False) -> Callable[[Kind], Kind]:
+    """Class decorator: a quantizer of one's own under a name, for `weight_quantizer` and its like in a recipe.
+
+    The class is a subclass of `Quantizer` that says which `weight_bits` and `activation_bits` it serves. A checkpoint
+    names its quantizers, so whatever loads one registers them first.
+
+    Args:
+        name: letters, digits and underscores; of none that ships.
+        exist_ok: replace one registered before, as a notebook does that runs a cell again.
+
+    Raises:
+        TrituneError: the name is taken, or the class is no quantizer.
+    """
+
+    def register(kind: Kind) -> Kind:
+        where = "register_quantizer"
+        check_new_name(where, name, _SHIPPED if exist_ok else QUANTIZERS)
+        if not (isinstance(kind, type) and issubclass(kind, Quantizer)):
+            raise TrituneError(f"{where}: {name} must be a subclass of tritune.quant.Quantizer; got {shown(kind)}")
+        if not (kind.weight_bits or kind.activation_bits):
+            raise TrituneError(f"{where}: {name} must serve some weight_bits or activation_bits")
+        QUANTIZERS[name] = kind
+        return kind
+
+    return register
+
+
+def quantizer_names(of: str) -> list[str]:
+    """The names of those that serve `weight`s or `activation`s."""
+    return [name for name, kind in QUANTIZERS.items() if getattr(kind, f"{of}_bits")]
 
 
 def default_weight_quantizer(bits: int) -> str:

@@ -1,13 +1,13 @@
 """The keys of a recipe. They are flat, and named as in transformers' `TrainingArguments` or as in the papers."""
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from ..distil.choices import ALL_LAYERS, AVERAGES, check_distil_layers
+from ..distil.choices import ALL_LAYERS, AVERAGES, check_distil_layers, check_registered
 from ..distil.layer_map import check_layer_map
 from ..distil.schedule import SCHEDULES, split_budget
-from ..errors import TrituneError, shown
+from ..errors import OWN, TrituneError, shown
 from ..modeling.quantization import SAME, Quantization
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             from 0; see `distil.layer_map.distilled_layers`.
         layer_map: the teacher's layer that each of the student's learns from: `uniform`, `last`, or a list counted from
             0; null for the same depth, or for the layers that `tritune shrink` kept. See `layer_map.mapped_layers`.
+        losses: name to coefficient of losses that `register_loss` added; null for none.
         schedule: `map`, `context`, `projection`, `gradual`, `inverted`, `stochastic`; null for no intervention.
         cache_teacher: keep the teacher's outputs on disk and read them back from the second epoch on.
         fused_kernels: whether training in bf16 on a CPU takes the kernels of `compute.kernels`, which need a C++
@@ -197,6 +198,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
     temperature: float = 1.0
     distil_layers: str | tuple[int, ...] = ALL_LAYERS
     layer_map: str | tuple[int, ...] | None = None
+    losses: dict[str, float] | None = field(default=None, hash=False)
     schedule: str | None = None
     step_one_steps: int | None = None
     cache_teacher: bool = False
@@ -207,10 +209,14 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         FinetuneRecipe.__post_init__(self)
         Quantization.__post_init__(self)
         _one_of(self, "loss_average", AVERAGES)
-        _one_of(self, "schedule", (None, *SCHEDULES))
+        _one_of(self, "schedule", (None, *SCHEDULES), OWN)
         _check(self, "layers", lambda value: value != (), "must name at least one layer, or be null for all")
-        for field in fields(Coefficients):
-            _check(self, field.name, lambda value: value >= 0, "must not be negative")
+        for coefficient in fields(Coefficients):
+            _check(self, coefficient.name, lambda value: value >= 0, "must not be negative")
+        for name, value in (self.losses or {}).items():
+            check_registered(name)
+            if type(value) not in (int, float) or value < 0:
+                raise TrituneError(f"losses: {name} must be a number that is not negative; got {shown(value)}")
         _check(self, "temperature", lambda value: value > 0, "must be positive")
         check_distil_layers(self.distil_layers)
         check_layer_map(self.layer_map)
@@ -231,11 +237,12 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
 
     def section(self, kind: type[Section]) -> Section:
         """The values of one of the dataclasses that this one is made of."""
-        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
+        return kind(**{one.name: getattr(self, one.name) for one in fields(kind)})
 
     def coefficients(self) -> dict[str, float]:
         """Loss name to coefficient."""
-        return {field.name.removesuffix("_coefficient"): getattr(self, field.name) for field in fields(Coefficients)}
+        shipped = {one.name.removesuffix("_coefficient"): getattr(self, one.name) for one in fields(Coefficients)}
+        return shipped | (self.losses or {})
 
     def settled(self, bf16: bool) -> "Recipe":
         """As of any recipe."""
@@ -329,5 +336,5 @@ def _check(recipe: object, key: str, holds, message: str) -> None:
         raise TrituneError(f"{key} {message}; got {shown(value)}")
 
 
-def _one_of(recipe: object, key: str, allowed: tuple) -> None:
-    _check(recipe, key, lambda value: value in allowed, f"must be one of {', '.join(map(str, allowed))}")
+def _one_of(recipe: object, key: str, allowed: tuple, hint: str = "") -> None:
+    _check(recipe, key, lambda value: value in allowed, f"must be one of {', '.join(map(str, allowed))}{hint}")

@@ -1,7 +1,10 @@
 """The group of subcommands behind `tritune analyze`."""
 
+from collections.abc import Callable
+
 import typer
 
+from ..plugins import with_plugins
 from . import attention, curvature, heads, landscape, layers, norms, ranges, sensitivity
 
 app = typer.Typer(
@@ -12,11 +15,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-app.command()(attention.attention)
-app.command()(norms.norms)
-app.command()(ranges.ranges)
-app.command()(layers.layers)
-app.command()(heads.heads)
-app.command()(sensitivity.sensitivity)
-app.command()(curvature.curvature)
-app.command()(landscape.landscape)
+_ANALYSES: tuple[Callable[..., None], ...] = (
+    attention.attention,
+    norms.norms,
+    ranges.ranges,
+    layers.layers,
+    heads.heads,
+    sensitivity.sensitivity,
+    curvature.curvature,
+    landscape.landscape,
+)
+for analysis in _ANALYSES:
+    app.command()(with_plugins(analysis))

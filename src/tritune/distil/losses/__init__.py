@@ -16,7 +16,7 @@ from .logits import (
 )
 from .next_token import IGNORED, next_token_cross_entropy, token_scaled_soft_cross_entropy
 from .pair import Pair
-from .table import LOSSES, Loss, distillation_losses, trace_fields
+from .table import LOSSES, Loss, distillation_losses, register_loss, trace_fields
 
 __all__ = [
     "IGNORED",
@@ -34,6 +34,7 @@ __all__ = [
     "kl_divergence",
     "next_token_cross_entropy",
     "position_soft_cross_entropy",
+    "register_loss",
     "soft_cross_entropy",
     "token_mse",
     "token_scaled_soft_cross_entropy",

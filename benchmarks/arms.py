@@ -3,8 +3,10 @@ cost model of the published QAT step.
 """
 
 import copy
+import csv
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -264,3 +266,13 @@ class PublishedAdam(torch.optim.Optimizer):
             update = state["first"] / (state["second"].sqrt() + 1e-6)
             update += 0.01 * parameter
             parameter.add_(-(2e-5 * update))
+
+
+def write_csv(path: Path, rows: list[dict], append: bool = False) -> None:
+    """Rows with the same keys, which become the header."""
+    begun = append and path.exists()
+    with path.open("a" if append else "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        if not begun:
+            writer.writeheader()
+        writer.writerows(rows)

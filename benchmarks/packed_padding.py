@@ -8,11 +8,11 @@ quantized Linears at real tokens, and the logits; the spread of the logits over 
 """
 
 import argparse
-import csv
 import importlib.util
 from pathlib import Path
 
 import torch
+from arms import write_csv
 from packed_size import RECIPES
 from torch import nn
 from transformers import AutoModelForSequenceClassification
@@ -23,7 +23,6 @@ from tritune.checkpoints.packed import PackedLinear
 from tritune.compute.held import weights_held
 
 SENTENCES, BATCH = 96, 32
-COLUMNS = ("recipe", "tokens", "batch", "flipped_codes", "equal_logits", "largest_difference", "logit_spread")
 
 
 def run(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -97,12 +96,9 @@ def main() -> None:
     for recipe in RECIPES:
         for tokens in (40, 64, 128):
             table.append(compare(recipe, tokens))
-            print("  ".join(f"{table[-1][column]!s:<12}" for column in COLUMNS), flush=True)
+            print("  ".join(f"{value!s:<12}" for value in table[-1].values()), flush=True)
     if arguments.output:
-        with arguments.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(table)
+        write_csv(arguments.output, table)
 
 
 if __name__ == "__main__":

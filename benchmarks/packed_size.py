@@ -8,13 +8,13 @@ left out where that is not installed. MB are 10^6 bytes; "other" is the header o
 """
 
 import argparse
-import csv
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from arms import write_csv
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -33,7 +33,6 @@ RECIPES = {
     "ti-g": Quantization(),
     "ti-g-deploy": Quantization(weight_granularity="row", activation_granularity="token"),
 }
-COLUMNS = ("model", "recipe", "rest", "part", "parameters", "float_mb", "packed_mb", "ratio")
 
 
 def models() -> dict[str, Callable[[], PreTrainedModel]]:
@@ -83,12 +82,9 @@ def main() -> None:
         row for name, build in models().items() for recipe, dtype in cases for row in rows(name, recipe, build(), dtype)
     ]
     for row in table:
-        print("  ".join(f"{row[column]!s:<12}" for column in COLUMNS))
+        print("  ".join(f"{value!s:<12}" for value in row.values()))
     if arguments.output:
-        with arguments.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(table)
+        write_csv(arguments.output, table)
 
 
 if __name__ == "__main__":

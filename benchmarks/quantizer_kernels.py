@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from training_step import write_csv
+from arms import write_csv
 
 from tritune.compute.devices import keep_freed_memory
 from tritune.compute.kernels import fused_kernels, integers

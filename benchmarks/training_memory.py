@@ -11,7 +11,6 @@ out.
 
 import argparse
 import copy
-import csv
 import ctypes
 import json
 import os
@@ -21,7 +20,7 @@ import sys
 from pathlib import Path
 
 import torch
-from arms import PRECISIONS, SHAPES, build, distillation_step, make_batch
+from arms import PRECISIONS, SHAPES, build, distillation_step, make_batch, write_csv
 from torch import nn
 
 import tritune
@@ -119,12 +118,7 @@ def main() -> None:
         rows.append(row)
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     if options.output:
-        new = not options.output.exists()
-        with options.output.open("a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        write_csv(options.output, rows, append=True)
 
 
 if __name__ == "__main__":

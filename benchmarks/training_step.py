@@ -13,14 +13,13 @@ MiniLM's shape, batch 16, two cores. Its cost model counts only if it comes with
 """
 
 import argparse
-import csv
 import gc
 import statistics
 import time
 from pathlib import Path
 
 import torch
-from arms import PRECISIONS, SHAPES, Step, arms, precisions
+from arms import PRECISIONS, SHAPES, Step, arms, precisions, write_csv
 
 from tritune.compute.devices import keep_freed_memory
 
@@ -87,14 +86,6 @@ def profile(shape: str, tokens: int, precision: str, batch: int, device: torch.d
     for plain, qat, key in table[:20]:
         print(f"{plain:10.1f}{qat:10.1f}{qat - plain:10.1f}  {key}")
     print(f"{sum(row[0] for row in table):10.1f}{sum(row[1] for row in table):10.1f}{'':10}  all")
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Rows with the same keys, which become the header."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:

@@ -146,13 +146,17 @@ class Family:
 
     def build(self, seed: int = 0) -> PreTrainedModel:
         """A float model with eager attention and weights wide enough that quantizing them shows."""
-        generator = torch.Generator().manual_seed(seed)
-        model = self.model._from_config(self.config(), attn_implementation="eager")
-        with torch.no_grad():
-            for parameter in model.parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(noise * 0.3 if parameter.ndim > 1 else parameter + noise * 0.1)
-        return model.eval()
+        return wide_weights(self.model._from_config(self.config(), attn_implementation="eager"), seed)
+
+
+@torch.no_grad()
+def wide_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """The model, in evaluation mode, with weights that quantizing changes by much."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(noise * 0.3 if parameter.ndim > 1 else parameter + noise * 0.1)
+    return model.eval()
 
 
 _TEXT = {"vocab_size": VOCABULARY, "num_labels": LABELS, "max_position_embeddings": 32, "pad_token_id": 0}

@@ -10,9 +10,9 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from families import LABELS, VOCABULARY, wide_weights
 from tritune import Quantization
 
-VOCABULARY, LABELS = 40, 3
 BLOCK_LOSSES = {"logits": 1.0, "hidden_states": 1.0, "attention_scores": 1.0, "block_output": 1.0}
 PER_TOKEN = Quantization(activation_granularity="token")
 
@@ -66,12 +66,7 @@ class Served:
         if "QuestionAnswering" in self.classes[index]:
             config.num_labels = 2
         model = getattr(transformers, self.classes[index])._from_config(config, attn_implementation="eager")
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(noise * 0.3 if parameter.ndim > 1 else parameter + noise * 0.1)
-        return model.eval()
+        return wide_weights(model, seed)
 
     def batch(self) -> dict[str, torch.Tensor]:
         """A small batch."""

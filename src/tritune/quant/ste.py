@@ -35,8 +35,10 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def inside_clip(grad: torch.Tensor, latent: torch.Tensor | None, clip: float | None) -> torch.Tensor:
-    """`grad` where |latent| < clip and zero elsewhere, shapes and dtypes alike; all of it where `latent` is None."""
-    return grad if latent is None else torch.ops.aten.hardtanh_backward(grad, latent, -clip, clip)
+    """`grad` where |latent| < clip and zero elsewhere, of one shape and dtype; all of it where either is None."""
+    if latent is None or clip is None:
+        return grad
+    return torch.ops.aten.hardtanh_backward(grad, latent, -clip, clip)
 
 
 def straight_through(

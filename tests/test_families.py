@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+import transformers
 
 import tritune
 from families import FAMILIES, HEADS, LABELS, WIDTH
@@ -324,6 +325,16 @@ def test_layer_ranges_that_do_not_fit_are_refused_and_change_nothing(name, layer
     with pytest.raises(TrituneError, match=f"layers.*{message}"):
         tritune.prepare(model, Quantization(layers=layers))
     assert not quantized(model) and torch.equal(model(**batch).logits, before)
+
+
+@pytest.mark.parametrize("name", ["Canine", "IBert", "Wav2Vec2"])
+def test_a_model_without_a_table_of_tokens_is_refused_in_words(name):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sound = {"conv_dim": (8,), "conv_kernel": (3,), "conv_stride": (2,), "num_conv_pos_embeddings": 2}
+    sound |= {"num_conv_pos_embedding_groups": 2, "num_feat_extract_layers": 1}
+    config = getattr(transformers, f"{name}Config")(**sizes, **(sound if name == "Wav2Vec2" else {}))
+    with pytest.raises(UnsupportedModelError, match=f"{name}Model cannot be served: "):
+        tritune.instrument(transformers.AutoModel.from_config(config))
 
 
 @pytest.mark.parametrize("family", REFUSED.values(), ids=REFUSED)

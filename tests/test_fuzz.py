@@ -385,6 +385,7 @@ def test_config_with_other_values(model_folder, unpickled):
         ({"num_hidden_layers": 3}, "have no weights; the weights are not this model's"),
         ({"hidden_size": 8}, "the weights have other shapes than its config.json says"),
         ({"id2label": {"5": "a", "6": "b"}}, "id2label in its config.json must give each label from 0 to 1 a name"),
+        ({"id2label": {"0": ["a"], "1": "b"}}, "id2label in its config.json must give each label from 0 to 1 a name"),
         ({"id2label": {"0": "a", "1": "a"}}, "id2label in its config.json must give each label from 0 to 1 a name"),
         ({"quantization_config": {"quant_method": "zebra"}}, "quantization_config in its config.json is of an unknown"),
         ({"quantization_config": {"quant_method": "tritune", "stage": "x"}}, "unknown stage 'x'"),

@@ -38,6 +38,6 @@ def convert(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTr
     if dtype not in FLOATS:
         raise TrituneError(f"dtype must be torch.float32 or torch.float16; got {shown(dtype)}")
     pack_modules(model)
-    model.to(dtype)
+    model.to(dtype)  # type: ignore[arg-type]  # transformers wraps it without self
     mark(model, TrituneConfig(PACKED, config.quantization, FORMAT_VERSION))
     return model.eval()

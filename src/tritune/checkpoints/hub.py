@@ -94,7 +94,8 @@ def why_unreachable(name: str, file: str, **kind: Any) -> str | None:
     from huggingface_hub.utils import get_session
 
     patience = constants.HF_HUB_ETAG_TIMEOUT if _PATIENCE_VARIABLE in os.environ else _PATIENCE
-    url, client, answers = hf_hub_url(name, file, **kind), get_session(), queue.SimpleQueue()
+    url, client = hf_hub_url(name, file, **kind), get_session()
+    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def ask() -> None:
         try:

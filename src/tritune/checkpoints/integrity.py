@@ -29,10 +29,14 @@ def tensor_checksum(tensor: torch.Tensor) -> str:
     >>> tensor_checksum(torch.zeros(2)) == tensor_checksum(torch.zeros(2, 1))
     False
     """
-    tensor = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    digest.update(bytes_of(tensor))
     return digest.hexdigest()[:32]
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor of any shape, dtype and device, in the order of its elements."""
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
 
 
 def config_checksum(config: dict[str, Any]) -> str:

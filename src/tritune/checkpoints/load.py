@@ -27,6 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from ..errors import TrituneError, first_line, shown
 from .hub import located
+from .integrity import bytes_of
 from .plugin import METHOD, TrituneConfig, is_packed
 
 
@@ -165,22 +166,22 @@ def _check_complete(report: dict[str, Any], source: str | Path) -> None:
 
 def _check_no_pickle(source: str | Path, config: PreTrainedConfig) -> None:
     """Refuse names of other weight files, which transformers would unpickle in spite of `use_safetensors`."""
-    names = []
-    if (named := getattr(config, "transformers_weights", None)) is not None:
-        names.append(named)
+    named = getattr(config, "transformers_weights", None)
+    names = [] if named is None else [named]
     with suppress(OSError):  # most models have no index
-        index = json.loads(Path(cached_file(source, SAFE_WEIGHTS_INDEX_NAME)).read_text(encoding="utf-8"))
-        names += index["weight_map"].values()
+        if (index := cached_file(source, SAFE_WEIGHTS_INDEX_NAME)) is not None:
+            names += json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
     for name in names:
         if not str(name).endswith(".safetensors"):
             raise TrituneError(f"its weights are said to lie in {name!r}; save them anew as safetensors")
 
 
 def _check_label_names(config: PreTrainedConfig, source: str | Path) -> None:
-    names = [config.id2label.get(index) for index in range(config.num_labels)]
-    if None in names or len(set(names)) < len(names):
+    labels = config.id2label or {}
+    named = all(isinstance(name, str | int) for name in labels.values())
+    if not named or set(labels) != set(range(len(labels))) or len(set(labels.values())) < len(labels):
         raise TrituneError(
-            f"{source}: id2label in its config.json must give each label from 0 to {len(names) - 1} a name of its own"
+            f"{source}: id2label in its config.json must give each label from 0 to {len(labels) - 1} a name of its own"
         )
 
 
@@ -259,9 +260,8 @@ def weights_sha256(model: nn.Module) -> str:
     """A hash of names, shapes and bytes of all weights; equal for equal models wherever they lie."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.numpy().tobytes())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 

@@ -73,7 +73,7 @@ class TrituneConfig(QuantizationConfigMixin):
             )
         if unknown := set(values) - {field.name for field in fields(Quantization)}:
             raise TrituneError(f"quantization_config: unknown keys {sorted(unknown)}")
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # transformers' own enum; methods of others are plain names
         self.stage = stage
         self.quantization = quantization or Quantization(**values)
         self.format_version = format_version
@@ -103,6 +103,8 @@ class TrituneQuantizer(HfQuantizer):
     """Rebuilds a QAT model after its latent weights are loaded, a packed one before its codes are."""
 
     requires_calibration = False
+    quantization_config: TrituneConfig
+    _files: list[str]
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
@@ -181,7 +183,7 @@ def load_quantizers(model: PreTrainedModel, files: list[str]) -> None:
     wanted = {name: tensor.detach() for name, tensor in quantizer_tensors(model).items()}
     if not wanted:
         return
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             found |= {name: tensors.get_tensor(name) for name in tensors.keys() if "_quantizer." in name}  # noqa: SIM118
@@ -228,9 +230,8 @@ def verify(paths: list[Path], section: TrituneConfig | None = None) -> None:
 
 def mark(model: PreTrainedModel, config: TrituneConfig) -> None:
     """Write `config` into the model, so that `save_pretrained` keeps it and Trainer knows what to do."""
-    model.hf_quantizer = TrituneQuantizer(config)
-    # transformers would refuse to cast it, and Trainer even to evaluate it.
-    model.is_quantized = False
+    # Were it said to be quantized, transformers would refuse to cast it, and Trainer even to evaluate it.
+    vars(model).update(hf_quantizer=TrituneQuantizer(config), is_quantized=False)
     give_methods(model)
     if config.is_packed:
         model.register_forward_pre_hook(refuse_training, prepend=True)

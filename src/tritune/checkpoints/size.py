@@ -7,13 +7,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..modeling.instrument import instrument_of
-from ..modeling.layers import QuantConv2d, QuantEmbedding, QuantLinear
+from ..modeling.layers import FakeQuantized
 from ..quant import Calibrated, Granularity, Quantizer
-from .packed import PackedConv2d, PackedEmbedding, PackedLinear
+from .packed import Packed
 
 _SCALE_BYTES = 4
-_QUANTIZED = (QuantLinear, QuantEmbedding, QuantConv2d)
-_PACKED = (PackedLinear, PackedEmbedding, PackedConv2d)
 
 
 def size_bytes(model: nn.Module) -> int:
@@ -26,12 +24,12 @@ def size_bytes(model: nn.Module) -> int:
     144
     """
     quantizers = {
-        id(module.weight): module.weight_quantizer for module in model.modules() if isinstance(module, _QUANTIZED)
+        id(module.weight): module.weight_quantizer for module in model.modules() if isinstance(module, FakeQuantized)
     }
     learned = {
         id(p) for quantizer in quantizers.values() if isinstance(quantizer, Calibrated) for p in quantizer.parameters()
     }
-    packed = [module for module in model.modules() if isinstance(module, _PACKED)]
+    packed = [module for module in model.modules() if isinstance(module, Packed)]
     beside = [module.weight_scale for module in packed]
     beside += [module.packed for module in packed if module.packed is not module.weight]
     parameters = [parameter for parameter in model.parameters() if id(parameter) not in learned]
@@ -63,7 +61,7 @@ def sizes_by_part(model: PreTrainedModel) -> list[PartSize]:
         part = "embeddings" if part == "patch_embedding" else part
         part = part if part in ("embeddings", "pooler", "classifier") else "encoder"
         for module in map(model.get_submodule, names):
-            if isinstance(module, _PACKED):
+            if isinstance(module, Packed):
                 count = math.prod(module.latent_shape)
                 parameters[part] = parameters.get(part, 0) + count
                 sizes[part] = sizes.get(part, 0) + module.packed.nbytes + module.weight_scale.nbytes

@@ -107,7 +107,7 @@ class Anatomy:
 
 @dataclass
 class _Call:
-    """One event of the recorded pass; nodes are those of the autograd graph.
+    """One event of the recorded pass; nodes are those of the autograd graph, None of what has no gradient.
 
     Attributes:
         tensors: Q, K and V of an attention call, else the output.
@@ -116,8 +116,8 @@ class _Call:
 
     kind: str
     name: str
-    inputs: tuple[Node, ...]
-    output: Node
+    inputs: tuple[Node | None, ...]
+    output: Node | None
     tensors: tuple[torch.Tensor, ...]
     causal: bool = False
 
@@ -130,7 +130,7 @@ class _Recording:
 
     def add(self, kind: str, name: str, inputs: Iterable[torch.Tensor], output: torch.Tensor) -> None:
         """Note a call of a module, with the tensors it took and gave."""
-        if kind == "linear":
+        if kind == "linear" and output.grad_fn is not None:
             self.linear_outputs[output.grad_fn] = len(self.calls)
         nodes = tuple(tensor.grad_fn for tensor in inputs)
         self.calls.append(_Call(kind, name, nodes, output.grad_fn, (output,)))
@@ -151,9 +151,11 @@ class _Recording:
         if not any(call.kind == "attention" for call in self.calls):
             self.patches.append(name)
 
-    def upstream(self, node: Node | None, *more_stops: Node) -> set[Node]:
+    def upstream(self, node: Node | None, *more_stops: Node | None) -> set[Node]:
         """The nearest Linear outputs, parameters and `more_stops` from which `node` was computed."""
-        found, seen, stack = set(), set(), [node]
+        found: set[Node] = set()
+        seen: set[Node] = set()
+        stack = [node]
         while stack:
             node = stack.pop()
             if node is None or node in seen:
@@ -192,23 +194,25 @@ def find_anatomy(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor])
         _site(model, recording, call, range(start, end), tail_names)
         for call, start, end in zip(attentions, starts, [*starts[1:], len(recording.calls)], strict=True)
     ]
-    word_embedding = _word_embedding(model)
+    word_embedding = word_embedding_of(model)
     names = {module: name for name, module in model.named_modules()}
     before = [call.name for call in recording.calls[: starts[0]] if call.kind == "linear"]
     return Anatomy(
         sites=tuple(sites),
-        embeddings=((names[word_embedding],) if isinstance(word_embedding, nn.Embedding) else ()) + tuple(before),
+        embeddings=(*([] if word_embedding is None else [names[word_embedding]]), *before),
         pooler=pooler,
         classifier=classifiers,
         patch_embedding=tuple(recording.patches),
     )
 
 
-def _word_embedding(model: PreTrainedModel) -> nn.Module | None:
+def word_embedding_of(model: PreTrainedModel) -> nn.Embedding | None:
+    """The table that token ids are looked up in; None where there is none, as in a model of images."""
     try:
-        return model.get_input_embeddings()
-    except NotImplementedError:  # a model of images whose class does not say
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:  # a class that does not say
         return None
+    return embedding if isinstance(embedding, nn.Embedding) else None
 
 
 def unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
@@ -230,7 +234,7 @@ def _hides_later_tokens(masked: torch.Tensor | None) -> bool:
     return bool(masked[later].all() and (masked != masked[..., :1, :]).any())
 
 
-def _first_tensor(value: object) -> torch.Tensor:
+def _first_tensor(value: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     return value[0] if isinstance(value, tuple) else value
 
 
@@ -286,14 +290,16 @@ def _tail(
 
     Several Linears make up the classifier only where none of them lies in the block of the `last` attention.
     """
-    tail, node, block = [], head[1] if head else None, _block(model, last.name)
+    key, node = head or ("", None)
+    tail: list[tuple[str, ...]] = []
+    block = _block(model, last.name)
     while calls := recording.linears(node):
         names = tuple(recording.calls[i].name for i in sorted(calls))
         if len(calls) > 1 and (tail or not block or any(name.startswith(block) for name in names)):
             break
         tail.append(names)
         node = recording.calls[min(calls)].inputs[0]
-    has_classifier = bool(tail) and head[0] != _POOLED
+    has_classifier = bool(tail) and key != _POOLED
     return tail[0] if has_classifier else (), sum(tail[has_classifier:], ())
 
 

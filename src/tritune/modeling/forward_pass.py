@@ -71,7 +71,8 @@ class ForwardPass:
         """Store those of `tensors` that were asked for in the current layer's trace."""
         if self.trace is not None:
             for name in self.record.keys() & tensors.keys():
-                if self.record[name] is None or self.layer in self.record[name]:
+                layers = self.record[name]
+                if layers is None or self.layer in layers:
                     setattr(self.trace.layers[self.layer], name, tensors[name])
 
     def replace(self, site: Site, own: torch.Tensor) -> torch.Tensor:

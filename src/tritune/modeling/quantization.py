@@ -119,7 +119,7 @@ class Quantization:
     @property
     def bits_of_embedding(self) -> int | None:
         """Of the word embedding, whether they are its own or those of the weights."""
-        return self.weight_bits if self.embedding_bits == SAME else self.embedding_bits
+        return self.weight_bits if isinstance(self.embedding_bits, str) else self.embedding_bits
 
     def pattern_of(self, name: str) -> str | None:
         """The pattern of `modules` whose settings a module of this name has, or None."""
@@ -128,7 +128,7 @@ class Quantization:
     def of_module(self, name: str) -> "Quantization":
         """What holds for the module of this name: its own settings over the others, and no `modules`."""
         pattern = self.pattern_of(name)
-        return self if pattern is None else self._with(self.modules[pattern])
+        return self if self.modules is None or pattern is None else self._with(self.modules[pattern])
 
     def variants(self) -> list["Quantization"]:
         """Its own settings, and those of every pattern of `modules`."""
@@ -136,20 +136,24 @@ class Quantization:
 
     def quantizer_names(self) -> set[str]:
         """The names in the table of all quantizers that may be at work."""
-        names = set()
-        for one in self.variants():
-            names |= {one._weight_name(), one._embedding_name() if self.embeddings else None, one._activation_name()}
-        return names - {None}
+        return {
+            name
+            for one in self.variants()
+            for name in (one._weight_name(), one._embedding_name() if self.embeddings else None, one._activation_name())
+            if name is not None
+        }
 
     def names_per_tensor(self) -> set[str]:
         """The names of those that may be at work in products with a scale per tensor."""
-        pairs = set()
-        for one in self.variants():
-            pairs |= {
+        return {
+            name
+            for one in self.variants()
+            for name, granularity in (
                 (one._weight_name(), one.weight_granularity),
                 (one._activation_name(), one.activation_granularity),
-            }
-        return {name for name, granularity in pairs if name is not None and granularity == "tensor"}
+            )
+            if name is not None and granularity == "tensor"
+        }
 
     def weights(self, rows: int, columns: int, parts: tuple[int, ...] = ()) -> "Quantizer | None":
         """The quantizer of a Linear's weight, (rows, columns), or None.
@@ -160,20 +164,25 @@ class Quantization:
         Raises:
             TrituneError: `min_max` of a fused weight with a scale per tensor.
         """
-        name, settings = self._weight_name(), (self.weight_bits, self.weight_granularity)
-        if not parts or name is None or self.weight_granularity == "row":
-            return self._make(name, *settings, rows, columns)
+        if (name := self._weight_name()) is None:
+            return None
+        if not parts or self.weight_granularity == "row":
+            return self._make(name, self.weight_bits, self.weight_granularity, rows, columns)
         from ..quant import in_parts
 
-        return in_parts([self._make(name, *settings, count, columns) for count in parts], parts)
+        return in_parts([self._make(name, self.weight_bits, "tensor", count, columns) for count in parts], parts)
 
     def embedding(self, rows: int, columns: int) -> "Quantizer | None":
         """The quantizer of a word embedding, (rows, columns), or None."""
-        return self._make(self._embedding_name(), self.bits_of_embedding, self.embedding_granularity, rows, columns)
+        if (name := self._embedding_name()) is None:
+            return None
+        return self._make(name, self.bits_of_embedding, self.embedding_granularity, rows, columns)
 
     def activations(self, features: int = 1) -> "Quantizer | None":
         """The quantizer of a Linear's input of so many features, or None."""
-        return self._make(self._activation_name(), self.activation_bits, self.activation_granularity, 1, features)
+        if (name := self._activation_name()) is None:
+            return None
+        return self._make(name, self.activation_bits, self.activation_granularity, 1, features)
 
     def products(self, features: int = 1, causal: bool = False) -> "dict[str, Quantizer]":
         """The quantizers of Q, K, probabilities and V, for so many features over all heads.
@@ -182,37 +191,28 @@ class Quantization:
         model that would tell earlier tokens of later ones. There it is one per token, which `products.context` folds
         into the probabilities.
         """
-        if self.activation_bits is None or not self.attention_products:
+        if (name := self._activation_name()) is None or not self.attention_products:
             return {}
-        quantizers = {operand: self.activations(features) for operand in ("query", "key", "attention_probs", "value")}
-        if self.activation_granularity == "token" and not causal:
-            from ..quant import Granularity
-
-            quantizers["value"] = replace(quantizers["value"], granularity=Granularity.HEAD)
-        return quantizers
+        of_value = "head" if self.activation_granularity == "token" and not causal else self.activation_granularity
+        granularities = dict.fromkeys(("query", "key", "attention_probs"), self.activation_granularity)
+        return {
+            operand: self._make(name, self.activation_bits, granularity, 1, features)
+            for operand, granularity in (granularities | {"value": of_value}).items()
+        }
 
     def _weight_name(self) -> str | None:
-        from ..quant import default_weight_quantizer
-
-        return self.weight_bits and (self.weight_quantizer or default_weight_quantizer(self.weight_bits))
+        return _name_of(self.weight_bits, self.weight_quantizer)
 
     def _embedding_name(self) -> str | None:
-        from ..quant import default_weight_quantizer
-
-        bits = self.bits_of_embedding
-        if bits is None or self.embedding_quantizer:
-            return bits and self.embedding_quantizer
-        inherits = self.weight_quantizer and bits in _served(self.weight_quantizer, "weight")
-        return self.weight_quantizer if inherits else default_weight_quantizer(bits)
+        bits, own = self.bits_of_embedding, self.embedding_quantizer
+        if bits is not None and own is None and self.weight_quantizer is not None:
+            own = self.weight_quantizer if bits in _served(self.weight_quantizer, "weight") else None
+        return _name_of(bits, own)
 
     def _activation_name(self) -> str | None:
-        return self.activation_bits and (self.activation_quantizer or "uniform")
+        return None if self.activation_bits is None else self.activation_quantizer or "uniform"
 
-    def _make(
-        self, name: str | None, bits: int | None, granularity: str, rows: int, columns: int
-    ) -> "Quantizer | None":
-        if name is None:
-            return None
+    def _make(self, name: str, bits: int | None, granularity: str, rows: int, columns: int) -> "Quantizer":
         from ..quant import Granularity, make_quantizer
 
         per_row = granularity == Granularity.ROW
@@ -287,6 +287,13 @@ class Quantization:
                 raise TrituneError(f"modules: {shown(pattern)}: {error}") from None
             checked[pattern] = dict(settings)
         return checked
+
+
+def _name_of(bits: int | None, quantizer: str | None) -> str | None:
+    """The quantizer of weights of so many bits, where a recipe names `quantizer`; None for float weights."""
+    from ..quant import default_weight_quantizer
+
+    return None if bits is None else quantizer or default_weight_quantizer(bits)
 
 
 def _served(name: str, kind: str) -> tuple[int, ...]:

@@ -53,7 +53,8 @@ def shrink(
     weights = dict(_renumbered(model.state_dict(), path, layers))
     config = _shorter_config(model, path, layers, depth)
     with torch.random.fork_rng(devices=[]):  # first weights are drawn only to be replaced
-        small = type(model)(config).to(dtype=model.dtype, device=model.device)
+        small = type(model)(config)
+        small.to(dtype=model.dtype, device=model.device)  # type: ignore[call-arg]  # transformers wraps it without self
     _check_weights(small.state_dict(), weights, path, layers)
     small.load_state_dict(weights)
     setattr(small.config, NOTE, {"layers": list(layers), "of": depth})
@@ -115,11 +116,11 @@ def _shorter_config(model: PreTrainedModel, path: str, layers: Sequence[int], de
             setattr(owner, key, len(layers))
             config = type(config).from_dict({k: v for k, v in config.to_dict().items() if k not in _DERIVED})
             with torch.device("meta"):
-                found = len(type(model)(config).get_submodule(path))
+                found = type(model)(config).get_submodule(path)
         except Exception as error:
             failure = f"it cannot be built with {len(layers)} layers ({first_line(error)})"
             continue
-        if found == len(layers):
+        if isinstance(found, nn.ModuleList) and len(found) == len(layers):
             return config
     raise unsupported(model, failure)
 

@@ -233,5 +233,5 @@ def test_a_mask_that_hides_later_tokens_in_silence_is_refused():
     model = LLAMA.build()
     for layer in model.model.layers:
         layer.self_attn.is_causal = False
-    with pytest.raises(UnsupportedModelError, match="hides later tokens by its mask without saying that it is causal"):
+    with pytest.raises(UnsupportedModelError, match="masks later tokens but does not declare itself causal"):
         tritune.prepare(model, PER_TOKEN)

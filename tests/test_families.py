@@ -333,7 +333,7 @@ def test_a_model_without_a_table_of_tokens_is_refused_in_words(name):
     sound = {"conv_dim": (8,), "conv_kernel": (3,), "conv_stride": (2,), "num_conv_pos_embeddings": 2}
     sound |= {"num_conv_pos_embedding_groups": 2, "num_feat_extract_layers": 1}
     config = getattr(transformers, f"{name}Config")(**sizes, **(sound if name == "Wav2Vec2" else {}))
-    with pytest.raises(UnsupportedModelError, match=f"{name}Model cannot be served: "):
+    with pytest.raises(UnsupportedModelError, match=f"{name}Model is not supported: "):
         tritune.instrument(transformers.AutoModel.from_config(config))
 
 
@@ -346,7 +346,7 @@ def test_a_family_that_cannot_be_served_is_refused_by_name_and_left_as_it_was(fa
     expected = model(input_ids=ids).logits
     modules = [type(module) for module in model.modules()]
     for verb in (tritune.instrument, tritune.prepare):
-        with pytest.raises(UnsupportedModelError, match=f"{family.model} cannot be served: .*{family.reason}"):
+        with pytest.raises(UnsupportedModelError, match=f"{family.model} is not supported: .*{family.reason}"):
             verb(model)
         assert model.config._attn_implementation == implementation and model.training is training
         assert [type(module) for module in model.modules()] == modules

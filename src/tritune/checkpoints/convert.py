@@ -34,7 +34,7 @@ def convert(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTr
     if not isinstance(config, TrituneConfig):
         raise TrituneError(f"this {type(model).__name__} is a float model; prepare and train it first")
     if config.is_packed:
-        raise TrituneError(f"this {type(model).__name__} is packed already")
+        raise TrituneError(f"this {type(model).__name__} is already packed")
     if dtype not in FLOATS:
         raise TrituneError(f"dtype must be torch.float32 or torch.float16; got {shown(dtype)}")
     pack_modules(model)

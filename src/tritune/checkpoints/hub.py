@@ -45,13 +45,13 @@ def located(source: str | Path) -> str | Path:
         cached = try_to_load_from_cache(str(source), _CONFIG)
         reason = why_unreachable(str(source), _CONFIG)
     except HFValidationError:
-        raise TrituneError(f"{source}: there is no such folder, and no model on the hub can have such a name") from None
+        raise TrituneError(f"{source}: there is no such folder, and no model on the hub can have this name") from None
     if reason is None:
         return source
     if isinstance(cached, str):
         return Path(cached).parent
     raise TrituneError(
-        f"no folder {source} here, and the hub cannot be reached ({reason}); check the name, or the connection"
+        f"no folder {source} here, and the hub cannot be reached ({reason}); check the name or the connection"
     )
 
 

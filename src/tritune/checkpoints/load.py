@@ -59,7 +59,7 @@ def load_pretrained(kind: Any, source: str | Path, **head: Any) -> PreTrainedMod
     options = {"dtype": torch.float32, "ignore_mismatched_sizes": bool(head), **plain, **head}
     model, report = _from_pretrained(kind, source, config, options)
     if getattr(config, "quantization_config", None) is not None and getattr(model, "hf_quantizer", None) is None:
-        raise TrituneError(f"{source}: the quantization_config in its config.json is of an unknown method")
+        raise TrituneError(f"{source}: the quantization_config in its config.json has an unknown quant_method")
     _check_weights(model, report, source, new_head=bool(head))
     return model
 
@@ -104,7 +104,7 @@ def load(source: str | Path, **options: Any) -> PreTrainedModel:
     config = load_config(source)
     section = getattr(config, "quantization_config", None)
     if not isinstance(section, dict) or section.get("quant_method") != METHOD:
-        raise TrituneError(f"{source}: not a model that tritune wrote; transformers' Auto classes load it")
+        raise TrituneError(f"{source}: not a checkpoint of tritune; load it with transformers' Auto classes")
     return _load_whole(source, config, options)
 
 
@@ -116,7 +116,7 @@ def load_float(source: str | Path) -> PreTrainedModel:
     """
     config = load_config(source)
     if getattr(config, "quantization_config", None) is not None:
-        raise TrituneError(f"{source}: quantized already; give a float model")
+        raise TrituneError(f"{source}: already quantized; give a float model")
     return _load_whole(source, config, {"dtype": torch.float32})
 
 
@@ -137,7 +137,7 @@ def _from_pretrained(
     """A model of the class `kind` and what transformers reports of the loading; no other files than safetensors."""
     path, found = Path(source), located(source)
     if path.is_dir() and not any(path.glob("*.safetensors")):
-        raise TrituneError(f"{source}: no model.safetensors; weights of other kinds must be saved anew as safetensors")
+        raise TrituneError(f"{source}: no model.safetensors; save weights in other formats as safetensors first")
     try:
         _check_no_pickle(found, config)
         with _quiet():
@@ -149,8 +149,8 @@ def _from_pretrained(
     except Exception as error:
         reason = first_line(error)
         if "ignore_mismatched_sizes" in reason:
-            reason = "the weights have other shapes than its config.json says"
-        raise TrituneError(f"{source}: not a model that can be loaded ({reason}); save or fetch it anew") from None
+            reason = "the shapes of its weights do not match its config.json"
+        raise TrituneError(f"{source}: not a model that can be loaded ({reason}); save or download it again") from None
 
 
 def _check_complete(report: dict[str, Any], source: str | Path) -> None:
@@ -161,7 +161,7 @@ def _check_complete(report: dict[str, Any], source: str | Path) -> None:
     }
     for fault, names in faults.items():
         if names:
-            raise TrituneError(f"{source}: {', '.join(sorted(names)[:3])}: {fault}; fetch or convert it anew")
+            raise TrituneError(f"{source}: {', '.join(sorted(names)[:3])}: {fault}; download or convert it again")
 
 
 def _check_no_pickle(source: str | Path, config: PreTrainedConfig) -> None:
@@ -173,7 +173,7 @@ def _check_no_pickle(source: str | Path, config: PreTrainedConfig) -> None:
             names += json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
     for name in names:
         if not str(name).endswith(".safetensors"):
-            raise TrituneError(f"its weights are said to lie in {name!r}; save them anew as safetensors")
+            raise TrituneError(f"its weights are declared to be in {name!r}; save them as safetensors")
 
 
 def _check_label_names(config: PreTrainedConfig, source: str | Path) -> None:
@@ -197,7 +197,7 @@ def _check_weights(model: PreTrainedModel, report: dict, source: str | Path, new
         advice = "the weights are not this model's" if encoder else "fine-tune it first (tritune finetune)"
         raise TrituneError(f"{source}: {', '.join((encoder or missing)[:3])} have no weights; {advice}")
     if not new_head and (extra := _unknown_layers(model, report["unexpected_keys"])):
-        raise TrituneError(f"{source}: has weights of {extra[0]}, which its config.json leaves out; repair config.json")
+        raise TrituneError(f"{source}: has weights of {extra[0]}, which its config.json leaves out; correct that")
     _check_finite(model, source)
 
 
@@ -233,10 +233,10 @@ def load_tokenizer(source: str | Path, model: PreTrainedModel, max_length: int) 
         largest = max(tokenizer.get_vocab().values(), default=-1)
     except Exception as error:
         raise TrituneError(
-            f"{source}: no tokenizer that can be loaded ({first_line(error)}); put the model's own beside it"
+            f"{source}: no tokenizer can be loaded ({first_line(error)}); save the model's tokenizer into its folder"
         ) from None
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise TrituneError(f"{source}: no tokenizer lies beside the model (it would know no word)")
+        raise TrituneError(f"{source}: the model's folder has no tokenizer (its vocabulary would be empty)")
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):
         rows = embedding.num_embeddings
@@ -248,7 +248,7 @@ def load_tokenizer(source: str | Path, model: PreTrainedModel, max_length: int) 
         if 2 * len(tokenizer) < rows:
             raise TrituneError(
                 f"{source}: the tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows; "
-                "tokens are missing, put the model's own tokenizer beside it"
+                "tokens are missing; save the model's tokenizer into its folder"
             )
     room = positions(model)
     if room is not None and max_length > room:
@@ -283,7 +283,7 @@ def load_config(source: str | Path) -> PreTrainedConfig:
         raise _named(error, source) from None
     except Exception as error:
         raise TrituneError(
-            f"{source}: not a model: its config cannot be read ({first_line(error)}); fetch it anew"
+            f"{source}: not a model: its config cannot be read ({first_line(error)}); download it again"
         ) from None
     names = config.architectures
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
@@ -304,29 +304,21 @@ def _named(error: TrituneError, source: str | Path) -> TrituneError:
     return type(error)(f"{source}: {error}")
 
 
-class _BelowErrorsOf(logging.Filter):
-    """Drops what one thread has to say below the level of errors."""
-
-    def __init__(self, thread: int):
-        super().__init__()
-        self.thread = thread
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record stays."""
-        return record.thread != self.thread or record.levelno >= logging.ERROR
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Loading reports of transformers become our own errors; its table of missing keys would say it twice.
 
     A filter for this thread alone: of two threads that set the level back, the second would set it to the first one's.
     """
-    handlers, own = logging.getLogger("transformers").handlers, _BelowErrorsOf(threading.get_ident())
+    handlers, thread = logging.getLogger("transformers").handlers, threading.get_ident()
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno >= logging.ERROR
+
     for handler in handlers:
-        handler.addFilter(own)
+        handler.addFilter(passes)
     try:
         yield
     finally:
         for handler in handlers:
-            handler.removeFilter(own)
+            handler.removeFilter(passes)

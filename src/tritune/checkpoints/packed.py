@@ -140,7 +140,7 @@ class Packed(Quantized):
 
     def _unpacker(self, dtype: torch.dtype, scale: torch.Tensor | None = None) -> Unpacker:
         if torch.jit.is_tracing():
-            raise TrituneError("torch.jit.trace: not of a packed model; take `tritune export` (ONNX) or torch.export")
+            raise TrituneError("torch.jit.trace cannot trace a packed model; use `tritune export` or torch.export")
         return Unpacker(self.weight_quantizer, self.weight_scale if scale is None else scale, self.columns, dtype)
 
 

@@ -154,10 +154,7 @@ class TrituneQuantizer(HfQuantizer):
         """A QAT model, that is what it is for; a packed one has nothing left to train."""
         return not self.quantization_config.is_packed
 
-    @property
-    def is_qat_trainable(self) -> bool:
-        """A QAT model, without adapters."""
-        return not self.quantization_config.is_packed
+    is_qat_trainable = is_trainable  # without adapters, too
 
 
 def _without_tied(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -190,7 +187,7 @@ def load_quantizers(model: PreTrainedModel, files: list[str]) -> None:
     for name, tensor in revert_weight_conversion(model, wanted).items():
         value = found.get(name)
         if value is None or value.shape != tensor.shape:
-            raise TrituneError(f"the checkpoint has no {name} of shape {tuple(tensor.shape)}; train or save it anew")
+            raise TrituneError(f"the checkpoint has no {name} of shape {tuple(tensor.shape)}; train or save it again")
         tensor.copy_(value)
 
 
@@ -199,11 +196,11 @@ def _check_loaded(model: PreTrainedModel) -> None:
     for name, module in packed_modules(model).items():
         # Set by transformers on what came out of a file; without it the weight is whatever lay in memory.
         if not (_came(module.weight) and _came(module.packed) and _came(module.weight_scale)):
-            raise TrituneError(f"{name} has no packed weight of its shape; load with the class that was saved")
+            raise TrituneError(f"{name} has no packed weight of its shape; load it with the class it was saved from")
         module.check(name)
     for name, tensor in quantizer_tensors(model).items():
         if not _came(tensor):
-            raise TrituneError(f"{name} is not in the checkpoint; load with the class that was saved")
+            raise TrituneError(f"{name} is not in the checkpoint; load it with the class it was saved from")
         if not tensor.isfinite().all():
             raise TrituneError(f"{name}: holds NaN or infinite values; the file is damaged")
 
@@ -224,7 +221,7 @@ def verify(paths: list[Path], section: TrituneConfig | None = None) -> None:
     """
     checksums = verify_config(paths[0].parent / "config.json")
     if section is not None and section.checksums != checksums:
-        raise TrituneError(f"{paths[0]}: the config given is of another checkpoint than the one beside it")
+        raise TrituneError(f"{paths[0]}: the given config belongs to a different checkpoint")
     verify_tensors(paths, checksums)
 
 

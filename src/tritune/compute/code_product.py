@@ -78,7 +78,7 @@ class _CodeProduct(torch.autograd.Function):
         """The gradients of both latent operands and of the bias."""
         if torch.is_grad_enabled():
             # The codes are constants here: a second derivative would lack terms and say nothing of it.
-            raise TrituneError("products in bfloat16 have no second derivative; take the model in float32")
+            raise TrituneError("products in bfloat16 have no second derivative; use the model in float32")
         left_codes, right_codes, *latents = ctx.saved_tensors
         of_left = of_right = of_bias = None
         if ctx.needs_input_grad[0]:

@@ -10,6 +10,8 @@ which does not see through rotary embeddings.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -128,26 +130,28 @@ class _Recording:
     linear_outputs: dict[Node, int] = field(default_factory=dict)
     patches: list[str] = field(default_factory=list)
 
-    def add(self, kind: str, name: str, inputs: Iterable[torch.Tensor], output: torch.Tensor) -> None:
-        """Note a call of a module, with the tensors it took and gave."""
+    def add(self, kind: str, name: str, module: nn.Module, args: tuple, given: torch.Tensor | tuple) -> None:
+        """Forward hook of a Linear or a norm: note the call, with the first tensors that it took and gave."""
+        output = _first_tensor(given)
         if kind == "linear" and output.grad_fn is not None:
             self.linear_outputs[output.grad_fn] = len(self.calls)
-        nodes = tuple(tensor.grad_fn for tensor in inputs)
-        self.calls.append(_Call(kind, name, nodes, output.grad_fn, (output,)))
+        self.calls.append(_Call(kind, name, (_first_tensor(args).grad_fn,), output.grad_fn, (output,)))
 
     def add_attention(self, model: nn.Module, name: str | None, call: ObservedAttention) -> None:
         """Note a call of our attention function; without a `name` it is of another model, called in a hook."""
         if name is None:
             return
         if call.extras:
-            raise unsupported(model, f"{name} wants {', '.join(call.extras)}, which our attention function has not")
+            raise unsupported(
+                model, f"{name} needs {', '.join(call.extras)}, which tritune's attention does not support"
+            )
         if not call.causal and _hides_later_tokens(call.masked):
-            raise unsupported(model, f"{name} hides later tokens by its mask without saying that it is causal")
+            raise unsupported(model, f"{name} masks later tokens but does not declare itself causal")
         nodes = tuple(tensor.grad_fn for tensor in call.operands)
         self.calls.append(_Call("attention", name, nodes, call.context.grad_fn, call.operands, call.causal))
 
-    def add_patches(self, name: str) -> None:
-        """Note a call of a convolution over patches, if no layer came before."""
+    def add_patches(self, name: str, *call: Any) -> None:
+        """Forward hook of a convolution over patches: note its name, if no layer came before."""
         if not any(call.kind == "attention" for call in self.calls):
             self.patches.append(name)
 
@@ -217,7 +221,7 @@ def word_embedding_of(model: PreTrainedModel) -> nn.Embedding | None:
 
 def unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
     """The error that refuses the class of `model` for `reason`."""
-    return UnsupportedModelError(f"{type(model).__name__} cannot be served: {reason}")
+    return UnsupportedModelError(f"{type(model).__name__} is not supported: {reason}")
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -258,17 +262,11 @@ def _record(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[_Recordi
     names = {module: name for name, module in model.named_modules()}
     handles = []
     for module, name in names.items():
-        kind = "linear" if isinstance(module, nn.Linear) else "norm" if _is_norm(module) else None
         if is_patch_convolution(module):
-            handles.append(module.register_forward_hook(lambda *_, name=name: recording.add_patches(name)))
-        if kind:
-            handles.append(
-                module.register_forward_hook(
-                    lambda _, args, output, kind=kind, name=name: recording.add(
-                        kind, name, [_first_tensor(args)], _first_tensor(output)
-                    )
-                )
-            )
+            handles.append(module.register_forward_hook(partial(recording.add_patches, name)))
+        elif isinstance(module, nn.Linear) or _is_norm(module):
+            kind = "linear" if isinstance(module, nn.Linear) else "norm"
+            handles.append(module.register_forward_hook(partial(recording.add, kind, name)))
     try:
         with (
             evaluation_mode(model),
@@ -337,7 +335,7 @@ def _site(model: nn.Module, recording: _Recording, attention: int, layer: range,
     feeds = [recording.linears(node) for node in call.inputs]
     if any(len(feed) != 1 for feed in feeds):
         if any(isinstance(module, Conv1D) for module in model.modules()):
-            raise unsupported(model, "its weights are in Conv1D modules, and only Linear ones are quantized")
+            raise unsupported(model, "its weights are in Conv1D modules, and only Linear modules are quantized")
         raise unsupported(model, f"query, key and value of {call.name} do not come from one Linear each")
     query, key, value = (recording.calls[i] for (i,) in feeds)
     linears = [recording.calls[i] for i in range(attention + 1, layer.stop) if recording.calls[i].kind == "linear"]

@@ -14,8 +14,7 @@ from typing import Protocol
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
+from transformers import AttentionInterface
 
 from ..compute import products
 from ..quant import Granularity, Quantizer
@@ -178,7 +177,7 @@ def observe_attention(callback: Callable[[ObservedAttention], None]) -> Iterator
         _observer.reset(token)
 
 
+# In the place of its stand-in, see `checkpoints/registration.py`, which enters the masks, too.
 AttentionInterface.register(IMPLEMENTATION, attention_forward)
 # Under this name transformers makes no masks: on the meta device it could not look at their values.
 AttentionInterface.register(WITHOUT_MASKS, attention_forward)
-AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)

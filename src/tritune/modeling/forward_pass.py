@@ -99,11 +99,6 @@ class ForwardPass:
 _running: ContextVar[ForwardPass | None] = ContextVar("running", default=None)
 
 
-def running_pass() -> ForwardPass | None:
-    """The pass in force in this thread, of whichever model is the innermost; None outside of all."""
-    return _running.get()
-
-
 def pass_of(owner: object) -> ForwardPass:
     """The pass in force if it is of the model with this `owner`; else an empty one, which records and replaces nothing.
 

@@ -71,7 +71,7 @@ def _find_layers(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] 
     """The name of the list that holds the layers, and their number."""
     anatomy = instrument_of(instrument(copy.deepcopy(model), sample_inputs)).anatomy
     if anatomy.shares_weights:
-        raise unsupported(model, "its layers share one set of weights, so there is none to leave out")
+        raise unsupported(model, "its layers share one set of weights, so none can be removed")
     sites = anatomy.sites
     for name, module in model.named_modules():
         one_each = (site.attention.startswith(f"{name}.{layer}.") for layer, site in enumerate(sites))
@@ -88,7 +88,7 @@ def _check_layers(layers: Sequence[int], depth: int) -> None:
         if type(layer) is not int or not 0 <= layer < depth:
             raise TrituneError(f"layers: there is no layer {shown(layer)}; {known}")
         if layers.count(layer) > 1:
-            raise TrituneError(f"layers: {layer} is named twice; every layer can be kept once")
+            raise TrituneError(f"layers: {layer} is given twice; each layer can be kept only once")
 
 
 def _renumbered(
@@ -155,4 +155,4 @@ def _check_weights(
             continue
         index = name.removeprefix(f"{path}.").partition(".")[0] if name.startswith(f"{path}.") else ""
         where = f"layer {layers[int(index)]} cannot become layer {index}" if index else "the layers cannot be left out"
-        raise TrituneError(f"layers: {where}: its weights are others there ({name})")
+        raise TrituneError(f"layers: {where}: its weights differ there ({name})")

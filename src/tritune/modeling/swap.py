@@ -23,7 +23,7 @@ def swap(model: PreTrainedModel, quantization: Quantization) -> None:
             pattern of `quantization.modules` does not fit it.
     """
     if any(isinstance(module, Quantized) for module in model.modules()):
-        raise TrituneError(f"this {type(model).__name__} is prepared already; start from the float model")
+        raise TrituneError(f"this {type(model).__name__} is already prepared; start from the float model")
     instrument = instrument_of(model)
     layers = _layers(instrument.anatomy, quantization)
     parts = instrument.anatomy.parts(layers)
@@ -82,7 +82,7 @@ def _check_patterns(quantization: Quantization, names: list[str]) -> None:
     for pattern in quantization.modules or {}:
         if pattern not in winners:
             reason = (
-                "only matches modules that an earlier pattern takes"
+                "matches only modules that an earlier pattern already matches"
                 if any(fnmatchcase(name, pattern) for name in names)
                 else f"matches no quantized module; one of them is {names[0] if names else 'none at all'}"
             )

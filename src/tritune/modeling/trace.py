@@ -1,7 +1,7 @@
 """What one forward pass leaves behind, by name, and what one may put in its place."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -71,14 +71,7 @@ class ModelTrace:
 for _kind in (LayerTrace, ModelTrace):
     torch.utils._pytree.register_dataclass(_kind)
 
-TRACE_FIELDS = (
-    "attention_scores",
-    "attention_probs",
-    "context",
-    "attention_projection",
-    "attention_block_output",
-    "hidden_states",
-)
+TRACE_FIELDS = (*(own.name for own in fields(LayerTrace) if own.name != "masked"), "hidden_states")
 
 
 @dataclass(frozen=True)

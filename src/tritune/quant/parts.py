@@ -42,17 +42,10 @@ class RowParts(Quantizer):
         codes, units, peaks = zip(*map(self.whole._encode, values.split(self.rows)), strict=True)
         return torch.cat(codes), _at_rows(units, self.rows), None if peaks[0] is None else torch.stack(peaks)
 
-    def _decode(self, codes: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-        return self.whole._decode(codes, unit)
-
-    def _scale(self, unit: torch.Tensor) -> torch.Tensor:
-        return self.whole._scale(unit)
-
-    def _stored_scale(self, unit: torch.Tensor) -> torch.Tensor:
-        return self.whole._stored_scale(unit)
-
-    def _unit(self, stored_scale: torch.Tensor) -> torch.Tensor:
-        return self.whole._unit(stored_scale)
+    _decode = property(lambda self: self.whole._decode)
+    _scale = property(lambda self: self.whole._scale)
+    _stored_scale = property(lambda self: self.whole._stored_scale)
+    _unit = property(lambda self: self.whole._unit)
 
 
 class GraphRowParts(Calibrated, CodesWithGradient):

@@ -66,7 +66,7 @@ def straight_through(
         return quantized.detach()
     if torch.jit.is_tracing():  # its check compares with a trace without gradients
         raise TrituneError(
-            "torch.jit.trace: not of a QAT model with gradients; trace it under torch.no_grad(), or take "
+            "torch.jit.trace cannot trace a QAT model with gradients; trace it under torch.no_grad(), or use "
             "`tritune export` (ONNX) or torch.export"
         )
     inside = surely_inside(peak, clip)

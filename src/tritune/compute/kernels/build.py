@@ -65,7 +65,7 @@ def _why_not() -> str | None:
 @cache
 def _failure() -> str | None:
     if sys.platform != "linux":
-        return f"they are built on Linux alone, and this is {sys.platform}"
+        return f"they are built only on Linux, and this is {sys.platform}"
     try:
         _load_or_compile()
     except TrituneError as error:
@@ -103,7 +103,7 @@ def _run(compiler: list[str]) -> None:
     try:
         subprocess.run(compiler, env=english, capture_output=True, text=True, errors="replace", check=True)
     except OSError as error:
-        raise TrituneError(f"no C++ compiler is found ({first_line(error)}); install g++") from error
+        raise TrituneError(f"no C++ compiler was found ({first_line(error)}); install g++") from error
     except subprocess.CalledProcessError as error:
         said = [line for line in error.stderr.splitlines() if " error:" in line]
         reason = first_line(ValueError(said[0])) if said else f"exit code {error.returncode}"

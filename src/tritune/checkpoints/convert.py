@@ -14,8 +14,8 @@ def convert(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTr
     """Turn a QAT model into a packed model.
 
     Every weight that has a quantizer becomes codes, packed as `packing` draws it, and a scale; the latent weights are
-    gone, so the model cannot be trained on. In float32 its logits are those of the QAT model in evaluation mode, bit
-    for bit. `save_pretrained` writes the packed checkpoint.
+    gone, so the model cannot be trained further. In float32 its logits are those of the QAT model in evaluation mode,
+    bit for bit. `save_pretrained` writes the packed checkpoint.
 
     Args:
         model: from `prepare`, or a loaded QAT checkpoint. Changed in place, as `prepare` does; convert a

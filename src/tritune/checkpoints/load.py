@@ -44,7 +44,7 @@ def load_pretrained(kind: Any, source: str | Path, **head: Any) -> PreTrainedMod
     """
     config = load_config(source)
     if (takes := getattr(kind, "_model_mapping", None)) is not None and type(config) not in takes:
-        raise TrituneError(f"{source}: {shown(config.model_type)} is not a kind of model that {kind.__name__} knows")
+        raise TrituneError(f"{source}: {shown(config.model_type)} is not a type of model that {kind.__name__} supports")
     if not head:
         # A cross-encoder of sentence-transformers has the file too, and a head.
         headless = not any("For" in name for name in config.architectures or ())
@@ -73,21 +73,21 @@ def load_masked_lm(source: str | Path) -> PreTrainedModel:
     """
     config = load_config(source)
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
-        raise TrituneError(f"{source}: of type {config.model_type}, which has no masked language model")
+        raise TrituneError(f"{source}: models of type {config.model_type} have no masked language modeling head")
     model, report = _from_pretrained(AutoModelForMaskedLM, source, config, {"dtype": torch.float32})
     if getattr(config, "quantization_config", None) is not None:
         raise TrituneError(f"{source}: quantized; give a float masked language model")
     if missing := sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}):
         raise TrituneError(
             f"{source}: not a masked language model: {', '.join(missing[:3])} have no weights; give the pretrained "
-            "model, before it was fine-tuned"
+            "model, not a fine-tuned one"
         )
     _check_finite(model, source)
     return model
 
 
 def load(source: str | Path, **options: Any) -> PreTrainedModel:
-    """A model that tritune wrote, QAT or packed, as an instance of the class it was saved from.
+    """A checkpoint of tritune, QAT or packed, as an instance of the class it was saved from.
 
     Stricter than `from_pretrained`: a weight that is missing or that the model has no place for is an error.
 
@@ -99,7 +99,7 @@ def load(source: str | Path, **options: Any) -> PreTrainedModel:
         The model in evaluation mode; the tokenizer comes from `AutoTokenizer.from_pretrained(source)`.
 
     Raises:
-        TrituneError: the source is not a model of tritune's, or its files are damaged or incomplete.
+        TrituneError: the source is not a checkpoint of tritune, or its files are damaged or incomplete.
     """
     config = load_config(source)
     section = getattr(config, "quantization_config", None)

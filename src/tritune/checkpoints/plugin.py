@@ -69,7 +69,7 @@ class TrituneConfig(QuantizationConfigMixin):
         if format_version != (FORMAT_VERSION if stage == PACKED else None):
             raise TrituneError(
                 f"quantization_config: format_version {shown(format_version)} of a {stage} checkpoint; this version of "
-                f"tritune reads packed checkpoints of version {FORMAT_VERSION}, a newer one is needed"
+                f"tritune reads packed checkpoints of version {FORMAT_VERSION}; upgrade tritune"
             )
         if unknown := set(values) - {field.name for field in fields(Quantization)}:
             raise TrituneError(f"quantization_config: unknown keys {sorted(unknown)}")

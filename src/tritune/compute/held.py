@@ -57,7 +57,7 @@ def weights_held() -> Iterator[None]:
 
 
 def forget_weights() -> None:
-    """Drop what `weights_held` holds: the next product quantizes its weight anew."""
+    """Drop what `weights_held` holds: the next product quantizes its weight again."""
     if (held := _held_weights.get()) is not None:
         held.clear()
 
@@ -85,7 +85,7 @@ def quantized_weight(weight: torch.Tensor, quantizer: Quantizer, dtype: torch.dt
     if not _tells_changes(weight) or (weights := _held_weights.get()) is None:
         return quantized(weight, quantizer, dtype)
     key = _key(weight, quantizer, dtype)
-    # A convolution's weight comes as a view, made anew every time.
+    # A convolution's weight comes as a view, a new one every time.
     owner = weight if weight._base is None else weight._base
     held = weights.get(owner)
     if held is None or held[1] != key:

@@ -120,7 +120,7 @@ class Instrument:
 
     def _check(self, intervention: Intervention) -> None:
         if not isinstance(intervention, Intervention):
-            raise TrituneError(f"intervention takes an Intervention(site, teacher's trace), got {intervention!r}")
+            raise TrituneError(f"intervention must be an Intervention(site, teacher's trace); got {intervention!r}")
         layers = len(self.anatomy.sites)
         if len(intervention.teacher.layers) != layers:
             raise TrituneError(
@@ -139,7 +139,7 @@ def _requested_fields(wanted: bool | Iterable[str] | None) -> dict[str, Collecti
     else:
         fields = dict.fromkeys(TRACE_FIELDS if wanted is True else (wanted,) if isinstance(wanted, str) else wanted)
     if unknown := set(fields) - set(TRACE_FIELDS):
-        raise TrituneError(f"unknown trace fields {sorted(unknown)}; known are {list(TRACE_FIELDS)}")
+        raise TrituneError(f"unknown trace fields {sorted(unknown)}; known fields are {list(TRACE_FIELDS)}")
     return fields
 
 

@@ -26,7 +26,7 @@ class ModuleBits:
 
 
 def bits_of_modules(model: nn.Module) -> list[ModuleBits]:
-    """Every Linear, Embedding and convolution of `model` with its bits, those of alike layers in one row."""
+    """Every Linear, Embedding and convolution of `model` with its bits, those of identical layers in one row."""
     groups: dict[tuple, dict[str, int]] = {}  # module to parameters, by pattern and bits
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):

@@ -73,7 +73,7 @@ def _layers(anatomy: Anatomy, quantization: Quantization) -> Iterable[int]:
     if anatomy.shares_weights:
         raise TrituneError("layers: a layer range cannot be quantized where layers share their weights; leave it null")
     if outside := [layer for layer in quantization.layers if layer not in every]:
-        raise TrituneError(f"layers: {outside} are outside this model's layers 0 to {len(every) - 1}")
+        raise TrituneError(f"layers: {outside} are not among this model's layers 0 to {len(every) - 1}")
     return quantization.layers
 
 
@@ -84,7 +84,7 @@ def _check_patterns(quantization: Quantization, names: list[str]) -> None:
             reason = (
                 "matches only modules that an earlier pattern already matches"
                 if any(fnmatchcase(name, pattern) for name in names)
-                else f"matches no quantized module; one of them is {names[0] if names else 'none at all'}"
+                else f"matches no quantized module; {f'one is {names[0]}' if names else 'there are none'}"
             )
             raise TrituneError(f"modules: the pattern {shown(pattern)} {reason}")
 
@@ -94,8 +94,8 @@ def _check_causal(quantization: Quantization, names: list[str]) -> None:
         own = quantization.of_module(name)
         if own.activation_bits is not None and own.activation_granularity != Granularity.TOKEN:
             raise TrituneError(
-                f"activation_granularity: {own.activation_granularity} would show {name} of this causal model its "
-                "later tokens through the scale they share; set it to token"
+                f"activation_granularity: {own.activation_granularity} lets {name} of this causal model see later "
+                "tokens through the scale they share; set it to token"
             )
 
 

@@ -91,7 +91,7 @@ def in_parts(parts: Sequence[Quantizer], rows: tuple[int, ...]) -> Quantizer:
     """A quantizer of a weight whose blocks of so many rows have a scale each.
 
     Args:
-        parts: a quantizer per block, alike, with a scale per tensor.
+        parts: one quantizer per block, all of one class, with a scale per tensor.
         rows: of every block.
 
     Raises:

@@ -88,21 +88,8 @@ def pass_through(latent: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     return _StraightThrough.apply(latent, quantized.detach(), None, None)
 
 
-class _FlooredParameter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, parameter: torch.Tensor, floor: float, factor: float) -> torch.Tensor:
-        """`parameter`, but never below `floor`."""
-        ctx.factor = factor
-        return parameter.clamp(min=floor)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """`factor` times `grad`, below the floor too, so that a parameter finds its way back."""
-        return grad * ctx.factor, None, None
-
-
 def floored(parameter: torch.Tensor, floor: float, gradient_scale: float = 1.0) -> torch.Tensor:
-    """A learned scale, kept positive.
+    """A learned scale, kept positive; below the floor, too, it gets its gradient and so finds its way back.
 
     Args:
         parameter: any shape.
@@ -114,7 +101,8 @@ def floored(parameter: torch.Tensor, floor: float, gradient_scale: float = 1.0) 
     >>> step.grad
     tensor(0.2500)
     """
-    return _FlooredParameter.apply(parameter, floor, gradient_scale)
+    value = parameter.detach()
+    return (parameter - value) * gradient_scale + value.clamp(min=floor)
 
 
 def surely_inside(peak: torch.Tensor | None, clip: float) -> bool:

@@ -83,7 +83,7 @@ def _load_or_compile() -> None:
     version = (SOURCE.read_text(encoding="utf-8"), torch.__version__, platform.machine(), *compiler)
     name = f"quantizers-{hashlib.sha256(repr(version).encode()).hexdigest()[:16]}.so"
     library = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / "tritune" / name
-    with suppress(OSError):  # there is none yet, or it is no library: make it anew
+    with suppress(OSError):  # missing or broken: compile it
         return torch.ops.load_library(library)
     with suppress(OSError):
         library.parent.mkdir(parents=True, exist_ok=True)

@@ -125,7 +125,7 @@ def _load_whole(source: str | Path, config: PreTrainedConfig, options: dict[str,
     names = config.architectures or ["no class"]
     kind = getattr(transformers, str(names[0]), None)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-        raise TrituneError(f"{source}: of {shown(names[0])}, which transformers does not have; use its own class")
+        raise TrituneError(f"{source}: its class {shown(names[0])} is not in transformers; load it with that class")
     model, report = _from_pretrained(kind, source, config, options)
     _check_complete(report, source)
     return model
@@ -220,7 +220,7 @@ def is_quantized(model: PreTrainedModel) -> bool:
 
 
 def load_tokenizer(source: str | Path, model: PreTrainedModel, max_length: int) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model.
+    """The tokenizer of a model, from the same folder.
 
     Raises:
         TrituneError: there is none, it has more tokens than the model's embedding, or `max_length` is beyond the

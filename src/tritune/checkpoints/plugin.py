@@ -5,7 +5,7 @@ A QAT checkpoint holds the latent weights under their own names and a `quantizat
 warning; therefore `config.json` also asks for the attention implementation "tritune", which then does not exist, and
 the load fails with a line that names it.
 
-A packed checkpoint holds bytes in the place of quantized weights, under the same names: their shape is a second reason
+A packed checkpoint holds bytes instead of quantized weights, under the same names: their shape is a second reason
 for such a load to fail. A checksum of every tensor and of the config is checked before any weight is used. Which
 modules are packed is not stored: it follows from the `Quantization`, as when the model was prepared.
 """

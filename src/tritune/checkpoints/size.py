@@ -56,21 +56,18 @@ class PartSize:
 
 def sizes_by_part(model: PreTrainedModel) -> list[PartSize]:
     """Where the bytes of a packed model are, part by part; parts without a packed weight are in the float rest."""
-    parameters, sizes = {"float rest": 0}, {"float rest": 0}
+    # By part: parameters and bytes of every tensor.
+    found: dict[str, list[tuple[int, int]]] = {
+        part: [] for part in ("embeddings", "encoder", "pooler", "classifier", "float rest")
+    }
     for part, names in instrument_of(model).anatomy.parts().items():
-        part = "embeddings" if part == "patch_embedding" else part
-        part = part if part in ("embeddings", "pooler", "classifier") else "encoder"
+        part = "embeddings" if part == "patch_embedding" else part if part in found else "encoder"
         for module in map(model.get_submodule, names):
             if isinstance(module, Packed):
-                count = math.prod(module.latent_shape)
-                parameters[part] = parameters.get(part, 0) + count
-                sizes[part] = sizes.get(part, 0) + module.packed.nbytes + module.weight_scale.nbytes
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameters["float rest"] += parameter.numel()
-            sizes["float rest"] += parameter.nbytes
-    order = [part for part in ("embeddings", "encoder", "pooler", "classifier", "float rest") if part in sizes]
-    return [PartSize(part, parameters[part], 4 * parameters[part], sizes[part]) for part in order]
+                found[part].append((math.prod(module.latent_shape), module.packed.nbytes + module.weight_scale.nbytes))
+    found["float rest"] = [(p.numel(), p.nbytes) for p in model.parameters() if p.is_floating_point()]
+    sums = {part: map(sum, zip(*tensors, strict=True)) for part, tensors in found.items() if tensors}
+    return [PartSize(part, count, 4 * count, size) for part, (count, size) in sums.items()]
 
 
 def _parameter_bytes(parameter: nn.Parameter, quantizer: Quantizer | None) -> int:

@@ -170,7 +170,7 @@ def instrument(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | 
         The model.
 
     Raises:
-        UnsupportedModelError: the family cannot be served; the message names it and the reason.
+        UnsupportedModelError: the family is not supported; the message names it and the reason.
     """
     with _ATTACHING:
         if not is_instrumented(model):
@@ -182,7 +182,7 @@ def instrument_skeleton(model: PreTrainedModel) -> PreTrainedModel:
     """`instrument` for a model on the meta device, whose weights are still to come: shapes alone show its anatomy.
 
     Raises:
-        UnsupportedModelError: the family cannot be served, or cannot be run without weights.
+        UnsupportedModelError: the family is not supported, or cannot be run without weights.
     """
     with torch.device("cpu"):
         inputs = make_sample_inputs(model)

@@ -1,4 +1,4 @@
-"""A function as a method of one object, in the place of the method of its class."""
+"""A function as a method of one object, instead of the method of its class."""
 
 import copy
 import inspect

@@ -242,7 +242,7 @@ class Quantization:
             )
 
     def _with(self, settings: Mapping[str, Any]) -> "Quantization":
-        """With `settings` over one's own; a quantizer gives way where it does not serve the new bits."""
+        """With `settings` over one's own; a quantizer that does not support the new bits gives way to the default."""
         # A pattern that matches an embedding means its weight.
         own = {key.replace("weight", "embedding"): settings[key] for key in WEIGHT_KEYS if key in settings}
         settings = {**settings, **own}

@@ -42,7 +42,7 @@ def shrink(
         The model, in evaluation mode; its config notes the layers.
 
     Raises:
-        UnsupportedModelError: the family cannot be served, its layers share weights or do not lie in one list, or its
+        UnsupportedModelError: the family is not supported, its layers share weights or do not lie in one list, or its
             config has no key that counts them.
         TrituneError: the model is quantized, `layers` does not fit it, or a layer cannot stand where it would come to.
     """

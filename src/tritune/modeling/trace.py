@@ -45,7 +45,7 @@ class ModelTrace:
     def mapped(self, layer_map: Sequence[int] | None) -> "ModelTrace":
         """A teacher's trace as a student of another depth sees it: its layer i is layer `layer_map[i]` of this one.
 
-        Hidden state 0, the embeddings', stays; hidden state i + 1 is what layer `layer_map[i]` put out.
+        Hidden state 0, the embeddings', stays; hidden state i + 1 is the output of layer `layer_map[i]`.
 
         Args:
             layer_map: as `layer_map.mapped_layers` gives it; None changes nothing.

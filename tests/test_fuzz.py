@@ -387,7 +387,7 @@ def test_config_with_other_values(model_folder, unpickled):
         ({"id2label": {"5": "a", "6": "b"}}, "id2label in its config.json must give each label from 0 to 1 a name"),
         ({"id2label": {"0": ["a"], "1": "b"}}, "id2label in its config.json must give each label from 0 to 1 a name"),
         ({"id2label": {"0": "a", "1": "a"}}, "id2label in its config.json must give each label from 0 to 1 a name"),
-        ({"quantization_config": {"quant_method": "zebra"}}, "quantization_config in its config.json is of an unknown"),
+        ({"quantization_config": {"quant_method": "zebra"}}, "quantization_config in its config.json has an unknown"),
         ({"quantization_config": {"quant_method": "tritune", "stage": "x"}}, "unknown stage 'x'"),
         ({"quantization_config": {"quant_method": "tritune", "weight_bits": 9}}, "weight_bits must be a whole number"),
         ({"model_type": "zebra", "auto_map": {"AutoConfig": "evil.Config"}}, "its config cannot be read"),

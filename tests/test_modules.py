@@ -98,7 +98,7 @@ def test_embeddings_have_their_own_setting(values, wanted):
     [
         ({"*.nowhere": {"weight_bits": 4}}, r"'\*.nowhere' matches no quantized module"),
         ({"classifier": {"weight_bits": 4}}, "'classifier' matches no quantized module"),
-        ({"*": {"weight_bits": 4}, "*.query": {"weight_bits": 8}}, r"'\*.query' only matches modules that an earlier"),
+        ({"*": {"weight_bits": 4}, "*.query": {"weight_bits": 8}}, r"'\*.query' matches only modules that an earlier"),
     ],
     ids=str,
 )

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -150,7 +149,7 @@ class _Recording:
         nodes = tuple(tensor.grad_fn for tensor in call.operands)
         self.calls.append(_Call("attention", name, nodes, call.context.grad_fn, call.operands, call.causal))
 
-    def add_patches(self, name: str, *call: Any) -> None:
+    def add_patches(self, name: str, *call: object) -> None:
         """Forward hook of a convolution over patches: note its name, if no layer came before."""
         if not any(call.kind == "attention" for call in self.calls):
             self.patches.append(name)

@@ -521,7 +521,7 @@ def test_models_that_are_no_masked_lm(cli, mrpc, mlm, tmp_path):
     model.save_pretrained(tmp_path / "nan")
     for name, message in {
         "classifier": "not a masked language model: cls.predictions",
-        "gpt": "of type gpt2, which has no masked language model",
+        "gpt": "models of type gpt2 have no masked language modeling head",
         "nan": "NaN or infinite",
     }.items():
         code, _, error = augment(cli, mrpc, tmp_path / name)

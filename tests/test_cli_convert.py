@@ -92,8 +92,8 @@ def test_what_is_in_the_way(workspace, small, tmp_path, cli):
         ((run, "--output", folder), "holds a run or other files"),
         ((run, "--output", run), "also an input"),
         ((run, "--output", workspace), "also an input"),
-        ((workspace / "teacher", "--output", tmp_path / "new"), "not a model that tritune wrote"),
-        ((folder, "--output", tmp_path / "new"), "packed already"),
+        ((workspace / "teacher", "--output", tmp_path / "new"), "not a checkpoint of tritune"),
+        ((folder, "--output", tmp_path / "new"), "already packed"),
         ((tmp_path / "nowhere", "--output", tmp_path / "new"), "no such folder"),
     ):
         code, out, err = cli("convert", *arguments)

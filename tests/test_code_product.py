@@ -179,7 +179,7 @@ def test_a_second_derivative_is_refused():
     """Silently it would be wrong: codes are constants of the first one."""
     left, right, bias = example("linear")
     loss = code_product(left, right, bias).float().square().sum()
-    with pytest.raises(TrituneError, match="no second derivative; take the model in float32"):
+    with pytest.raises(TrituneError, match="no second derivative; use the model in float32"):
         torch.autograd.grad(loss, left.latent, create_graph=True)
 
 

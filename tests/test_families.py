@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+import transformers
 
 import tritune
 from families import FAMILIES, HEADS, LABELS, WIDTH
@@ -326,6 +327,16 @@ def test_layer_ranges_that_do_not_fit_are_refused_and_change_nothing(name, layer
     assert not quantized(model) and torch.equal(model(**batch).logits, before)
 
 
+@pytest.mark.parametrize("name", ["Canine", "IBert", "Wav2Vec2"])
+def test_a_model_without_a_table_of_tokens_is_refused_in_words(name):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sound = {"conv_dim": (8,), "conv_kernel": (3,), "conv_stride": (2,), "num_conv_pos_embeddings": 2}
+    sound |= {"num_conv_pos_embedding_groups": 2, "num_feat_extract_layers": 1}
+    config = getattr(transformers, f"{name}Config")(**sizes, **(sound if name == "Wav2Vec2" else {}))
+    with pytest.raises(UnsupportedModelError, match=f"{name}Model is not supported: "):
+        tritune.instrument(transformers.AutoModel.from_config(config))
+
+
 @pytest.mark.parametrize("family", REFUSED.values(), ids=REFUSED)
 @torch.no_grad()
 def test_a_family_that_cannot_be_served_is_refused_by_name_and_left_as_it_was(family):
@@ -335,7 +346,7 @@ def test_a_family_that_cannot_be_served_is_refused_by_name_and_left_as_it_was(fa
     expected = model(input_ids=ids).logits
     modules = [type(module) for module in model.modules()]
     for verb in (tritune.instrument, tritune.prepare):
-        with pytest.raises(UnsupportedModelError, match=f"{family.model} cannot be served: .*{family.reason}"):
+        with pytest.raises(UnsupportedModelError, match=f"{family.model} is not supported: .*{family.reason}"):
             verb(model)
         assert model.config._attn_implementation == implementation and model.training is training
         assert [type(module) for module in model.modules()] == modules

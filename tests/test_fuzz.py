@@ -383,10 +383,11 @@ def test_config_with_other_values(model_folder, unpickled):
     [
         ({"num_hidden_layers": 1}, "has weights of bert.encoder.layer.1, which its config.json leaves out"),
         ({"num_hidden_layers": 3}, "have no weights; the weights are not this model's"),
-        ({"hidden_size": 8}, "the weights have other shapes than its config.json says"),
+        ({"hidden_size": 8}, "the shapes of its weights do not match its config.json"),
         ({"id2label": {"5": "a", "6": "b"}}, "id2label in its config.json must give each label from 0 to 1 a name"),
+        ({"id2label": {"0": ["a"], "1": "b"}}, "id2label in its config.json must give each label from 0 to 1 a name"),
         ({"id2label": {"0": "a", "1": "a"}}, "id2label in its config.json must give each label from 0 to 1 a name"),
-        ({"quantization_config": {"quant_method": "zebra"}}, "quantization_config in its config.json is of an unknown"),
+        ({"quantization_config": {"quant_method": "zebra"}}, "quantization_config in its config.json has an unknown"),
         ({"quantization_config": {"quant_method": "tritune", "stage": "x"}}, "unknown stage 'x'"),
         ({"quantization_config": {"quant_method": "tritune", "weight_bits": 9}}, "weight_bits must be a whole number"),
         ({"model_type": "zebra", "auto_map": {"AutoConfig": "evil.Config"}}, "its config cannot be read"),
@@ -411,7 +412,7 @@ class Evil:
 def only_bin(folder: Path) -> str:
     (folder / "evil.bin").rename(folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    return "no model.safetensors; weights of other kinds must be saved anew as safetensors"
+    return "no model.safetensors; save weights in other formats as safetensors first"
 
 
 def index_of_bin(folder: Path) -> str:
@@ -419,13 +420,13 @@ def index_of_bin(folder: Path) -> str:
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, "evil.bin")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return "its weights are said to lie in 'evil.bin'; save them anew as safetensors"
+    return "its weights are declared to be in 'evil.bin'; save them as safetensors"
 
 
 def named_in_the_config(folder: Path) -> str:
     (folder / "evil.bin").rename(folder / "adapter_model.bin")
     rewrite(folder / "config.json", lambda config: config.update(transformers_weights="adapter_model.bin"))
-    return "its weights are said to lie in 'adapter_model.bin'; save them anew as safetensors"
+    return "its weights are declared to be in 'adapter_model.bin'; save them as safetensors"
 
 
 def pickle_under_the_right_name(folder: Path) -> str:
@@ -485,11 +486,11 @@ def added(identity):
         ),
         (added(len(WORDS)), "the tokenizer has 11 tokens, ids up to 10, and the model's embedding only 10 rows"),
         (without(*WORDS[4:]), "the tokenizer has 4 tokens and the model's embedding 10 rows; tokens are missing"),
-        (without("[UNK]"), "Missing [UNK] token from the vocabulary); put the model's own beside it"),
+        (without("[UNK]"), "Missing [UNK] token from the vocabulary); save the model's tokenizer into its folder"),
         (without(*WORDS), "no tokenizer"),
-        (lambda content: content["model"].pop("vocab"), "no tokenizer that can be loaded"),
-        (lambda content: [1], "no tokenizer that can be loaded"),
-        (lambda content: "the", "no tokenizer that can be loaded"),
+        (lambda content: content["model"].pop("vocab"), "no tokenizer can be loaded"),
+        (lambda content: [1], "no tokenizer can be loaded"),
+        (lambda content: "the", "no tokenizer can be loaded"),
     ],
 )
 def test_tokenizers_that_do_not_belong(model_folder, unpickled, change, message):

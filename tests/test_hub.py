@@ -92,7 +92,7 @@ LOADS = {
 def test_one_request_and_one_line(loads, name, wire):
     with pytest.raises(TrituneError) as error:
         loads(name)
-    expected = f"no folder {name} here, and the hub cannot be reached ({REASON}); check the name, or the connection"
+    expected = f"no folder {name} here, and the hub cannot be reached ({REASON}); check the name or the connection"
     assert str(error.value) == expected
     assert wire.asked == [f"HEAD https://huggingface.co/{name}/resolve/main/config.json"]
 

@@ -200,7 +200,7 @@ DAMAGES = {
     "last bit": (overwrite(lambda data: data[:-1] + bytes([data[-1] ^ 1])), "damaged"),
     "doubled scale": (resave(lambda tensors: tensors[SCALE].mul_(2)), "checksum differs"),
     "missing tensor": (resave(lambda tensors: tensors.pop(SCALE)), "missing"),
-    "further tensor": (resave(lambda tensors: tensors.update(extra=torch.ones(1))), "does not know"),
+    "further tensor": (resave(lambda tensors: tensors.update(extra=torch.ones(1))), "does not list"),
     "0b11": (forbidden_code, "codes outside -1 to 1"),
     "scale of NaN": (bad_scale(float("nan")), "scale"),
     "negative scale": (bad_scale(-1.0), "scale"),

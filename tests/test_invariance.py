@@ -7,7 +7,7 @@ import tritune
 from families import FAMILIES, VOCABULARY
 from tritune import Quantization
 from tritune.checkpoints.packed import PackedLinear
-from tritune.modeling.layers import QuantLinear, RowLinear
+from tritune.modeling.layers import QuantLinear, RowLinear, twin_of
 from tritune.recipes import load_recipe
 
 DEPLOY = load_recipe("ti-g-deploy").section(Quantization)
@@ -115,7 +115,7 @@ def test_the_float_classifier_is_taken_row_by_row_in_evaluation_only():
     for quantization, kind in ((DEPLOY, RowLinear), (Quantization(), torch.nn.Linear)):
         assert type(model_of(family, quantization, "packed").classifier) is kind
     linear = torch.nn.Linear(16, 3)
-    twin, values = RowLinear.from_float(linear).eval(), torch.randn(5, 16)
+    twin, values = twin_of(linear, RowLinear).eval(), torch.randn(5, 16)
     assert torch.equal(twin(values), torch.cat([linear(row[None]) for row in values]))
     assert torch.equal(twin(values[:, None]), torch.stack([linear(row[None]) for row in values]))
     assert twin(values[0]).shape == (3,)

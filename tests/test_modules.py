@@ -98,7 +98,7 @@ def test_embeddings_have_their_own_setting(values, wanted):
     [
         ({"*.nowhere": {"weight_bits": 4}}, r"'\*.nowhere' matches no quantized module"),
         ({"classifier": {"weight_bits": 4}}, "'classifier' matches no quantized module"),
-        ({"*": {"weight_bits": 4}, "*.query": {"weight_bits": 8}}, r"'\*.query' only matches modules that an earlier"),
+        ({"*": {"weight_bits": 4}, "*.query": {"weight_bits": 8}}, r"'\*.query' matches only modules that an earlier"),
     ],
     ids=str,
 )
@@ -118,14 +118,14 @@ def test_a_pattern_that_changes_nothing_is_refused(modules, message):
         ({"modules": {"*": {}}}, "must be a mapping with some of the keys"),
         ({"modules": {"*": {"layers": [0]}}}, "must be a mapping with some of the keys"),
         ({"modules": {"*": {"weight_bits": 9}}}, r"modules: '\*': weight_bits must be a whole number"),
-        ({"modules": {"*": {"weight_bits": 4, "weight_quantizer": "twn"}}}, "twn does not serve weight_bits 4"),
+        ({"modules": {"*": {"weight_bits": 4, "weight_quantizer": "twn"}}}, "twn does not support weight_bits 4"),
         ({"embedding_bits": "most"}, "embedding_bits must be a whole number from 1 to 8, null for float, or same"),
         (
             {"embedding_bits": 4, "embedding_quantizer": "twn"},
-            "embedding_quantizer twn does not serve embedding_bits 4",
+            "embedding_quantizer twn does not support embedding_bits 4",
         ),
         ({"activation_quantizer": "twn"}, "activation_quantizer must be one of"),
-        ({"activation_bits": 6, "activation_quantizer": "min_max"}, "min_max does not serve activation_bits 6"),
+        ({"activation_bits": 6, "activation_quantizer": "min_max"}, "min_max does not support activation_bits 6"),
         ({"activation_quantizer": "lsq", "activation_granularity": "token"}, "needs activation_granularity tensor"),
         ({"weight_bits": 8, "weight_quantizer": "pact"}, "weight_quantizer must be one of"),
     ],

@@ -181,7 +181,7 @@ def test_a_layer_that_cannot_stand_elsewhere():
         ([0, -1], "there is no layer -1; this model's layers are 0 to 2"),
         ([0, True], "there is no layer True"),
         ([0, "x"], "there is no layer 'x'; this model's layers are 0 to 2"),
-        ([2, 1, 2], "2 is named twice"),
+        ([2, 1, 2], "2 is given twice"),
     ],
     ids=str,
 )
@@ -258,7 +258,7 @@ def test_the_folder_is_written_whole_or_not_at_all(workspace, skip, cli, monkeyp
         ("0,,1", "there is no layer ''; this model's layers are 0 to"),
         ("", "at least one must be kept; this model's layers are 0 to"),
         ("-1", "there is no layer '-1'; this model's layers are 0 to"),
-        ("0,0", "0 is named twice"),
+        ("0,0", "0 is given twice"),
         ("1" * 5000, "there is no layer"),
     ],
 )
@@ -270,7 +270,7 @@ def test_bad_layers_on_the_command_line(workspace, cli, layers, message):
 
 def test_other_sources_on_the_command_line(workspace, skip, cli):
     tritune.prepare(AutoModelForSequenceClassification.from_pretrained(skip)).save_pretrained(workspace / "qat")
-    for source, message in (("qat", "quantized already; give a float model"), ("nowhere", "there is no such folder")):
+    for source, message in (("qat", "already quantized; give a float model"), ("nowhere", "there is no such folder")):
         code, _, err = cli("shrink", workspace / source, "--layers", "0", "--output", workspace / "bad")
         assert code == 2 and message in err and not (workspace / "bad").exists()
 

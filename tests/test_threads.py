@@ -20,7 +20,7 @@ from tritune import Intervention, Quantization, Site
 from tritune.checkpoints.load import load_pretrained
 from tritune.compute import held
 from tritune.deploy.export.onnx import export_onnx
-from tritune.modeling.forward_pass import ForwardPass, checkpointed, pass_of, running_pass
+from tritune.modeling.forward_pass import ForwardPass, _running, checkpointed, pass_of
 from tritune.modeling.instrument import instrument_of
 
 THREADS, CALLS = 8, 50
@@ -267,7 +267,7 @@ def test_an_error_inside_leaves_nothing_behind():
         with pytest.raises(ZeroDivisionError):
             own(**batch, output_trace=True, intervention=Intervention(Site.MAP, theirs))
         fault.remove()
-        assert running_pass() is None
+        assert _running.get() is None
         assert torch.equal(own.bert(**batch)[0], expected)
 
 

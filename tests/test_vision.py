@@ -207,7 +207,7 @@ def test_faults_are_one_line(workspace, tmp_path, cli):
     run, photos = workspace / "run", make_folder(tmp_path / "photos", 1)
     (photos / "red" / "0.png").write_bytes(b"nothing")
     for arguments, message in (
-        (("finetune", tmp_path / "bert", *task, *output), "'bert' is not a kind of model that AutoModelForImage"),
+        (("finetune", tmp_path / "bert", *task, *output), "'bert' is not a type of model that AutoModelForImage"),
         (("bench", run), "for image-classification; bench measures models for text-classification"),
         (("finetune", workspace / "base", "--task", "cifar10", "--data", data, *output), "train.parquet: not a"),
         (("finetune", mismatched, *task, *output), "mismatched: the image processor gives 3 x 12 x 12"),

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 import tritune
 from tritune import DistillationTrainer, Intervention, Quantization, Site, TrituneError
 from tritune.modeling.instrument import instrument_of, instrument_skeleton
-from tritune.modeling.layers import QuantEmbedding, QuantLinear, RowLinear
+from tritune.modeling.layers import QuantEmbedding, QuantLinear, RowLinear, twin_of
 from tritune.modeling.quantization import PARTS
 from zoo import SERVED, Served, table
 
@@ -94,7 +94,7 @@ def test_with_the_teachers_projections_a_student_with_quantized_attention_is_its
     student = tritune.prepare(copy.deepcopy(teacher), Quantization(**off, **settings))
     for name in instrument_of(student).anatomy.classifier:
         if isinstance(student.get_submodule(name), RowLinear):  # row by row, the last bit may be another
-            teacher.set_submodule(name, RowLinear.from_float(teacher.get_submodule(name)))
+            teacher.set_submodule(name, twin_of(teacher.get_submodule(name), RowLinear))
     expected = answer(teacher(**batch))
     trace = tritune.instrument(teacher)(**batch, output_trace=True).trace
     assert not torch.equal(answer(student(**batch)), expected)

@@ -303,14 +303,14 @@ REFUSED = {
         _refused("T5", "T5", _WORDS | _T5, TWO_STACKS),
         _refused("BART", "Bart", _WORDS | _BART, TWO_STACKS),
         _refused(
-            "GPT-2", "GPT2", _WORDS | _GPT2, "its weights are in Conv1D modules, and only Linear ones are quantized"
+            "GPT-2", "GPT2", _WORDS | _GPT2, "its weights are in Conv1D modules, and only Linear modules are quantized"
         ),
         _refused("GPT-NeoX", "GPTNeoX", _SMALL, "the rows of query, key and value are mixed in"),
         _refused(
             "Gemma 2",
             "Gemma2",
             _DECODER | {"head_dim": 4, "num_attention_heads": 4},
-            "self_attn wants softcap, which our attention function has not",
+            "self_attn needs softcap, which tritune's attention does not support",
         ),
     )
 }

@@ -14,8 +14,8 @@ def convert(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTr
     """Turn a QAT model into a packed model.
 
     Every weight that has a quantizer becomes codes, packed as `packing` draws it, and a scale; the latent weights are
-    gone, so the model cannot be trained on. In float32 its logits are those of the QAT model in evaluation mode, bit
-    for bit. `save_pretrained` writes the packed checkpoint.
+    gone, so the model cannot be trained further. In float32 its logits are those of the QAT model in evaluation mode,
+    bit for bit. `save_pretrained` writes the packed checkpoint.
 
     Args:
         model: from `prepare`, or a loaded QAT checkpoint. Changed in place, as `prepare` does; convert a
@@ -34,10 +34,10 @@ def convert(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTr
     if not isinstance(config, TrituneConfig):
         raise TrituneError(f"this {type(model).__name__} is a float model; prepare and train it first")
     if config.is_packed:
-        raise TrituneError(f"this {type(model).__name__} is packed already")
+        raise TrituneError(f"this {type(model).__name__} is already packed")
     if dtype not in FLOATS:
         raise TrituneError(f"dtype must be torch.float32 or torch.float16; got {shown(dtype)}")
     pack_modules(model)
-    model.to(dtype)
+    model.to(dtype)  # type: ignore[arg-type]  # transformers wraps it without self
     mark(model, TrituneConfig(PACKED, config.quantization, FORMAT_VERSION))
     return model.eval()

@@ -62,10 +62,11 @@ def usual_modes(folder: str | os.PathLike) -> Iterator[None]:
         yield
     finally:
         after = _modes(folder)
-        new = _mode_of_a_new_file(folder) if after.keys() - before.keys() else None
+        if after.keys() - before.keys():
+            before = dict.fromkeys(after, _mode_of_a_new_file(folder)) | before
         for path, mode in after.items():
-            if mode != (usual := before.get(path, new)):
-                path.chmod(usual)
+            if mode != before[path]:
+                path.chmod(before[path])
 
 
 def _modes(folder: Path) -> dict[Path, int]:

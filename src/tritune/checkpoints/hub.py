@@ -45,13 +45,13 @@ def located(source: str | Path) -> str | Path:
         cached = try_to_load_from_cache(str(source), _CONFIG)
         reason = why_unreachable(str(source), _CONFIG)
     except HFValidationError:
-        raise TrituneError(f"{source}: there is no such folder, and no model on the hub can have such a name") from None
+        raise TrituneError(f"{source}: there is no such folder, and no model on the hub can have this name") from None
     if reason is None:
         return source
     if isinstance(cached, str):
         return Path(cached).parent
     raise TrituneError(
-        f"no folder {source} here, and the hub cannot be reached ({reason}); check the name, or the connection"
+        f"no folder {source} here, and the hub cannot be reached ({reason}); check the name or the connection"
     )
 
 
@@ -94,7 +94,8 @@ def why_unreachable(name: str, file: str, **kind: Any) -> str | None:
     from huggingface_hub.utils import get_session
 
     patience = constants.HF_HUB_ETAG_TIMEOUT if _PATIENCE_VARIABLE in os.environ else _PATIENCE
-    url, client, answers = hf_hub_url(name, file, **kind), get_session(), queue.SimpleQueue()
+    url, client = hf_hub_url(name, file, **kind), get_session()
+    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def ask() -> None:
         try:

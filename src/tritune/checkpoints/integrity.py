@@ -29,10 +29,14 @@ def tensor_checksum(tensor: torch.Tensor) -> str:
     >>> tensor_checksum(torch.zeros(2)) == tensor_checksum(torch.zeros(2, 1))
     False
     """
-    tensor = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    digest.update(bytes_of(tensor))
     return digest.hexdigest()[:32]
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor of any shape, dtype and device, in the order of its elements."""
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
 
 
 def config_checksum(config: dict[str, Any]) -> str:
@@ -50,7 +54,7 @@ def verify_config(path: Path) -> dict[str, str]:
     """
     try:
         if path.stat().st_size > _LARGEST_CONFIG_BYTES:
-            raise TrituneError(f"{path}: too large for a config.json; fetch the folder anew")
+            raise TrituneError(f"{path}: too large for a config.json; download the folder again")
         config = json.loads(path.read_bytes())
         section = config[SECTION]
         known, checksums = section[OWN_CHECKSUM], section["checksums"]
@@ -60,10 +64,10 @@ def verify_config(path: Path) -> dict[str, str]:
     except OSError as error:
         raise TrituneError(f"{path}: cannot be read ({error.strerror}); a packed checkpoint needs it") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise TrituneError(f"{path}: not the config of a packed checkpoint; fetch or convert it anew") from None
+        raise TrituneError(f"{path}: not the config of a packed checkpoint; download or convert it again") from None
     if actual != known or not isinstance(checksums, dict):
         raise TrituneError(
-            f"{path}: not what was written (its checksum differs); fetch or convert it anew, and to change a config "
+            f"{path}: not what was written (its checksum differs); download or convert it again; to change a config "
             "load the model, change model.config and save it"
         )
     return checksums
@@ -86,19 +90,19 @@ def verify_tensors(paths: Iterable[Path], checksums: dict[str, str]) -> None:
         try:
             with safe_open(path, framework="pt") as file:
                 if file.metadata() != {"format": "pt"}:
-                    raise TrituneError(f"{path}: its header is damaged; fetch or convert it anew")
+                    raise TrituneError(f"{path}: its header is damaged; download or convert it again")
                 for name in sorted(file.keys()):
                     if name in found or name not in checksums:
-                        raise TrituneError(f"{path}: holds {shown(name)}, which its config.json does not know")
+                        raise TrituneError(f"{path}: holds {shown(name)}, which its config.json does not list")
                     if tensor_checksum(file.get_tensor(name)) != checksums[name]:
-                        raise TrituneError(f"{path}: {name} is damaged (its checksum differs); fetch it anew")
+                        raise TrituneError(f"{path}: {name} is damaged (its checksum differs); download it again")
                     found.add(name)
         except TrituneError:
             raise
         except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise TrituneError(f"{path}: damaged ({first_line(error)}); fetch or convert it anew") from None
+            raise TrituneError(f"{path}: damaged ({first_line(error)}); download or convert it again") from None
     if missing := sorted(checksums.keys() - found):
-        raise TrituneError(f"{', '.join(missing[:3])} missing in {', '.join(map(str, paths))}; fetch it anew")
+        raise TrituneError(f"{', '.join(missing[:3])} missing in {', '.join(map(str, paths))}; download it again")
 
 
 def _check_header(path: Path) -> None:
@@ -112,6 +116,6 @@ def _check_header(path: Path) -> None:
     except OSError as error:
         raise TrituneError(f"{path}: cannot be read ({error.strerror})") from None
     if size < 8 or length > size - 8:
-        raise TrituneError(f"{path}: truncated: {size} bytes, and its header alone should have {length}; fetch it anew")
+        raise TrituneError(f"{path}: truncated: {size} bytes, its header alone should be {length}; download it again")
     if length > LARGEST_HEADER_BYTES:
         raise TrituneError(f"{path}: a header of {length} bytes is too large; at most {LARGEST_HEADER_BYTES} are read")

@@ -27,6 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from ..errors import TrituneError, first_line, shown
 from .hub import located
+from .integrity import bytes_of
 from .plugin import METHOD, TrituneConfig, is_packed
 
 
@@ -43,7 +44,7 @@ def load_pretrained(kind: Any, source: str | Path, **head: Any) -> PreTrainedMod
     """
     config = load_config(source)
     if (takes := getattr(kind, "_model_mapping", None)) is not None and type(config) not in takes:
-        raise TrituneError(f"{source}: {shown(config.model_type)} is not a kind of model that {kind.__name__} knows")
+        raise TrituneError(f"{source}: {shown(config.model_type)} is not a type of model that {kind.__name__} supports")
     if not head:
         # A cross-encoder of sentence-transformers has the file too, and a head.
         headless = not any("For" in name for name in config.architectures or ())
@@ -58,7 +59,7 @@ def load_pretrained(kind: Any, source: str | Path, **head: Any) -> PreTrainedMod
     options = {"dtype": torch.float32, "ignore_mismatched_sizes": bool(head), **plain, **head}
     model, report = _from_pretrained(kind, source, config, options)
     if getattr(config, "quantization_config", None) is not None and getattr(model, "hf_quantizer", None) is None:
-        raise TrituneError(f"{source}: the quantization_config in its config.json is of an unknown method")
+        raise TrituneError(f"{source}: the quantization_config in its config.json has an unknown quant_method")
     _check_weights(model, report, source, new_head=bool(head))
     return model
 
@@ -72,21 +73,21 @@ def load_masked_lm(source: str | Path) -> PreTrainedModel:
     """
     config = load_config(source)
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
-        raise TrituneError(f"{source}: of type {config.model_type}, which has no masked language model")
+        raise TrituneError(f"{source}: models of type {config.model_type} have no masked language modeling head")
     model, report = _from_pretrained(AutoModelForMaskedLM, source, config, {"dtype": torch.float32})
     if getattr(config, "quantization_config", None) is not None:
         raise TrituneError(f"{source}: quantized; give a float masked language model")
     if missing := sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}):
         raise TrituneError(
             f"{source}: not a masked language model: {', '.join(missing[:3])} have no weights; give the pretrained "
-            "model, before it was fine-tuned"
+            "model, not a fine-tuned one"
         )
     _check_finite(model, source)
     return model
 
 
 def load(source: str | Path, **options: Any) -> PreTrainedModel:
-    """A model that tritune wrote, QAT or packed, as an instance of the class it was saved from.
+    """A checkpoint of tritune, QAT or packed, as an instance of the class it was saved from.
 
     Stricter than `from_pretrained`: a weight that is missing or that the model has no place for is an error.
 
@@ -98,12 +99,12 @@ def load(source: str | Path, **options: Any) -> PreTrainedModel:
         The model in evaluation mode; the tokenizer comes from `AutoTokenizer.from_pretrained(source)`.
 
     Raises:
-        TrituneError: the source is not a model of tritune's, or its files are damaged or incomplete.
+        TrituneError: the source is not a checkpoint of tritune, or its files are damaged or incomplete.
     """
     config = load_config(source)
     section = getattr(config, "quantization_config", None)
     if not isinstance(section, dict) or section.get("quant_method") != METHOD:
-        raise TrituneError(f"{source}: not a model that tritune wrote; transformers' Auto classes load it")
+        raise TrituneError(f"{source}: not a checkpoint of tritune; load it with transformers' Auto classes")
     return _load_whole(source, config, options)
 
 
@@ -115,7 +116,7 @@ def load_float(source: str | Path) -> PreTrainedModel:
     """
     config = load_config(source)
     if getattr(config, "quantization_config", None) is not None:
-        raise TrituneError(f"{source}: quantized already; give a float model")
+        raise TrituneError(f"{source}: already quantized; give a float model")
     return _load_whole(source, config, {"dtype": torch.float32})
 
 
@@ -124,7 +125,7 @@ def _load_whole(source: str | Path, config: PreTrainedConfig, options: dict[str,
     names = config.architectures or ["no class"]
     kind = getattr(transformers, str(names[0]), None)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-        raise TrituneError(f"{source}: of {shown(names[0])}, which transformers does not have; use its own class")
+        raise TrituneError(f"{source}: its class {shown(names[0])} is not in transformers; load it with that class")
     model, report = _from_pretrained(kind, source, config, options)
     _check_complete(report, source)
     return model
@@ -136,7 +137,7 @@ def _from_pretrained(
     """A model of the class `kind` and what transformers reports of the loading; no other files than safetensors."""
     path, found = Path(source), located(source)
     if path.is_dir() and not any(path.glob("*.safetensors")):
-        raise TrituneError(f"{source}: no model.safetensors; weights of other kinds must be saved anew as safetensors")
+        raise TrituneError(f"{source}: no model.safetensors; save weights in other formats as safetensors first")
     try:
         _check_no_pickle(found, config)
         with _quiet():
@@ -148,8 +149,8 @@ def _from_pretrained(
     except Exception as error:
         reason = first_line(error)
         if "ignore_mismatched_sizes" in reason:
-            reason = "the weights have other shapes than its config.json says"
-        raise TrituneError(f"{source}: not a model that can be loaded ({reason}); save or fetch it anew") from None
+            reason = "the shapes of its weights do not match its config.json"
+        raise TrituneError(f"{source}: not a model that can be loaded ({reason}); save or download it again") from None
 
 
 def _check_complete(report: dict[str, Any], source: str | Path) -> None:
@@ -160,27 +161,27 @@ def _check_complete(report: dict[str, Any], source: str | Path) -> None:
     }
     for fault, names in faults.items():
         if names:
-            raise TrituneError(f"{source}: {', '.join(sorted(names)[:3])}: {fault}; fetch or convert it anew")
+            raise TrituneError(f"{source}: {', '.join(sorted(names)[:3])}: {fault}; download or convert it again")
 
 
 def _check_no_pickle(source: str | Path, config: PreTrainedConfig) -> None:
     """Refuse names of other weight files, which transformers would unpickle in spite of `use_safetensors`."""
-    names = []
-    if (named := getattr(config, "transformers_weights", None)) is not None:
-        names.append(named)
+    named = getattr(config, "transformers_weights", None)
+    names = [] if named is None else [named]
     with suppress(OSError):  # most models have no index
-        index = json.loads(Path(cached_file(source, SAFE_WEIGHTS_INDEX_NAME)).read_text(encoding="utf-8"))
-        names += index["weight_map"].values()
+        if (index := cached_file(source, SAFE_WEIGHTS_INDEX_NAME)) is not None:
+            names += json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
     for name in names:
         if not str(name).endswith(".safetensors"):
-            raise TrituneError(f"its weights are said to lie in {name!r}; save them anew as safetensors")
+            raise TrituneError(f"its weights are declared to be in {name!r}; save them as safetensors")
 
 
 def _check_label_names(config: PreTrainedConfig, source: str | Path) -> None:
-    names = [config.id2label.get(index) for index in range(config.num_labels)]
-    if None in names or len(set(names)) < len(names):
+    labels = config.id2label or {}
+    named = all(isinstance(name, str | int) for name in labels.values())
+    if not named or set(labels) != set(range(len(labels))) or len(set(labels.values())) < len(labels):
         raise TrituneError(
-            f"{source}: id2label in its config.json must give each label from 0 to {len(names) - 1} a name of its own"
+            f"{source}: id2label in its config.json must give each label from 0 to {len(labels) - 1} a name of its own"
         )
 
 
@@ -196,7 +197,7 @@ def _check_weights(model: PreTrainedModel, report: dict, source: str | Path, new
         advice = "the weights are not this model's" if encoder else "fine-tune it first (tritune finetune)"
         raise TrituneError(f"{source}: {', '.join((encoder or missing)[:3])} have no weights; {advice}")
     if not new_head and (extra := _unknown_layers(model, report["unexpected_keys"])):
-        raise TrituneError(f"{source}: has weights of {extra[0]}, which its config.json leaves out; repair config.json")
+        raise TrituneError(f"{source}: has weights of {extra[0]}, which its config.json leaves out; correct that")
     _check_finite(model, source)
 
 
@@ -219,7 +220,7 @@ def is_quantized(model: PreTrainedModel) -> bool:
 
 
 def load_tokenizer(source: str | Path, model: PreTrainedModel, max_length: int) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model.
+    """The tokenizer of a model, from the same folder.
 
     Raises:
         TrituneError: there is none, it has more tokens than the model's embedding, or `max_length` is beyond the
@@ -232,10 +233,10 @@ def load_tokenizer(source: str | Path, model: PreTrainedModel, max_length: int) 
         largest = max(tokenizer.get_vocab().values(), default=-1)
     except Exception as error:
         raise TrituneError(
-            f"{source}: no tokenizer that can be loaded ({first_line(error)}); put the model's own beside it"
+            f"{source}: no tokenizer can be loaded ({first_line(error)}); save the model's tokenizer into its folder"
         ) from None
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise TrituneError(f"{source}: no tokenizer lies beside the model (it would know no word)")
+        raise TrituneError(f"{source}: the model's folder has no tokenizer (its vocabulary would be empty)")
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):
         rows = embedding.num_embeddings
@@ -247,7 +248,7 @@ def load_tokenizer(source: str | Path, model: PreTrainedModel, max_length: int) 
         if 2 * len(tokenizer) < rows:
             raise TrituneError(
                 f"{source}: the tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows; "
-                "tokens are missing, put the model's own tokenizer beside it"
+                "tokens are missing; save the model's tokenizer into its folder"
             )
     room = positions(model)
     if room is not None and max_length > room:
@@ -259,9 +260,8 @@ def weights_sha256(model: nn.Module) -> str:
     """A hash of names, shapes and bytes of all weights; equal for equal models wherever they lie."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.numpy().tobytes())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 
@@ -283,7 +283,7 @@ def load_config(source: str | Path) -> PreTrainedConfig:
         raise _named(error, source) from None
     except Exception as error:
         raise TrituneError(
-            f"{source}: not a model: its config cannot be read ({first_line(error)}); fetch it anew"
+            f"{source}: not a model: its config cannot be read ({first_line(error)}); download it again"
         ) from None
     names = config.architectures
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
@@ -304,29 +304,21 @@ def _named(error: TrituneError, source: str | Path) -> TrituneError:
     return type(error)(f"{source}: {error}")
 
 
-class _BelowErrorsOf(logging.Filter):
-    """Drops what one thread has to say below the level of errors."""
-
-    def __init__(self, thread: int):
-        super().__init__()
-        self.thread = thread
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record stays."""
-        return record.thread != self.thread or record.levelno >= logging.ERROR
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Loading reports of transformers become our own errors; its table of missing keys would say it twice.
 
     A filter for this thread alone: of two threads that set the level back, the second would set it to the first one's.
     """
-    handlers, own = logging.getLogger("transformers").handlers, _BelowErrorsOf(threading.get_ident())
+    handlers, thread = logging.getLogger("transformers").handlers, threading.get_ident()
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno >= logging.ERROR
+
     for handler in handlers:
-        handler.addFilter(own)
+        handler.addFilter(passes)
     try:
         yield
     finally:
         for handler in handlers:
-            handler.removeFilter(own)
+            handler.removeFilter(passes)

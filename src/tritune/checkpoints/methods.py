@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import TrituneError
-from ..modeling.own_method import OwnMethod
+from ..modeling.own_method import give_method
 from ..quant import Calibrated, Granularity
 from .files import usual_modes
 from .pack_modules import packed_modules
@@ -20,7 +20,7 @@ from .pack_modules import packed_modules
 def give_methods(model: PreTrainedModel) -> None:
     """Let `model` save and resize itself as the functions of these names do."""
     for function in (save_pretrained, resize_token_embeddings):
-        setattr(model, function.__name__, OwnMethod(function, model))
+        give_method(model, function)
 
 
 def save_pretrained(model: PreTrainedModel, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:

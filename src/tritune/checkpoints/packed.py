@@ -7,21 +7,22 @@ and cannot be trained.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import nn
 
 from ..compute import products
 from ..errors import TrituneError
-from ..modeling.layers import QuantConv2d, QuantEmbedding, QuantLinear, patches
+from ..modeling.layers import FakeQuantized, Quantized, patches, twin_of
 from ..quant import Granularity, Quantizer
+from ..quant.quantizer import Peak
 from .packing import check_packed, pack, unpack
 
 
 @dataclass(frozen=True, eq=False)
-class Unpacker:
+class Unpacker(Quantizer):
     """What `quantizer` makes of a latent weight, made of the weight's bytes; it stands in the quantizer's place.
 
     Attributes:
@@ -35,66 +36,68 @@ class Unpacker:
     scale: torch.Tensor
     columns: int
     dtype: torch.dtype
+    # What `held.weights_held` holds is found again by the scale's state at that time, not by its values.
+    _key: tuple = field(init=False, repr=False)
 
-    has_offset: ClassVar[bool] = False
-    clip: ClassVar[float] = math.inf  # bytes have no gradient that a clip could stop
-
-    @property
-    def granularity(self) -> Granularity:
-        """Of the quantizer."""
-        return self.quantizer.granularity
-
-    @property
-    def largest_code(self) -> int:
-        """Of the quantizer."""
-        return self.quantizer.largest_code
-
-    def fake(self, packed: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Bytes, (rows, bytes of a row), to the values that they stand for, (rows, columns)."""
-        return self.quantizer.restore(self._codes(packed), self.scale).to(self.dtype), None
-
-    def integers(self, packed: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, None]:
-        """Bytes, (rows, bytes of a row), to codes as numbers of `dtype`, (rows, columns), and their scale."""
-        return *self.quantizer.restore_integers(self._codes(packed), self.scale, dtype), None
-
-    def _codes(self, packed: torch.Tensor) -> torch.Tensor:
-        return unpack(packed, self.quantizer.bits, self.columns, self.quantizer.codes)
+    bits = property(lambda self: self.quantizer.bits, doc="Width of a code.")
+    granularity = property(lambda self: self.quantizer.granularity, doc="The codes that share a scale.")
+    codes = property(lambda self: self.quantizer.codes, doc="Every code there is.")
+    clip = math.inf  # bytes have no gradient that a clip could stop
 
     def __post_init__(self):
-        # What `held.weights_held` holds is found again by the scale's state at that time, not by its values.
         version = None if self.scale.is_inference() else self.scale._version
         object.__setattr__(self, "_key", (self.quantizer, self.columns, self.dtype, id(self.scale), version))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Unpacker) and self._key == other._key
 
-    __hash__ = None
+    def fake(self, packed: torch.Tensor) -> tuple[torch.Tensor, Peak]:
+        """Bytes, (rows, bytes of a row), to the values that they stand for, (rows, columns)."""
+        return self.quantizer.restore(self._unpacked(packed), self.scale).to(self.dtype), None
+
+    def integers(self, packed: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, Peak]:
+        """Bytes, (rows, bytes of a row), to codes as numbers of `dtype`, (rows, columns), and their scale."""
+        return *self.quantizer.restore_integers(self._unpacked(packed), self.scale, dtype), None
+
+    def _unpacked(self, packed: torch.Tensor) -> torch.Tensor:
+        return unpack(packed, self.bits, self.columns, self.codes)
+
+    def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Peak]:
+        raise TypeError("bytes are codes already")
 
 
-class _Packed:
-    """What all twins share: a `weight` of bytes and a `weight_scale`, neither of which has a gradient."""
+class Packed(Quantized):
+    """What all packed twins share: a `weight` of bytes and a `weight_scale`, neither of which has a gradient.
 
-    weight: nn.Parameter
-    weight_scale: torch.Tensor
+    Attributes:
+        latent_shape: of the weight that was packed.
+    """
+
     weight_quantizer: Quantizer
+    weight_scale: torch.Tensor
+    latent_shape: tuple[int, ...]
+    # Empty; its dtype is that of the float rest, and follows it.
+    _float: torch.Tensor
+    # transformers' mark of what it need not initialize.
+    _is_hf_initialized: bool
 
     @classmethod
-    def _of(cls, module: nn.Module) -> nn.Module:
-        """A twin with the hooks, mode and bias of a quantized `module`, whose own weight is packed."""
+    def from_quantized(cls, module: FakeQuantized) -> Self:
+        """A twin with the hooks, mode and bias of a `module` whose weight has a quantizer.
+
+        On the meta device it is the empty shape of one.
+        """
         quantizer = module.weight_quantizer
+        assert quantizer is not None, "a float weight is not packed"
         codes, scale = quantizer.store(module.weight.flatten(1))
-        twin = cls.__new__(cls)
-        twin.__dict__.update(module.__dict__)
-        twin._parameters = dict(module._parameters)
-        # A quantizer that learns is a child of the QAT twin; what it learned is now in codes and scale.
-        twin._modules = {name: child for name, child in module._modules.items() if child is not quantizer}
-        twin.weight_quantizer = quantizer.frozen()
+        twin = twin_of(module, cls)
+        twin._modules.pop("weight_quantizer", None)  # what it learned is now in codes and scale
+        twin.weight_quantizer, twin.latent_shape = quantizer.frozen(), tuple(module.weight.shape)
         twin.weight = nn.Parameter(pack(codes, quantizer.bits, quantizer.codes), requires_grad=False)
         # A buffer, and the bytes no float: transformers takes a model's dtype from its float parameters.
-        twin._buffers = {**module._buffers, "weight_scale": scale}
-        # Empty; its dtype is that of the float rest, and follows it.
-        twin._buffers["_float"] = torch.empty(0, dtype=module.weight.dtype, device=scale.device)
-        twin._non_persistent_buffers_set = module._non_persistent_buffers_set | {"_float"}
+        twin.register_buffer("weight_scale", scale)
+        empty = torch.empty(0, dtype=module.weight.dtype, device=scale.device)
+        twin.register_buffer("_float", empty, persistent=False)
         return twin
 
     @property
@@ -105,12 +108,7 @@ class _Packed:
     @property
     def columns(self) -> int:
         """Codes of a row."""
-        return self.in_features if isinstance(self, nn.Linear) else self.embedding_dim
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Of the weight that was packed."""
-        return self.weight.shape[0], self.columns
+        return math.prod(self.latent_shape[1:])
 
     @property
     def codes(self) -> torch.Tensor:
@@ -132,7 +130,7 @@ class _Packed:
         if not (self.weight_scale.isfinite() & (self.weight_scale >= 0)).all():
             raise TrituneError(f"{name}: its scale must be finite and not negative; the file is damaged")
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
         # `module.half()` is for the float rest: a scale of half precision would be another scale.
         scale = self.weight_scale
         super()._apply(fn, recurse)
@@ -142,36 +140,20 @@ class _Packed:
 
     def _unpacker(self, dtype: torch.dtype, scale: torch.Tensor | None = None) -> Unpacker:
         if torch.jit.is_tracing():
-            raise TrituneError("torch.jit.trace: not of a packed model; take `tritune export` (ONNX) or torch.export")
+            raise TrituneError("torch.jit.trace cannot trace a packed model; use `tritune export` or torch.export")
         return Unpacker(self.weight_quantizer, self.weight_scale if scale is None else scale, self.columns, dtype)
 
 
-class PackedLinear(_Packed, nn.Linear):
+class PackedLinear(Packed, nn.Linear):
     """`QuantLinear` with a packed weight: uint8, (out_features, bytes of a row), and its `weight_scale`."""
-
-    input_quantizer: Quantizer | None
-
-    @classmethod
-    def from_quantized(cls, linear: QuantLinear) -> "PackedLinear":
-        """A twin of a `QuantLinear` whose weight has a quantizer; on the meta device, the empty shape of one."""
-        return cls._of(linear)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features)."""
         return products.linear(input, self.weight, self.bias, self.input_quantizer, self._unpacker(input.dtype))
 
-    def extra_repr(self) -> str:
-        """As `nn.Linear`, with the quantizers."""
-        return f"{super().extra_repr()}, weight={self.weight_quantizer}, input={self.input_quantizer}"
 
-
-class PackedEmbedding(_Packed, nn.Embedding):
+class PackedEmbedding(Packed, nn.Embedding):
     """`QuantEmbedding` with a packed table: uint8, (rows, bytes of a row); only the rows asked for are unpacked."""
-
-    @classmethod
-    def from_quantized(cls, embedding: QuantEmbedding) -> "PackedEmbedding":
-        """A twin of a `QuantEmbedding` whose table has a quantizer; on the meta device, the empty shape of one."""
-        return cls._of(embedding)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Token ids of any shape to (..., embedding_dim)."""
@@ -180,25 +162,21 @@ class PackedEmbedding(_Packed, nn.Embedding):
             scale = scale[input]
         return self._unpacker(self._float.dtype, scale).fake(self.weight[input])[0]
 
-    def extra_repr(self) -> str:
-        """As `nn.Embedding`, with the quantizer."""
-        return f"{super().extra_repr()}, weight={self.weight_quantizer}"
 
-
-class PackedConv2d(_Packed, nn.Conv2d):
+class PackedConv2d(Packed, nn.Conv2d):
     """`QuantConv2d` with a packed weight: `weight_codes`, uint8, (out channels, bytes of a flat kernel), and its scale.
 
-    Image models bring their pixels to the dtype of this very `weight`: therefore it is an empty float, not the bytes.
+    Image models cast their pixels to the dtype of this very `weight`: therefore it is an empty float, not the bytes.
     """
 
-    input_quantizer: Quantizer | None
+    weight_codes: torch.Tensor
 
     @classmethod
-    def from_quantized(cls, convolution: QuantConv2d) -> "PackedConv2d":
-        """A twin of a `QuantConv2d` whose weight has a quantizer; on the meta device, the empty shape of one."""
-        twin = cls._of(convolution)
-        twin._buffers["weight_codes"] = twin.weight.data
-        twin.weight = nn.Parameter(convolution.weight.data.flatten(1)[:, :0].clone(), requires_grad=False)
+    def from_quantized(cls, module: FakeQuantized) -> Self:
+        """As `Packed.from_quantized`, with the bytes under another name."""
+        twin = super().from_quantized(module)
+        twin.register_buffer("weight_codes", twin.weight.data)
+        twin.weight = nn.Parameter(module.weight.data.flatten(1)[:, :0].clone(), requires_grad=False)
         return twin
 
     @property
@@ -206,21 +184,7 @@ class PackedConv2d(_Packed, nn.Conv2d):
         """The bytes."""
         return self.weight_codes
 
-    @property
-    def columns(self) -> int:
-        """Codes of a flat kernel."""
-        return math.prod(self.latent_shape[1:])
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Of the weight that was packed, (out channels, channels, kernel height, width)."""
-        return self.out_channels, self.in_channels, *self.kernel_size
-
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(batch, channels, height, width) to (batch, out channels, rows, columns)."""
         rows, unpacker = patches(input, self.kernel_size), self._unpacker(input.dtype)
         return products.linear(rows, self.packed, self.bias, self.input_quantizer, unpacker).permute(0, 3, 1, 2)
-
-    def extra_repr(self) -> str:
-        """As `nn.Conv2d`, with the quantizers."""
-        return f"{super().extra_repr()}, weight={self.weight_quantizer}, input={self.input_quantizer}"

@@ -40,15 +40,6 @@ from ..errors import TrituneError
 STORED_BITS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
 
 
-def stored_bits(bits: int) -> int:
-    """Width of the field that holds a code of so many bits.
-
-    >>> stored_bits(5)
-    8
-    """
-    return STORED_BITS[bits]
-
-
 class Group(NamedTuple):
     """The fewest whole bytes that whole fields fill."""
 
@@ -62,8 +53,8 @@ def group_of(bits: int) -> Group:
     >>> group_of(3)
     Group(bytes=3, codes=8)
     """
-    bits_of_group = math.lcm(stored_bits(bits), 8)
-    return Group(bits_of_group // 8, bits_of_group // stored_bits(bits))
+    bits_of_group = math.lcm(STORED_BITS[bits], 8)
+    return Group(bits_of_group // 8, bits_of_group // STORED_BITS[bits])
 
 
 def packed_columns(columns: int, bits: int) -> int:
@@ -95,7 +86,7 @@ def first_code(bits: int, every: range) -> int:
     >>> first_code(2, range(-1, 2)), first_code(4, range(-7, 8)), first_code(2, range(-3, 4, 2))
     (-1, -8, -3)
     """
-    return every.start if every.step == 2 or len(every) == 3 else -(2 ** (stored_bits(bits) - 1))
+    return every.start if every.step == 2 or len(every) == 3 else -(2 ** (STORED_BITS[bits] - 1))
 
 
 def pack(codes: torch.Tensor, bits: int, every: range | None = None) -> torch.Tensor:
@@ -118,7 +109,7 @@ def pack(codes: torch.Tensor, bits: int, every: range | None = None) -> torch.Te
     every = symmetric_codes(bits) if every is None else every
     if not codes.is_meta and not _are(codes, every):
         raise TrituneError(f"codes of {bits} bits must be among {_named(every)}")
-    width, group, columns = stored_bits(bits), group_of(bits), codes.shape[-1]
+    width, group, columns = STORED_BITS[bits], group_of(bits), codes.shape[-1]
     padded = torch.nn.functional.pad(codes, (0, -columns % group.codes), value=_padding(bits, every))
     fields = (padded.short() - first_code(bits, every)) // every.step
     fields = fields.unflatten(-1, (-1, group.codes)).int() << _steps(group.codes, width, codes.device)
@@ -142,7 +133,7 @@ def unpack(packed: torch.Tensor, bits: int, columns: int, every: range | None = 
     tensor([[ 1,  0, -1,  0,  1]], dtype=torch.int8)
     """
     every = symmetric_codes(bits) if every is None else every
-    width, group = stored_bits(bits), group_of(bits)
+    width, group = STORED_BITS[bits], group_of(bits)
     if group.bytes > 1:
         packed = packed.unflatten(-1, (-1, group.bytes)).int() << _steps(group.bytes, 8, packed.device)
         packed = packed.sum(-1, dtype=torch.int32)

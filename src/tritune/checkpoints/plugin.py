@@ -5,7 +5,7 @@ A QAT checkpoint holds the latent weights under their own names and a `quantizat
 warning; therefore `config.json` also asks for the attention implementation "tritune", which then does not exist, and
 the load fails with a line that names it.
 
-A packed checkpoint holds bytes in the place of quantized weights, under the same names: their shape is a second reason
+A packed checkpoint holds bytes instead of quantized weights, under the same names: their shape is a second reason
 for such a load to fail. A checksum of every tensor and of the config is checked before any weight is used. Which
 modules are packed is not stored: it follows from the `Quantization`, as when the model was prepared.
 """
@@ -69,11 +69,11 @@ class TrituneConfig(QuantizationConfigMixin):
         if format_version != (FORMAT_VERSION if stage == PACKED else None):
             raise TrituneError(
                 f"quantization_config: format_version {shown(format_version)} of a {stage} checkpoint; this version of "
-                f"tritune reads packed checkpoints of version {FORMAT_VERSION}, a newer one is needed"
+                f"tritune reads packed checkpoints of version {FORMAT_VERSION}; upgrade tritune"
             )
         if unknown := set(values) - {field.name for field in fields(Quantization)}:
             raise TrituneError(f"quantization_config: unknown keys {sorted(unknown)}")
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # transformers' own enum; methods of others are plain names
         self.stage = stage
         self.quantization = quantization or Quantization(**values)
         self.format_version = format_version
@@ -103,6 +103,8 @@ class TrituneQuantizer(HfQuantizer):
     """Rebuilds a QAT model after its latent weights are loaded, a packed one before its codes are."""
 
     requires_calibration = False
+    quantization_config: TrituneConfig
+    _files: list[str]
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
@@ -152,10 +154,7 @@ class TrituneQuantizer(HfQuantizer):
         """A QAT model, that is what it is for; a packed one has nothing left to train."""
         return not self.quantization_config.is_packed
 
-    @property
-    def is_qat_trainable(self) -> bool:
-        """A QAT model, without adapters."""
-        return not self.quantization_config.is_packed
+    is_qat_trainable = is_trainable  # without adapters, too
 
 
 def _without_tied(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -181,14 +180,14 @@ def load_quantizers(model: PreTrainedModel, files: list[str]) -> None:
     wanted = {name: tensor.detach() for name, tensor in quantizer_tensors(model).items()}
     if not wanted:
         return
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             found |= {name: tensors.get_tensor(name) for name in tensors.keys() if "_quantizer." in name}  # noqa: SIM118
     for name, tensor in revert_weight_conversion(model, wanted).items():
         value = found.get(name)
         if value is None or value.shape != tensor.shape:
-            raise TrituneError(f"the checkpoint has no {name} of shape {tuple(tensor.shape)}; train or save it anew")
+            raise TrituneError(f"the checkpoint has no {name} of shape {tuple(tensor.shape)}; train or save it again")
         tensor.copy_(value)
 
 
@@ -197,11 +196,11 @@ def _check_loaded(model: PreTrainedModel) -> None:
     for name, module in packed_modules(model).items():
         # Set by transformers on what came out of a file; without it the weight is whatever lay in memory.
         if not (_came(module.weight) and _came(module.packed) and _came(module.weight_scale)):
-            raise TrituneError(f"{name} has no packed weight of its shape; load with the class that was saved")
+            raise TrituneError(f"{name} has no packed weight of its shape; load it with the class it was saved from")
         module.check(name)
     for name, tensor in quantizer_tensors(model).items():
         if not _came(tensor):
-            raise TrituneError(f"{name} is not in the checkpoint; load with the class that was saved")
+            raise TrituneError(f"{name} is not in the checkpoint; load it with the class it was saved from")
         if not tensor.isfinite().all():
             raise TrituneError(f"{name}: holds NaN or infinite values; the file is damaged")
 
@@ -222,15 +221,14 @@ def verify(paths: list[Path], section: TrituneConfig | None = None) -> None:
     """
     checksums = verify_config(paths[0].parent / "config.json")
     if section is not None and section.checksums != checksums:
-        raise TrituneError(f"{paths[0]}: the config given is of another checkpoint than the one beside it")
+        raise TrituneError(f"{paths[0]}: the given config belongs to a different checkpoint")
     verify_tensors(paths, checksums)
 
 
 def mark(model: PreTrainedModel, config: TrituneConfig) -> None:
     """Write `config` into the model, so that `save_pretrained` keeps it and Trainer knows what to do."""
-    model.hf_quantizer = TrituneQuantizer(config)
-    # transformers would refuse to cast it, and Trainer even to evaluate it.
-    model.is_quantized = False
+    # Were it said to be quantized, transformers would refuse to cast it, and Trainer even to evaluate it.
+    vars(model).update(hf_quantizer=TrituneQuantizer(config), is_quantized=False)
     give_methods(model)
     if config.is_packed:
         model.register_forward_pre_hook(refuse_training, prepend=True)

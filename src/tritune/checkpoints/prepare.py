@@ -32,7 +32,7 @@ def prepare(
         The model.
 
     Raises:
-        UnsupportedModelError: the family cannot be served.
+        UnsupportedModelError: the family is not supported.
         TrituneError: the model is prepared already, or `quantization.layers` or `quantization.modules` does not fit it.
     """
     quantization = quantization or Quantization()

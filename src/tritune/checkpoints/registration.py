@@ -73,10 +73,11 @@ _STEPS: Mapping[str, Callable[[ModuleType], None]] = {
 
 # Neither is a subclass of its kind in importlib.abc, which takes longer to import than all of this package's front.
 class _Loader:
-    """Loads a module as `loader` does, and then does one thing more."""
+    """Loads a module as the loader in its `spec` does, and then does one thing more."""
 
-    def __init__(self, loader: Any, step: Callable[[ModuleType], None]):
-        self.loader, self.step = loader, step
+    def __init__(self, spec: ModuleSpec, step: Callable[[ModuleType], None]):
+        self.spec, self.step = spec, step
+        self.loader: Any = spec.loader
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)
@@ -87,7 +88,7 @@ class _Loader:
 
     def exec_module(self, module: ModuleType) -> None:
         """As the module's own loader, which the module is then left with; and the step."""
-        module.__spec__.loader = module.__loader__ = self.loader
+        self.spec.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
         self.step(module)
 
@@ -102,7 +103,7 @@ class _Finder:
         behind = itertools.islice(itertools.dropwhile(lambda finder: finder is not self, list(sys.meta_path)), 1, None)
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in behind)), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, _STEPS[name])
+            spec.loader = _Loader(spec, _STEPS[name])  # type: ignore[assignment]  # any object with these methods is one
         return spec
 
 

@@ -7,13 +7,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..modeling.instrument import instrument_of
-from ..modeling.layers import QuantConv2d, QuantEmbedding, QuantLinear
+from ..modeling.layers import FakeQuantized
 from ..quant import Calibrated, Granularity, Quantizer
-from .packed import PackedConv2d, PackedEmbedding, PackedLinear
+from .packed import Packed
 
 _SCALE_BYTES = 4
-_QUANTIZED = (QuantLinear, QuantEmbedding, QuantConv2d)
-_PACKED = (PackedLinear, PackedEmbedding, PackedConv2d)
 
 
 def size_bytes(model: nn.Module) -> int:
@@ -26,12 +24,12 @@ def size_bytes(model: nn.Module) -> int:
     144
     """
     quantizers = {
-        id(module.weight): module.weight_quantizer for module in model.modules() if isinstance(module, _QUANTIZED)
+        id(module.weight): module.weight_quantizer for module in model.modules() if isinstance(module, FakeQuantized)
     }
     learned = {
         id(p) for quantizer in quantizers.values() if isinstance(quantizer, Calibrated) for p in quantizer.parameters()
     }
-    packed = [module for module in model.modules() if isinstance(module, _PACKED)]
+    packed = [module for module in model.modules() if isinstance(module, Packed)]
     beside = [module.weight_scale for module in packed]
     beside += [module.packed for module in packed if module.packed is not module.weight]
     parameters = [parameter for parameter in model.parameters() if id(parameter) not in learned]
@@ -58,21 +56,18 @@ class PartSize:
 
 def sizes_by_part(model: PreTrainedModel) -> list[PartSize]:
     """Where the bytes of a packed model are, part by part; parts without a packed weight are in the float rest."""
-    parameters, sizes = {"float rest": 0}, {"float rest": 0}
+    # By part: parameters and bytes of every tensor.
+    found: dict[str, list[tuple[int, int]]] = {
+        part: [] for part in ("embeddings", "encoder", "pooler", "classifier", "float rest")
+    }
     for part, names in instrument_of(model).anatomy.parts().items():
-        part = "embeddings" if part == "patch_embedding" else part
-        part = part if part in ("embeddings", "pooler", "classifier") else "encoder"
+        part = "embeddings" if part == "patch_embedding" else part if part in found else "encoder"
         for module in map(model.get_submodule, names):
-            if isinstance(module, _PACKED):
-                count = math.prod(module.latent_shape)
-                parameters[part] = parameters.get(part, 0) + count
-                sizes[part] = sizes.get(part, 0) + module.packed.nbytes + module.weight_scale.nbytes
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameters["float rest"] += parameter.numel()
-            sizes["float rest"] += parameter.nbytes
-    order = [part for part in ("embeddings", "encoder", "pooler", "classifier", "float rest") if part in sizes]
-    return [PartSize(part, parameters[part], 4 * parameters[part], sizes[part]) for part in order]
+            if isinstance(module, Packed):
+                found[part].append((math.prod(module.latent_shape), module.packed.nbytes + module.weight_scale.nbytes))
+    found["float rest"] = [(p.numel(), p.nbytes) for p in model.parameters() if p.is_floating_point()]
+    sums = {part: map(sum, zip(*tensors, strict=True)) for part, tensors in found.items() if tensors}
+    return [PartSize(part, count, 4 * count, size) for part, (count, size) in sums.items()]
 
 
 def _parameter_bytes(parameter: nn.Parameter, quantizer: Quantizer | None) -> int:

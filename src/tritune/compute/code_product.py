@@ -78,22 +78,21 @@ class _CodeProduct(torch.autograd.Function):
         """The gradients of both latent operands and of the bias."""
         if torch.is_grad_enabled():
             # The codes are constants here: a second derivative would lack terms and say nothing of it.
-            raise TrituneError("products in bfloat16 have no second derivative; take the model in float32")
+            raise TrituneError("products in bfloat16 have no second derivative; use the model in float32")
         left_codes, right_codes, *latents = ctx.saved_tensors
-        gradients: list[torch.Tensor | None] = [None] * 6
+        of_left = of_right = of_bias = None
         if ctx.needs_input_grad[0]:
-            gradients[0] = _product(grad, right_codes, ctx.factors[0])
+            of_left = _product(grad, right_codes, ctx.factors[0]).to(ctx.dtypes[0])
+            of_left = inside_clip(of_left, latents[0], ctx.clips[0])
         if ctx.is_linear:
             grad = grad.reshape(-1, grad.shape[-1])
         if ctx.needs_input_grad[1]:
             left = left_codes.reshape(-1, left_codes.shape[-1]) if ctx.is_linear else left_codes
-            gradients[1] = _product(grad.mT, left, ctx.factors[1])
-        for side in range(2):
-            if gradients[side] is not None:
-                gradients[side] = inside_clip(gradients[side].to(ctx.dtypes[side]), latents[side], ctx.clips[side])
+            of_right = _product(grad.mT, left, ctx.factors[1]).to(ctx.dtypes[1])
+            of_right = inside_clip(of_right, latents[1], ctx.clips[1])
         if ctx.needs_input_grad[2]:
-            gradients[2] = grad.sum(0)
-        return tuple(gradients)
+            of_bias = grad.sum(0)
+        return of_left, of_right, of_bias, None, None, None
 
 
 def _number(scale: torch.Tensor) -> float | torch.Tensor:

@@ -12,16 +12,18 @@ from contextvars import ContextVar
 import torch
 
 from ..quant import Quantizer
+from ..quant.quantizer import Peak
+from .kernels import integers
 
-Quantized = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+# Quantized values or codes, the codes' scale, and the largest magnitudes of what was quantized.
+Quantized = tuple[torch.Tensor, torch.Tensor | None, Peak]
 Quantize = Callable[[torch.Tensor, Quantizer, torch.dtype | None], Quantized]
 
 
 class NewestInput:
     """Room for one input of a product and what it was quantized to: Q, K and V are fed the same tensor in turn."""
 
-    def __init__(self):
-        self.kept: tuple[weakref.ref, tuple, Quantized] | None = None
+    kept: tuple[weakref.ref, tuple, Quantized] | None = None
 
 
 _room: ContextVar[NewestInput | None] = ContextVar("room", default=None)
@@ -55,36 +57,40 @@ def weights_held() -> Iterator[None]:
 
 
 def forget_weights() -> None:
-    """Drop what `weights_held` holds: the next product quantizes its weight anew."""
+    """Drop what `weights_held` holds: the next product quantizes its weight again."""
     if (held := _held_weights.get()) is not None:
         held.clear()
 
 
-def quantized_input(
-    quantize: Quantize, values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None
-) -> Quantized:
-    """`quantize(values, quantizer, dtype)`, or what the same tensor gave just before."""
+def quantized(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
+    """Codes in `dtype`, or dequantized values where it is None; without a gradient."""
+    if dtype is not None:
+        return integers(quantizer, values, dtype)
+    fake, peak = quantizer.fake(values)
+    return fake, None, peak
+
+
+def quantized_input(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
+    """`quantized(values, quantizer, dtype)`, or what the same tensor gave just before."""
     if not _tells_changes(values) or (room := _room.get()) is None:
-        return quantize(values, quantizer, dtype)
+        return quantized(values, quantizer, dtype)
     key, kept = _key(values, quantizer, dtype), room.kept
     if kept is None or kept[0]() is not values or kept[1] != key:
-        kept = room.kept = (weakref.ref(values), key, quantize(values, quantizer, dtype))
+        kept = room.kept = (weakref.ref(values), key, quantized(values, quantizer, dtype))
     return kept[2]
 
 
-def quantized_weight(
-    quantize: Quantize, weight: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None
-) -> Quantized:
-    """`quantize(weight, quantizer, dtype)`, or what is held."""
+def quantized_weight(weight: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
+    """`quantized(weight, quantizer, dtype)`, or what is held."""
     if not _tells_changes(weight) or (weights := _held_weights.get()) is None:
-        return quantize(weight, quantizer, dtype)
+        return quantized(weight, quantizer, dtype)
     key = _key(weight, quantizer, dtype)
-    # A convolution's weight comes as a view, made anew every time.
+    # A convolution's weight comes as a view, a new one every time.
     owner = weight if weight._base is None else weight._base
     held = weights.get(owner)
     if held is None or held[1] != key:
         # The alias keeps the weight's memory: given new values elsewhere, they could land at the same address.
-        held = weights[owner] = (weight.detach(), key, quantize(weight, quantizer, dtype))
+        held = weights[owner] = (weight.detach(), key, quantized(weight, quantizer, dtype))
     return held[2]
 
 

@@ -13,7 +13,7 @@ computes, bit for bit. In two cases the operands are the codes themselves, and t
 float16 cannot hold sums of codes (127 * 127 * 5 is too large for it), so there the operands are dequantized.
 """
 
-from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch.nn import functional as F
@@ -22,8 +22,7 @@ from ..quant import Granularity, OwnGraph, Quantizer, straight_through
 from ..quant.own_graph import CodesWithGradient
 from ..quant.ste import surely_inside
 from .code_product import Coded, code_product
-from .held import Quantized, quantized_input, quantized_weight
-from .kernels import integers
+from .held import Quantize, quantized, quantized_input, quantized_weight
 
 # Float32 holds every whole number up to this one.
 _LARGEST_EXACT_SUM = 2**24
@@ -48,11 +47,11 @@ def linear(
         (..., out features).
     """
     dtype = _code_dtype(input, input_quantizer, weight_quantizer)
-    if _have_one_scale_each(dtype, input_quantizer, weight_quantizer):
-        values = _coded(input, input_quantizer, dtype, _quantized_input)
-        return code_product(values, _coded(weight, weight_quantizer, dtype, _quantized_weight), bias)
-    values, value_scale = _operand(input, input_quantizer, dtype, _quantized_input)
-    weights, weight_scale = _operand(weight, weight_quantizer, dtype, _quantized_weight)
+    if _is_one_step(dtype) and _has_one_scale(input_quantizer) and _has_one_scale(weight_quantizer):
+        coded = _coded(input, input_quantizer, quantized_input), _coded(weight, weight_quantizer, quantized_weight)
+        return code_product(*coded, bias)
+    values, value_scale = _operand(input, input_quantizer, dtype, quantized_input)
+    weights, weight_scale = _operand(weight, weight_quantizer, dtype, quantized_weight)
     if value_scale is None and weight_scale is None:
         return F.linear(values, weights, bias)
     product = _scaled(F.linear(values, weights), value_scale, None if weight_scale is None else weight_scale.mT)
@@ -77,9 +76,8 @@ def scores(
         (batch, heads, query, key).
     """
     dtype = _code_dtype(query, query_quantizer, key_quantizer)
-    if _have_one_scale_each(dtype, query_quantizer, key_quantizer):
-        queries, keys = _coded(query, query_quantizer, dtype), _coded(key, key_quantizer, dtype)
-        return code_product(queries, keys, factor=scaling)
+    if _is_one_step(dtype) and _has_one_scale(query_quantizer) and _has_one_scale(key_quantizer):
+        return code_product(_coded(query, query_quantizer), _coded(key, key_quantizer), factor=scaling)
     queries, query_scale = _operand(query, query_quantizer, dtype)
     keys, key_scale = _operand(key, key_quantizer, dtype)
     product = torch.matmul(queries, keys.mT)
@@ -108,9 +106,8 @@ def context(
         (batch, heads, query, head width).
     """
     dtype = _code_dtype(attention_probs, probs_quantizer, value_quantizer)
-    if _have_one_scale_each(dtype, probs_quantizer, value_quantizer):
-        probs, values = _coded(attention_probs, probs_quantizer, dtype), _coded(value, value_quantizer, dtype)
-        return code_product(probs, values.mT)
+    if _is_one_step(dtype) and _has_one_scale(probs_quantizer) and _has_one_scale(value_quantizer):
+        return code_product(_coded(attention_probs, probs_quantizer), _coded(value, value_quantizer).mT)
     if value_quantizer is not None and value_quantizer.granularity is Granularity.TOKEN:
         values, value_scale = _operand(value, value_quantizer, dtype or value.dtype)
         if value_scale is not None:
@@ -141,47 +138,40 @@ def _code_dtype(
     return torch.float32 if largest_sum <= _LARGEST_EXACT_SUM else torch.float64
 
 
-def _have_one_scale_each(dtype: torch.dtype | None, *quantizers: Quantizer | None) -> bool:
-    """Whether a product is one of codes in bfloat16 with no more than two numbers to multiply it by."""
+def _is_one_step(dtype: torch.dtype | None) -> bool:
+    """Whether `code_product` takes codes in `dtype`, if each operand has one scale."""
+    return dtype is torch.bfloat16 and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+def _has_one_scale(quantizer: Quantizer | None) -> TypeGuard[Quantizer]:
+    """Whether an operand is codes and one number to multiply them by."""
     return (
-        dtype is torch.bfloat16
-        and all(q is not None and q.granularity is Granularity.TENSOR for q in quantizers)
-        and all(isinstance(q, CodesWithGradient) for q in quantizers if isinstance(q, OwnGraph))
-        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        quantizer is not None
+        and quantizer.granularity is Granularity.TENSOR
+        and (isinstance(quantizer, CodesWithGradient) or not isinstance(quantizer, OwnGraph))
     )
 
 
-def _quantized(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype | None) -> Quantized:
-    """Quantized values or codes, the codes' scale, and the largest magnitudes; without a gradient."""
-    if dtype is not None:
-        return integers(quantizer, values, dtype)
-    quantized, peak = quantizer.fake(values)
-    return quantized, None, peak
-
-
 def _operand(
-    values: torch.Tensor, quantizer: Quantizer | None, dtype: torch.dtype | None, quantized_by=_quantized
+    values: torch.Tensor, quantizer: Quantizer | None, dtype: torch.dtype | None, quantized_by: Quantize = quantized
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What enters a product, and the scale that its result still needs."""
     if quantizer is None:
         return values, None
     if isinstance(quantizer, OwnGraph):
         return quantizer.operand(values, dtype)
-    quantized, scale, peak = quantized_by(values, quantizer, dtype)
-    return straight_through(values, quantized, quantizer.clip, peak, scale), scale
+    forward, scale, peak = quantized_by(values, quantizer, dtype)
+    return straight_through(values, forward, quantizer.clip, peak, scale), scale
 
 
-# A quantizer with a graph of its own is asked each time: one graph serves one backward pass.
-def _coded(values: torch.Tensor, quantizer: Quantizer, dtype: torch.dtype, quantized_by=_quantized) -> Coded:
-    if isinstance(quantizer, OwnGraph):
-        codes, scale = quantizer.operand(values, dtype)
+def _coded(values: torch.Tensor, quantizer: Quantizer, quantized_by: Quantize = quantized) -> Coded:
+    """What enters a product that `_is_one_step`, of a quantizer that `_has_one_scale`."""
+    if isinstance(quantizer, CodesWithGradient):  # asked each time: one graph serves one backward pass
+        codes, scale = quantizer.coded(values, torch.bfloat16)
         return Coded(codes, codes.detach(), scale, latent_is_codes=True)
-    codes, scale, peak = quantized_by(values, quantizer, dtype)
-    return Coded(values, codes, scale, None if surely_inside(peak, quantizer.clip) else quantizer.clip)
-
-
-_quantized_input = partial(quantized_input, _quantized)
-_quantized_weight = partial(quantized_weight, _quantized)
+    codes, own_scale, peak = quantized_by(values, quantizer, torch.bfloat16)
+    assert own_scale is not None  # only dequantized values have none
+    return Coded(values, codes, own_scale, None if surely_inside(peak, quantizer.clip) else quantizer.clip)
 
 
 def _scaled(product: torch.Tensor, *factors: torch.Tensor | float | None) -> torch.Tensor:

@@ -10,6 +10,7 @@ which does not see through rotary embeddings.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -107,7 +108,7 @@ class Anatomy:
 
 @dataclass
 class _Call:
-    """One event of the recorded pass; nodes are those of the autograd graph.
+    """One event of the recorded pass; nodes are those of the autograd graph, None of what has no gradient.
 
     Attributes:
         tensors: Q, K and V of an attention call, else the output.
@@ -116,8 +117,8 @@ class _Call:
 
     kind: str
     name: str
-    inputs: tuple[Node, ...]
-    output: Node
+    inputs: tuple[Node | None, ...]
+    output: Node | None
     tensors: tuple[torch.Tensor, ...]
     causal: bool = False
 
@@ -128,32 +129,36 @@ class _Recording:
     linear_outputs: dict[Node, int] = field(default_factory=dict)
     patches: list[str] = field(default_factory=list)
 
-    def add(self, kind: str, name: str, inputs: Iterable[torch.Tensor], output: torch.Tensor) -> None:
-        """Note a call of a module, with the tensors it took and gave."""
-        if kind == "linear":
+    def add(self, kind: str, name: str, module: nn.Module, args: tuple, given: torch.Tensor | tuple) -> None:
+        """Forward hook of a Linear or a norm: note the call, with the first tensors that it took and gave."""
+        output = _first_tensor(given)
+        if kind == "linear" and output.grad_fn is not None:
             self.linear_outputs[output.grad_fn] = len(self.calls)
-        nodes = tuple(tensor.grad_fn for tensor in inputs)
-        self.calls.append(_Call(kind, name, nodes, output.grad_fn, (output,)))
+        self.calls.append(_Call(kind, name, (_first_tensor(args).grad_fn,), output.grad_fn, (output,)))
 
     def add_attention(self, model: nn.Module, name: str | None, call: ObservedAttention) -> None:
         """Note a call of our attention function; without a `name` it is of another model, called in a hook."""
         if name is None:
             return
         if call.extras:
-            raise unsupported(model, f"{name} wants {', '.join(call.extras)}, which our attention function has not")
+            raise unsupported(
+                model, f"{name} needs {', '.join(call.extras)}, which tritune's attention does not support"
+            )
         if not call.causal and _hides_later_tokens(call.masked):
-            raise unsupported(model, f"{name} hides later tokens by its mask without saying that it is causal")
+            raise unsupported(model, f"{name} masks later tokens but does not declare itself causal")
         nodes = tuple(tensor.grad_fn for tensor in call.operands)
         self.calls.append(_Call("attention", name, nodes, call.context.grad_fn, call.operands, call.causal))
 
-    def add_patches(self, name: str) -> None:
-        """Note a call of a convolution over patches, if no layer came before."""
+    def add_patches(self, name: str, *call: object) -> None:
+        """Forward hook of a convolution over patches: note its name, if no layer came before."""
         if not any(call.kind == "attention" for call in self.calls):
             self.patches.append(name)
 
-    def upstream(self, node: Node | None, *more_stops: Node) -> set[Node]:
+    def upstream(self, node: Node | None, *more_stops: Node | None) -> set[Node]:
         """The nearest Linear outputs, parameters and `more_stops` from which `node` was computed."""
-        found, seen, stack = set(), set(), [node]
+        found: set[Node] = set()
+        seen: set[Node] = set()
+        stack = [node]
         while stack:
             node = stack.pop()
             if node is None or node in seen:
@@ -192,28 +197,30 @@ def find_anatomy(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor])
         _site(model, recording, call, range(start, end), tail_names)
         for call, start, end in zip(attentions, starts, [*starts[1:], len(recording.calls)], strict=True)
     ]
-    word_embedding = _word_embedding(model)
+    word_embedding = word_embedding_of(model)
     names = {module: name for name, module in model.named_modules()}
     before = [call.name for call in recording.calls[: starts[0]] if call.kind == "linear"]
     return Anatomy(
         sites=tuple(sites),
-        embeddings=((names[word_embedding],) if isinstance(word_embedding, nn.Embedding) else ()) + tuple(before),
+        embeddings=(*([] if word_embedding is None else [names[word_embedding]]), *before),
         pooler=pooler,
         classifier=classifiers,
         patch_embedding=tuple(recording.patches),
     )
 
 
-def _word_embedding(model: PreTrainedModel) -> nn.Module | None:
+def word_embedding_of(model: PreTrainedModel) -> nn.Embedding | None:
+    """The table that token ids are looked up in; None where there is none, as in a model of images."""
     try:
-        return model.get_input_embeddings()
-    except NotImplementedError:  # a model of images whose class does not say
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:  # a class that does not say
         return None
+    return embedding if isinstance(embedding, nn.Embedding) else None
 
 
 def unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
     """The error that refuses the class of `model` for `reason`."""
-    return UnsupportedModelError(f"{type(model).__name__} cannot be served: {reason}")
+    return UnsupportedModelError(f"{type(model).__name__} is not supported: {reason}")
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -230,7 +237,7 @@ def _hides_later_tokens(masked: torch.Tensor | None) -> bool:
     return bool(masked[later].all() and (masked != masked[..., :1, :]).any())
 
 
-def _first_tensor(value: object) -> torch.Tensor:
+def _first_tensor(value: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     return value[0] if isinstance(value, tuple) else value
 
 
@@ -254,17 +261,11 @@ def _record(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[_Recordi
     names = {module: name for name, module in model.named_modules()}
     handles = []
     for module, name in names.items():
-        kind = "linear" if isinstance(module, nn.Linear) else "norm" if _is_norm(module) else None
         if is_patch_convolution(module):
-            handles.append(module.register_forward_hook(lambda *_, name=name: recording.add_patches(name)))
-        if kind:
-            handles.append(
-                module.register_forward_hook(
-                    lambda _, args, output, kind=kind, name=name: recording.add(
-                        kind, name, [_first_tensor(args)], _first_tensor(output)
-                    )
-                )
-            )
+            handles.append(module.register_forward_hook(partial(recording.add_patches, name)))
+        elif isinstance(module, nn.Linear) or _is_norm(module):
+            kind = "linear" if isinstance(module, nn.Linear) else "norm"
+            handles.append(module.register_forward_hook(partial(recording.add, kind, name)))
     try:
         with (
             evaluation_mode(model),
@@ -286,14 +287,16 @@ def _tail(
 
     Several Linears make up the classifier only where none of them lies in the block of the `last` attention.
     """
-    tail, node, block = [], head[1] if head else None, _block(model, last.name)
+    key, node = head or ("", None)
+    tail: list[tuple[str, ...]] = []
+    block = _block(model, last.name)
     while calls := recording.linears(node):
         names = tuple(recording.calls[i].name for i in sorted(calls))
         if len(calls) > 1 and (tail or not block or any(name.startswith(block) for name in names)):
             break
         tail.append(names)
         node = recording.calls[min(calls)].inputs[0]
-    has_classifier = bool(tail) and head[0] != _POOLED
+    has_classifier = bool(tail) and key != _POOLED
     return tail[0] if has_classifier else (), sum(tail[has_classifier:], ())
 
 
@@ -331,7 +334,7 @@ def _site(model: nn.Module, recording: _Recording, attention: int, layer: range,
     feeds = [recording.linears(node) for node in call.inputs]
     if any(len(feed) != 1 for feed in feeds):
         if any(isinstance(module, Conv1D) for module in model.modules()):
-            raise unsupported(model, "its weights are in Conv1D modules, and only Linear ones are quantized")
+            raise unsupported(model, "its weights are in Conv1D modules, and only Linear modules are quantized")
         raise unsupported(model, f"query, key and value of {call.name} do not come from one Linear each")
     query, key, value = (recording.calls[i] for (i,) in feeds)
     linears = [recording.calls[i] for i in range(attention + 1, layer.stop) if recording.calls[i].kind == "linear"]

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
+from transformers import AttentionInterface
 
 from ..compute import products
 from ..quant import Granularity, Quantizer
@@ -29,6 +29,29 @@ STATE_ATTRIBUTE = "tritune_attention"
 _MASKED_BELOW = -50.0
 # Arguments of other attention functions that change the numbers: capped scores (Gemma 2), sinks (GPT-OSS).
 _NOT_SERVED = ("softcap", "s_aux")
+
+
+class Products(Protocol):
+    """What computes both products of attention: `tritune.compute.products`, or what an export has in its place."""
+
+    def scores(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        query_quantizer: Quantizer | None,
+        key_quantizer: Quantizer | None,
+        scaling: float,
+    ) -> torch.Tensor:
+        """As `products.scores`."""
+
+    def context(
+        self,
+        attention_probs: torch.Tensor,
+        value: torch.Tensor,
+        probs_quantizer: Quantizer | None,
+        value_quantizer: Quantizer | None,
+    ) -> torch.Tensor:
+        """As `products.context`."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +86,7 @@ class AttentionState:
         owner: what all attention modules of the model have in common, by which they know its forward pass.
         layers: the layers that this module computes, in order of its calls (one, unless layers share weights).
         query, key, attention_probs, value: quantizers of the operands of both products, None when off.
-        products: a class whose `scores` and `context` compute both products in the place of those of
-            `tritune.compute.products`; None for these.
+        products: what computes both products; None for `tritune.compute.products`.
     """
 
     owner: object = field(repr=False)
@@ -73,7 +95,7 @@ class AttentionState:
     key: Quantizer | None = None
     attention_probs: Quantizer | None = None
     value: Quantizer | None = None
-    products: type | None = None
+    products: Products | None = None
 
 
 _PLAIN = AttentionState(None, (0,))
@@ -109,7 +131,7 @@ def attention_forward(
     state = getattr(module, STATE_ATTRIBUTE, _PLAIN)
     forward_pass = pass_of(state.owner)
     forward_pass.enter(state, state.layers)
-    arithmetic = state.products or products
+    arithmetic: Products = state.products or products
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 
     scores = arithmetic.scores(query, key, state.query, state.key, scaling)
@@ -155,7 +177,7 @@ def observe_attention(callback: Callable[[ObservedAttention], None]) -> Iterator
         _observer.reset(token)
 
 
+# In the place of its stand-in, see `checkpoints/registration.py`, which enters the masks, too.
 AttentionInterface.register(IMPLEMENTATION, attention_forward)
 # Under this name transformers makes no masks: on the meta device it could not look at their values.
 AttentionInterface.register(WITHOUT_MASKS, attention_forward)
-AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)

@@ -71,7 +71,8 @@ class ForwardPass:
         """Store those of `tensors` that were asked for in the current layer's trace."""
         if self.trace is not None:
             for name in self.record.keys() & tensors.keys():
-                if self.record[name] is None or self.layer in self.record[name]:
+                layers = self.record[name]
+                if layers is None or self.layer in layers:
                     setattr(self.trace.layers[self.layer], name, tensors[name])
 
     def replace(self, site: Site, own: torch.Tensor) -> torch.Tensor:
@@ -96,11 +97,6 @@ class ForwardPass:
 
 
 _running: ContextVar[ForwardPass | None] = ContextVar("running", default=None)
-
-
-def running_pass() -> ForwardPass | None:
-    """The pass in force in this thread, of whichever model is the innermost; None outside of all."""
-    return _running.get()
 
 
 def pass_of(owner: object) -> ForwardPass:

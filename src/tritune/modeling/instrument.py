@@ -27,11 +27,11 @@ from transformers.modeling_outputs import ModelOutput
 
 from ..errors import TrituneError, UnsupportedModelError, first_line
 from ..quant import MovingMinMax
-from .anatomy import Anatomy, find_anatomy, unsupported
+from .anatomy import Anatomy, find_anatomy, unsupported, word_embedding_of
 from .attention import IMPLEMENTATION, STATE_ATTRIBUTE, WITHOUT_MASKS, AttentionState
 from .forward_pass import ForwardPass, checkpointed, pass_of
 from .modes import evaluation_mode
-from .own_method import OwnMethod
+from .own_method import give_method
 from .trace import TRACE_FIELDS, Intervention, ModelTrace, Site
 
 INSTRUMENT_ATTRIBUTE = "tritune_instrument"
@@ -120,7 +120,7 @@ class Instrument:
 
     def _check(self, intervention: Intervention) -> None:
         if not isinstance(intervention, Intervention):
-            raise TrituneError(f"intervention takes an Intervention(site, teacher's trace), got {intervention!r}")
+            raise TrituneError(f"intervention must be an Intervention(site, teacher's trace); got {intervention!r}")
         layers = len(self.anatomy.sites)
         if len(intervention.teacher.layers) != layers:
             raise TrituneError(
@@ -139,7 +139,7 @@ def _requested_fields(wanted: bool | Iterable[str] | None) -> dict[str, Collecti
     else:
         fields = dict.fromkeys(TRACE_FIELDS if wanted is True else (wanted,) if isinstance(wanted, str) else wanted)
     if unknown := set(fields) - set(TRACE_FIELDS):
-        raise TrituneError(f"unknown trace fields {sorted(unknown)}; known are {list(TRACE_FIELDS)}")
+        raise TrituneError(f"unknown trace fields {sorted(unknown)}; known fields are {list(TRACE_FIELDS)}")
     return fields
 
 
@@ -170,7 +170,7 @@ def instrument(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | 
         The model.
 
     Raises:
-        UnsupportedModelError: the family cannot be served; the message names it and the reason.
+        UnsupportedModelError: the family is not supported; the message names it and the reason.
     """
     with _ATTACHING:
         if not is_instrumented(model):
@@ -182,7 +182,7 @@ def instrument_skeleton(model: PreTrainedModel) -> PreTrainedModel:
     """`instrument` for a model on the meta device, whose weights are still to come: shapes alone show its anatomy.
 
     Raises:
-        UnsupportedModelError: the family cannot be served, or cannot be run without weights.
+        UnsupportedModelError: the family is not supported, or cannot be run without weights.
     """
     with torch.device("cpu"):
         inputs = make_sample_inputs(model)
@@ -204,12 +204,12 @@ def _analyse(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | No
     The outputs before and after the switch are compared, so that a family whose attention is more than
     softmax(QK^T/sqrt(d) + mask)V is refused rather than silently changed.
     """
-    inputs = sample_inputs if sample_inputs is not None else make_sample_inputs(model)
     previous = model.config._attn_implementation
     if getattr(model.config, "is_encoder_decoder", False):
         raise unsupported(model, "it is an encoder with a decoder, and only one of them alone is served")
     if not model._can_set_attn_implementation():
         raise unsupported(model, "its attention does not go through transformers' AttentionInterface")
+    inputs = sample_inputs if sample_inputs is not None else make_sample_inputs(model)
     model.set_attn_implementation("eager")
     expected = _outputs(model, inputs)
     model.set_attn_implementation(IMPLEMENTATION)
@@ -254,10 +254,10 @@ def _attach(model: PreTrainedModel, anatomy: Anatomy) -> None:
 
 def _hand_on_under_checkpointing(model: PreTrainedModel) -> None:
     """Have whatever checkpoints a part of `model`, now or later, hand on the pass in which the part is computed."""
-    model._set_gradient_checkpointing = OwnMethod(_set_gradient_checkpointing, model)
+    give_method(model, _set_gradient_checkpointing)
     for module in model.modules():
         if (checkpoint := vars(module).get("_gradient_checkpointing_func")) is not None:
-            module._gradient_checkpointing_func = partial(checkpointed, checkpoint)
+            vars(module)["_gradient_checkpointing_func"] = partial(checkpointed, checkpoint)
 
 
 def _set_gradient_checkpointing(
@@ -268,7 +268,11 @@ def _set_gradient_checkpointing(
 
 
 def make_sample_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """A batch of two for any text or image model: token ids, the second row padded, or (2, channels, height, width)."""
+    """A batch of two for any text or image model: token ids, the second row padded, or (2, channels, height, width).
+
+    Raises:
+        UnsupportedModelError: the model takes neither.
+    """
     device, config = model.device, model.config
     generator = torch.Generator().manual_seed(0)
     if model.main_input_name == "pixel_values":
@@ -276,11 +280,15 @@ def make_sample_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         size = config.image_size if isinstance(config.image_size, Iterable) else (config.image_size, config.image_size)
         shape = (2, getattr(config, "num_channels", 3), *size)
         return {"pixel_values": torch.randn(shape, generator=generator).to(device, model.dtype)}
+    if (embedding := word_embedding_of(model)) is None:
+        raise unsupported(
+            model, "no sample_inputs are given, and none can be made up without a table of token embeddings"
+        )
     positions = getattr(config, "max_position_embeddings", None) or 0
     length = min(8, positions) if positions > 0 else 8  # XLNet says -1
-    ids = torch.randint(0, model.get_input_embeddings().num_embeddings, (2, length), generator=generator)
+    ids = torch.randint(0, embedding.num_embeddings, (2, length), generator=generator)
     if (padding := getattr(config, "pad_token_id", None)) is not None:
-        ids[ids == padding] = (padding + 1) % model.get_input_embeddings().num_embeddings
+        ids[ids == padding] = (padding + 1) % embedding.num_embeddings
     mask = torch.ones_like(ids)
     mask[1, length // 2 :] = 0
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}

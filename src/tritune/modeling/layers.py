@@ -4,6 +4,9 @@ They hold the same parameters under the same names and quantize on the fly, so a
 optimizer updates the latent weights. A quantizer that is None is off.
 """
 
+from copy import copy
+from typing import Self, TypeVar
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -11,32 +14,46 @@ from torch.nn import functional as F
 from ..compute import products
 from ..quant import Granularity, Learned, Quantizer
 
+_Twin = TypeVar("_Twin", bound=nn.Module)
 
-def _twin(cls: type[nn.Module], module: nn.Module) -> nn.Module:
-    twin = cls.__new__(cls)
-    twin.__dict__.update(module.__dict__)
-    # Quantizers that learn are modules: they become the twin's children and not the float module's.
-    twin._modules = dict(module._modules)
+
+def twin_of(module: nn.Module, kind: type[_Twin]) -> _Twin:
+    """A module of another `kind` that shares the parameters, buffers, hooks and mode of `module`.
+
+    What either is given later is its own: a quantizer that learns is a child of the twin, not of the float module.
+    """
+    twin = kind.__new__(kind)
+    vars(twin).update(vars(module))
+    for own in ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
+        vars(twin)[own] = copy(vars(module)[own])
     return twin
 
 
-class _Quantized:
-    """What the twins with a quantized weight share.
+class Quantized(nn.Module):
+    """What all twins with a quantized weight share, packed ones too.
 
     Attributes:
         weight_quantizer, input_quantizer: None is off; an embedding's input are ids, which have none.
     """
 
-    weight: nn.Parameter
+    weight: torch.Tensor
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
+
+    def extra_repr(self) -> str:
+        """As the float class, with the quantizers."""
+        return f"{super().extra_repr()}, weight={self.weight_quantizer}, input={self.input_quantizer}"
+
+
+class FakeQuantized(Quantized):
+    """What the twins of a QAT model share: a latent weight, quantized on the fly."""
 
     @classmethod
     def from_float(
         cls, module: nn.Module, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None = None
-    ) -> nn.Module:
+    ) -> Self:
         """A twin that shares the parameters, hooks and mode of a float `module`."""
-        twin = _twin(cls, module)
+        twin = twin_of(module, cls)
         twin.weight_quantizer, twin.input_quantizer = weight_quantizer, input_quantizer
         return twin
 
@@ -48,12 +65,8 @@ class _Quantized:
             return weight
         return self.weight_quantizer.fake(weight.flatten(1))[0].view(weight.shape)
 
-    def extra_repr(self) -> str:
-        """As the float class, with the quantizers."""
-        return f"{super().extra_repr()}, weight={self.weight_quantizer}, input={self.input_quantizer}"
 
-
-class QuantLinear(_Quantized, nn.Linear):
+class QuantLinear(FakeQuantized, nn.Linear):
     """`nn.Linear` with a quantized weight and a quantized input."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -68,11 +81,6 @@ class RowLinear(nn.Linear):
     this is what a float classifier needs for answers that do not depend on the size of their batch.
     """
 
-    @classmethod
-    def from_float(cls, linear: nn.Linear) -> "RowLinear":
-        """A twin that shares the parameters, hooks and mode of `linear`."""
-        return _twin(cls, linear)
-
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(batch, ..., in_features) to (batch, ..., out_features)."""
         # Exported, the batch is of no fixed size, and the order of sums is another runtime's affair.
@@ -82,7 +90,7 @@ class RowLinear(nn.Linear):
         return torch.cat([F.linear(row.clone(), self.weight, self.bias) for row in input.split(1)])
 
 
-class QuantEmbedding(_Quantized, nn.Embedding):
+class QuantEmbedding(FakeQuantized, nn.Embedding):
     """`nn.Embedding` with a quantized table.
 
     With a scale per row the rows are gathered before they are quantized: the same numbers, and the work is
@@ -95,8 +103,9 @@ class QuantEmbedding(_Quantized, nn.Embedding):
             return super().forward(input)
         if self.weight_quantizer.granularity is Granularity.ROW:
             rows = super().forward(input)
-            is_learned = isinstance(self.weight_quantizer, Learned)
-            return self.weight_quantizer.gathered(rows, input) if is_learned else self.weight_quantizer(rows)
+            if isinstance(self.weight_quantizer, Learned):
+                return self.weight_quantizer.gathered(rows, input)
+            return self.weight_quantizer(rows)
         return F.embedding(input, self.weight_quantizer(self.weight), self.padding_idx)
 
 
@@ -111,7 +120,7 @@ def is_patch_convolution(module: nn.Module) -> bool:
     )
 
 
-def patches(images: torch.Tensor, kernel: tuple[int, int]) -> torch.Tensor:
+def patches(images: torch.Tensor, kernel: tuple[int, ...]) -> torch.Tensor:
     """Images, (batch, channels, height, width), cut into patches: (batch, rows, columns, channels * kernel area).
 
     What is left at the right and lower edge is dropped, as a convolution does.
@@ -126,7 +135,7 @@ def patches(images: torch.Tensor, kernel: tuple[int, int]) -> torch.Tensor:
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
 
-class QuantConv2d(_Quantized, nn.Conv2d):
+class QuantConv2d(FakeQuantized, nn.Conv2d):
     """`nn.Conv2d` over patches (see `is_patch_convolution`) with a quantized weight and quantized patches.
 
     It is computed as the `QuantLinear` that it is: a scale per token is one per patch, a scale per row one per output

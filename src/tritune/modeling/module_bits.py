@@ -1,6 +1,7 @@
 """How many bits every module of a model computes with."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -25,22 +26,24 @@ class ModuleBits:
 
 
 def bits_of_modules(model: nn.Module) -> list[ModuleBits]:
-    """Every Linear, Embedding and convolution of `model` with its bits, those of alike layers in one row."""
-    groups: dict[tuple, list[int]] = {}
-    members: dict[tuple, list[str]] = {}
+    """Every Linear, Embedding and convolution of `model` with its bits, those of identical layers in one row."""
+    groups: dict[tuple, dict[str, int]] = {}  # module to parameters, by pattern and bits
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
             quantizers = (getattr(module, "weight_quantizer", None), getattr(module, "input_quantizer", None))
             pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
             key = (pattern, *(quantizer and quantizer.bits for quantizer in quantizers))
-            groups.setdefault(key, []).append(math.prod(getattr(module, "latent_shape", module.weight.shape)))
-            members.setdefault(key, []).append(name)
-    patterns = [key[0] for key in groups]
-    names = {key: key[0] if patterns.count(key[0]) == 1 else _numbered(members[key]) for key in groups}
-    return [ModuleBits(names[key], len(sizes), sum(sizes), *key[1:]) for key, sizes in groups.items()]
+            groups.setdefault(key, {})[name] = math.prod(getattr(module, "latent_shape", module.weight.shape))
+    patterns = [pattern for pattern, *_ in groups]
+    return [
+        ModuleBits(
+            pattern if patterns.count(pattern) == 1 else _numbered(sizes), len(sizes), sum(sizes.values()), *bits
+        )
+        for (pattern, *bits), sizes in groups.items()
+    ]
 
 
-def _numbered(names: list[str]) -> str:
+def _numbered(names: Iterable[str]) -> str:
     """Names that differ in their numbers as one name with all of these.
 
     >>> _numbered(["layer.1.query", "layer.2.query"])

@@ -1,4 +1,4 @@
-"""A function as a method of one object, in the place of the method of its class."""
+"""A function as a method of one object, instead of the method of its class."""
 
 import copy
 import inspect
@@ -7,8 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 
+def give_method(model: Any, function: Callable) -> None:
+    """Let `function`, which takes the model first, be the method of its name of this one model."""
+    setattr(model, function.__name__, OwnMethod(function, model))
+
+
 class OwnMethod:
-    """A function as a method of one model, to be set as its attribute of the function's name.
+    """A function as a method of one model.
 
     It does not keep its model alive: a circle of references would keep the memory of a model that nobody has any more.
     In `load(folder).save_pretrained(other)` the model itself is gone before the call; its twin, a shallow copy without

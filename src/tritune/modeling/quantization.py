@@ -26,6 +26,8 @@ PARTS = (
 )
 SWITCHES = (*PARTS, "attention_products")
 SAME = "same"
+# What has bits, a quantizer and a granularity of its own.
+KINDS = ("weight", "embedding", "activation")
 # What a pattern of `modules` may set.
 WEIGHT_KEYS = ("weight_bits", "weight_quantizer", "weight_granularity")
 ACTIVATION_KEYS = ("activation_bits", "activation_quantizer", "activation_granularity")
@@ -96,12 +98,8 @@ class Quantization:
             ("activation_granularity", ("tensor", "token")),
         ):
             self._check_among(key, allowed)
-        for key, bits in (
-            ("weight_quantizer", self.weight_bits),
-            ("embedding_quantizer", self.bits_of_embedding),
-            ("activation_quantizer", self.activation_bits),
-        ):
-            self._check_served(key, bits)
+        for kind in KINDS:
+            self._check_served(kind)
         for key in ("clip", "threshold_factor"):
             value = getattr(self, key)
             if type(value) not in (int, float) or not 0 < value < math.inf:
@@ -119,7 +117,7 @@ class Quantization:
     @property
     def bits_of_embedding(self) -> int | None:
         """Of the word embedding, whether they are its own or those of the weights."""
-        return self.weight_bits if self.embedding_bits == SAME else self.embedding_bits
+        return self.weight_bits if isinstance(self.embedding_bits, str) else self.embedding_bits
 
     def pattern_of(self, name: str) -> str | None:
         """The pattern of `modules` whose settings a module of this name has, or None."""
@@ -128,7 +126,7 @@ class Quantization:
     def of_module(self, name: str) -> "Quantization":
         """What holds for the module of this name: its own settings over the others, and no `modules`."""
         pattern = self.pattern_of(name)
-        return self if pattern is None else self._with(self.modules[pattern])
+        return self if self.modules is None or pattern is None else self._with(self.modules[pattern])
 
     def variants(self) -> list["Quantization"]:
         """Its own settings, and those of every pattern of `modules`."""
@@ -136,20 +134,17 @@ class Quantization:
 
     def quantizer_names(self) -> set[str]:
         """The names in the table of all quantizers that may be at work."""
-        names = set()
-        for one in self.variants():
-            names |= {one._weight_name(), one._embedding_name() if self.embeddings else None, one._activation_name()}
-        return names - {None}
+        kinds = [kind for kind in KINDS if kind != "embedding" or self.embeddings]
+        return {name for one in self.variants() for kind in kinds if (name := one._name(kind)) is not None}
 
     def names_per_tensor(self) -> set[str]:
         """The names of those that may be at work in products with a scale per tensor."""
-        pairs = set()
-        for one in self.variants():
-            pairs |= {
-                (one._weight_name(), one.weight_granularity),
-                (one._activation_name(), one.activation_granularity),
-            }
-        return {name for name, granularity in pairs if name is not None and granularity == "tensor"}
+        return {
+            name
+            for one in self.variants()
+            for kind in ("weight", "activation")
+            if (name := one._name(kind)) is not None and getattr(one, f"{kind}_granularity") == "tensor"
+        }
 
     def weights(self, rows: int, columns: int, parts: tuple[int, ...] = ()) -> "Quantizer | None":
         """The quantizer of a Linear's weight, (rows, columns), or None.
@@ -160,20 +155,20 @@ class Quantization:
         Raises:
             TrituneError: `min_max` of a fused weight with a scale per tensor.
         """
-        name, settings = self._weight_name(), (self.weight_bits, self.weight_granularity)
-        if not parts or name is None or self.weight_granularity == "row":
-            return self._make(name, *settings, rows, columns)
+        if not parts or self.weight_granularity == "row":
+            return self._make("weight", rows, columns)
         from ..quant import in_parts
 
-        return in_parts([self._make(name, *settings, count, columns) for count in parts], parts)
+        made = [quantizer for count in parts if (quantizer := self._make("weight", count, columns)) is not None]
+        return in_parts(made, parts) if made else None
 
     def embedding(self, rows: int, columns: int) -> "Quantizer | None":
         """The quantizer of a word embedding, (rows, columns), or None."""
-        return self._make(self._embedding_name(), self.bits_of_embedding, self.embedding_granularity, rows, columns)
+        return self._make("embedding", rows, columns)
 
     def activations(self, features: int = 1) -> "Quantizer | None":
         """The quantizer of a Linear's input of so many features, or None."""
-        return self._make(self._activation_name(), self.activation_bits, self.activation_granularity, 1, features)
+        return self._make("activation", 1, features)
 
     def products(self, features: int = 1, causal: bool = False) -> "dict[str, Quantizer]":
         """The quantizers of Q, K, probabilities and V, for so many features over all heads.
@@ -182,43 +177,41 @@ class Quantization:
         model that would tell earlier tokens of later ones. There it is one per token, which `products.context` folds
         into the probabilities.
         """
-        if self.activation_bits is None or not self.attention_products:
+        if not self.attention_products:
             return {}
-        quantizers = {operand: self.activations(features) for operand in ("query", "key", "attention_probs", "value")}
+        granularities = dict.fromkeys(("query", "key", "attention_probs", "value"), self.activation_granularity)
         if self.activation_granularity == "token" and not causal:
-            from ..quant import Granularity
+            granularities["value"] = "head"
+        return {
+            operand: quantizer
+            for operand, granularity in granularities.items()
+            if (quantizer := self._make("activation", 1, features, granularity)) is not None
+        }
 
-            quantizers["value"] = replace(quantizers["value"], granularity=Granularity.HEAD)
-        return quantizers
+    def _bits(self, kind: str) -> int | None:
+        return self.bits_of_embedding if kind == "embedding" else getattr(self, f"{kind}_bits")
 
-    def _weight_name(self) -> str | None:
+    def _name(self, kind: str) -> str | None:
+        """The name in the table of the quantizer of a kind; None for float."""
+        if (bits := self._bits(kind)) is None:
+            return None
+        name = getattr(self, f"{kind}_quantizer")
+        if kind == "embedding" and name is None and self.weight_quantizer is not None:
+            name = self.weight_quantizer if bits in _served(self.weight_quantizer, "weight") else None
         from ..quant import default_weight_quantizer
 
-        return self.weight_bits and (self.weight_quantizer or default_weight_quantizer(self.weight_bits))
+        return name or ("uniform" if kind == "activation" else default_weight_quantizer(bits))
 
-    def _embedding_name(self) -> str | None:
-        from ..quant import default_weight_quantizer
-
-        bits = self.bits_of_embedding
-        if bits is None or self.embedding_quantizer:
-            return bits and self.embedding_quantizer
-        inherits = self.weight_quantizer and bits in _served(self.weight_quantizer, "weight")
-        return self.weight_quantizer if inherits else default_weight_quantizer(bits)
-
-    def _activation_name(self) -> str | None:
-        return self.activation_bits and (self.activation_quantizer or "uniform")
-
-    def _make(
-        self, name: str | None, bits: int | None, granularity: str, rows: int, columns: int
-    ) -> "Quantizer | None":
-        if name is None:
+    def _make(self, kind: str, rows: int, columns: int, granularity: str | None = None) -> "Quantizer | None":
+        if (name := self._name(kind)) is None:
             return None
         from ..quant import Granularity, make_quantizer
 
+        granularity = granularity or getattr(self, f"{kind}_granularity")
         per_row = granularity == Granularity.ROW
         return make_quantizer(
             name,
-            bits=bits,
+            bits=self._bits(kind),
             granularity=Granularity(granularity),
             groups=(rows, 1) if per_row else (),
             sharing=columns if per_row else rows * columns,
@@ -230,35 +223,32 @@ class Quantization:
         if getattr(self, key) not in allowed:
             raise TrituneError(f"{key} must be one of {', '.join(map(str, allowed))}; got {shown(getattr(self, key))}")
 
-    def _check_served(self, key: str, bits: int | None) -> None:
-        name, kind = getattr(self, key), key.removesuffix("_quantizer")
-        if name is None:
+    def _check_served(self, kind: str) -> None:
+        key, bits = f"{kind}_quantizer", self._bits(kind)
+        if (name := getattr(self, key)) is None:
             return
         from ..quant import QUANTIZERS, Calibrated, quantizer_names
 
-        known = quantizer_names("activation" if kind == "activation" else "weight")
+        is_activation = kind == "activation"
+        known = quantizer_names("activation" if is_activation else "weight")
         if name not in known:
             raise TrituneError(f"{key} must be one of None, {', '.join(known)}; got {shown(name)}{OWN}")
-        if bits not in _served(name, kind):
+        if bits not in (served := _served(name, kind)):
             raise TrituneError(
-                f"{key} {name} does not serve {kind}_bits {'null' if bits is None else bits}; it serves "
-                f"{', '.join(map(str, _served(name, kind)))}"
+                f"{key} {name} does not support {kind}_bits {'null' if bits is None else bits}; it supports "
+                f"{', '.join(map(str, served))}"
             )
-        if (
-            kind == "activation"
-            and issubclass(QUANTIZERS[name], Calibrated)
-            and self.activation_granularity != "tensor"
-        ):
+        if is_activation and issubclass(QUANTIZERS[name], Calibrated) and self.activation_granularity != "tensor":
             raise TrituneError(
                 f"activation_quantizer {name} has one range for all tokens: it needs activation_granularity tensor"
             )
 
     def _with(self, settings: Mapping[str, Any]) -> "Quantization":
-        """With `settings` over one's own; a quantizer gives way where it does not serve the new bits."""
+        """With `settings` over one's own; a quantizer that does not support the new bits gives way to the default."""
         # A pattern that matches an embedding means its weight.
         own = {key.replace("weight", "embedding"): settings[key] for key in WEIGHT_KEYS if key in settings}
         settings = {**settings, **own}
-        for kind in ("weight", "embedding", "activation"):
+        for kind in KINDS:
             name, bits = getattr(self, f"{kind}_quantizer"), settings.get(f"{kind}_bits", SAME)
             if name is not None and bits != SAME and bits not in _served(name, kind):
                 settings.setdefault(f"{kind}_quantizer", None)

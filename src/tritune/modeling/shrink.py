@@ -42,7 +42,7 @@ def shrink(
         The model, in evaluation mode; its config notes the layers.
 
     Raises:
-        UnsupportedModelError: the family cannot be served, its layers share weights or do not lie in one list, or its
+        UnsupportedModelError: the family is not supported, its layers share weights or do not lie in one list, or its
             config has no key that counts them.
         TrituneError: the model is quantized, `layers` does not fit it, or a layer cannot stand where it would come to.
     """
@@ -53,7 +53,8 @@ def shrink(
     weights = dict(_renumbered(model.state_dict(), path, layers))
     config = _shorter_config(model, path, layers, depth)
     with torch.random.fork_rng(devices=[]):  # first weights are drawn only to be replaced
-        small = type(model)(config).to(dtype=model.dtype, device=model.device)
+        small = type(model)(config)
+        small.to(dtype=model.dtype, device=model.device)  # type: ignore[call-arg]  # transformers wraps it without self
     _check_weights(small.state_dict(), weights, path, layers)
     small.load_state_dict(weights)
     setattr(small.config, NOTE, {"layers": list(layers), "of": depth})
@@ -70,7 +71,7 @@ def _find_layers(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] 
     """The name of the list that holds the layers, and their number."""
     anatomy = instrument_of(instrument(copy.deepcopy(model), sample_inputs)).anatomy
     if anatomy.shares_weights:
-        raise unsupported(model, "its layers share one set of weights, so there is none to leave out")
+        raise unsupported(model, "its layers share one set of weights, so none can be removed")
     sites = anatomy.sites
     for name, module in model.named_modules():
         one_each = (site.attention.startswith(f"{name}.{layer}.") for layer, site in enumerate(sites))
@@ -87,7 +88,7 @@ def _check_layers(layers: Sequence[int], depth: int) -> None:
         if type(layer) is not int or not 0 <= layer < depth:
             raise TrituneError(f"layers: there is no layer {shown(layer)}; {known}")
         if layers.count(layer) > 1:
-            raise TrituneError(f"layers: {layer} is named twice; every layer can be kept once")
+            raise TrituneError(f"layers: {layer} is given twice; each layer can be kept only once")
 
 
 def _renumbered(
@@ -115,11 +116,11 @@ def _shorter_config(model: PreTrainedModel, path: str, layers: Sequence[int], de
             setattr(owner, key, len(layers))
             config = type(config).from_dict({k: v for k, v in config.to_dict().items() if k not in _DERIVED})
             with torch.device("meta"):
-                found = len(type(model)(config).get_submodule(path))
+                found = type(model)(config).get_submodule(path)
         except Exception as error:
             failure = f"it cannot be built with {len(layers)} layers ({first_line(error)})"
             continue
-        if found == len(layers):
+        if isinstance(found, nn.ModuleList) and len(found) == len(layers):
             return config
     raise unsupported(model, failure)
 
@@ -154,4 +155,4 @@ def _check_weights(
             continue
         index = name.removeprefix(f"{path}.").partition(".")[0] if name.startswith(f"{path}.") else ""
         where = f"layer {layers[int(index)]} cannot become layer {index}" if index else "the layers cannot be left out"
-        raise TrituneError(f"layers: {where}: its weights are others there ({name})")
+        raise TrituneError(f"layers: {where}: its weights differ there ({name})")

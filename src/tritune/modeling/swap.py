@@ -8,10 +8,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import TrituneError, shown
-from ..quant import Calibrated, Granularity, MovingMinMax, Quantizer
+from ..quant import Calibrated, Granularity, MovingMinMax
 from .anatomy import Anatomy
 from .instrument import instrument_of
-from .layers import QuantConv2d, QuantEmbedding, QuantLinear, RowLinear
+from .layers import FakeQuantized, QuantConv2d, QuantEmbedding, Quantized, QuantLinear, RowLinear, twin_of
 from .quantization import Quantization
 
 
@@ -22,8 +22,8 @@ def swap(model: PreTrainedModel, quantization: Quantization) -> None:
         TrituneError: the model holds quantized modules already, or `quantization.layers`, `patch_embedding` or a
             pattern of `quantization.modules` does not fit it.
     """
-    if any(hasattr(module, "weight_quantizer") for module in model.modules()):
-        raise TrituneError(f"this {type(model).__name__} is prepared already; start from the float model")
+    if any(isinstance(module, Quantized) for module in model.modules()):
+        raise TrituneError(f"this {type(model).__name__} is already prepared; start from the float model")
     instrument = instrument_of(model)
     layers = _layers(instrument.anatomy, quantization)
     parts = instrument.anatomy.parts(layers)
@@ -44,15 +44,15 @@ def swap(model: PreTrainedModel, quantization: Quantization) -> None:
     for name in instrument.anatomy.classifier:
         activations = quantization.of_module(name).activations()
         if not quantization.classifier and activations and activations.granularity is Granularity.TOKEN:
-            model.set_submodule(name, RowLinear.from_float(model.get_submodule(name)))
+            model.set_submodule(name, twin_of(model.get_submodule(name), RowLinear))
     for name, state in states.items():
         attention = model.get_submodule(name)
         site = instrument.anatomy.sites[state.layers[0]]
-        features = site.fused_rows[0] if site.fused_rows else model.get_submodule(site.query).out_features
+        features = site.fused_rows[0] if site.fused_rows else model.get_parameter(f"{site.query}.weight").shape[0]
         for operand, quantizer in quantization.of_module(name).products(features, site.causal).items():
             setattr(state, operand, quantizer)
             if isinstance(quantizer, Calibrated):  # the attention module saves, moves and trains it
-                attention.add_module(f"{operand}_quantizer", _beside(quantizer, model, attention.training))
+                attention.add_module(f"{operand}_quantizer", quantizer.to(model.device).train(attention.training))
     instrument.ranges = [module for module in model.modules() if isinstance(module, MovingMinMax)]
 
 
@@ -73,7 +73,7 @@ def _layers(anatomy: Anatomy, quantization: Quantization) -> Iterable[int]:
     if anatomy.shares_weights:
         raise TrituneError("layers: a layer range cannot be quantized where layers share their weights; leave it null")
     if outside := [layer for layer in quantization.layers if layer not in every]:
-        raise TrituneError(f"layers: {outside} are outside this model's layers 0 to {len(every) - 1}")
+        raise TrituneError(f"layers: {outside} are not among this model's layers 0 to {len(every) - 1}")
     return quantization.layers
 
 
@@ -82,9 +82,9 @@ def _check_patterns(quantization: Quantization, names: list[str]) -> None:
     for pattern in quantization.modules or {}:
         if pattern not in winners:
             reason = (
-                "only matches modules that an earlier pattern takes"
+                "matches only modules that an earlier pattern already matches"
                 if any(fnmatchcase(name, pattern) for name in names)
-                else f"matches no quantized module; one of them is {names[0] if names else 'none at all'}"
+                else f"matches no quantized module; {f'one is {names[0]}' if names else 'there are none'}"
             )
             raise TrituneError(f"modules: the pattern {shown(pattern)} {reason}")
 
@@ -94,30 +94,25 @@ def _check_causal(quantization: Quantization, names: list[str]) -> None:
         own = quantization.of_module(name)
         if own.activation_bits is not None and own.activation_granularity != Granularity.TOKEN:
             raise TrituneError(
-                f"activation_granularity: {own.activation_granularity} would show {name} of this causal model its "
-                "later tokens through the scale they share; set it to token"
+                f"activation_granularity: {own.activation_granularity} lets {name} of this causal model see later "
+                "tokens through the scale they share; set it to token"
             )
 
 
-def _twin(module: nn.Module, quantization: Quantization, parts: tuple[int, ...]) -> nn.Module:
-    if isinstance(module, nn.Embedding):
-        return QuantEmbedding.from_float(module, _started(quantization.embedding(*module.weight.shape), module))
+def _twin(module: nn.Module, quantization: Quantization, parts: tuple[int, ...]) -> FakeQuantized:
+    """The quantized twin of a float module; what the quantizer of a weight learns starts from the weight."""
+    assert isinstance(module, nn.Embedding | nn.Linear | nn.Conv2d)
     rows, columns = module.weight.flatten(1).shape
-    activations = quantization.activations(columns)
-    if isinstance(activations, Calibrated):
-        activations = _beside(activations, module.weight, module.training)
-    weights = _started(quantization.weights(rows, columns, parts), module)
-    kind = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
+    kind: type[FakeQuantized]
+    if isinstance(module, nn.Embedding):
+        kind, weights, activations = QuantEmbedding, quantization.embedding(rows, columns), None
+    else:
+        kind = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
+        weights, activations = quantization.weights(rows, columns, parts), quantization.activations(columns)
+    for quantizer in (weights, activations):
+        if isinstance(quantizer, Calibrated):
+            quantizer.to(module.weight.device).train(module.training)
+    if isinstance(weights, Calibrated):
+        weights.reset()
+        weights.calibrate(module.weight.detach().flatten(1))
     return kind.from_float(module, weights, activations)
-
-
-def _started(quantizer: Quantizer | None, module: nn.Module) -> Quantizer | None:
-    """The quantizer of a weight; what it learns starts from the weight."""
-    if isinstance(quantizer, Calibrated):
-        _beside(quantizer, module.weight, module.training).reset()
-        quantizer.calibrate(module.weight.detach().flatten(1))
-    return quantizer
-
-
-def _beside(quantizer: Calibrated, neighbour: nn.Module | nn.Parameter, training: bool) -> Calibrated:
-    return quantizer.to(neighbour.device).train(training)

@@ -1,7 +1,7 @@
 """What one forward pass leaves behind, by name, and what one may put in its place."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -45,7 +45,7 @@ class ModelTrace:
     def mapped(self, layer_map: Sequence[int] | None) -> "ModelTrace":
         """A teacher's trace as a student of another depth sees it: its layer i is layer `layer_map[i]` of this one.
 
-        Hidden state 0, the embeddings', stays; hidden state i + 1 is what layer `layer_map[i]` put out.
+        Hidden state 0, the embeddings', stays; hidden state i + 1 is the output of layer `layer_map[i]`.
 
         Args:
             layer_map: as `layer_map.mapped_layers` gives it; None changes nothing.
@@ -71,14 +71,7 @@ class ModelTrace:
 for _kind in (LayerTrace, ModelTrace):
     torch.utils._pytree.register_dataclass(_kind)
 
-TRACE_FIELDS = (
-    "attention_scores",
-    "attention_probs",
-    "context",
-    "attention_projection",
-    "attention_block_output",
-    "hidden_states",
-)
+TRACE_FIELDS = (*(own.name for own in fields(LayerTrace) if own.name != "masked"), "hidden_states")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,10 @@ straight-through one of `Ternary`; XNOR-Net multiplies it by 1/n + scale, which 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from .granularity import Granularity, wide_dtype
-from .own_graph import CodesWithGradient
 from .quantizer import Quantizer
 
 
@@ -29,10 +27,9 @@ class Binary(Quantizer):
 
     granularity: Granularity = Granularity.TENSOR
     clip: float = 2.5
-    bits: ClassVar[int] = 1
+    bits = 1
     weight_bits = (1,)
     codes = range(-1, 2, 2)
-    largest_code = 1
 
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         magnitude = values.to(wide_dtype(values)).abs()
@@ -40,8 +37,3 @@ class Binary(Quantizer):
         peak = magnitude.amax(dims, keepdim=True)
         scale = magnitude.clamp_(max=self.clip).mean(dims, keepdim=True)
         return signs(values).to(scale.dtype), scale, peak
-
-    def _decode(self, codes: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-        return codes.mul_(unit)
-
-    _scale, _stored_scale, _unit = CodesWithGradient._scale, CodesWithGradient._stored_scale, CodesWithGradient._unit

@@ -7,13 +7,14 @@ starting at the first training batch, which needs a flag that survives saving, a
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from .granularity import Granularity
 from .own_graph import CodesWithGradient, OwnGraph
-from .quantizer import Quantizer, largest_of_codes
+from .quantizer import Peak, Quantizer
 from .ste import floored
 
 # Far below the scale of any weight or activation; a scale that shrinks to it grows again.
@@ -38,10 +39,6 @@ class Calibrated(OwnGraph, nn.Module):
     @abstractmethod
     def calibrate(self, values: torch.Tensor) -> None:
         """Widen the state so that it serves `values` too."""
-
-    def _look(self, values: torch.Tensor) -> None:
-        if self.calibrating:
-            self.calibrate(values.detach())
 
     def extra_repr(self) -> str:
         """Bits and granularity."""
@@ -119,36 +116,27 @@ class Learned(Calibrated, CodesWithGradient):
         return parameter if rows is None else parameter[rows]
 
     def _positive(self, values: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-        """The learned number, positive, against `values`."""
+        """The learned number, positive, against `values`; while calibrating it is widened by them first."""
+        if self.calibrating:
+            self.calibrate(values.detach())
         parameter = self._broadcast(getattr(self, self.learns), values, rows)
         return floored(parameter, _SMALLEST_LEARNED, self.gradient_scale)
 
 
+@dataclass(frozen=True)
 class StoredCodes(Quantizer):
-    """The codes of a packed weight whose scale was learned: they can be read, and nothing can be quantized anew.
+    """The codes of a packed weight whose scale was learned: they can be read, but nothing can be quantized with them.
 
-    Args:
-        bits, granularity, codes: of the quantizer that wrote them.
+    Attributes:
+        bits, granularity, every: of the quantizer that wrote them; `every` are its `codes`.
     """
 
-    weight_bits = (1, 2, 3, 4, 5, 6, 7, 8)
+    bits: int
+    granularity: Granularity
+    every: range = field(repr=False)
+    clip = math.inf
+    weight_bits = tuple(range(1, 9))
+    codes = property(lambda self: self.every, doc="Every code there is.")
 
-    def __init__(self, bits: int, granularity: Granularity, codes: range):
-        self.bits, self.granularity, self.clip, self._codes = bits, granularity, math.inf, codes
-
-    codes = property(lambda self: self._codes, doc="Every code there is.")
-    largest_code = largest_of_codes
-    _decode, _scale = CodesWithGradient._decode, CodesWithGradient._scale
-    _stored_scale, _unit = CodesWithGradient._stored_scale, CodesWithGradient._unit
-
-    def _encode(self, values: torch.Tensor):
-        raise TypeError("a packed weight is not quantized again")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, StoredCodes) and vars(self) == vars(other)
-
-    def __hash__(self) -> int:
-        return hash((self.bits, self.granularity, self._codes))
-
-    def __repr__(self) -> str:
-        return f"StoredCodes(bits={self.bits}, granularity={self.granularity})"
+    def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Peak]:
+        raise TypeError("a packed weight cannot be quantized again")

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from .granularity import Granularity, wide_dtype
-from .quantizer import Quantizer, largest_of_codes
-from .ternary import Ternary
-
-_SMALLEST_MAGNITUDE = 1e-30
+from .quantizer import Quantizer
+from .uniform import SMALLEST_MAGNITUDE
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,6 @@ class ClippedUniform(Quantizer):
     clip: float = 2.5
     weight_bits = (4,)
     codes = property(lambda self: range(-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) + 1), doc="Every code there is.")
-    largest_code = largest_of_codes
 
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wide = values.to(wide_dtype(values))
@@ -37,13 +34,6 @@ class ClippedUniform(Quantizer):
         # Where all magnitudes are equal none is above their mean.
         above = magnitude * magnitude.gt(magnitude.mean(dims, keepdim=True))
         inner_clip = above.sum(dims, keepdim=True) / above.sign().sum(dims, keepdim=True).clamp_(min=1)
-        inner_clip = inner_clip.where(inner_clip > 0, peak.clamp(_SMALLEST_MAGNITUDE, self.clip))
+        inner_clip = inner_clip.where(inner_clip > 0, peak.clamp(SMALLEST_MAGNITUDE, self.clip))
         scale = inner_clip / (2 ** (self.bits - 1) - 0.5)
         return wide.clamp(-inner_clip, inner_clip).div_(scale).round_(), scale, peak
-
-    _decode, _scale = Ternary._decode, Ternary._scale
-
-    def _stored_scale(self, unit: torch.Tensor) -> torch.Tensor:
-        raise TypeError("more levels than the bits hold: it is not packed")
-
-    _unit = _stored_scale

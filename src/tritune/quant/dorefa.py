@@ -12,10 +12,8 @@ import torch
 
 from .granularity import Granularity, wide_dtype
 from .own_graph import CodesWithGradient
-from .quantizer import largest_of_codes
 from .ste import pass_through
-
-_SMALLEST_MAGNITUDE = 1e-30
+from .uniform import SMALLEST_MAGNITUDE
 
 
 @dataclass(frozen=True)
@@ -26,12 +24,11 @@ class DoReFa(CodesWithGradient):
     granularity: Granularity = Granularity.TENSOR
     weight_bits = (2, 3, 4)
     codes = property(lambda self: range(1 - 2**self.bits, 2**self.bits, 2), doc="Every code there is.")
-    largest_code = largest_of_codes
 
     def _graph(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         steps = self.largest_code
         squeezed = values.to(wide_dtype(values)).tanh()
         largest = squeezed.detach().abs().amax(self.granularity.dims(values), keepdim=True)
-        units = squeezed / largest.where(largest > _SMALLEST_MAGNITUDE, 1) * steps
+        units = squeezed / largest.where(largest > SMALLEST_MAGNITUDE, 1) * steps
         codes = 2 * ((units + steps) / 2).round() - steps
         return pass_through(units, codes), torch.full_like(largest, 1 / steps)

@@ -27,7 +27,6 @@ class ElasticBinary(Learned):
     weight_bits = (1,)
     learns = "scale"
     codes = range(-1, 2, 2)
-    largest_code = 1
 
     def __init__(
         self,
@@ -43,7 +42,6 @@ class ElasticBinary(Learned):
         return values.abs().mean(dims, keepdim=True)
 
     def _graph(self, values: torch.Tensor, rows: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        self._look(values)
         scale = self._positive(values, rows)
         shifted = values.to(wide_dtype(values)) - self._broadcast(self.shift, values, rows)
         units = F.hardtanh(shifted / scale)

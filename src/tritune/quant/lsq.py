@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from .calibrated import Learned
 from .granularity import wide_dtype
-from .quantizer import largest_of_codes
 from .ste import pass_through
 
 
@@ -34,13 +33,11 @@ class LearnedStep(Learned):
     weight_bits = activation_bits = tuple(range(2, 9))
     learns = "scale"
     codes = property(lambda self: range(-(2 ** (self.bits - 1)), 2 ** (self.bits - 1)), doc="Every code there is.")
-    largest_code = largest_of_codes
 
     def _start(self, values: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
         return 2 * values.abs().mean(dims, keepdim=True) / math.sqrt(self.codes[-1])
 
     def _graph(self, values: torch.Tensor, rows: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        self._look(values)
         scale = self._positive(values, rows)
         units = F.hardtanh(values.to(wide_dtype(values)) / scale, self.codes[0], self.codes[-1])
         return pass_through(units, units.round()), scale

@@ -7,59 +7,50 @@ average over the batches instead of the batch at hand (Jacob et al. 2018, arXiv 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 
 from .calibrated import Calibrated
 from .granularity import Granularity, wide_dtype
 from .own_graph import OwnGraph
-from .quantizer import largest_of_codes
+from .quantizer import Peak
 from .ste import pass_through, straight_through
+from .uniform import SMALLEST_MAGNITUDE
 
-_SMALLEST_RANGE = 1e-30
 _DECAY = 0.99
 
 
-class Range(NamedTuple):
-    """What takes the codes of an asymmetric quantizer back to values: scale * (codes - first code) + offset."""
-
-    scale: torch.Tensor
-    offset: torch.Tensor
-
-
 class Asymmetric(OwnGraph):
-    """A quantizer with an offset: codes -2^(bits-1) ... 2^(bits-1) - 1."""
+    """A quantizer with an offset: codes -2^(bits-1) ... 2^(bits-1) - 1.
+
+    What `quantize` gives as their scale is a stack of two, scale and offset, each broadcastable against the codes:
+    scale * (codes - first code) + offset are the values.
+    """
 
     has_offset: ClassVar[bool] = True
     codes = property(lambda self: range(-(2 ** (self.bits - 1)), 2 ** (self.bits - 1)), doc="Every code there is.")
-    largest_code = largest_of_codes
 
-    def quantize(self, values: torch.Tensor) -> tuple[torch.Tensor, Range]:
-        """Float values, any shape, to int8 codes of that shape and their `Range`."""
-        codes, unit, _ = self._encode(values.detach())
-        return codes.to(torch.int8), self._scale(unit)
+    def dequantize(self, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Codes, and their scale and offset, back to float."""
+        return (codes.to(scale.dtype) - self.codes[0]) * scale[0] + scale[1]
 
-    def dequantize(self, codes: torch.Tensor, scale: Range) -> torch.Tensor:
-        """Codes and range back to float."""
-        return (codes.to(scale.scale.dtype) - self.codes[0]) * scale.scale + scale.offset
-
-    def _between(self, values: torch.Tensor, low: torch.Tensor, high: torch.Tensor):
+    def _between(
+        self, values: torch.Tensor, low: torch.Tensor, high: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Peak]:
         """Codes of `values` in a range, and the range's length and lower end."""
-        length = (high - low).clamp(min=_SMALLEST_RANGE)
+        length = (high - low).clamp(min=SMALLEST_MAGNITUDE)
         steps = len(self.codes) - 1
-        return ((values - low) / length * steps).round() + self.codes[0], (length, low), None
+        return ((values - low) / length * steps).round() + self.codes[0], torch.stack([length, low]), None
 
-    def _decode(self, codes: torch.Tensor, unit: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def _decode(self, codes: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
         return (codes - self.codes[0]) / (len(self.codes) - 1) * unit[0] + unit[1]
 
-    def _scale(self, unit: tuple[torch.Tensor, torch.Tensor]) -> Range:
-        return Range(unit[0] / (len(self.codes) - 1), unit[1])
+    def _scale(self, unit: torch.Tensor) -> torch.Tensor:
+        return torch.stack([unit[0] / (len(self.codes) - 1), unit[1]])
 
-    def _stored_scale(self, unit: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        raise TypeError("an asymmetric quantizer is not packed")
-
-    _unit = _stored_scale
+    def _stored_scale(self, unit: torch.Tensor) -> torch.Tensor:
+        raise TypeError("codes with an offset are not packed")
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ class MinMax(Asymmetric):
         """`fake_quantize`: float of any shape to float."""
         return straight_through(values, self.fake(values)[0], self.clip)
 
-    def _encode(self, values: torch.Tensor):
+    def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Peak]:
         clipped = values.to(wide_dtype(values)).clamp(-self.clip, self.clip)
         dims = self.granularity.dims(values)
         return self._between(clipped, clipped.amin(dims, keepdim=True), clipped.amax(dims, keepdim=True))
@@ -100,6 +91,10 @@ class MovingMinMax(Calibrated, Asymmetric):
     """
 
     activation_bits = (4, 8)
+    low: torch.Tensor
+    high: torch.Tensor
+    newest_low: torch.Tensor
+    newest_high: torch.Tensor
 
     def __init__(self, bits: int = 8, granularity: Granularity = Granularity.TENSOR):
         super().__init__(bits, granularity)
@@ -111,14 +106,14 @@ class MovingMinMax(Calibrated, Asymmetric):
         if self.calibrating:
             self.calibrate(values.detach())
         elif self.training and torch.is_grad_enabled():
-            self._note(values.detach())
+            _widen(self.newest_low, self.newest_high, values.detach())
         # A copy: the buffers change before the backward pass of an accumulated batch.
         low, high = self.low.clone(), self.high.clone()
         inside = values.to(wide_dtype(values)).clamp(low, high)
         codes, unit, _ = self._between(inside.detach(), low, high)
         return pass_through(inside, self._decode(codes, unit)).to(values.dtype)
 
-    def _encode(self, values: torch.Tensor):
+    def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Peak]:
         wide = values.to(wide_dtype(values))
         return self._between(wide.clamp(self.low, self.high), self.low, self.high)
 
@@ -128,18 +123,9 @@ class MovingMinMax(Calibrated, Asymmetric):
         for buffer in self.buffers():
             buffer.zero_()
 
-    @torch.no_grad()
     def calibrate(self, values: torch.Tensor) -> None:
         """Widen the range in force, which always holds 0."""
-        low, high = torch.aminmax(values)
-        self.low.copy_(torch.minimum(self.low, low))
-        self.high.copy_(torch.maximum(self.high, high))
-
-    @torch.no_grad()
-    def _note(self, values: torch.Tensor) -> None:
-        low, high = torch.aminmax(values)
-        self.newest_low.copy_(torch.minimum(self.newest_low, low))
-        self.newest_high.copy_(torch.maximum(self.newest_high, high))
+        _widen(self.low, self.high, values)
 
     @torch.no_grad()
     def advance(self) -> None:
@@ -150,3 +136,11 @@ class MovingMinMax(Calibrated, Asymmetric):
         self.high.lerp_(self.newest_high, weight)
         self.newest_low.zero_()
         self.newest_high.zero_()
+
+
+@torch.no_grad()
+def _widen(low: torch.Tensor, high: torch.Tensor, values: torch.Tensor) -> None:
+    """Have a range, two tensors without dimensions that are written to, hold `values` too."""
+    lowest, highest = torch.aminmax(values)
+    low.copy_(torch.minimum(low, lowest))
+    high.copy_(torch.maximum(high, highest))

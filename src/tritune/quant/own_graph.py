@@ -48,8 +48,10 @@ class CodesWithGradient(OwnGraph):
 
     def operand(self, values: torch.Tensor, dtype: torch.dtype | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Values, or codes in `dtype` with their scale."""
-        if dtype is None:
-            return self(values), None
+        return (self(values), None) if dtype is None else self.coded(values, dtype)
+
+    def coded(self, values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes in `dtype`, shaped like `values`, with all of the gradient, and their scale, without one."""
         codes, scale = self._graph(values)
         # The scale's gradient, too, goes through the codes: beside them it would be the difference of two large sums.
         in_units = (codes * scale) / scale.detach()
@@ -58,15 +60,3 @@ class CodesWithGradient(OwnGraph):
     @torch.no_grad()
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Peak]:
         return *self._graph(values), None
-
-    def _decode(self, codes: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-        return codes * unit
-
-    def _scale(self, unit: torch.Tensor) -> torch.Tensor:
-        return unit
-
-    def _stored_scale(self, unit: torch.Tensor) -> torch.Tensor:
-        return unit.float()
-
-    def _unit(self, stored_scale: torch.Tensor) -> torch.Tensor:
-        return stored_scale

@@ -31,7 +31,6 @@ class LearnedClip(Learned):
         return values.abs().amax(dims, keepdim=True)
 
     def _graph(self, values: torch.Tensor, rows: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        self._look(values)
         clip = self._positive(values, rows)
         inside = clip * F.hardtanh(values.to(wide_dtype(values)) / clip)
         # The gradient takes rounding for the identity, so none of it reaches the clip through the scale.

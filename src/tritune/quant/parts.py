@@ -6,7 +6,6 @@ sees a scale per row, packed files too.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -33,29 +32,20 @@ class RowParts(Quantizer):
 
     whole: Quantizer
     rows: tuple[int, ...]
-    granularity: ClassVar[Granularity] = Granularity.ROW
-
+    granularity = Granularity.ROW
     bits = property(lambda self: self.whole.bits, doc="Width of a code.")
     clip = property(lambda self: self.whole.clip, doc="Of every part.")
     codes = property(lambda self: self.whole.codes, doc="Every code there is.")
-    largest_code = property(lambda self: self.whole.largest_code, doc="The largest magnitude of a code.")
     weight_bits = property(lambda self: self.whole.weight_bits, doc="Widths for which it serves weights.")
 
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         codes, units, peaks = zip(*map(self.whole._encode, values.split(self.rows)), strict=True)
         return torch.cat(codes), _at_rows(units, self.rows), None if peaks[0] is None else torch.stack(peaks)
 
-    def _decode(self, codes: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-        return self.whole._decode(codes, unit)
-
-    def _scale(self, unit: torch.Tensor) -> torch.Tensor:
-        return self.whole._scale(unit)
-
-    def _stored_scale(self, unit: torch.Tensor) -> torch.Tensor:
-        return self.whole._stored_scale(unit)
-
-    def _unit(self, stored_scale: torch.Tensor) -> torch.Tensor:
-        return self.whole._unit(stored_scale)
+    _decode = property(lambda self: self.whole._decode)
+    _scale = property(lambda self: self.whole._scale)
+    _stored_scale = property(lambda self: self.whole._stored_scale)
+    _unit = property(lambda self: self.whole._unit)
 
 
 class GraphRowParts(Calibrated, CodesWithGradient):
@@ -68,34 +58,31 @@ class GraphRowParts(Calibrated, CodesWithGradient):
 
     def __init__(self, parts: Sequence[CodesWithGradient], rows: tuple[int, ...]):
         super().__init__(parts[0].bits, Granularity.ROW)
-        self.parts = nn.ModuleList(parts) if isinstance(parts[0], nn.Module) else tuple(parts)
-        self.rows = rows
+        self.quantizers, self.rows = tuple(parts), rows
+        self.parts = nn.ModuleList(part for part in parts if isinstance(part, nn.Module))  # what of them is saved
 
-    clip = property(lambda self: self.parts[0].clip, doc="Of every part.")
-    codes = property(lambda self: self.parts[0].codes, doc="Every code there is.")
-    largest_code = property(lambda self: self.parts[0].largest_code, doc="The largest magnitude of a code.")
-    weight_bits = property(lambda self: self.parts[0].weight_bits, doc="Widths for which it serves weights.")
+    clip = property(lambda self: self.quantizers[0].clip, doc="Of every part.")
+    codes = property(lambda self: self.quantizers[0].codes, doc="Every code there is.")
+    weight_bits = property(lambda self: self.quantizers[0].weight_bits, doc="Widths for which it serves weights.")
 
     def reset(self) -> None:
         """Forget everything of every part."""
-        for part, _ in self._learning():
-            part.reset()
+        for part in self.quantizers:
+            if isinstance(part, Calibrated):
+                part.reset()
 
     def calibrate(self, values: torch.Tensor) -> None:
         """Widen the state of every part so that it serves its rows of `values`, (rows, columns)."""
-        for part, block in self._learning(values):
-            part.calibrate(block)
+        for part, block in zip(self.quantizers, values.split(self.rows), strict=True):
+            if isinstance(part, Calibrated):
+                part.calibrate(block)
 
     def frozen(self) -> Quantizer:
         """The codes alone."""
         return StoredCodes(self.bits, self.granularity, self.codes)
 
-    def _learning(self, values: torch.Tensor | None = None) -> list[tuple[Calibrated, torch.Tensor | None]]:
-        blocks = [None] * len(self.rows) if values is None else values.split(self.rows)
-        return [(part, b) for part, b in zip(self.parts, blocks, strict=True) if isinstance(part, Calibrated)]
-
     def _graph(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pairs = zip(self.parts, values.split(self.rows), strict=True)
+        pairs = zip(self.quantizers, values.split(self.rows), strict=True)
         codes, scales = zip(*(part._graph(block) for part, block in pairs), strict=True)
         return torch.cat(codes), _at_rows(scales, self.rows)
 
@@ -104,14 +91,15 @@ def in_parts(parts: Sequence[Quantizer], rows: tuple[int, ...]) -> Quantizer:
     """A quantizer of a weight whose blocks of so many rows have a scale each.
 
     Args:
-        parts: a quantizer per block, alike, with a scale per tensor.
+        parts: one quantizer per block, all of one class, with a scale per tensor.
         rows: of every block.
 
     Raises:
         TrituneError: values of such quantizers have an offset.
     """
-    if all(isinstance(part, CodesWithGradient) for part in parts):
-        return GraphRowParts(parts, rows)
+    graphs = [part for part in parts if isinstance(part, CodesWithGradient)]
+    if graphs:
+        return GraphRowParts(graphs, rows)
     if isinstance(parts[0], OwnGraph):
         raise TrituneError(
             f"weight_granularity: {type(parts[0]).__name__} needs row where Q, K and V come from one fused Linear"

@@ -5,7 +5,7 @@ follows. Nothing here makes a boolean tensor: on CPUs comparisons and masks are 
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -37,33 +37,28 @@ class Quantizer(ABC):
     granularity: Granularity
     clip: float
 
-    @property
-    def largest_code(self) -> int:
-        """Codes lie between minus this and this: 1 for ternary ones, 127 for 8 bits."""
-        return 2 ** (self.bits - 1) - 1
-
     @abstractmethod
-    def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, Any, Peak]:
-        """Integer-valued codes in a new tensor of float32 or wider, and what `_decode` needs.
+    def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Peak]:
+        """Integer-valued codes in a new tensor of float32 or wider, and what `_decode` needs: here the scale.
 
         Then the largest magnitudes of the values, or None where they would cost more than they save.
         """
 
-    @abstractmethod
-    def _decode(self, codes: torch.Tensor, unit: Any) -> torch.Tensor:
+    def _decode(self, codes: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
         """The values that codes stand for, written over the codes."""
+        return codes.mul_(unit)
 
-    @abstractmethod
-    def _scale(self, unit: Any) -> torch.Tensor:
+    def _scale(self, unit: torch.Tensor) -> torch.Tensor:
         """The scale, broadcastable against the codes."""
+        return unit
 
-    @abstractmethod
-    def _stored_scale(self, unit: Any) -> torch.Tensor:
+    def _stored_scale(self, unit: torch.Tensor) -> torch.Tensor:
         """The scale, broadcastable against the codes, in a precision from which `_unit` finds the way back."""
+        return unit.float()
 
-    @abstractmethod
-    def _unit(self, stored_scale: torch.Tensor) -> Any:
+    def _unit(self, stored_scale: torch.Tensor) -> torch.Tensor:
         """The inverse of `_stored_scale`, to the last bit."""
+        return stored_scale
 
     def quantize(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Float values, any shape, to int8 codes of that shape and their broadcastable scale."""
@@ -116,7 +111,12 @@ class Quantizer(ABC):
 
         Symmetric around 0 unless a quantizer says otherwise; only odd ones where 0 is none.
         """
-        return range(-self.largest_code, self.largest_code + 1)
+        return range(1 - 2 ** (self.bits - 1), 2 ** (self.bits - 1))
+
+    @property
+    def largest_code(self) -> int:
+        """The largest magnitude of a code: 1 for ternary ones, 127 for 8 bits."""
+        return max(-self.codes[0], self.codes[-1])
 
     @property
     def code_bits(self) -> int:
@@ -131,7 +131,3 @@ class Quantizer(ABC):
     def frozen(self) -> "Quantizer":
         """What still describes the codes once the weight is packed: nothing of it learns any more."""
         return self
-
-
-# For quantizers that say what their `codes` are.
-largest_of_codes = property(lambda self: max(-self.codes[0], self.codes[-1]), doc="The largest magnitude of a code.")

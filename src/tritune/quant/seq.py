@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from .calibrated import Learned
 from .granularity import wide_dtype
-from .quantizer import largest_of_codes
 from .ste import pass_through
 
 
@@ -27,13 +26,11 @@ class StretchedElastic(Learned):
     weight_bits = (2, 3)
     learns = "clip"
     codes = property(lambda self: range(1 - 2**self.bits, 2**self.bits, 2), doc="Every code there is.")
-    largest_code = largest_of_codes
 
     def _start(self, values: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
         return values.abs().amax(dims, keepdim=True)
 
     def _graph(self, values: torch.Tensor, rows: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        self._look(values)
         clip = self._positive(values, rows)
         units = F.hardtanh(values.to(wide_dtype(values)) / clip) * 2**self.bits
         codes = (2 * (units / 2 - 0.5).round() + 1).clamp(self.codes[0], self.codes[-1])

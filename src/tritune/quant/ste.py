@@ -35,8 +35,10 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def inside_clip(grad: torch.Tensor, latent: torch.Tensor | None, clip: float | None) -> torch.Tensor:
-    """`grad` where |latent| < clip and zero elsewhere, shapes and dtypes alike; all of it where `latent` is None."""
-    return grad if latent is None else torch.ops.aten.hardtanh_backward(grad, latent, -clip, clip)
+    """`grad` where |latent| < clip and zero elsewhere, of one shape and dtype; all of it where either is None."""
+    if latent is None or clip is None:
+        return grad
+    return torch.ops.aten.hardtanh_backward(grad, latent, -clip, clip)
 
 
 def straight_through(
@@ -64,7 +66,7 @@ def straight_through(
         return quantized.detach()
     if torch.jit.is_tracing():  # its check compares with a trace without gradients
         raise TrituneError(
-            "torch.jit.trace: not of a QAT model with gradients; trace it under torch.no_grad(), or take "
+            "torch.jit.trace cannot trace a QAT model with gradients; trace it under torch.no_grad(), or use "
             "`tritune export` (ONNX) or torch.export"
         )
     inside = surely_inside(peak, clip)
@@ -86,21 +88,8 @@ def pass_through(latent: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     return _StraightThrough.apply(latent, quantized.detach(), None, None)
 
 
-class _FlooredParameter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, parameter: torch.Tensor, floor: float, factor: float) -> torch.Tensor:
-        """`parameter`, but never below `floor`."""
-        ctx.factor = factor
-        return parameter.clamp(min=floor)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """`factor` times `grad`, below the floor too, so that a parameter finds its way back."""
-        return grad * ctx.factor, None, None
-
-
 def floored(parameter: torch.Tensor, floor: float, gradient_scale: float = 1.0) -> torch.Tensor:
-    """A learned scale, kept positive.
+    """A learned scale, kept positive; below the floor, too, it gets its gradient and so finds its way back.
 
     Args:
         parameter: any shape.
@@ -112,7 +101,8 @@ def floored(parameter: torch.Tensor, floor: float, gradient_scale: float = 1.0) 
     >>> step.grad
     tensor(0.2500)
     """
-    return _FlooredParameter.apply(parameter, floor, gradient_scale)
+    value = parameter.detach()
+    return (parameter - value) * gradient_scale + value.clamp(min=floor)
 
 
 def surely_inside(peak: torch.Tensor | None, clip: float) -> bool:

@@ -6,10 +6,8 @@ approximates, by trying every threshold at once.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from torch.nn import functional as F
 
 from .granularity import Granularity, wide_dtype
 from .quantizer import Quantizer
@@ -45,7 +43,7 @@ def _ternary_codes(
     dims = granularity.dims(weight)
     threshold = threshold_factor * magnitude.mean(dims, keepdim=True)
     if threshold.numel() == 1 and threshold.is_cpu and not torch.compiler.is_compiling():
-        F.threshold_(magnitude, threshold.item(), 0.0)
+        torch.threshold_(magnitude, threshold.item(), 0.0)
     else:
         # m - t is positive exactly where m > t.
         magnitude.mul_(magnitude.sub(threshold).sign_().clamp_(min=0))
@@ -90,7 +88,7 @@ class Ternary(Quantizer):
     granularity: Granularity = Granularity.TENSOR
     clip: float = 2.5
     threshold_factor: float = 0.7
-    bits: ClassVar[int] = 2
+    bits = 2
     weight_bits = (2,)
 
     def _encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -100,18 +98,6 @@ class Ternary(Quantizer):
         if not surely_inside(peak, self.clip):
             magnitude.clamp_(max=self.clip)
         return *_ternary_codes(values, magnitude, self.granularity, self.threshold_factor), peak
-
-    def _decode(self, codes: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-        return codes.mul_(unit)
-
-    def _scale(self, unit: torch.Tensor) -> torch.Tensor:
-        return unit
-
-    def _stored_scale(self, unit: torch.Tensor) -> torch.Tensor:
-        return unit.float()
-
-    def _unit(self, stored_scale: torch.Tensor) -> torch.Tensor:
-        return stored_scale
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def _why_not() -> str | None:
 @cache
 def _failure() -> str | None:
     if sys.platform != "linux":
-        return f"they are built on Linux alone, and this is {sys.platform}"
+        return f"they are built only on Linux, and this is {sys.platform}"
     try:
         _load_or_compile()
     except TrituneError as error:
@@ -83,7 +83,7 @@ def _load_or_compile() -> None:
     version = (SOURCE.read_text(encoding="utf-8"), torch.__version__, platform.machine(), *compiler)
     name = f"quantizers-{hashlib.sha256(repr(version).encode()).hexdigest()[:16]}.so"
     library = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / "tritune" / name
-    with suppress(OSError):  # there is none yet, or it is no library: make it anew
+    with suppress(OSError):  # missing or broken: compile it
         return torch.ops.load_library(library)
     with suppress(OSError):
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def _run(compiler: list[str]) -> None:
     try:
         subprocess.run(compiler, env=english, capture_output=True, text=True, errors="replace", check=True)
     except OSError as error:
-        raise TrituneError(f"no C++ compiler is found ({first_line(error)}); install g++") from error
+        raise TrituneError(f"no C++ compiler was found ({first_line(error)}); install g++") from error
     except subprocess.CalledProcessError as error:
         said = [line for line in error.stderr.splitlines() if " error:" in line]
         reason = first_line(ValueError(said[0])) if said else f"exit code {error.returncode}"

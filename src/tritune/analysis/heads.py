@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..errors import TrituneError
 from .maps import map_kl
 from .subjects import Batch
-from .traces import check_same_shapes, sequences, trace_of
+from .traces import check_same_maps, sequences, traced
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def heads(
     Raises:
         TrituneError: a layer or a head that there is not, or models of different shapes.
     """
-    traces = {name: trace_of(model, batch, "attention_probs") for name, model in models.items()}
-    check_same_shapes(traces, "attention_probs")
-    maps = torch.stack([torch.stack([_first(layer, batch) for layer in trace.layers]) for trace in traces.values()])
+    traces = {name: traced(model, batch, "attention_probs") for name, model in models.items()}
+    check_same_maps(traces)
+    maps = torch.stack([torch.stack(next(sequences(batch, *layers))) for layers in traces.values()])
     if isinstance(chosen, int):
         chosen = _farthest(maps, chosen)
     for layer, head in chosen:
@@ -61,12 +61,7 @@ def heads(
                 f"{maps.shape[2] - 1}"
             )
     picked = torch.stack([maps[:, layer, head] for layer, head in chosen], dim=1)
-    return Heads(list(models), list(tokens), [tuple(pair) for pair in chosen], picked.double().cpu().numpy())
-
-
-def _first(layer, batch: Batch) -> torch.Tensor:
-    """(heads, query, key) of the first row."""
-    return next(sequences(batch, layer.attention_probs))[0]
+    return Heads(list(models), list(tokens), list(chosen), picked.double().cpu().numpy())
 
 
 def _farthest(maps: torch.Tensor, count: int) -> list[tuple[int, int]]:

@@ -50,7 +50,7 @@ class Hessian(LinearOperator):
         if not torch.isfinite(loss):
             raise TrituneError(f"the loss is {loss.item()}: there is no curvature; check the model's weights")
         self._sizes = [parameter.numel() for parameter in self.parameters]
-        gradients = [None] * len(self.parameters)
+        gradients: Sequence[torch.Tensor | None] = [None] * len(self.parameters)
         if loss.requires_grad:
             gradients = torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)
         if not all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None):
@@ -63,7 +63,7 @@ class Hessian(LinearOperator):
     def _matvec(self, vector: np.ndarray) -> np.ndarray:
         self.products += 1
         parts = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float64).ravel()).split(self._sizes)
-        seconds = [None] * len(parts)
+        seconds: Sequence[torch.Tensor | None] = [None] * len(parts)
         if self._gradients:
             directions = [parts[i].view_as(g).to(g) for i, g in self._gradients.items()]
             seconds = torch.autograd.grad(

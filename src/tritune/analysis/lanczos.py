@@ -55,7 +55,8 @@ def lanczos(operator: LinearOperator, start: np.ndarray, steps: int) -> tuple[np
     size = operator.shape[0]
     steps = min(steps, size)
     basis = np.empty((steps, size))
-    diagonal, coupling = [], []
+    diagonal: list[np.floating] = []
+    coupling: list[np.floating] = []
     vector = start / np.linalg.norm(start)
     for step in range(steps):
         basis[step] = vector

@@ -197,11 +197,11 @@ def plane(
         beside = 0.0 if key in names[:3] else float((difference - x * first - y * across).norm() / unit)
         places[key] = (x, y, beside)
     sizes = [tensor.numel() for tensor in origin.values()]
-    directions = tuple(
+    along_x, along_y = (
         {name: part.view_as(w).to(w) for (name, w), part in zip(origin.items(), axis.split(sizes), strict=True)}
         for axis in (first, across)
     )
-    return directions, places
+    return (along_x, along_y), places
 
 
 def loss_grid(
@@ -267,7 +267,7 @@ def _states(name: str, moved: Parameters, checkpoints: Mapping[str, Parameters])
     """The model's own parameters and each checkpoint's, those that move, once they are known to fit."""
     if len(checkpoints) < 2:
         raise TrituneError(f"{next(iter(checkpoints))}: one checkpoint and the model span no plane; give two or more")
-    states = {name: {key: parameter.detach().clone() for key, parameter in moved.items()}}
+    states: dict[str, Parameters] = {name: {key: parameter.detach().clone() for key, parameter in moved.items()}}
     for title, state in checkpoints.items():
         if title in states:
             raise TrituneError(f"{title}: the model itself is no checkpoint to go to")

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..errors import TrituneError
 from .subjects import Batch
-from .traces import real_tokens, trace_of
+from .traces import real_tokens, traced
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def layers(teacher: PreTrainedModel, students: Mapping[str, PreTrainedModel], ba
 
 def _hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """(layers + 1, real tokens of the batch, width), float64."""
-    states = torch.stack(tuple(trace_of(model, batch, "hidden_states").hidden_states)).double()
+    states = torch.stack(traced(model, batch, "hidden_states")).double()
     real = real_tokens(batch)
     return states.flatten(1, 2) if real is None else states[:, real]
 

@@ -4,6 +4,8 @@ All take probabilities of one sequence without its padding, `(heads, query, key)
 return one number per head, `(heads,)`.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
@@ -73,4 +75,11 @@ def cover_length_ratio(student: torch.Tensor, teacher: torch.Tensor, k: int = 5)
     return (deepest / length).sum(-1) / length
 
 
-MEASURES = {"kl": map_kl, "ranking_loss": ranking_loss, "cover_length_ratio": cover_length_ratio, "cosine": map_cosine}
+Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+MEASURES: dict[str, Measure] = {
+    "kl": map_kl,
+    "ranking_loss": ranking_loss,
+    "cover_length_ratio": cover_length_ratio,
+    "cosine": map_cosine,
+}

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.attention import observe_attention, seen_value
 from ..modeling.instrument import instrument_of
 from .subjects import Batch
-from .traces import real_tokens, trace_of
+from .traces import real_tokens, traced
 
 QUANTITIES = {
     "alpha": "α",
@@ -73,24 +74,25 @@ def layer_norms(model: PreTrainedModel, batch: Batch) -> list[LayerNorms]:
         model: instrumented.
         batch: keyword arguments of the model.
     """
-    values: list[torch.Tensor] = []
-    with observe_attention(lambda call: values.append(call.operands[2])):
-        trace = trace_of(model, batch, "attention_probs")
+    values: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    with observe_attention(lambda call: values.append((call.operands[2], call.masked))):
+        maps = traced(model, batch, "attention_probs")
     instrument = instrument_of(model)
     quantizers = {layer: state.value for state in instrument.states for layer in state.layers}
     norms = []
-    for index, (layer, value, site) in enumerate(zip(trace.layers, values, instrument.anatomy.sites, strict=True)):
-        value = value.repeat_interleave(layer.attention_probs.shape[1] // value.shape[1], dim=1)  # grouped queries
-        if quantizers[index] is not None:
-            value = quantizers[index](seen_value(value, layer.masked, quantizers[index]))
-        norms.append(_layer_norms(layer.attention_probs.double(), value.double(), _weight(model, site.projection)))
+    for index, (alpha, (value, masked), site) in enumerate(zip(maps, values, instrument.anatomy.sites, strict=True)):
+        quantizer = quantizers[index]
+        value = value.repeat_interleave(alpha.shape[1] // value.shape[1], dim=1)  # grouped queries
+        if quantizer is not None:
+            value = quantizer(seen_value(value, masked, quantizer))
+        norms.append(_layer_norms(alpha.double(), value.double(), _weight(model.get_submodule(site.projection))))
     return norms
 
 
-def _weight(model: PreTrainedModel, name: str) -> torch.Tensor:
+def _weight(linear: nn.Module) -> torch.Tensor:
     """What a Linear multiplies by, (out features, in features): quantized where it is."""
-    module = model.get_submodule(name)
-    return (module.quantized_weight if hasattr(module, "quantized_weight") else module.weight.detach()).double()
+    name = "quantized_weight" if hasattr(linear, "quantized_weight") else "weight"
+    return getattr(linear, name).detach().double()
 
 
 def _layer_norms(alpha: torch.Tensor, value: torch.Tensor, weight: torch.Tensor) -> LayerNorms:
@@ -99,9 +101,9 @@ def _layer_norms(alpha: torch.Tensor, value: torch.Tensor, weight: torch.Tensor)
     inner = transformed @ transformed.mT  # (batch, key, heads, heads)
     norm = inner.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt().transpose(1, 2)
     # One head at a time: (batch, heads, heads, query, key) would be several times as large as the maps.
-    squares = sum(
-        alpha[:, head] * (alpha * inner[:, :, head].transpose(1, 2)[:, :, None]).sum(1) for head in range(heads)
-    )
+    squares = torch.zeros_like(alpha[:, 0])
+    for head in range(heads):
+        squares += alpha[:, head] * (alpha * inner[:, :, head].transpose(1, 2)[:, :, None]).sum(1)
     return LayerNorms(alpha, norm, alpha * norm[:, :, None], squares.clamp(min=0).sqrt())
 
 

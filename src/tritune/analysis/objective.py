@@ -40,7 +40,7 @@ def objective(
     if name == TASK_LOSS and "labels" not in batch:
         raise TrituneError("the loss ground_truth needs labels, and the batch has none")
     answer = None
-    if name != TASK_LOSS:
+    if teacher is not None and name != TASK_LOSS:
         instrument(teacher)
         with evaluation_mode(teacher), torch.no_grad():
             answer = teacher(**inputs, output_trace=loss.fields)
@@ -50,8 +50,8 @@ def objective(
         output = model(**inputs, output_trace=loss.fields)
         regression = model.config.num_labels == 1
         multi_label = model.config.problem_type == MULTI_LABEL
-        labels = batch.get("labels")
-        pair = Pair(output, answer, inputs.get("attention_mask"), labels, average, regression, multi_label=multi_label)
-        return loss.compute(pair)
+        expected = output if answer is None else answer  # the task loss looks at no teacher
+        mask, labels = inputs.get("attention_mask"), batch.get("labels")
+        return loss.compute(Pair(output, expected, mask, labels, average, regression, multi_label=multi_label))
 
     return evaluate

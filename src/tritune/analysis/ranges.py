@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..errors import TrituneError
 from .subjects import Batch
-from .traces import real_tokens, trace_of
+from .traces import real_tokens, traced
 
 FIELDS = {
     "block_output": "attention_block_output",
@@ -76,7 +76,7 @@ def ranges(
 
 def _extremes(model: PreTrainedModel, batch: Batch, field: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Minimum and maximum, both (layers, positions); +inf and -inf where no row has a token."""
-    tensors = torch.stack([getattr(layer, field) for layer in trace_of(model, batch, field).layers]).double()
+    tensors = torch.stack(traced(model, batch, field)).double()
     low, high = tensors.amin(-1), tensors.amax(-1)
     if tensors.ndim == 5:
         low, high = low.amin(2), high.amax(2)

@@ -99,7 +99,7 @@ class Subjects:
         device = next(iter(self.models.values())).device
         batch = self.data.collate([dict(encoded)])
         tokens = self.tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-        return {name: tensor.to(device) for name, tensor in batch.items()}, tokens
+        return {name: tensor.to(device) for name, tensor in batch.items()}, list(tokens)
 
 
 def open_subjects(
@@ -148,8 +148,8 @@ def open_subjects(
     count = len(data.dev) if rows is None else min(rows, len(data.dev))
     if count < 1:
         raise TrituneError("--rows must be at least 1, and the dev set must have a row")
-    rows_to_see = data.dev.select(range(count))
-    return Subjects(task, models, tokenizer, data, rows_to_see, recipe.per_device_eval_batch_size, recipe.max_length)
+    batch_size = recipe.per_device_eval_batch_size or task.batch_size
+    return Subjects(task, models, tokenizer, data, data.dev.select(range(count)), batch_size, recipe.max_length)
 
 
 def short_names(sources: Sequence[str]) -> list[str]:
@@ -176,4 +176,4 @@ def _check_shapes(models: dict[str, PreTrainedModel], sources: dict[str, str]) -
 
 
 def _heads(model: PreTrainedModel) -> int:
-    return getattr(model.config, "num_attention_heads", None) or getattr(model.config, "n_heads", 0)
+    return getattr(model.config, "num_attention_heads", 0) or getattr(model.config, "n_heads", 0)

@@ -27,7 +27,9 @@ def convert(
     run: Annotated[str, typer.Argument(help="A run of `tritune train`, or any QAT model.", metavar="RUN")],
     output: options.Output,
     best: Annotated[bool, typer.Option("--best", help="Take the run's best student instead of its last.")] = False,
-    dtype: Annotated[Float, typer.Option(help="Precision of what stays float: norms, biases, positions.")] = "float32",
+    dtype: Annotated[
+        Float, typer.Option(help="Precision of what stays float: norms, biases, positions.")
+    ] = Float.float32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what `convert` wrote there before.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -41,9 +43,9 @@ def convert(
     from ..training.run_folder import BEST, check_free
 
     source = Path(run) / BEST if best else run
-    if best and not source.is_dir():
+    if best and not Path(source).is_dir():
         raise TrituneError(f"--best: there is no {source}; without it the last student is taken")
-    check_free(output, overwrite, inputs=[run])
+    check_free(output, overwrite, inputs=(run,))
     options.check_models(run)
     options.quiet_libraries()
     import torch

@@ -87,7 +87,8 @@ def export(
         from ..deploy.export.verify import compare_on_dev
 
         exported = OnnxClassifier(written) if format is Format.ONNX else load_model(output, known)
-        report["verify"] = compare_on_dev(loaded, exported, known, data, recipe.per_device_eval_batch_size)
+        batch_size = recipe.per_device_eval_batch_size or known.batch_size
+        report["verify"] = compare_on_dev(loaded, exported, known, data, batch_size)
     show_export(report, as_json=json)
 
 

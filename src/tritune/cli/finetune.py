@@ -33,7 +33,7 @@ def finetune(
     """
     from ..recipes import FinetuneRecipe, load_recipe
 
-    recipe = load_recipe(recipe, overrides or [], FinetuneRecipe)
+    wanted = load_recipe(recipe, overrides or [], FinetuneRecipe)
     own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     options.check_task(task, own)
     options.check_models(model)
@@ -43,7 +43,7 @@ def finetune(
     from ..training.job import open_job
     from .show import show_finetuned, show_resumed
 
-    job = open_job(model, options.open_task(task, own), data, recipe, output, overwrite=overwrite, resume=resume)
+    job = open_job(model, options.open_task(task, own), data, wanted, output, overwrite=overwrite, resume=resume)
     metrics = run(job, resume, show_resumed)
     if this_process().is_main_process:
         show_finetuned(metrics, output, as_json=json)

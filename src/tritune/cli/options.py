@@ -95,9 +95,13 @@ class OwnFiles:
     def arguments(self) -> dict[str, Any]:
         """Those given, as `registry.own_task` calls them."""
         columns = None if self.columns is None else [column.strip() for column in self.columns.split(",")]
-        given = {"columns": columns, "label_column": self.label_column, "problem": self.problem}
         files = {"train": self.train_file, "validation": self.dev_file}
-        given["files"] = {split: path for split, path in files.items() if path is not None} or None
+        given = {
+            "columns": columns,
+            "label_column": self.label_column,
+            "problem": self.problem,
+            "files": {split: path for split, path in files.items() if path is not None} or None,
+        }
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -137,8 +141,9 @@ def check_models(*sources: str | Path | None) -> None:
     Raises:
         TrituneError: there is no such folder, and no such name on the hub or no way to it.
     """
-    for source in filter(None, sources):
-        located(source)
+    for source in sources:
+        if source:
+            located(source)
 
 
 def open_task(name: str, own: OwnFiles, model: str | None = None, *, trains: bool = True) -> "tasks.Task":

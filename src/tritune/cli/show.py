@@ -122,7 +122,7 @@ def show_scores(scores: dict[str, Any], as_json: bool) -> None:
         _print_json(scores)
         return
     table = Table(title=escape(f"{scores['model']} on {scores['task']}"), show_header=False)
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in scores.items():
         flat |= {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
     for name, value in flat.items():

@@ -60,5 +60,9 @@ def sweep(
     if dry_run:
         show_sweep_plan(job, as_json=json)
         return
-    run_sweep(job, stop_after, lambda: write_results(job, final=False))
+
+    def report() -> None:
+        write_results(job, final=False)
+
+    run_sweep(job, stop_after, report)
     show_sweep(write_results(job), output, as_json=json)

@@ -155,7 +155,7 @@ def _shared(
 
 def _flat(values: dict[str, Any] | None) -> dict[str, float]:
     """The scores among a model's values; those of a further split under `metric, split`."""
-    flat = {}
+    flat: dict[str, float] = {}
     for key, value in (values or {}).items():
         if isinstance(value, dict):
             flat |= {f"{part}, {key}": number for part, number in value.items() if isinstance(number, float | int)}
@@ -203,8 +203,7 @@ def _whole(value: float | None) -> str:
 def versions(runs: Sequence[Run]) -> Table:
     """The library versions that made the page, and those that each run wrote down."""
     here = library_versions()
-    trained = [run.metrics.get("versions") for run in runs]
-    trained = [known if isinstance(known, dict) else {} for known in trained]
+    trained = [known if isinstance(known := run.metrics.get("versions"), dict) else {} for run in runs]
     rows = [
         Row(Cell(name), [Cell(here[name]), *(Cell(str(known.get(name, NOTHING))) for known in trained)])
         for name in here

@@ -9,6 +9,8 @@ from ...errors import TrituneError
 from .. import options
 from . import common
 
+_HEAD = r"\s*\d{1,4}\.\d{1,4}\s*"
+
 
 def heads(
     teacher: common.Teacher,
@@ -47,7 +49,6 @@ def heads(
 
 def _pairs(chosen: str) -> list[tuple[int, int]]:
     """`"0.3,5.1"` as pairs."""
-    pairs = [re.fullmatch(r"(\d{1,4})\.(\d{1,4})", part.strip()) for part in chosen.split(",")]
-    if None in pairs:
+    if not re.fullmatch(f"{_HEAD}(,{_HEAD})*", chosen):
         raise TrituneError(f"--heads {chosen}: write LAYER.HEAD with commas between, such as 0.3,5.1")
-    return [(int(pair[1]), int(pair[2])) for pair in pairs]
+    return [(int(layer), int(head)) for layer, head in re.findall(r"(\d+)\.(\d+)", chosen)]

@@ -39,7 +39,7 @@ def norms(
     subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [])
     if "input_ids" not in subjects.data.dev.column_names:
         raise TrituneError(f"{subjects.task.title}: norms are shown by groups of tokens, which images do not have")
-    groups = token_groups(subjects.tokenizer, subjects.teacher.get_input_embeddings().num_embeddings, token)
+    groups = token_groups(subjects.tokenizer, subjects.teacher.config.vocab_size, token)
     result = analysis(subjects.models, subjects.batches("norms"), groups)
     group = group or token or ("sep" if "sep" in result.groups else "all")
     if group not in result.groups:

@@ -119,11 +119,12 @@ def peak_memory_bytes(contender: Contender, threads: int, batch: int, length: in
 def time_by_operator(path: Path, threads: int, batch: int, length: int, vocabulary: int) -> dict[str, float]:
     """The share of every operator in the time that ONNX Runtime spends in kernels, largest first."""
     inputs = runtimes.make_batch(batch, length, vocabulary)
-    run = runtimes.onnxruntime(str(path), threads, profile=str(path.with_suffix("")))
+    session = runtimes.onnxruntime_session(str(path), threads, profile=str(path.with_suffix("")))
+    run = runtimes.of_session(session)
     for _ in range(_PROFILED_RUNS):
         run(inputs)
     spent: Counter[str] = Counter()
-    for event in json.loads(Path(run.session.end_profiling()).read_text(encoding="utf-8")):
+    for event in json.loads(Path(session.end_profiling()).read_text(encoding="utf-8")):
         if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
             spent[event["args"]["op_name"]] += event["dur"]
     return {operator: duration / spent.total() for operator, duration in spent.most_common()}

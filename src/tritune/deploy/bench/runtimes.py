@@ -11,14 +11,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 Batch = dict[str, np.ndarray]
+Run = Callable[[Batch], np.ndarray]
 
 
-def onnxruntime(path: str, threads: int, profile: str | None = None) -> Callable[[Batch], np.ndarray]:
-    """A file of ONNX in ONNX Runtime; batch (names to arrays) to logits, (batch, labels).
+def onnxruntime_session(path: str, threads: int, profile: str | None = None) -> Any:
+    """A session of ONNX Runtime; `profile` is the prefix of the file that its `end_profiling()` writes.
 
     Its idle threads do not spin, because in a comparison they would take the cores of the next contender.
     """
@@ -29,18 +31,21 @@ def onnxruntime(path: str, threads: int, profile: str | None = None) -> Callable
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def of_session(session: Any) -> Run:
+    """A session as a function of a batch (names to arrays), which gives logits, (batch, labels)."""
     names = [value.name for value in session.get_inputs()]
-
-    def run(batch: Batch) -> np.ndarray:
-        """Batch to logits."""
-        return session.run(None, {name: batch[name] for name in names})[0]
-
-    run.session = session
-    return run
+    return lambda batch: session.run(None, {name: batch[name] for name in names})[0]
 
 
-def openvino(path: str, threads: int) -> Callable[[Batch], np.ndarray]:
+def onnxruntime(path: str, threads: int) -> Run:
+    """A file of ONNX in ONNX Runtime."""
+    return of_session(onnxruntime_session(path, threads))
+
+
+def openvino(path: str, threads: int) -> Run:
     """A file of ONNX or OpenVINO's own in OpenVINO, with float32 where the model says float32."""
     import openvino as ov
 
@@ -50,7 +55,7 @@ def openvino(path: str, threads: int) -> Callable[[Batch], np.ndarray]:
     return lambda batch: compiled({name: batch[name] for name in names})[0]
 
 
-def torch(path: str, threads: int) -> Callable[[Batch], np.ndarray]:
+def torch(path: str, threads: int) -> Run:
     """A float checkpoint in transformers, with scaled_dot_product_attention."""
     import torch
     from transformers import AutoModelForSequenceClassification

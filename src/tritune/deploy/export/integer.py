@@ -8,11 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ...checkpoints.packed import PackedConv2d, PackedLinear
 from ...checkpoints.packing import pack
 from ...compute import products
 from ...errors import TrituneError
 from ...modeling.instrument import instrument_of
-from ...modeling.layers import patches
+from ...modeling.layers import QuantConv2d, QuantLinear, patches
 from ...quant import Granularity, Quantizer, Uniform
 from .codes import Codes, codes_of, signed
 from .operators import ZERO_POINT, matmul_integer, quantize, unpack
@@ -67,6 +68,9 @@ class IntegerLinear(nn.Module):
     Codes are (in features, out features), as MatMulInteger takes them, under a name that tells their width.
     """
 
+    scale: torch.Tensor
+    bias: torch.Tensor | None
+
     def __init__(self, weight: Codes, bias: torch.Tensor | None, input_quantizer: Quantizer | None):
         super().__init__()
         self.input_quantizer = input_quantizer
@@ -114,6 +118,9 @@ class IntegerConv2d(IntegerLinear):
 
 class IntegerEmbedding(nn.Module):
     """`QuantEmbedding` over packed rows: those of the batch are gathered, then unpacked."""
+
+    packed: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self, weight: Codes):
         super().__init__()
@@ -165,12 +172,13 @@ def _stand_in(module: nn.Module) -> nn.Module | None:
     weight = codes_of(module)
     if weight is None:
         return None
-    if isinstance(module, nn.Embedding):
-        return IntegerEmbedding(weight)
-    bias = None if module.bias is None else module.bias.detach()
-    if isinstance(module, nn.Conv2d):
-        return IntegerConv2d(module.kernel_size, weight, bias, module.input_quantizer)
-    return IntegerLinear(weight, bias, module.input_quantizer)
+    if isinstance(module, QuantConv2d | PackedConv2d | QuantLinear | PackedLinear):
+        bias = None if module.bias is None else module.bias.detach()
+        if isinstance(module, nn.Conv2d):
+            height, width = module.kernel_size
+            return IntegerConv2d((height, width), weight, bias, module.input_quantizer)
+        return IntegerLinear(weight, bias, module.input_quantizer)
+    return IntegerEmbedding(weight)
 
 
 def _codes(

@@ -56,7 +56,9 @@ def export_onnx(
         raise TrituneError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Sequence[str] | None = None) -> Any:
+def to_onnx(
+    model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Sequence[str] | None = None
+) -> torch.onnx.ONNXProgram:
     """The ONNX program of a QAT model, or of a float one.
 
     Inputs are those of the model (token ids, mask, token types; or pixels), batch and length free; the output is
@@ -98,6 +100,7 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Seq
         except torch.onnx.errors.OnnxExporterError as error:
             cause = first_line(error.__cause__ or error)
             raise TrituneError(f"{type(model).__name__} cannot be exported: {cause}") from None
+    assert program is not None  # it is for `dynamo=False` only
     # Q, K and V quantize the same input.
     CommonSubexpressionEliminationPass()(program.model)
     _store_packed(program.model, opset)

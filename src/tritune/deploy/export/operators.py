@@ -47,7 +47,7 @@ def quantize(
         Codes shaped like `values`; scale broadcastable against them, of no dimensions where all share it.
     """
     magnitude = values.abs()
-    peak = magnitude.amax(dims, keepdim=True) if dims else magnitude.amax()
+    peak = magnitude.amax(tuple(dims), keepdim=True) if dims else magnitude.amax()
     scale = peak.clamp(SMALLEST_MAGNITUDE, clip) / largest_code
     codes = (values / scale).round().clamp(-largest_code, largest_code) + zero_point
     return codes.to(torch.int8 if signed else torch.uint8), scale
@@ -112,14 +112,16 @@ def translations() -> dict[Callable, Callable]:
     """What each operator becomes in ONNX of opset 18, as `torch.onnx.export` takes it."""
     from onnxscript import opset18
 
+    op: Any = opset18  # typed for scripts, whose arguments are tensors; here they are values of a graph
+
     def call(operator: str, *inputs: Any, **attributes: Any) -> Any:
-        return getattr(opset18, operator)(*inputs, **attributes)
+        return getattr(op, operator)(*inputs, **attributes)
 
     def constant(value: float) -> Any:
-        return opset18.Constant(value_float=float(value))
+        return op.Constant(value_float=float(value))
 
     def onnx_quantize(values: Any, dims: Sequence[int], largest_code: int, clip: float, zero_point: int, signed: bool):
-        op, kind = opset18, _INT8 if signed else _UINT8
+        kind = _INT8 if signed else _UINT8
         # Two reductions read the values twice; the magnitudes would have to be written too.
         keep = {"axes": op.Constant(value_ints=dims)} if dims else {"keepdims": 0}
         peak = op.Max(op.ReduceMax(values, **keep), op.Neg(op.ReduceMin(values, **keep)))
@@ -141,7 +143,6 @@ def translations() -> dict[Callable, Callable]:
         return op.Clip(op.Reshape(codes, op.Shape(values)), low, high), scale
 
     def onnx_matmul_integer(left, left_scale, right, right_scale, left_zero_point: int, right_zero_point: int):
-        op = opset18
         zero_points = [op.Cast(op.Constant(value_int=z), to=_UINT8) for z in (left_zero_point, right_zero_point) if z]
         product = op.Cast(op.MatMulInteger(left, right, *zero_points), to=_FLOAT)
         if not len(left_scale.shape):

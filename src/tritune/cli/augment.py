@@ -1,15 +1,12 @@
 """`tritune augment`: a training file with variants of its rows."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..errors import TrituneError
 from . import options
-
-if TYPE_CHECKING:
-    from ..tasks.data.augmented_file import AugmentedFile
 
 
 def augment(
@@ -44,43 +41,16 @@ def augment(
     options.check_task(task)
     options.check_models(mlm)
     options.quiet_libraries()
-    from ..tasks.data.augmented_file import open_output
-    from ..tasks.registry import get_task
-    from .show import show_augmented
-
-    file = open_output(get_task(task), data, output, overwrite=overwrite, resume=resume)
-    record = _write(file, mlm, glove, n, probability, candidates, batch_size, seed, resume)
-    show_augmented(str(file.path), record, as_json=json)
-
-
-def _check_numbers(n: int | None, probability: float, candidates: int, batch_size: int, seed: int) -> None:
-    for name, value in (("n", n), ("candidates", candidates), ("batch-size", batch_size)):
-        if value is not None and value < 1:
-            raise TrituneError(f"--{name} must be at least 1; got {value}")
-    if not 0 <= probability <= 1:
-        raise TrituneError(f"--probability must be from 0 to 1; got {probability}")
-    if not 0 <= seed < 2**32:
-        raise TrituneError(f"--seed must be a whole number from 0 to 2^32 - 1; got {seed}")
-
-
-def _write(
-    file: "AugmentedFile",
-    mlm: str,
-    glove: Path | None,
-    n: int | None,
-    probability: float,
-    candidates: int,
-    batch_size: int,
-    seed: int,
-    resume: bool,
-) -> dict[str, Any]:
     from ..checkpoints.load import load_masked_lm, load_tokenizer, weights_sha256
     from ..compute.devices import this_process
     from ..tasks.data.augment import PAPER_VARIANTS, VARIANTS, Augmenter, MaskedWords, whole_words
-    from ..tasks.data.augmented_file import sha256, write_augmented
+    from ..tasks.data.augmented_file import open_output, sha256, write_augmented
     from ..tasks.data.neighbours import embedding_neighbours, glove_neighbours
+    from ..tasks.registry import get_task
+    from .show import show_augmented, show_result
 
-    # The file is read first: it is soon done, and what may be wrong with it is said before a model is loaded.
+    file = open_output(get_task(task), data, output, overwrite=overwrite, resume=resume)
+    # The vectors are read first: that is soon done, and what may be wrong with them is said before a model is loaded.
     neighbours = None if glove is None else glove_neighbours(glove, candidates)
     model = load_masked_lm(mlm)
     tokenizer = load_tokenizer(mlm, model, max_length=1)
@@ -94,4 +64,16 @@ def _write(
     neighbours = neighbours or embedding_neighbours(model, tokenizer, words, candidates)
     masked = MaskedWords(model.to(this_process().device), tokenizer, words, candidates, batch_size)
     count = n or VARIANTS.get(file.task.name, PAPER_VARIANTS)
-    return write_augmented(file, Augmenter(masked, neighbours, probability), count, seed, settings, resume=resume)
+    augmenter = Augmenter(masked, neighbours, probability)
+    record = write_augmented(file, augmenter, count, seed, settings, resume=resume)
+    show_result({"output": str(file.path), **record}, show_augmented, as_json=json)
+
+
+def _check_numbers(n: int | None, probability: float, candidates: int, batch_size: int, seed: int) -> None:
+    for name, value in (("n", n), ("candidates", candidates), ("batch-size", batch_size)):
+        if value is not None and value < 1:
+            raise TrituneError(f"--{name} must be at least 1; got {value}")
+    if not 0 <= probability <= 1:
+        raise TrituneError(f"--probability must be from 0 to 1; got {probability}")
+    if not 0 <= seed < 2**32:
+        raise TrituneError(f"--seed must be a whole number from 0 to 2^32 - 1; got {seed}")

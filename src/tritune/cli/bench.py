@@ -39,7 +39,7 @@ def bench(
     from ..checkpoints.load import load_config, load_pretrained, positions
     from ..deploy.bench.measure import bench as measure
     from ..tasks.heads import TEXT_CLASSIFICATION, head_of
-    from .show import show_bench
+    from .show import show_bench, show_result
 
     if output is not None:
         from ..training.run_folder import check_free
@@ -53,7 +53,7 @@ def bench(
     results = {"model": model, **measure(loaded, peers, **shapes, repeats=repeats, threads=threads)}
     if output is not None:
         _write(results, output)
-    show_bench(results, as_json=json)
+    show_result(results, show_bench, as_json=json)
 
 
 def _numbers(name: str, text: str) -> list[int]:

@@ -13,7 +13,6 @@ from . import options
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
 
 class Float(StrEnum):
@@ -50,9 +49,9 @@ def convert(
     options.quiet_libraries()
     import torch
 
-    from .show import show_packed
+    from .show import show_packed, show_result
 
-    show_packed(_write(source, output, getattr(torch, dtype)), as_json=json)
+    show_result(_write(source, output, getattr(torch, dtype)), show_packed, as_json=json)
 
 
 def _write(source: str | Path, output: Path, dtype: "torch.dtype") -> dict[str, Any]:
@@ -60,6 +59,7 @@ def _write(source: str | Path, output: Path, dtype: "torch.dtype") -> dict[str, 
     from ..checkpoints.convert import convert
     from ..checkpoints.files import replace_folder
     from ..checkpoints.load import load, load_tokenizer
+    from ..checkpoints.size import sizes_by_part
     from ..recipes import recipe_beside
     from ..tasks.heads.sentence_files import read_sentence_files
 
@@ -75,18 +75,10 @@ def _write(source: str | Path, output: Path, dtype: "torch.dtype") -> dict[str, 
                 shutil.copyfile(path, folder / path.name)
         if sentence_files is not None:
             sentence_files.write(folder)
-        model_bytes = _folder_bytes(folder)
+        size_bytes = _folder_bytes(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        all_bytes = _folder_bytes(folder)
-    return _sizes(model, source, output, model_bytes, all_bytes - model_bytes)
-
-
-def _sizes(
-    model: "PreTrainedModel", source: str | Path, output: Path, size_bytes: int, tokenizer_bytes: int
-) -> dict[str, Any]:
-    from ..checkpoints.size import sizes_by_part
-
+        tokenizer_bytes = _folder_bytes(folder) - size_bytes
     parts = sizes_by_part(model)
     float_bytes = sum(part.float_bytes for part in parts)
     return {

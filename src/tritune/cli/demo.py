@@ -32,7 +32,7 @@ def demo(
     options.quiet_libraries()
     from ..analysis.plots import read_history, save, training_curves
     from ..training.finetune import finetune
-    from .show import show_demo
+    from .show import show_demo, show_result
 
     recipes = _recipes(seed)
     base = _write_inputs(output, seed)
@@ -53,7 +53,7 @@ def demo(
         "curves": str(output / "curves.png"),
     }
     write_json(output / DEMO, results)
-    show_demo(results, as_json=json)
+    show_result(results, show_demo, as_json=json)
 
 
 def _write_inputs(output: Path, seed: int) -> Path:

@@ -37,9 +37,9 @@ def evaluate(
     from ..inference.evaluate import evaluate_source
     from ..tasks.data.rows_record import selecting_rows
     from ..training.run_folder import metrics_beside
-    from .show import show_other_rows, show_scores
+    from .show import show_other_rows, show_result, show_scores
 
     asked = options.open_task(task, own, model, trains=False)
     scores = evaluate_source(model, asked, data, overrides or [], teacher)
     show_other_rows(scores, selecting_rows(metrics_beside(model)))
-    show_scores(scores, as_json=json)
+    show_result(scores, show_scores, as_json=json)

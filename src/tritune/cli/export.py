@@ -65,7 +65,7 @@ def export(
     from ..tasks.heads import IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, head_of
     from ..tasks.models import load_model
     from ..tasks.registry import get_task
-    from .show import show_export
+    from .show import show_export, show_result
 
     known = get_task(task) if task else None
     if known and not known.head.has_logits:
@@ -89,7 +89,7 @@ def export(
         exported = OnnxClassifier(written) if format is Format.ONNX else load_model(output, known)
         batch_size = recipe.per_device_eval_batch_size or known.batch_size
         report["verify"] = compare_on_dev(loaded, exported, known, data, batch_size)
-    show_export(report, as_json=json)
+    show_result(report, show_export, as_json=json)
 
 
 def _check_output(output: Path, model: str, format: Format) -> None:

@@ -41,9 +41,9 @@ def finetune(
     from ..compute.devices import this_process
     from ..training.finetune import finetune as run
     from ..training.job import open_job
-    from .show import show_finetuned, show_resumed
+    from .show import show_finetuned, show_result, show_resumed
 
     job = open_job(model, options.open_task(task, own), data, wanted, output, overwrite=overwrite, resume=resume)
     metrics = run(job, resume, show_resumed)
     if this_process().is_main_process:
-        show_finetuned(metrics, output, as_json=json)
+        show_result(metrics, show_finetuned, output, as_json=json)

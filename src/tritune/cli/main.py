@@ -1,27 +1,14 @@
 """`tritune`: the entry point; a wrong input is one line on stderr and exit code 2."""
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from .. import errors
 from ..compute.devices import keep_freed_memory
-from . import (
-    augment,
-    bench,
-    convert,
-    demo,
-    evaluate,
-    export,
-    finetune,
-    predict,
-    recipes,
-    report,
-    shrink,
-    sweep,
-    train,
-)
+from . import augment, bench, convert, demo, evaluate, export, finetune, predict, recipes, report, shrink, sweep, train
 from .analyze.app import app as analyze
 
 app = typer.Typer(
@@ -34,20 +21,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-app.command()(augment.augment)
-app.command()(finetune.finetune)
-app.command()(shrink.shrink)
-app.command()(train.train)
-app.command()(sweep.sweep)
-app.command()(convert.convert)
-app.command()(evaluate.evaluate)
-app.command()(predict.predict)
-app.command()(export.export)
-app.command()(bench.bench)
+command: Callable[..., None]
+for command in (augment.augment, finetune.finetune, shrink.shrink, train.train, sweep.sweep, convert.convert):
+    app.command()(command)
+for command in (evaluate.evaluate, predict.predict, export.export, bench.bench):
+    app.command()(command)
+for command in (report.report, recipes.recipes, demo.demo):
+    app.command()(command)
 app.add_typer(analyze)
-app.command()(report.report)
-app.command()(recipes.recipes)
-app.command()(demo.demo)
 
 
 def _version(wanted: bool) -> None:

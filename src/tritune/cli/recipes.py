@@ -1,5 +1,6 @@
 """`tritune recipes`: what ships."""
 
+from dataclasses import asdict, fields
 from typing import Annotated
 
 import typer
@@ -16,13 +17,13 @@ def recipes(
 
     Example: `tritune recipes ti-g > mine.yaml`, edit it, then `tritune train … --recipe mine.yaml`
     """
-    from ..recipes import FinetuneRecipe, Recipe, load_recipe, shipped_recipes
-    from .show import show_keys, show_recipe, show_recipes
+    from ..recipes import FinetuneRecipe, Recipe, load_recipe, shipped_recipes, to_yaml
+    from .show import show_keys, show_recipes, show_result
 
     if name is not None:
-        kind = FinetuneRecipe if name == "finetune" else Recipe
-        show_recipe(load_recipe(name, kind=kind), as_json=json)
+        recipe = load_recipe(name, kind=FinetuneRecipe if name == "finetune" else Recipe)
+        show_result(asdict(recipe), lambda _: print(to_yaml(recipe), end=""), as_json=json)
     elif keys:
-        show_keys(Recipe, as_json=json)
+        show_result({field.name: field.default for field in fields(Recipe)}, show_keys, as_json=json)
     else:
-        show_recipes(shipped_recipes(), as_json=json)
+        show_result(shipped_recipes(), show_recipes, as_json=json)

@@ -39,10 +39,11 @@ def shrink(
     from ..checkpoints.size import size_bytes
     from ..modeling.shrink import NOTE
     from ..modeling.shrink import shrink as shrunk
+    from .show import show_result, show_shrunk
 
     model = load_float(teacher)
     small = shrunk(model, _numbers(layers))
-    made = {
+    made: dict[str, Any] = {
         "source": {"path": teacher, "sha256": weights_sha256(model), "size_bytes": size_bytes(model)},
         **getattr(small.config, NOTE),
         "sha256": weights_sha256(small),
@@ -50,7 +51,7 @@ def shrink(
         "size_bytes": size_bytes(small),
     }
     _write(small, teacher, output, made)
-    _show(made, output, json)
+    show_result(made | {"output": str(output)}, show_shrunk, as_json=json)
 
 
 def _numbers(text: str) -> list[Any]:
@@ -79,16 +80,3 @@ def _write(model: "PreTrainedModel", source: str, output: Path, made: dict[str, 
         if processor is not None:
             shutil.copyfile(processor, folder / _IMAGE_PROCESSOR)
         write_json(folder / SHRUNK, made)
-
-
-def _show(made: dict[str, Any], output: Path, as_json: bool) -> None:
-    import json
-
-    from ..errors import readable
-
-    if as_json:
-        print(json.dumps(made | {"output": str(output)}, indent=2))
-        return
-    sizes = f"{readable(made['source']['size_bytes'])} became {readable(made['size_bytes'])}"
-    kept = ", ".join(map(str, made["layers"]))
-    typer.echo(f"layers {kept} of {made['of']}: {sizes}, {made['parameters']:,} parameters. Written to {output}")

@@ -70,7 +70,7 @@ def train(
     from ..training.card import check_login, push
     from ..training.job import open_job
     from ..training.run import plan, run
-    from .show import show_dry_run, show_plan, show_resumed, show_run
+    from .show import show_dry_run, show_plan, show_result, show_resumed, show_run
 
     job = open_job(
         teacher,
@@ -95,6 +95,6 @@ def train(
     metrics = run(job, phases, begun, str(start or ""), resume, resumed=show_resumed)
     if not this_process().is_main_process:
         return
-    show_run(metrics, output, as_json=json)
+    show_result(metrics, show_run, output, as_json=json)
     if push_to_hub:
         push(output, metrics, job.task, job.recipe, push_to_hub)

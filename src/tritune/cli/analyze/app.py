@@ -1,5 +1,7 @@
 """The group of subcommands behind `tritune analyze`."""
 
+from collections.abc import Callable
+
 import typer
 
 from . import attention, curvature, heads, landscape, layers, norms, ranges, sensitivity
@@ -12,11 +14,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-app.command()(attention.attention)
-app.command()(norms.norms)
-app.command()(ranges.ranges)
-app.command()(layers.layers)
-app.command()(heads.heads)
-app.command()(sensitivity.sensitivity)
-app.command()(curvature.curvature)
-app.command()(landscape.landscape)
+command: Callable[..., None]
+for command in (attention.attention, norms.norms, ranges.ranges, layers.layers, heads.heads):
+    app.command()(command)
+for command in (sensitivity.sensitivity, curvature.curvature, landscape.landscape):
+    app.command()(command)

@@ -6,7 +6,7 @@ import typer
 
 from ...distil.choices import check_loss
 from .. import options
-from . import common, loss_options
+from . import common
 
 if TYPE_CHECKING:
     from ...analysis.curvature import Curvature
@@ -15,13 +15,13 @@ _LANCZOS_STEPS = 60
 
 
 def curvature(
-    models: loss_options.Models,
+    models: common.Models,
     task: options.Task,
     data: options.Data = None,
-    teacher: loss_options.LossTeacher = None,
-    loss: loss_options.LossName = "ground_truth",
-    loss_average: loss_options.LossAverage = "padded",
-    parameters: loss_options.Patterns = None,
+    teacher: common.LossTeacher = None,
+    loss: common.LossName = "ground_truth",
+    loss_average: common.LossAverage = "padded",
+    parameters: common.Patterns = None,
     top: Annotated[int, typer.Option(help="Eigenvalues per batch, those of largest magnitude.", min=1)] = 10,
     batches: Annotated[int, typer.Option(help="Batches, from the beginning of the dev set.", min=1)] = 10,
     batch_size: Annotated[int, typer.Option(help="Rows of each batch.", min=1)] = 16,
@@ -46,14 +46,11 @@ def curvature(
     `… --parameters "*.query.*" --parameters "*.key.*" --loss logits --teacher teacher/`
     """
     check_loss(loss, teacher, loss_average)
-    folder = common.begin("curvature", task, [*models, teacher], output, overrides)
+    keys = [*(overrides or []), f"per_device_eval_batch_size={batch_size}"]
+    subjects, folder = common.begin("curvature", task, data, teacher, models, batches * batch_size, keys, output)
     from ...analysis.curvature import curvature as analyse
     from ...analysis.curvature_plots import plot_curvature
-    from ...analysis.subjects import open_subjects
-    from ...tasks.registry import get_task
 
-    size = f"per_device_eval_batch_size={batch_size}"
-    subjects = open_subjects(get_task(task), data, teacher, models, batches * batch_size, [*(overrides or []), size])
     if double:
         for model in subjects.models.values():
             model.double()
@@ -61,7 +58,7 @@ def curvature(
         subjects.students,
         list(subjects.batches("read", labels=True)),
         loss=loss,
-        teacher=subjects.models["teacher"] if teacher else None,
+        teacher=subjects.models.get("teacher"),
         average=loss_average,
         parameters=parameters or [],
         top=top,

@@ -35,13 +35,10 @@ def heads(
     Example: `tritune analyze heads --teacher teacher/ --student run/ --task sst2 --data glue/SST-2 --heads 0.3,5.1`
     """
     pairs = 4 if chosen is None else _pairs(chosen)
-    folder = common.begin("heads", task, [*students, teacher], output, overrides)
+    subjects, folder = common.begin("heads", task, data, teacher, students, None, overrides, output)
     from ...analysis import heads as analysis
     from ...analysis.heads import plot_heads, summarize_heads
-    from ...analysis.subjects import open_subjects
-    from ...tasks.registry import get_task
 
-    subjects = open_subjects(get_task(task), data, teacher, students, None, overrides or [])
     batch, tokens = subjects.sentence(row, text)
     result = analysis(subjects.models, batch, tokens, pairs)
     common.finish("heads", result, {"heads": plot_heads(result)}, folder, summarize_heads)

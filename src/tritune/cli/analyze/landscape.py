@@ -7,20 +7,20 @@ import typer
 from ...distil.choices import check_loss
 from ...errors import TrituneError
 from .. import options
-from . import common, loss_options
+from . import common
 
 if TYPE_CHECKING:
     from ...analysis.landscape import Landscape
 
 
 def landscape(
-    models: loss_options.Models,
+    models: common.Models,
     task: options.Task,
     data: options.Data = None,
-    teacher: loss_options.LossTeacher = None,
-    loss: loss_options.LossName = "ground_truth",
-    loss_average: loss_options.LossAverage = "padded",
-    parameters: loss_options.Patterns = None,
+    teacher: common.LossTeacher = None,
+    loss: common.LossName = "ground_truth",
+    loss_average: common.LossAverage = "padded",
+    parameters: common.Patterns = None,
     rows: common.Rows = 64,
     points: Annotated[int, typer.Option(help="Of the grid along each axis; an odd number.", min=3)] = 21,
     extent: Annotated[
@@ -47,19 +47,19 @@ def landscape(
     check_loss(loss, teacher, loss_average)
     if sources and len(models) > 1:
         raise TrituneError("--checkpoint: the plane goes through one --model; the others are checkpoints too")
-    folder = common.begin("landscape", task, [*models, *sources, teacher], output, overrides)
+    subjects, folder = common.begin(
+        "landscape", task, data, teacher, models, rows, overrides, output, checkpoints=sources
+    )
     from ...analysis.landscape import landscape as analyse
     from ...analysis.landscape_plots import plot_contours, plot_surfaces
-    from ...analysis.subjects import open_subjects, short_names
+    from ...analysis.subjects import short_names
     from ...tasks.models import load_model
-    from ...tasks.registry import get_task
 
-    subjects = open_subjects(get_task(task), data, teacher, models, rows, overrides or [])
     result = analyse(
         subjects.students,
         list(subjects.batches("read", labels=True)),
         loss=loss,
-        teacher=subjects.models["teacher"] if teacher else None,
+        teacher=subjects.models.get("teacher"),
         average=loss_average,
         parameters=parameters or [],
         points=points,

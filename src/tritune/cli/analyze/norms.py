@@ -30,13 +30,10 @@ def norms(
     """
     if group is not None and group not in ("cls", "sep", "punctuation", "other", "all", token):
         raise TrituneError(f"--group {group}: known are cls, sep, punctuation, other, all, and what --token names")
-    folder = common.begin("norms", task, [*students, teacher], output, overrides)
+    subjects, folder = common.begin("norms", task, data, teacher, students, rows, overrides, output)
     from ...analysis import norms as analysis
     from ...analysis.norms import plot_norm_curves, plot_norm_maps, summarize_norms, token_groups
-    from ...analysis.subjects import open_subjects
-    from ...tasks.registry import get_task
 
-    subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [])
     if "input_ids" not in subjects.data.dev.column_names:
         raise TrituneError(f"{subjects.task.title}: norms are shown by groups of tokens, which images do not have")
     groups = token_groups(subjects.tokenizer, subjects.teacher.config.vocab_size, token)

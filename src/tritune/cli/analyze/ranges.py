@@ -35,13 +35,10 @@ def ranges(
 
     Example: `tritune analyze ranges --teacher teacher/ --student run/ --task sst2 --data glue/SST-2 --row 3`
     """
-    folder = common.begin("ranges", task, [*students, teacher], output, overrides)
+    subjects, folder = common.begin("ranges", task, data, teacher, students, rows, overrides, output)
     from ...analysis import ranges as analysis
     from ...analysis.ranges import plot_ranges, summarize_ranges
-    from ...analysis.subjects import open_subjects
-    from ...tasks.registry import get_task
 
-    subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [])
     if rows is None:
         batch, tokens = subjects.sentence(row, text)
         result = analysis(subjects.models, [batch], tensor.value, tokens)

@@ -29,25 +29,22 @@ def sensitivity(
     from ...recipes import load_recipe, recipe_beside
 
     load_recipe(recipe)
-    folder = common.begin("sensitivity", task, [model], output, overrides)
+    subjects, folder = common.begin("sensitivity", task, data, None, [model], rows, overrides, output)
     import numpy as np
 
     from ...analysis import sensitivity as analysis
     from ...analysis.sensitivity import plot_sensitivity, summarize_sensitivity
-    from ...analysis.subjects import open_subjects
     from ...checkpoints.load import is_quantized
     from ...checkpoints.prepare import prepare
     from ...inference.evaluate import predict
     from ...modeling.quantization import Quantization
     from ...tasks.heads.text_classification import TextClassification
-    from ...tasks.registry import get_task
 
-    table_task = get_task(task)
+    table_task = subjects.task
     if not isinstance(table_task.head, TextClassification):
         raise TrituneError(
             f"sensitivity scores rows one by one, which {table_task.title} cannot; take another analysis"
         )
-    subjects = open_subjects(table_task, data, None, [model], rows, overrides or [])
     (student,) = subjects.models.values()
     trained = is_quantized(student)
     values = load_recipe((recipe_beside(model) if trained else None) or recipe)

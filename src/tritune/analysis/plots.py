@@ -30,7 +30,7 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
 def training_curves(
     histories: Mapping[str, list[dict[str, Any]]], metric: str, references: Mapping[str, float] | None = None
 ) -> Figure:
-    """Dev score and training loss against the step, one colour a run, the steps with intervention shaded by site.
+    """Dev score and training loss against the step, the steps with intervention shaded by site.
 
     Args:
         histories: run name to its history, as `read_history` returns it.
@@ -39,17 +39,18 @@ def training_curves(
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     scores, losses = figure.subplots(1, 2)
-    for history in histories.values():
-        _shade_sites(scores, history)
-    for index, (name, history) in enumerate(histories.items()):
-        _line(scores, history, f"eval_{metric}", name, f"C{index}", marker="o")
-        _line(losses, history, "loss", name, f"C{index}")
-    for (name, score), style in zip((references or {}).items(), ("--", ":", "-."), strict=False):
-        scores.axhline(score, color="grey", linestyle=style, label=name)
-    scores.set(xlabel="step", ylabel=metric.replace("_", " "), title="Student alone, on dev")
-    losses.set(xlabel="step", ylabel="sum of losses", title="Training", yscale="log")
-    scores.legend(fontsize="small")
-    losses.legend(fontsize="small")
+    logged = {
+        name: _stretches((row["step"], row.get("site")) for row in history if "loss" in row)
+        for name, history in histories.items()
+    }
+    _draw(scores, f"eval_{metric}", histories, logged, references or {})
+    _draw(losses, "loss", histories, {}, {})
+    scores.set_title("Student alone, on dev")
+    losses.set_title("Training: sum of losses")
+    for axes in (scores, losses):
+        handles, labels = axes.get_legend_handles_labels()
+        once = dict(zip(labels, handles, strict=True))
+        axes.legend(once.values(), once.keys(), fontsize="small")
     return figure
 
 
@@ -71,11 +72,7 @@ def schedule_spans(schedule: str, steps: int, seed: int) -> list[Span]:
         steps: length of step one.
         seed: of the run.
     """
-    sites = enumerate((SCHEDULES[schedule](step, steps, seed).value for step in range(steps)), start=1)
-    spans: list[Span] = []
-    for site, group in groupby(sites, key=lambda pair: pair[1]):
-        spans.append((spans[-1][1] if spans else 0, list(group)[-1][0], site))
-    return spans
+    return _stretches((step + 1, SCHEDULES[schedule](step, steps, seed).value) for step in range(steps))
 
 
 def loss_curves(
@@ -94,7 +91,7 @@ def loss_curves(
     """
     keys = _keys(histories, lambda key: key == "loss" or (key.endswith("_loss") and not key.startswith("eval_")))
     keys.sort(key=lambda key: key != "loss")
-    return {key: _panel(key, histories, spans or {}) for key in keys}
+    return {key: _panel(key, histories, spans or {}, {}) for key in keys}
 
 
 def score_curves(
@@ -115,10 +112,10 @@ def score_curves(
     """
     other = ("_loss", "_runtime", "_per_second")
     keys = _keys(histories, lambda key: key.startswith("eval_") and not key.endswith(other))
-    metrics = {key.removeprefix("eval_"): key for key in keys}
+    metrics = [key.removeprefix("eval_") for key in keys]
     return {
-        metric: _panel(key, histories, spans or {}, (references or {}).get(metric, {}))
-        for metric, key in metrics.items()
+        metric: _panel(f"eval_{metric}", histories, spans or {}, (references or {}).get(metric, {}))
+        for metric in metrics
     }
 
 
@@ -151,19 +148,15 @@ def save(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _line(axes: Any, history: Iterable[dict[str, Any]], key: str, name: str, colour: str, **style: Any) -> None:
-    points = [(row["step"], row[key]) for row in history if key in row]
-    axes.plot([step for step, _ in points], [value for _, value in points], label=name, color=colour, **style)
-
-
-def _shade_sites(axes: Any, history: Iterable[dict[str, Any]]) -> None:
-    rows = [(row["step"], row.get("site")) for row in history if "loss" in row]
-    previous = 0
-    for site, group in groupby(rows, key=lambda row: row[1]):
-        last = list(group)[-1][0]
+def _stretches(sites: Iterable[tuple[int, str | None]]) -> list[Span]:
+    """Pairs of a step and its site as the stretches with one site; steps without a site are left out."""
+    spans, before = [], 0
+    for site, group in groupby(sites, key=lambda pair: pair[1]):
+        *_, (last, _) = group
         if site is not None:
-            axes.axvspan(previous, last, color=SITE_COLOURS[site], zorder=0, label=f"teacher's {site} inside")
-        previous = last
+            spans.append((before, last, site))
+        before = last
+    return spans
 
 
 def _keys(histories: Mapping[str, list[dict[str, Any]]], wanted: Callable[[str], bool]) -> list[str]:
@@ -172,22 +165,27 @@ def _keys(histories: Mapping[str, list[dict[str, Any]]], wanted: Callable[[str],
     return list(dict.fromkeys(key for row in rows for key in row if wanted(key)))
 
 
-def _panel(
+def _panel(key: str, *content: Any) -> Figure:
+    figure = Figure(figsize=_PANEL_INCHES, layout="constrained")
+    _draw(figure.subplots(), key, *content)
+    return figure
+
+
+def _draw(
+    axes: Any,
     key: str,
     histories: Mapping[str, list[dict[str, Any]]],
     spans: Mapping[str, Sequence[Span]],
-    references: Mapping[str, float] | None = None,
-) -> Figure:
-    """One quantity of all runs; a loss on a logarithmic axis, a score with a dot at every evaluation."""
-    figure = Figure(figsize=_PANEL_INCHES, layout="constrained")
-    axes = figure.subplots()
+    references: Mapping[str, float],
+) -> None:
+    """One quantity of all runs; a score with a dot at every evaluation."""
     is_score = key.startswith("eval_")
     for index, (name, history) in enumerate(histories.items()):
-        style = run_style(index)
-        colour, line = style["color"], style["linestyle"]
-        _line(axes, history, key, name, colour, linestyle=line, marker="o" if is_score else ".", markersize=4)
-    for score, line in zip((references or {}).values(), REFERENCE_LINES, strict=False):
-        axes.axhline(score, color="grey", linestyle=line, linewidth=1.2)
+        points = {row["step"]: row[key] for row in history if key in row}
+        marker = "o" if is_score else "."
+        axes.plot([*points], [*points.values()], **run_style(index), label=name, marker=marker, markersize=4)
+    for (name, score), line in zip(references.items(), REFERENCE_LINES, strict=False):
+        axes.axhline(score, color="grey", linestyle=line, linewidth=1.2, label=name)
     label = key.removeprefix("eval_").replace("_", " ")
     if is_score:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
@@ -199,7 +197,6 @@ def _panel(
     axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
     _shade_spans(axes, {index: spans[name] for index, name in enumerate(histories) if spans.get(name)})
-    return figure
 
 
 def _scale_loss(axes: Any, values: Sequence[float]) -> None:
@@ -225,9 +222,16 @@ def _shade_spans(axes: Any, spans: Mapping[int, Sequence[Span]]) -> None:
     for row, (index, stretches) in enumerate(list(spans.items())[: 1 if alike else None]):
         for site in dict.fromkeys(site for _, _, site in stretches):
             bars = [(before, last - before) for before, last, its_site in stretches if its_site == site]
-            place = {"transform": axes.get_xaxis_transform(), "color": SITE_COLOURS[site], "linewidth": 0, "zorder": 0}
-            # Thousands of bars, as a stochastic schedule may have, are smaller as pixels.
-            axes.broken_barh(bars, (row * height, height), rasterized=len(bars) > 100, **place)
+            axes.broken_barh(
+                bars,
+                (row * height, height),
+                transform=axes.get_xaxis_transform(),
+                color=SITE_COLOURS[site],
+                linewidth=0,
+                zorder=0,
+                label=f"teacher's {site} inside",
+                rasterized=len(bars) > 100,  # thousands of bars, as a stochastic schedule may have, are smaller so
+            )
         if not alike:
             ends, line = (stretches[0][0], stretches[-1][1]), [row * height] * 2
             axes.plot(ends, line, transform=axes.get_xaxis_transform(), **run_style(index), linewidth=1.5)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..errors import TrituneError
 from .maps import map_kl
+from .plots import beside_differences
 from .subjects import Batch
 from .traces import check_same_maps, sequences, traced
 
@@ -74,25 +75,21 @@ def _farthest(maps: torch.Tensor, count: int) -> list[tuple[int, int]]:
 
 def plot_heads(result: Heads) -> Figure:
     """A row a head: every model's map, and the first student's difference from the teacher's."""
-    first, *others = result.models
-    titles = [*result.models, *(f"{name} - {first}" for name in others)]
+    columns = 2 * len(result.models) - 1
     side = min(max(2.2, 0.19 * len(result.tokens)), 5.0)
     small = min(7.0, 54 * side / len(result.tokens))  # points; three quarters of a token's own room
-    figure = Figure(figsize=(side * len(titles) + 1.5, side * len(result.heads) + 1), layout="constrained")
-    grid = figure.subplots(len(result.heads), len(titles), squeeze=False)
+    figure = Figure(figsize=(side * columns + 1.5, side * len(result.heads) + 1), layout="constrained")
+    grid = figure.subplots(len(result.heads), columns, squeeze=False)
     for index, (row, (layer, head)) in enumerate(zip(grid, result.heads, strict=True)):
-        maps = result.maps[:, index]
-        panels = [(panel, {"cmap": "magma", "vmin": 0, "vmax": maps.max()}) for panel in maps]
-        spread = max(np.abs(maps - maps[0]).max(), 1e-12)
-        panels += [(panel, {"cmap": "RdBu_r", "vmin": -spread, "vmax": spread}) for panel in maps[1:] - maps[0]]
-        for column, (axes, (panel, colours)) in enumerate(zip(row, panels, strict=True)):
+        panels = beside_differences(result.models, result.maps[:, index], "magma")
+        for column, (axes, (title, panel, colours)) in enumerate(zip(row, panels, strict=True)):
             image = axes.imshow(panel, **colours)
             ticks = range(len(result.tokens))
             axes.set_xticks(ticks, result.tokens, rotation=90, fontsize=small)
             axes.set_yticks(ticks, result.tokens if column == 0 else [""] * len(result.tokens), fontsize=small)
             if index == 0:
-                axes.set_title(titles[column], fontsize="small")
-            if column in (len(result.models) - 1, len(titles) - 1):
+                axes.set_title(title, fontsize="small")
+            if column in (len(result.models) - 1, columns - 1):
                 figure.colorbar(image, ax=axes, shrink=0.7)
         row[0].set_ylabel(f"layer {layer}, head {head}\nquery")
     for axes in grid[-1]:

@@ -8,6 +8,7 @@ students the latent weights move, and the loss is that of the quantized model at
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from ..distil.choices import TASK_LOSS, check_loss
 from ..errors import TrituneError
 from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
-from .objective import objective
+from .objective import Objective, objective
 from .parameters import Parameters, restored, select_parameters
-from .subjects import Batch
+from .subjects import Batch, row_count
 
 # How far a plane reaches beyond the checkpoints that it goes through, as a share of their spread.
 _MARGIN = 0.25
@@ -116,13 +117,13 @@ def landscape(
         raise TrituneError(f"the plane goes through one model and its checkpoints, and there are {len(models)} models")
     for model in models.values():
         select_parameters(model, parameters)
-    rows = sum(_rows(batch) for batch in batches)
+    counts = [row_count(batch) for batch in batches]
     x = y = np.linspace(-extent, extent, points)
     targets = [objective(loss, batch, teacher, average) for batch in batches]
     grids, centre, marks = {}, {}, []
     for name, model in models.items():
         moved = select_parameters(instrument(model), parameters)
-        evaluate = _evaluation(model, targets, [_rows(batch) / rows for batch in batches])
+        evaluate = partial(_mean_loss, model, targets, counts)
         with evaluation_mode(model), weights_held(), torch.no_grad():
             centre[name] = evaluate()
             if not np.isfinite(centre[name]):
@@ -137,7 +138,7 @@ def landscape(
                 directions = (random_direction(moved, (seed, 0)), random_direction(moved, (seed, 1)))
             grids[name] = loss_grid(moved, directions, x, y, evaluate, name)
     kind = "checkpoints" if checkpoints else "random"
-    return Landscape(loss, average, list(parameters), rows, kind, seed, x, y, grids, centre, marks)
+    return Landscape(loss, average, list(parameters), sum(counts), kind, seed, x, y, grids, centre, marks)
 
 
 def random_direction(parameters: Parameters, seed: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -249,9 +250,9 @@ def checkpoint_losses(
     return losses
 
 
-def _evaluation(model: PreTrainedModel, targets: list[Callable], shares: list[float]) -> Callable[[], float]:
-    """The model's mean loss over all rows."""
-    return lambda: sum(share * target(model).item() for target, share in zip(targets, shares, strict=True))
+def _mean_loss(model: PreTrainedModel, targets: list[Objective], counts: list[int]) -> float:
+    """Over all rows of the batches, each of which has a target."""
+    return sum(count / sum(counts) * target(model).item() for target, count in zip(targets, counts, strict=True))
 
 
 def _check_grid(models: Mapping[str, PreTrainedModel], batches: Sequence[Batch], points: int, extent: float) -> None:
@@ -287,10 +288,6 @@ def _axis(marks: list[float], points: int) -> np.ndarray:
     # A line of the even grid that all but coincides with an added one would only cost time.
     kept = [value for value in even if min(abs(value - mark) for mark in marks[:3]) > 1e-3 * spacing]
     return np.unique([*kept, *marks[:3]])
-
-
-def _rows(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
 
 
 def _flat(state: Parameters) -> torch.Tensor:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.attention import observe_attention, seen_value
 from ..modeling.instrument import instrument_of
+from .plots import beside_differences
 from .subjects import Batch
 from .traces import real_tokens, traced
 
@@ -190,29 +191,15 @@ def _mean(total_and_count: list[torch.Tensor]) -> np.ndarray:
 
 
 def plot_norm_maps(result: Norms, group: str) -> Figure:
-    """Heat maps, layers by heads, of the attention to one group of tokens: models, then differences from the first.
-
-    Args:
-        result: of `norms`.
-        group: one of its groups.
-    """
-    index = result.groups.index(group)
-    first, *others = result.models
-    titles = [first, *others, *(f"{name} - {first}" for name in others)]
-    figure = Figure(figsize=(2.6 * len(titles) + 1, 7.5), layout="constrained")
-    grid = figure.subplots(3, len(titles), squeeze=False, sharex=True, sharey=True)
+    """Heat maps, layers by heads, of the attention to one of the groups: models, then differences from the first."""
+    columns = 2 * len(result.models) - 1
+    figure = Figure(figsize=(2.6 * columns + 1, 7.5), layout="constrained")
+    grid = figure.subplots(3, columns, squeeze=False, sharex=True, sharey=True)
     for row, quantity in zip(grid, ("alpha", "transformed_norm", "weighted_norm"), strict=True):
-        values = getattr(result, quantity)[..., index]
-        differences = values[1:] - values[0]
-        largest, spread = np.nanmax(values, initial=0), np.nanmax(np.abs(differences), initial=1e-12)
-        for axes, title, panel in zip(row, titles, [*values, *differences], strict=True):
-            plain = len(panel) and title in result.models
-            limits = (
-                {"cmap": "viridis", "vmin": 0, "vmax": largest}
-                if plain
-                else {"cmap": "RdBu_r", "vmin": -spread, "vmax": spread}
-            )
-            image = axes.imshow(panel, aspect="auto", **limits)
+        values = getattr(result, quantity)[..., result.groups.index(group)]
+        panels = beside_differences(result.models, values, "viridis")
+        for axes, (title, panel, colours) in zip(row, panels, strict=True):
+            image = axes.imshow(panel, aspect="auto", **colours)
             figure.colorbar(image, ax=axes, shrink=0.8)
             axes.set(xticks=range(panel.shape[1]), yticks=range(panel.shape[0]))
             if axes.get_subplotspec().is_first_row():

@@ -12,10 +12,10 @@ from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
 from .subjects import Batch
 
+Objective = Callable[[PreTrainedModel], torch.Tensor]
 
-def objective(
-    name: str, batch: Batch, teacher: PreTrainedModel | None = None, average: str = "padded"
-) -> Callable[[PreTrainedModel], torch.Tensor]:
+
+def objective(name: str, batch: Batch, teacher: PreTrainedModel | None = None, average: str = "padded") -> Objective:
     """The loss `name` on one batch, and nothing beside it: no weight decay, no other loss.
 
     The teacher answers once, without a gradient; the function returned may be called many times. Models stay in the

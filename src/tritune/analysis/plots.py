@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -117,6 +118,30 @@ def score_curves(
         metric: _panel(f"eval_{metric}", histories, spans or {}, (references or {}).get(metric, {}))
         for metric in metrics
     }
+
+
+def beside_differences(
+    models: Sequence[str], values: np.ndarray, colours: str
+) -> list[tuple[str, np.ndarray, dict[str, Any]]]:
+    """Heat maps of models, then of how far each but the first is from the first; those of one kind share their limits.
+
+    Args:
+        models: names.
+        values: (models, ..., ...), not negative; NaN is left blank.
+        colours: the colour map of the models' own values.
+
+    Returns:
+        Of every heat map its title, its values and how `imshow` colours them.
+    """
+    first, *others = models
+    differences = values[1:] - values[0]
+    spread = np.nanmax(np.abs(differences), initial=1e-12)
+    own = {"cmap": colours, "vmin": 0, "vmax": np.nanmax(values, initial=0)}
+    signed = {"cmap": "RdBu_r", "vmin": -spread, "vmax": spread}
+    return [
+        *((name, panel, own) for name, panel in zip(models, values, strict=True)),
+        *((f"{name} - {first}", panel, signed) for name, panel in zip(others, differences, strict=True)),
+    ]
 
 
 def runtime_bars(timings: Iterable[Mapping[str, Any]]) -> Figure:

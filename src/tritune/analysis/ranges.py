@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from ..errors import TrituneError
-from .subjects import Batch
+from .subjects import Batch, row_count
 from .traces import real_tokens, traced
 
 FIELDS = {
@@ -64,7 +64,7 @@ def ranges(
         for name, model in models.items():
             found = _extremes(model, batch, FIELDS[tensor])
             extremes[name] = found if name not in extremes else _merged(extremes[name], found)
-        rows += len(next(iter(batch.values())))
+        rows += row_count(batch)
     depths = {name: len(low) for name, (low, _) in extremes.items()}
     if len(set(depths.values())) > 1:
         raise TrituneError(f"the models have different numbers of layers: {depths}")

@@ -27,6 +27,11 @@ UNTRAINED = "quantized, untrained"
 Batch = dict[str, torch.Tensor]
 
 
+def row_count(batch: Batch) -> int:
+    """How many rows a batch has."""
+    return len(next(iter(batch.values())))
+
+
 @dataclass(frozen=True)
 class Subjects:
     """Models to compare, instrumented and in evaluation mode, and the rows to compare them on.
@@ -66,10 +71,9 @@ class Subjects:
             description: of the bar.
             labels: whether `labels`, (batch,), are in it.
         """
-        device = next(iter(self.models.values())).device
         loader = DataLoader(self.rows, self.batch_size, collate_fn=self.data.collate)
         for batch in tqdm(loader, desc=description or "analyse", leave=False, delay=3):
-            yield {name: tensor.to(device) for name, tensor in batch.items() if labels or name != "labels"}
+            yield self._moved({name: tensor for name, tensor in batch.items() if labels or name != "labels"})
 
     def sentence(self, row: int, text: str | None = None) -> tuple[Batch, list[str]]:
         """A batch of one sentence (or pair), and its tokens.
@@ -96,10 +100,12 @@ class Subjects:
             encoded = {name: value for name, value in self.data.dev[row].items() if name != "labels"}
         else:
             raise TrituneError(f"--row {row}: the dev set has rows 0 to {len(self.data.dev) - 1}")
-        device = next(iter(self.models.values())).device
-        batch = self.data.collate([dict(encoded)])
         tokens = self.tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-        return {name: tensor.to(device) for name, tensor in batch.items()}, list(tokens)
+        return self._moved(self.data.collate([dict(encoded)])), list(tokens)
+
+    def _moved(self, batch: Batch) -> Batch:
+        device = next(iter(self.models.values())).device
+        return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def open_subjects(

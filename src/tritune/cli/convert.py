@@ -2,9 +2,8 @@
 
 import shutil
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,20 +14,13 @@ if TYPE_CHECKING:
     import torch
 
 
-class Float(StrEnum):
-    """The precisions of what stays float."""
-
-    float32 = "float32"
-    float16 = "float16"
-
-
 def convert(
     run: Annotated[str, typer.Argument(help="A run of `tritune train`, or any QAT model.", metavar="RUN")],
     output: options.Output,
     best: Annotated[bool, typer.Option("--best", help="Take the run's best student instead of its last.")] = False,
     dtype: Annotated[
-        Float, typer.Option(help="Precision of what stays float: norms, biases, positions.")
-    ] = Float.float32,
+        Literal["float32", "float16"], typer.Option(help="Precision of what stays float: norms, biases, positions.")
+    ] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what `convert` wrote there before.")] = False,
     json: options.Json = False,
 ) -> None:

@@ -1,8 +1,7 @@
 """`tritune export`: a model for other runtimes."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -10,20 +9,15 @@ from ..errors import TrituneError
 from ..tasks.names import is_task_file
 from . import options
 
-
-class Format(StrEnum):
-    """What is written."""
-
-    ONNX = "onnx"
-    DENSE = "dense"
+Format = Literal["onnx", "dense"]
 
 
 def export(
     model: Annotated[str, typer.Argument(help="A run, a teacher or any fine-tuned model.", metavar="MODEL")],
     output: Annotated[Path, typer.Option(help="Folder to write, new or empty; or a new .onnx file.", metavar="PATH")],
-    format: Annotated[Format, typer.Option(help="onnx: 2-bit weights, integer products. dense: float weights.")] = (
-        Format.ONNX
-    ),
+    format: Annotated[
+        Format, typer.Option(help="onnx: 2-bit weights, integer products. dense: float weights.")
+    ] = "onnx",
     opset: Annotated[int, typer.Option(help="Of ONNX, 18 to 25; below 25 codes of 2 bits are stored as bytes.")] = 25,
     verify: Annotated[
         Path | None, typer.Option(help="Folder of a task's files: run its dev set through both.", metavar="DIR")
@@ -81,19 +75,19 @@ def export(
         splits = load_task_data(known, verify, known.dev_splits)
         data = head.encode(splits, known, processor, recipe.max_length, recipe.padding)
     written = _write(loaded, processor, output, format, opset)
-    report: dict[str, Any] = {"output": str(output), "format": format.value, "size_bytes": written.stat().st_size}
+    report: dict[str, Any] = {"output": str(output), "format": format, "size_bytes": written.stat().st_size}
     if known:
         from ..deploy.export.runtime import OnnxClassifier
         from ..deploy.export.verify import compare_on_dev
 
-        exported = OnnxClassifier(written) if format is Format.ONNX else load_model(output, known)
+        exported = OnnxClassifier(written) if format == "onnx" else load_model(output, known)
         batch_size = recipe.per_device_eval_batch_size or known.batch_size
         report["verify"] = compare_on_dev(loaded, exported, known, data, batch_size)
     show_result(report, show_export, as_json=json)
 
 
 def _check_output(output: Path, model: str, format: Format) -> None:
-    if output.suffix == ".onnx" and format is Format.ONNX:
+    if output.suffix == ".onnx" and format == "onnx":
         if output.exists():
             raise TrituneError(f"{output}: is there already; remove it or choose another name")
         if not output.absolute().parent.is_dir():
@@ -110,14 +104,14 @@ def _write(model: Any, processor: Any, output: Path, format: Format, opset: int)
     from ..deploy.export.dense import export_dense, plain_config
     from ..deploy.export.onnx import export_onnx
 
-    if format is Format.ONNX and output.suffix == ".onnx":
+    if format == "onnx" and output.suffix == ".onnx":
         export_onnx(model, output, opset, processor.model_input_names)
         return output
     with replace_folder(output) as partial:
-        if format is Format.ONNX:
+        if format == "onnx":
             export_onnx(model, partial / "model.onnx", opset, processor.model_input_names)
             plain_config(model).save_pretrained(partial)
         else:
             export_dense(model, partial)
         processor.save_pretrained(partial)
-    return output / ("model.onnx" if format is Format.ONNX else "model.safetensors")
+    return output / ("model.onnx" if format == "onnx" else "model.safetensors")

@@ -1,19 +1,11 @@
 """`tritune train`: a ternary student from a teacher."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from . import options
-
-
-class Step(StrEnum):
-    """One of the two steps of Teacher Intervention."""
-
-    one = "one"
-    two = "two"
 
 
 def train(
@@ -28,7 +20,7 @@ def train(
     problem: options.Problem = None,
     recipe: Annotated[str, typer.Option(help="A name that `tritune recipes` lists, or a YAML file.")] = "ti-g",
     overrides: options.Overrides = None,
-    phase: Annotated[Step | None, typer.Option(help="Run one step of the two alone.")] = None,
+    phase: Annotated[Literal["one", "two"] | None, typer.Option(help="Run one step of the two alone.")] = None,
     start: Annotated[
         Path | None, typer.Option("--from", help="Go on from this QAT student instead of the quantized teacher.")
     ] = None,
@@ -83,7 +75,7 @@ def train(
         other_inputs=(start,) if start else (),
         student_source=student,
     )
-    phases = plan(job, phase and phase.value)
+    phases = plan(job, phase)
     quantization = job.recipe.section(Quantization)
     begun = load_student(start, job.task, job.float_student, quantization) if start else None
     if dry_run:

@@ -1,7 +1,6 @@
 """`tritune analyze ranges`: what an 8-bit code must cover."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,20 +8,14 @@ from .. import options
 from . import common
 
 
-class Tensor(StrEnum):
-    """What is looked at."""
-
-    block_output = "block_output"
-    context = "context"
-    projection = "projection"
-
-
 def ranges(
     teacher: common.Teacher,
     students: common.Students,
     task: options.Task,
     data: options.Data = None,
-    tensor: Annotated[Tensor, typer.Option(help="What to look at, in every layer.")] = Tensor.block_output,
+    tensor: Annotated[
+        Literal["block_output", "context", "projection"], typer.Option(help="What to look at, in every layer.")
+    ] = "block_output",
     row: common.Row = 0,
     text: common.Text = None,
     rows: Annotated[
@@ -41,7 +34,7 @@ def ranges(
 
     if rows is None:
         batch, tokens = subjects.sentence(row, text)
-        result = analysis(subjects.models, [batch], tensor.value, tokens)
+        result = analysis(subjects.models, [batch], tensor, tokens)
     else:
-        result = analysis(subjects.models, subjects.batches("ranges"), tensor.value)
+        result = analysis(subjects.models, subjects.batches("ranges"), tensor)
     common.finish("ranges", result, {"ranges": plot_ranges(result)}, folder, summarize_ranges)

@@ -149,25 +149,6 @@ def with_integer_arithmetic(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def count_integer_products(model: PreTrainedModel) -> int:
-    """Products of two quantized operands in a forward pass of a QAT model; a layer called twice counts twice."""
-    instrument, modules = instrument_of(model), dict(model.named_modules())
-    anatomy = instrument.anatomy
-    names = [*anatomy.embeddings, *anatomy.patch_embedding, *anatomy.pooler, *anatomy.classifier]
-    for site in anatomy.sites:
-        names += [site.query, site.key, site.value, site.projection, *site.ffn_in, *site.ffn_out]
-    linears = sum(
-        getattr(modules[name], "input_quantizer", None) is not None and codes_of(modules[name]) is not None
-        for name in names
-    )
-    pairs = [pair for state in instrument.states for pair in _operands(state) * len(state.layers)]
-    return linears + sum(None not in pair for pair in pairs)
-
-
-def _operands(state: Any) -> list[tuple]:
-    return [(state.query, state.key), (state.attention_probs, state.value)]
-
-
 def _stand_in(module: nn.Module) -> nn.Module | None:
     weight = codes_of(module)
     if weight is None:

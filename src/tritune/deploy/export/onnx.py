@@ -82,7 +82,7 @@ def to_onnx(
         inputs = {name: value for name, value in inputs.items() if name in input_names}
     is_quantized = is_instrumented(model)
     model = with_integer_arithmetic(model) if is_quantized else model
-    with evaluation_mode(model), torch.no_grad(), _quiet():
+    with evaluation_mode(model), torch.no_grad(), quiet():
         try:
             program = torch.onnx.export(
                 _Logits(model, list(inputs)).eval(),
@@ -186,14 +186,13 @@ def _check_installed() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """What torch.onnx says while it works is about its own sources."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Within the context libraries neither warn of their own sources nor give advice on the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from .maps import MEASURES, Measure, cover_length_ratio
 from .subjects import Batch
-from .traces import check_same_maps, sequences, traced
+from .traces import check_same_shapes, sequences, traced
 
 TITLES = {
     "kl": "KL(teacher || student)",
@@ -61,7 +61,7 @@ def attention(
     for batch in batches:
         expected = traced(teacher, batch, "attention_probs")
         maps = {name: traced(student, batch, "attention_probs") for name, student in students.items()}
-        check_same_maps({"teacher": expected, **maps})
+        check_same_shapes({"teacher": expected, **maps})
         count += len(expected[0])
         for measure, compute in measures.items():
             values = np.stack([_layers(own, expected, batch, compute) for own in maps.values()])

@@ -12,7 +12,7 @@ from ..errors import TrituneError
 from .maps import map_kl
 from .plots import beside_differences
 from .subjects import Batch
-from .traces import check_same_maps, sequences, traced
+from .traces import check_same_shapes, sequences, traced
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def heads(
         TrituneError: a layer or a head that there is not, or models of different shapes.
     """
     traces = {name: traced(model, batch, "attention_probs") for name, model in models.items()}
-    check_same_maps(traces)
+    check_same_shapes(traces)
     maps = torch.stack([torch.stack(next(sequences(batch, *layers))) for layers in traces.values()])
     if isinstance(chosen, int):
         chosen = _farthest(maps, chosen)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -76,48 +76,34 @@ def schedule_spans(schedule: str, steps: int, seed: int) -> list[Span]:
     return _stretches((step + 1, SCHEDULES[schedule](step, steps, seed).value) for step in range(steps))
 
 
-def loss_curves(
-    histories: Mapping[str, list[dict[str, Any]]], spans: Mapping[str, Sequence[Span]] | None = None
-) -> dict[str, Figure]:
-    """Every training loss against the step, a panel a loss, runs overlaid, steps with intervention shaded by site.
-
-    Panels have no legend: `run_style` and `SITE_COLOURS` say what is drawn how.
-
-    Args:
-        histories: run name to its history, as `read_history` returns it.
-        spans: run name to the stretches with intervention, as `schedule_spans` returns them.
-
-    Returns:
-        Key of the history (`loss` first, then `logits_loss`, …) to its panel.
-    """
-    keys = _keys(histories, lambda key: key == "loss" or (key.endswith("_loss") and not key.startswith("eval_")))
-    keys.sort(key=lambda key: key != "loss")
-    return {key: _panel(key, histories, spans or {}, {}) for key in keys}
-
-
-def score_curves(
+def curves(
     histories: Mapping[str, list[dict[str, Any]]],
     spans: Mapping[str, Sequence[Span]] | None = None,
     references: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Figure]:
-    """Every dev score of the students alone against the step, drawn as `loss_curves` draws losses.
+    """Every training loss and dev score against the step: a panel each, runs overlaid, intervention shaded by site.
+
+    Panels have no legend: `run_style`, `SITE_COLOURS` and `REFERENCE_LINES` say what is drawn how.
 
     Args:
-        histories: run name to its history.
-        spans: run name to the stretches with intervention.
-        references: metric to the scores, by name, of models that stay as they are; drawn as grey lines in the
-            styles of `REFERENCE_LINES`, the first ones if there are more.
+        histories: run name to its history, as `read_history` returns it.
+        spans: run name to the stretches with intervention, as `schedule_spans` returns them.
+        references: metric to the scores, by name, of models that stay as they are; drawn as grey lines, as many as
+            there are styles.
 
     Returns:
-        Metric (without `eval_`) to its panel.
+        Key of the history to its panel: `loss`, `logits_loss`, …, then `eval_accuracy`, ….
     """
-    other = ("_loss", "_runtime", "_per_second")
-    keys = _keys(histories, lambda key: key.startswith("eval_") and not key.endswith(other))
-    metrics = [key.removeprefix("eval_") for key in keys]
-    return {
-        metric: _panel(f"eval_{metric}", histories, spans or {}, (references or {}).get(metric, {}))
-        for metric in metrics
-    }
+    rows = [row for history in histories.values() for row in history]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    scores = [key for key in keys if key.startswith("eval_") and not key.endswith(("_loss", "_runtime", "_per_second"))]
+    losses = [key for key in keys if key.endswith("_loss") and not key.startswith("eval_")]
+    panels = {}
+    for key in (*(["loss"] if "loss" in keys else []), *losses, *scores):
+        panels[key] = Figure(figsize=_PANEL_INCHES, layout="constrained")
+        lines = (references or {}).get(key.removeprefix("eval_"), {})
+        _draw(panels[key].subplots(), key, histories, spans or {}, lines)
+    return panels
 
 
 def beside_differences(
@@ -182,18 +168,6 @@ def _stretches(sites: Iterable[tuple[int, str | None]]) -> list[Span]:
             spans.append((before, last, site))
         before = last
     return spans
-
-
-def _keys(histories: Mapping[str, list[dict[str, Any]]], wanted: Callable[[str], bool]) -> list[str]:
-    """The wanted keys of all rows, each once, in the order in which they are met."""
-    rows = (row for history in histories.values() for row in history)
-    return list(dict.fromkeys(key for row in rows for key in row if wanted(key)))
-
-
-def _panel(key: str, *content: Any) -> Figure:
-    figure = Figure(figsize=_PANEL_INCHES, layout="constrained")
-    _draw(figure.subplots(), key, *content)
-    return figure
 
 
 def _draw(

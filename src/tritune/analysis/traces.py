@@ -49,13 +49,13 @@ def sequences(batch: Batch, *maps: torch.Tensor) -> Iterator[tuple[torch.Tensor,
         yield tuple(part[row] if real is None else part[row][:, real[row]][:, :, real[row]] for part in maps)
 
 
-def check_same_maps(maps: Mapping[str, Sequence[torch.Tensor]]) -> None:
-    """Raise TrituneError if the number of layers, or the shape of the first layer's map, differs between models."""
-    shapes = {name: (len(layers), *layers[0].shape) for name, layers in maps.items()}
+def check_same_shapes(traces: Mapping[str, Sequence[torch.Tensor]]) -> None:
+    """Raise TrituneError if the number of tensors, or the shape of the first, differs between models."""
+    shapes = {name: (len(tensors), *tensors[0].shape) for name, tensors in traces.items()}
     (first, expected), *others = shapes.items()
     for name, shape in others:
         if shape != expected:
             raise TrituneError(
-                f"{name}: its attention_probs of {shape[0]} layers have shape {shape[1:]}, those of {first} "
-                f"{expected[0]} layers and {expected[1:]}; only models of one shape can be compared"
+                f"{name}: has {shape[0]} layers' tensors of shape {shape[1:]}, {first} has {expected[0]} of shape "
+                f"{expected[1:]}; only models of one shape can be compared"
             )

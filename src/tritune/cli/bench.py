@@ -31,7 +31,7 @@ def bench(
     """
     from ..deploy.bench.contenders import check_peers
 
-    peers = [peer.strip() for peer in against.split(",") if peer.strip()]
+    peers = [peer for peer in options.comma_separated(against) if peer]
     shapes = {"batches": _numbers("batches", batches), "lengths": _numbers("lengths", lengths)}
     check_peers(peers)
     options.check_models(model)

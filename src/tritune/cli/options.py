@@ -94,15 +94,19 @@ class OwnFiles:
 
     def arguments(self) -> dict[str, Any]:
         """Those given, as `registry.own_task` calls them."""
-        columns = None if self.columns is None else [column.strip() for column in self.columns.split(",")]
         files = {"train": self.train_file, "validation": self.dev_file}
         given = {
-            "columns": columns,
+            "columns": None if self.columns is None else comma_separated(self.columns),
             "label_column": self.label_column,
             "problem": self.problem,
             "files": {split: path for split, path in files.items() if path is not None} or None,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+
+def comma_separated(text: str) -> list[str]:
+    """The parts of `a, b`, without the blanks around them."""
+    return [part.strip() for part in text.split(",")]
 
 
 def check_task(name: str, own: OwnFiles | None = None, *, trains: bool = True) -> None:

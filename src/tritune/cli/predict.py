@@ -64,7 +64,7 @@ def predict(
     rows = read_table(input)
     if output is not None:
         check_writable(output, rows)
-    columns = None if text_columns is None else [column.strip() for column in text_columns.split(",")]
+    columns = None if text_columns is None else options.comma_separated(text_columns)
     answers = predict_rows(model, rows, columns, overrides or [], probabilities, table_name(input))
     if output is None or output.suffix.lower() in (".csv", ".tsv"):
         # As such files give many labels to a training.

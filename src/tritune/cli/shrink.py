@@ -56,7 +56,7 @@ def shrink(
 
 def _numbers(text: str) -> list[Any]:
     """The numbers of a list; what is none of them stays text, for `tritune.shrink` to refuse."""
-    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    parts = options.comma_separated(text) if text.strip() else []
     return [int(part) if part.isascii() and part.isdigit() and len(part) < 10 else part for part in parts]
 
 

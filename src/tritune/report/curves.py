@@ -1,17 +1,16 @@
 """The training curves of the page: panels as pictures, and the legend that all of them share as text beside them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from ..analysis.plots import REFERENCE_LINES, SITE_COLOURS, loss_curves, run_style, score_curves
+from ..analysis.plots import REFERENCE_LINES, SITE_COLOURS, curves, run_style
 from .figures import drawn
 from .runs import MODELS, Run
 from .tables import percent, span_of, words
 
 _DASHES = {"-": "", "--": "6 3", ":": "1.5 3", "-.": "6 3 1.5 3"}
-_LOSS_TITLES = {"loss": "sum of losses"}
 _REFERENCE_COLOUR = "grey"
 
 
@@ -39,21 +38,18 @@ class Entry:
     dashes: str | None
 
 
-def loss_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Every training loss."""
-    figures = loss_curves({run.name: run.history for run in runs}, {run.name: run.spans for run in runs})
-    return _panels(runs, figures, "")
-
-
-def score_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Every dev score, the one that selects first."""
+def panels(runs: Sequence[Run]) -> tuple[list[Panel], list[Panel]]:
+    """Every training loss, and every dev score, the one that selects first."""
     lines: dict[str, dict[str, float]] = {}
     for label, run, model in references(runs):
         for metric, value in run.metrics[model].items():
             lines.setdefault(metric, {})[label] = value
-    figures = score_curves({run.name: run.history for run in runs}, {run.name: run.spans for run in runs}, lines)
-    chosen = runs[0].metrics["metric"]
-    return _panels(runs, dict(sorted(figures.items(), key=lambda item: item[0] != chosen)), "eval_")
+    figures = curves({run.name: run.history for run in runs}, {run.name: run.spans for run in runs}, lines)
+    losses = [key for key in figures if not key.startswith("eval_")]
+    scores = [key for key in figures if key.startswith("eval_")]
+    scores.sort(key=lambda key: key != f"eval_{runs[0].metrics['metric']}")
+    loss_panels, score_panels = ([_panel(runs, key, figures[key]) for key in keys] for keys in (losses, scores))
+    return loss_panels, score_panels
 
 
 def references(runs: Sequence[Run]) -> list[tuple[str, Run, str]]:
@@ -105,11 +101,8 @@ def whose_spans(runs: Sequence[Run]) -> str:
     return f"Shaded: the steps that {names} made with one of the teacher's tensors in place of the student's."
 
 
-def _panels(runs: Sequence[Run], figures: Mapping[str, Figure], prefix: str) -> list[Panel]:
-    panels = []
-    for key, figure in figures.items():
-        spans = {run.name: span_of(run.history, prefix + key) for run in runs}
-        described = "; ".join(f"{name} from {span}" for name, span in spans.items() if span)
-        title = _LOSS_TITLES.get(key, words(key))
-        panels.append(Panel(title, drawn(figure), f"{title} against the step: {described}"))
-    return panels
+def _panel(runs: Sequence[Run], key: str, figure: Figure) -> Panel:
+    spans = {run.name: span_of(run.history, key) for run in runs}
+    described = "; ".join(f"{name} from {span}" for name, span in spans.items() if span)
+    title = "sum of losses" if key == "loss" else words(key.removeprefix("eval_"))
+    return Panel(title, drawn(figure), f"{title} against the step: {described}")

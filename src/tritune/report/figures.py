@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from ..errors import TrituneError
+from .files import read_bytes
 
 FORMATS = {".svg": "image/svg+xml", ".png": "image/png"}
 # Per inch: of CSS, and of a picture that `plots.save` wrote.
@@ -33,10 +34,7 @@ def read_figure(path: Path) -> tuple[str, int]:
     Raises:
         TrituneError: the file cannot be read or is no picture of its kind.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TrituneError(f"{path}: cannot be read ({error.strerror})") from None
+    data = read_bytes(path)
     whole = data.startswith(_PNG_SIGNATURE) if path.suffix == ".png" else data.rstrip().endswith(b"</svg>")
     if not whole:
         raise TrituneError(f"{path}: not a whole {path.suffix[1:].upper()} picture; make the analysis again")

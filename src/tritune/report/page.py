@@ -79,6 +79,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def _contents(runs: Sequence[Run]) -> dict[str, Any]:
+    losses, scores = curves.panels(runs)
     return {
         "generator": Markup(GENERATOR),
         "title": _title(runs),
@@ -87,12 +88,12 @@ def _contents(runs: Sequence[Run]) -> dict[str, Any]:
         "are_students": runs[0].is_student,
         "metric": tables.words(runs[0].metrics["metric"]),
         "leads": [lead(run) for run in runs],
-        "warnings": [*other_dev_rows(runs), *(warning for run in runs for warning in _warnings(run))],
+        "warnings": [*other_dev_rows(runs), *filter(None, map(_not_finite, runs))],
         "summary": tables.summary(runs),
         "scores": tables.scores(runs),
         "facts": tables.facts(runs),
-        "loss_panels": curves.loss_panels(runs),
-        "score_panels": curves.score_panels(runs),
+        "loss_panels": losses,
+        "score_panels": scores,
         "legend": curves.legend(runs),
         "reference_legend": curves.reference_legend(runs),
         "whose_spans": curves.whose_spans(runs),
@@ -125,13 +126,13 @@ def lead(run: Run) -> str:
     return f"{text}."
 
 
-def _warnings(run: Run) -> list[str]:
-    if steps := not_finite(run.history):
-        return [
-            f"{run.name}: {len(steps)} of {len(run.history)} logs hold a number that is not finite, the first at step "
-            f"{steps[0]}; the curves have gaps there."
-        ]
-    return []
+def _not_finite(run: Run) -> str:
+    if not (steps := not_finite(run.history)):
+        return ""
+    return (
+        f"{run.name}: {len(steps)} of {len(run.history)} logs hold a number that is not finite, the first at step "
+        f"{steps[0]}; the curves have gaps there."
+    )
 
 
 def _analyses(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -145,9 +145,7 @@ def read_run(folder: Path, name: str) -> Run:
     metrics = read_object(path)
     if not finished:
         metrics = _unfinished(folder, metrics, recipe, path)
-    _check_metrics(metrics, path)
-    if finished:
-        _check_outcome(metrics, path)
+    _check_metrics(metrics, path, finished)
     history = _read_history(folder / HISTORY, finished)
     return Run(name, folder, metrics, history, recipe, recipe_text, read_analyses(folder), finished)
 
@@ -188,7 +186,9 @@ def _is_student(metrics: dict[str, Any]) -> bool:
     return "base_sha256" not in metrics and "base" not in metrics
 
 
-def _check_metrics(metrics: dict[str, Any], path: Path) -> None:
+def _check_metrics(metrics: dict[str, Any], path: Path, finished: bool) -> None:
+    """Check what the page relies on; for a finished run this includes the scores that it begins with."""
+
     def check(holds: bool, what: str) -> None:
         if not holds:
             raise TrituneError(f"{path}: not what a run writes: {what}")
@@ -224,19 +224,14 @@ def _check_metrics(metrics: dict[str, Any], path: Path) -> None:
     )
     teacher_size = metrics.get("teacher", {}).get("size_bytes")
     check(teacher_size is None or is_number(teacher_size), f"teacher's size_bytes: {shown(teacher_size)}")
+    for model in ("teacher" if _is_student(metrics) else "best", "last"):
+        check(model in metrics or not finished, f"the scores of {model} are missing")
 
 
 def _is_record(rows: Any) -> bool:
     """Whether this may be what `rows_record` says of a split."""
     read = rows.get("read") if isinstance(rows, dict) else None
     return isinstance(read, dict) and type(read.get("count")) is int
-
-
-def _check_outcome(metrics: dict[str, Any], path: Path) -> None:
-    """Check that a finished run has the scores that the page begins with."""
-    for model in ("teacher" if _is_student(metrics) else "best", "last"):
-        if model not in metrics:
-            raise TrituneError(f"{path}: not what a run writes: the scores of {model} are missing")
 
 
 def _read_history(path: Path, finished: bool) -> list[dict[str, Any]]:

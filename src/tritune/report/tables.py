@@ -122,13 +122,9 @@ def scores(runs: Sequence[Run]) -> Table:
             if part
         ]
         if rows:
-            groups[_group_name(model)] = rows
+            note = f" ({_GROUP_NOTES[model]})" if model in _GROUP_NOTES else ""
+            groups[MODELS.get(model, model) + note] = rows
     return Table(["", *map(words, columns)], groups)
-
-
-def _group_name(model: str) -> str:
-    note = _GROUP_NOTES.get(model)
-    return MODELS.get(model, model) + (f" ({note})" if note else "")
 
 
 def _label(run: Run, model: str) -> str:
@@ -141,16 +137,11 @@ def _shared(
     runs: Sequence[Run], labels: list[str], parts: list[dict[str, float]]
 ) -> Iterable[tuple[tuple[str, str], dict[str, float]]]:
     """Runs with the same values under one name."""
-    seen: list[tuple[str, dict[str, float], list[str]]] = []
+    groups: dict[tuple[str, frozenset[tuple[str, float]]], list[str]] = {}
     for run, label, part in zip(runs, labels, parts, strict=True):
-        for other_label, other, names in seen:
-            if (other_label, other) == (label, part):
-                names.append(run.name)
-                break
-        else:
-            seen.append((label, part, [run.name]))
-    for label, part, names in seen:
-        yield ("all runs" if len(names) == len(runs) > 1 else ", ".join(names), label), part
+        groups.setdefault((label, frozenset(part.items())), []).append(run.name)
+    for (label, values), names in groups.items():
+        yield ("all runs" if len(names) == len(runs) > 1 else ", ".join(names), label), dict(values)
 
 
 def _flat(values: dict[str, Any] | None) -> dict[str, float]:

@@ -33,15 +33,15 @@ class ModelCurvature:
 
     Attributes:
         surrogate: whether it is that of a quantized model's straight-through surrogate.
-        parameters: how many numbers the loss was differentiated by.
+        parameters: number of parameters that the loss was differentiated by.
         losses: (batches,), the loss of each batch.
         eigenvalues: (batches, top), of each batch those of largest magnitude, largest first.
         smallest, largest: (batches,), both ends of each batch's spectrum.
-        traces: (batches, samples), Hutchinson estimates; no column when none were asked for.
+        traces: (batches, samples), Hutchinson estimates; no column if none were requested.
         trace: their mean, the trace of the batches' mean Hessian; None without estimates.
-        trace_standard_error: of that mean, for these batches: what more samples would reduce, not more batches.
+        trace_standard_error: of that mean for these batches; reduced by more samples, not by more batches.
         density: the mean density over the batches, or None.
-        products: Hessian-vector products it took.
+        products: number of Hessian-vector products.
     """
 
     surrogate: bool
@@ -66,7 +66,7 @@ class Curvature:
         average: `padded` or `valid`, what that loss averages over.
         patterns: of the parameters it was differentiated by; empty for all.
         rows: (batches,), rows of each batch.
-        seed: of every random vector; the same vectors serve all models.
+        seed: of every random vector; all models use the same vectors.
         models: by name.
     """
 
@@ -94,16 +94,16 @@ def curvature(
     """The Hessian of a loss with respect to the parameters: its eigenvalues per batch, trace and spectral density.
 
     Computed in the models' own precision (`model.double()` for float64), in evaluation mode, with vectors in float64.
-    Memory: the graph of one batch's gradient, and max(2 * top + 1, 20, density_steps) vectors as long as there are
-    parameters: for BERT-base with all its parameters 18 GB, so choose some by `parameters` there.
+    Memory: the graph of one batch's gradient, and max(2 * top + 1, 20, density_steps) vectors of one float64 per
+    parameter: 18 GB for all parameters of BERT-base, so select some with `parameters`.
 
     Args:
-        models: by name; they are instrumented, and otherwise stay as they are.
+        models: by name; they are instrumented and otherwise unchanged.
         batches: each with model inputs and, for the task loss, `labels`.
         loss: a name of `distil.losses.LOSSES`, and nothing is added to it; `ground_truth` is the task loss.
-        teacher: what distillation losses compare with.
+        teacher: of the distillation losses.
         average: `padded` or `valid`, see `distil.losses`.
-        parameters: patterns of names (`*.query.*`); all parameters without any.
+        parameters: patterns of names (`*.query.*`); empty for all parameters.
         top: eigenvalues per batch, those of largest magnitude.
         trace_samples: Hutchinson estimates per batch, at least 2; 0 for no trace.
         density_steps: Lanczos steps per batch, from one random vector; 0 for no density.
@@ -116,9 +116,9 @@ def curvature(
     if not batches:
         raise TrituneError("there is no batch to measure the curvature on")
     if trace_samples < 0 or trace_samples == 1:
-        raise TrituneError(f"{trace_samples} samples of the trace: take 2 or more for an error, or 0 for none")
+        raise TrituneError(f"{trace_samples} trace samples: use 2 or more for a standard error, or 0 for no trace")
     if density_steps < 0:
-        raise TrituneError(f"{density_steps} Lanczos steps: take 1 or more, or 0 for no density")
+        raise TrituneError(f"{density_steps} Lanczos steps: use 1 or more, or 0 for no density")
     measured = {}
     with tqdm(total=len(models) * len(batches), unit="batch", leave=False, delay=3) as bar:
         for name, model in models.items():
@@ -153,7 +153,7 @@ class _Run:
 def _measure(
     hessian: Hessian, top: int, samples: int, steps: int, seed: tuple[int, int], say: Callable[[str], None]
 ) -> _Run:
-    """Everything about the Hessian of one batch; `say` is told what is being done."""
+    """Everything about the Hessian of one batch; `say` is told each stage."""
     say("eigenvalues")
     values = top_eigenvalues(hessian, top, (*seed, 0))
     ends = both_ends(hessian, values, (*seed, 1))
@@ -167,7 +167,7 @@ def _measure(
 
 
 def _speaker(bar: tqdm, name: str) -> Callable[[str], None]:
-    """A function that says on the bar what is being done, once the bar shows."""
+    """A function that shows the current stage on the bar, once the bar is visible."""
     return lambda stage: bar.set_description(f"{name}: {stage}", refresh=bar.format_dict["elapsed"] > bar.delay)
 
 

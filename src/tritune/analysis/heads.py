@@ -1,4 +1,4 @@
-"""The attention maps of chosen heads for one sentence: teacher, students, and what lies between them."""
+"""The attention maps of chosen heads for one sentence: teacher, students, and their differences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,11 +44,11 @@ def heads(
         models: name to instrumented model of one shape, the teacher first.
         batch: keyword arguments of the models.
         tokens: names of the real tokens of the first row.
-        chosen: (layer, head) pairs, counted from 0; or how many to take of those in which the second model is
-            farthest from the first (by KL).
+        chosen: (layer, head) pairs, counted from 0; or the number of heads to take, those in which the second model
+            is farthest from the first (by KL).
 
     Raises:
-        TrituneError: a layer or a head that there is not, or models of different shapes.
+        TrituneError: a layer or head does not exist, or the models have different shapes.
     """
     traces = {name: traced(model, batch, "attention_probs") for name, model in models.items()}
     check_same_shapes(traces)
@@ -74,7 +74,7 @@ def _farthest(maps: torch.Tensor, count: int) -> list[tuple[int, int]]:
 
 
 def plot_heads(result: Heads) -> Figure:
-    """A row a head: every model's map, and the first student's difference from the teacher's."""
+    """A row per head: every model's map, and each student's difference from the teacher."""
     columns = 2 * len(result.models) - 1
     side = min(max(2.2, 0.19 * len(result.tokens)), 5.0)
     small = min(7.0, 54 * side / len(result.tokens))  # points; three quarters of a token's own room

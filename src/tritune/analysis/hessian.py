@@ -1,4 +1,4 @@
-"""The Hessian of a loss as a linear operator, and what can be asked of it without ever writing it down.
+"""The Hessian of a loss as a linear operator, and its properties by matrix-vector products alone.
 
 A product with a vector is a second backward pass through the graph of the gradient (Pearlmutter 1994): H v is the
 gradient of g'v, with g the gradient of the loss. The graph is built once and used for every product. Rejected: finite
@@ -38,7 +38,7 @@ class Hessian(LinearOperator):
 
     Attributes:
         loss: its value.
-        products: how many times a vector was multiplied.
+        products: number of matrix-vector products so far.
 
     Raises:
         TrituneError: loss or gradient are NaN or infinite.
@@ -99,7 +99,7 @@ def top_eigenvalues(operator: LinearOperator, count: int, seed: Seed = 0) -> np.
         (count,), largest magnitude first.
 
     Raises:
-        TrituneError: there are not so many eigenvalues, or they do not converge.
+        TrituneError: `count` is out of range, or the eigenvalues do not converge.
 
     >>> from scipy.sparse.linalg import aslinearoperator
     >>> top_eigenvalues(aslinearoperator(np.diag([1.0, -3.0, 2.0])), 2)

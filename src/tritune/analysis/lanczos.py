@@ -23,7 +23,7 @@ class SpectralDensity:
     Attributes:
         values: (points,), eigenvalues at which the density is given.
         density: (points,), its integral over `values` is 1.
-        bandwidth: standard deviation of the Gaussian that stands for each node.
+        bandwidth: standard deviation of each node's Gaussian.
         nodes, weights: (nodes,), the quadrature behind it: sum(weights * f(nodes)) is the mean of f over eigenvalues.
     """
 

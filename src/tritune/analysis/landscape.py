@@ -31,7 +31,7 @@ _SAME_LINE = 1e-6
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a checkpoint stands.
+    """The position of a checkpoint.
 
     Attributes:
         name: of the checkpoint.
@@ -91,21 +91,21 @@ def landscape(
     seed: int = 0,
     checkpoints: Mapping[str, Parameters] | None = None,
 ) -> Landscape:
-    """The loss on a grid around each model, the model in evaluation mode; its weights come back bit for bit.
+    """The loss on a grid around each model, in evaluation mode; its weights are restored bit for bit.
 
     Args:
         models: by name. Parameters of the same name and shape get the same random numbers in all of them.
         batches: each with model inputs and, for the task loss, `labels`.
         loss: a name of `distil.losses.LOSSES`; `ground_truth` is the task loss.
-        teacher: what distillation losses compare with.
+        teacher: of the distillation losses.
         average: `padded` or `valid`, see `distil.losses`.
-        parameters: patterns of the names of those that move; all without any.
-        points: of the grid along each axis; odd, so that the model stands on one.
+        parameters: patterns of the names of those that move; empty for all.
+        points: of the grid along each axis; odd, so that the model is one of them.
         extent: random directions are followed from -extent to +extent.
         seed: of the random directions.
         checkpoints: name to parameters by name (`dict(model.named_parameters())`), at least two. The plane goes through
-            the one model of `models` and the first two of them, and each further one is projected onto it. Lines of the
-            grid are added so that the three stand on points of it.
+            the one model of `models` and the first two of them; further ones are projected onto it. Grid lines are
+            added so that the three are grid points.
 
     Raises:
         TrituneError: a name, a pattern or a number cannot be used, a checkpoint does not fit the model, three lie on
@@ -144,11 +144,11 @@ def landscape(
 def random_direction(parameters: Parameters, seed: Sequence[int]) -> dict[str, torch.Tensor]:
     """A filter-normalised random direction (Li et al. 2018, section 4): d_i * ||w_i|| / ||d_i|| for every row i.
 
-    A row is what lies behind one index of the first dimension: the weights of one output channel, or one embedding.
+    A row belongs to one index of the first dimension: the weights of one output channel, or one embedding.
 
     Args:
         parameters: by name; those of fewer than two dimensions get a direction of zeros.
-        seed: with a parameter's name it decides its random numbers, whatever other parameters there are.
+        seed: determines a parameter's random numbers together with its name, independently of other parameters.
 
     Returns:
         Tensors shaped like the parameters.
@@ -171,7 +171,7 @@ def plane(
 ) -> tuple[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]], dict[str, tuple[float, float, float]]]:
     """The plane through the first three of some points in weight space.
 
-    The first point is the origin and the second lies at (1, 0); y stands at right angles to x, in the same unit.
+    The first point is the origin and the second is (1, 0); y is orthogonal to x, in the same unit.
 
     Args:
         states: name to parameters by name.
@@ -180,7 +180,7 @@ def plane(
         Both directions, by parameter; and name to (x, y, distance from the plane).
 
     Raises:
-        TrituneError: the first three lie on one line.
+        TrituneError: the first three are on one line.
     """
     names = list(states)
     origin = states[names[0]]
@@ -194,7 +194,7 @@ def plane(
     places = {}
     for key, difference in differences.items():
         x, y = (float(difference @ axis / unit**2) for axis in (first, across))
-        # Those that span the plane lie in it, whatever rounding says.
+        # Those that span the plane are in it, up to rounding.
         beside = 0.0 if key in names[:3] else float((difference - x * first - y * across).norm() / unit)
         places[key] = (x, y, beside)
     sizes = [tensor.numel() for tensor in origin.values()]
@@ -216,7 +216,7 @@ def loss_grid(
     """The loss at parameters + x * directions[0] + y * directions[1], for all x and y.
 
     Args:
-        parameters: moved in place, and given back their bits even on an error.
+        parameters: changed in place, and restored bit for bit, even after an error.
         directions: tensors shaped like the parameters, by name.
         x, y: (columns,) and (lines,).
         evaluate: the loss with the parameters as they are.
@@ -240,7 +240,7 @@ def loss_grid(
 def checkpoint_losses(
     parameters: Parameters, states: Mapping[str, Parameters], evaluate: Callable[[], float]
 ) -> dict[str, float]:
-    """The loss with each of `states` in the place of the parameters, which come back afterwards."""
+    """The loss with each of `states` instead of the parameters, which are restored afterwards."""
     losses = {}
     with restored(parameters), torch.no_grad():
         for name, state in states.items():
@@ -259,19 +259,19 @@ def _check_grid(models: Mapping[str, PreTrainedModel], batches: Sequence[Batch],
     if not models or not batches:
         raise TrituneError("a landscape needs a model and a batch")
     if points < 3 or points % 2 == 0:
-        raise TrituneError(f"{points} points: take an odd number from 3 on, so that the model stands on one of them")
+        raise TrituneError(f"{points} points: use an odd number of at least 3, so that the model is one of them")
     if not 0 < extent < float("inf"):
         raise TrituneError(f"a range of {extent}: it must be more than 0")
 
 
 def _states(name: str, moved: Parameters, checkpoints: Mapping[str, Parameters]) -> dict[str, Parameters]:
-    """The model's own parameters and each checkpoint's, those that move, once they are known to fit."""
+    """The moving parameters of the model and of each checkpoint, checked to fit."""
     if len(checkpoints) < 2:
         raise TrituneError(f"{next(iter(checkpoints))}: one checkpoint and the model span no plane; give two or more")
     states: dict[str, Parameters] = {name: {key: parameter.detach().clone() for key, parameter in moved.items()}}
     for title, state in checkpoints.items():
         if title in states:
-            raise TrituneError(f"{title}: the model itself is no checkpoint to go to")
+            raise TrituneError(f"{title}: the model itself cannot be a checkpoint")
         for key, parameter in moved.items():
             if key not in state or state[key].shape != parameter.shape:
                 raise TrituneError(f"{title}: has no {key} of shape {tuple(parameter.shape)}, which {name} has")
@@ -280,7 +280,7 @@ def _states(name: str, moved: Parameters, checkpoints: Mapping[str, Parameters])
 
 
 def _axis(marks: list[float], points: int) -> np.ndarray:
-    """An even axis over the marks and some way beyond, to which the first three marks are added."""
+    """An even axis over the marks with a margin, plus the first three marks."""
     low, high = min(marks), max(marks)
     margin = _MARGIN * (high - low)
     even = np.linspace(low - margin, high + margin, points)

@@ -1,4 +1,4 @@
-"""Pictures of what `landscape` returns: contours and surfaces, all models on one colour scale."""
+"""Figures of a `Landscape`: contours and surfaces, all models on one colour scale."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _COLOURS, _LEVELS = "viridis", 25
 
 
 def plot_contours(result: Landscape) -> Figure:
-    """Each model's losses seen from above; a cross where the model stands, dots at checkpoints."""
+    """Contours of each model's losses; a cross marks the model, dots the checkpoints."""
     figure, limits = _figure(result, height=4.4), _limits(result)
     panels = figure.subplots(1, len(result.losses), squeeze=False, sharey=True)[0]
     norm, levels = Normalize(*limits), np.linspace(*limits, _LEVELS)
@@ -62,7 +62,7 @@ def _figure(result: Landscape, height: float) -> Figure:
 
 
 def _limits(result: Landscape) -> tuple[float, float]:
-    """The lowest and the highest finite loss of all models, apart even where they are equal."""
+    """The lowest and the highest finite loss of all models; never equal."""
     finite = np.concatenate([losses[np.isfinite(losses)] for losses in result.losses.values()])
     low, high = float(finite.min()), float(finite.max())
     return low, high if high > low else low + max(abs(low), 1.0) * 1e-6

@@ -18,7 +18,7 @@ class LayerErrors:
 
     Attributes:
         students: names.
-        tokens: how many real tokens were averaged over.
+        tokens: number of real tokens averaged over.
         mse: (students, layers + 1), the embeddings' output first.
     """
 
@@ -62,7 +62,7 @@ def _of_real_tokens(states: list[torch.Tensor], batch: Batch) -> torch.Tensor:
 
 
 def plot_layers(result: LayerErrors) -> Figure:
-    """The error against the layer, a line a student."""
+    """The error against the layer, a line per student."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name, errors in zip(result.students, result.mse, strict=True):

@@ -114,7 +114,7 @@ def token_groups(tokenizer: PreTrainedTokenizerBase, size: int, token: str | Non
     Args:
         tokenizer: of the models.
         size: rows of the word embedding.
-        token: one more group, of this token alone.
+        token: adds a group for this token.
 
     Returns:
         Group to bool, (size).
@@ -147,7 +147,7 @@ def norms(
     Args:
         models: name to instrumented model of one shape.
         batches: keyword arguments of the models.
-        groups: as `token_groups` makes them; None looks at all tokens together only.
+        groups: as `token_groups` returns them; None for all tokens together only.
     """
     sums: dict[str, dict[str, list]] = {name: {} for name in models}
     names = [*(groups or {}), "all"]
@@ -212,7 +212,7 @@ def plot_norm_maps(result: Norms, group: str) -> Figure:
 
 
 def plot_norm_curves(result: Norms) -> Figure:
-    """A row a quantity and a column a group of tokens: the mean over heads against the layer, a line a model."""
+    """A row per quantity and a column per group of tokens: the mean over heads by layer, a line per model."""
     figure = Figure(figsize=(2.6 * len(result.groups) + 1, 9), layout="constrained")
     grid = figure.subplots(len(QUANTITIES), len(result.groups), squeeze=False, sharex=True, sharey="row")
     for row, (quantity, title) in zip(grid, QUANTITIES.items(), strict=True):

@@ -1,4 +1,4 @@
-"""A named loss as a function of a model's parameters alone: the batch and the teacher's answer to it stand still."""
+"""A named loss as a function of a model's parameters alone: batch and teacher outputs are fixed."""
 
 from collections.abc import Callable
 
@@ -18,8 +18,8 @@ Objective = Callable[[PreTrainedModel], torch.Tensor]
 def objective(name: str, batch: Batch, teacher: PreTrainedModel | None = None, average: str = "padded") -> Objective:
     """The loss `name` on one batch, and nothing beside it: no weight decay, no other loss.
 
-    The teacher answers once, without a gradient; the function returned may be called many times. Models stay in the
-    mode they are in.
+    The teacher runs once, without a gradient; the returned function may be called many times. Models stay in the mode
+    they are in.
 
     Args:
         name: a row of `distil.losses.LOSSES`; `ground_truth` is the task's own loss (mean cross-entropy on the labels,

@@ -1,4 +1,4 @@
-"""Pictures of what a run left behind; each takes numbers and returns a matplotlib figure."""
+"""Figures of runs and benchmarks: each function takes numbers and returns a matplotlib figure."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def training_curves(
     Args:
         histories: run name to its history, as `read_history` returns it.
         metric: the score to draw, as `metrics.json` names it.
-        references: name to score of models that stay as they are (teacher, quantized without training).
+        references: name to score of models that are not trained (the teacher, the untrained student).
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     scores, losses = figure.subplots(1, 2)
@@ -56,14 +56,14 @@ def training_curves(
 
 
 def run_style(index: int) -> dict[str, str]:
-    """Colour and line style of the run with this index: no two of the first forty runs are drawn alike."""
+    """Colour and line style of the run with this index; distinct for the first forty runs."""
     return {"color": to_hex(f"C{index % _COLOURS}"), "linestyle": _LINE_STYLES[index // _COLOURS % len(_LINE_STYLES)]}
 
 
 def schedule_spans(schedule: str, steps: int, seed: int) -> list[Span]:
-    """The stretches of step one with one site, as (steps before it, its last step, site).
+    """The intervals of step one with one site, as (steps before it, its last step, site).
 
-    What `history.jsonl` says of a site is true for the logged steps only; this is exact.
+    The sites in `history.jsonl` are those of the logged steps only; these are exact.
 
     >>> schedule_spans("gradual", 30, 42)
     [(0, 5, 'projection'), (5, 10, 'context'), (10, 30, 'map')]
@@ -83,12 +83,12 @@ def curves(
 ) -> dict[str, Figure]:
     """Every training loss and dev score against the step: a panel each, runs overlaid, intervention shaded by site.
 
-    Panels have no legend: `run_style`, `SITE_COLOURS` and `REFERENCE_LINES` say what is drawn how.
+    Panels have no legend: see `run_style`, `SITE_COLOURS` and `REFERENCE_LINES`.
 
     Args:
         histories: run name to its history, as `read_history` returns it.
-        spans: run name to the stretches with intervention, as `schedule_spans` returns them.
-        references: metric to the scores, by name, of models that stay as they are; drawn as grey lines, as many as
+        spans: run name to the intervals with intervention, as `schedule_spans` returns them.
+        references: metric to the scores, by name, of models that are not trained; drawn as grey lines, as many as
             there are styles.
 
     Returns:
@@ -160,7 +160,7 @@ def save(figure: Figure, path: str | Path) -> None:
 
 
 def _stretches(sites: Iterable[tuple[int, str | None]]) -> list[Span]:
-    """Pairs of a step and its site as the stretches with one site; steps without a site are left out."""
+    """Group (step, site) pairs into intervals with one site; steps without a site are left out."""
     spans, before = [], 0
     for site, group in groupby(sites, key=lambda pair: pair[1]):
         *_, (last, _) = group
@@ -210,7 +210,7 @@ def _scale_loss(axes: Any, values: Sequence[float]) -> None:
 
 
 def _shade_spans(axes: Any, spans: Mapping[int, Sequence[Span]]) -> None:
-    """Shade the panel where runs agree on the sites; else each gets a strip at the foot, underlined in its colour."""
+    """Shade the panel if runs share their sites; else give each a strip at the bottom, underlined in its colour."""
     if not spans:
         return
     alike = len({tuple(stretches) for stretches in spans.values()}) == 1

@@ -26,8 +26,8 @@ class Ranges:
     Attributes:
         models: names.
         tensor: `block_output`, `context` or `projection`.
-        rows: sequences that were looked at.
-        tokens: at the positions where there was one row, else None.
+        rows: number of sequences.
+        tokens: at the positions, if there was a single row; else None.
         minimum, maximum: (models, layers, positions), over all rows that reach a position.
     """
 
@@ -51,7 +51,7 @@ def ranges(
         models: name to instrumented model of one depth.
         batches: keyword arguments of the models.
         tensor: `block_output`, `context` (all heads together) or `projection`.
-        tokens: names of the positions, for the picture.
+        tokens: names of the positions, for the figure.
 
     Raises:
         TrituneError: an unknown tensor, or models of different depth.
@@ -97,7 +97,7 @@ def _merged(one: tuple, other: tuple) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def plot_ranges(result: Ranges) -> Figure:
-    """A panel a layer: the band between minimum and maximum against the position, a colour a model."""
+    """A panel per layer: the band between minimum and maximum against the position, a colour per model."""
     layers = result.minimum.shape[1]
     columns = min(3, layers)
     lines = -(-layers // columns)

@@ -1,4 +1,4 @@
-"""What every analysis leaves behind: numbers in one JSON file, and pictures of them."""
+"""Writes the result of an analysis: its numbers as one JSON file, and its figures."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def write_result(name: str, result: Any, figures: Mapping[str, Figure], folder: 
         name: of the analysis.
         result: the dataclass it returned; arrays become nested lists, what is not finite becomes null.
         figures: file name without its ending to figure.
-        folder: made if it is not there; files of the same names are replaced.
+        folder: created if missing; files of the same names are replaced.
 
     Raises:
         TrituneError: the folder cannot be written to.

@@ -1,4 +1,4 @@
-"""What an analysis looks at: a teacher, students of the same shape, and rows of a task's dev set."""
+"""What an analysis works on: a teacher, students of the same shape, and rows of a task's dev set."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -80,20 +80,18 @@ class Subjects:
 
         Args:
             row: of the dev set, counted from 0.
-            text: taken in place of a row; a tab parts a pair.
+            text: used instead of a row; a tab separates a pair.
 
         Raises:
             TrituneError: there is no such row, or the text is empty or of the wrong number of parts.
         """
         if "input_ids" not in self.data.dev.column_names:
-            raise TrituneError(
-                f"{self.task.title}: one row's attention is shown for texts only: their tokens have names"
-            )
+            raise TrituneError(f"{self.task.title}: single rows are shown for texts only, whose tokens have names")
         if text is not None:
             parts = text.split("\t")
             if len(parts) != len(self.task.text_columns) or not all(part.strip() for part in parts):
                 raise TrituneError(
-                    f"--text: {self.task.title} takes {len(self.task.text_columns)} text(s), tab between"
+                    f"--text: {self.task.title} takes {len(self.task.text_columns)} text(s), separated by a tab"
                 )
             encoded = self.tokenizer(*parts, truncation=True, max_length=self.max_length)
         elif row < len(self.data.dev):
@@ -120,7 +118,7 @@ def open_subjects(
 ) -> Subjects:
     """Load models and rows, and check that they belong together.
 
-    Lengths, padding and batch size are those of the recipe beside the first student, because per-tensor activation
+    Sequence length, padding and batch size are those of the first student's recipe, because per-tensor activation
     scales depend on them.
 
     Args:
@@ -128,9 +126,9 @@ def open_subjects(
         data_folder: the task's original files; None reads the hub.
         teacher: its folder or hub name; None where models are looked at one by one.
         students: folders or hub names.
-        rows: of the dev set from its beginning; None takes all.
+        rows: number of dev rows, from the beginning; None for all.
         overrides: `key=value` for max_length, padding or per_device_eval_batch_size.
-        untrained: whether the teacher quantized as the first student is, without any training, is one of the students.
+        untrained: whether to add, as a student, the teacher quantized like the first student and not trained.
 
     Raises:
         TrituneError: a model or the data cannot be used, or the models differ in layers or heads.
@@ -159,7 +157,7 @@ def open_subjects(
 
 
 def short_names(sources: Sequence[str]) -> list[str]:
-    """A name for every source: a folder's own, or with the one above it where two are alike or it is "teacher"."""
+    """A short name per source: the folder's, with its parent's if it is ambiguous or "teacher"."""
     parts = [Path(source).resolve().parts if Path(source).exists() else (source,) for source in sources]
     choices = [[names[-1] for names in parts], ["/".join(names[-2:]) for names in parts], list(sources)]
     free = [{name for name in names if names.count(name) == 1 and name != "teacher"} for names in choices[:2]]

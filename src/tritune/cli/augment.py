@@ -15,25 +15,25 @@ def augment(
     mlm: Annotated[str, typer.Option(help="Masked language model: a folder or a hub name.", metavar="MODEL")],
     glove: Annotated[
         Path | None,
-        typer.Option(help="Word vectors as GloVe writes them; without, MODEL's input embeddings.", metavar="FILE"),
+        typer.Option(help="Word vectors in GloVe's format; by default MODEL's input embeddings.", metavar="FILE"),
     ] = None,
-    n: Annotated[int | None, typer.Option("--n", help="Draws per text; without it, the published number.")] = None,
-    probability: Annotated[float, typer.Option(help="With which each word is replaced.")] = 0.4,
-    candidates: Annotated[int, typer.Option(help="Words that may take a word's place.")] = 15,
+    n: Annotated[int | None, typer.Option("--n", help="Variants per text; by default the published number.")] = None,
+    probability: Annotated[float, typer.Option(help="Probability of replacing each word.")] = 0.4,
+    candidates: Annotated[int, typer.Option(help="Candidates for the replacement of a word.")] = 15,
     output: Annotated[
-        Path | None, typer.Option(help="File to write; without it, train_aug.tsv in the folder.", metavar="FILE")
+        Path | None, typer.Option(help="File to write; by default train_aug.tsv in the data folder.", metavar="FILE")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 42,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 42,
     batch_size: Annotated[int, typer.Option(help="Masked copies of a text per forward pass.")] = 64,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that lies there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the file that was begun there, if there is one.")
+        bool, typer.Option("--resume", help="Resume the file that an interrupted call began, if there is one.")
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Write every row of a task's train.tsv, each followed by variants with some words replaced (TinyBERT's).
+    """Write every row of a task's train.tsv followed by variants with some words replaced, as TinyBERT does.
 
-    `finetune` and `train` read the file in place of train.tsv with `--set augmented=true`. Dev files are not touched.
+    With `--set augmented=true`, `finetune` and `train` read this file instead of train.tsv. Dev files are not changed.
 
     Example: `tritune augment --task mrpc --data glue/MRPC --mlm bert-base-uncased --glove glove.6B.300d.txt`
     """

@@ -1,4 +1,4 @@
-"""`tritune convert`: a trained student becomes a folder that is really small."""
+"""`tritune convert`: a trained student as a packed model."""
 
 import shutil
 from dataclasses import asdict
@@ -19,15 +19,16 @@ def convert(
     output: options.Output,
     best: Annotated[bool, typer.Option("--best", help="Take the run's best student instead of its last.")] = False,
     dtype: Annotated[
-        Literal["float32", "float16"], typer.Option(help="Precision of what stays float: norms, biases, positions.")
+        Literal["float32", "float16"],
+        typer.Option(help="Precision of what stays float, such as norms and biases."),
     ] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what `convert` wrote there before.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Pack the student of RUN: ternary weights in 2 bits each, with their scales, instead of latent float weights.
+    """Pack the student of RUN: 2-bit ternary weights with their scales instead of latent float weights.
 
-    The output folder answers as the student does, bit for bit, and loads like any other model after `import tritune`;
-    evaluate and predict take it too. It cannot be trained on. The table says where the bytes are.
+    The packed model gives the student's outputs bit for bit, loads like any other model after `import tritune`, and
+    works with evaluate and predict. It cannot be trained further. The table shows where the bytes are.
 
     Example: `tritune convert run/ --output small/`, then `tritune predict small/ --input texts.txt`
     """
@@ -47,7 +48,7 @@ def convert(
 
 
 def _write(source: str | Path, output: Path, dtype: "torch.dtype") -> dict[str, Any]:
-    """Convert, and write the output whole or not at all; returns its sizes."""
+    """Convert, and write all of the output or nothing; returns its sizes."""
     from ..checkpoints.convert import convert
     from ..checkpoints.files import replace_folder
     from ..checkpoints.load import load, load_tokenizer

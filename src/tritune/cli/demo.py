@@ -1,4 +1,4 @@
-"""`tritune demo`: the main job on data and a model of its own, offline, in a few minutes."""
+"""`tritune demo`: the main workflow on synthetic data, offline, in a few minutes."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,15 +16,15 @@ ARMS = ("ternarybert-block", "ti-g")
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder to write.", metavar="FOLDER")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Of the corpus, the teacher and the students.")] = 42,
+    output: Annotated[Path, typer.Option(help="Output folder.", metavar="FOLDER")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Random seed of the corpus, the teacher and the students.")] = 42,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Make a corpus and a teacher, and distil it with and without Teacher Intervention; needs no network and no file.
+    """Generate a corpus, train a teacher, and distil it with and without Teacher Intervention; works offline.
 
-    The corpus is a small grammar's: is a sentence acceptable? Agreement across attractors, reflexives and paired
-    conjunctions decide, so attention matters. Every folder made here is an ordinary one that the other commands take.
+    The sentences come from a small grammar, and the task is whether they are acceptable. Agreement across attractors,
+    reflexives and paired conjunctions decide it, so attention matters. The other commands accept every folder written.
     """
     from ..training.run_folder import DEMO, HISTORY, check_free, write_json
 
@@ -40,7 +40,7 @@ def demo(
         teacher = finetune(_job(base, output, recipes["finetune"], output / "teacher"))
         runs = {recipe: _student(recipes[recipe], output) for recipe in ARMS}
     except Interrupted:
-        raise Interrupted("the demo was stopped; begin it anew with --overwrite") from None
+        raise Interrupted("the demo was interrupted; start it again with --overwrite") from None
     histories = {recipe: read_history(output / recipe / HISTORY) for recipe in ARMS}
     untrained = runs[ARMS[0]]["untrained"]["accuracy"]
     references = {"teacher": teacher["best"]["accuracy"], "quantized, untrained": untrained}

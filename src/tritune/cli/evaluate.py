@@ -19,10 +19,10 @@ def evaluate(
     overrides: options.Overrides = None,
     json: options.Json = False,
 ) -> None:
-    """Score MODEL on the dev set of a task, with the length, padding and batch size that it was trained with.
+    """Score MODEL on the dev set of a task, with the sequence length, padding and batch size of its training.
 
-    Those are read from the recipe.yaml beside it, or else from the task table; `--set` overrides them. Per-tensor
-    activation scales make a score depend on the batch size.
+    These are read from the recipe.yaml next to it, or else from the task table; `--set` overrides them. With per-tensor
+    activation scales a score depends on the batch size.
 
     Examples: `tritune evaluate run/ --task sst2 --data glue/SST-2 --json`,
     `tritune evaluate run/ --task run/task.yaml --dev-file test.csv`

@@ -18,12 +18,12 @@ def export(
     format: Annotated[
         Format, typer.Option(help="onnx: 2-bit weights, integer products. dense: float weights.")
     ] = "onnx",
-    opset: Annotated[int, typer.Option(help="Of ONNX, 18 to 25; below 25 codes of 2 bits are stored as bytes.")] = 25,
+    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes.")] = 25,
     verify: Annotated[
-        Path | None, typer.Option(help="Folder of a task's files: run its dev set through both.", metavar="DIR")
+        Path | None, typer.Option(help="Folder of a task's files: compare both models on its dev set.", metavar="DIR")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="The task of --verify, or a task file alone.", metavar="NAME")
+        str | None, typer.Option(help="The task of --verify; or a task file, without --verify.", metavar="NAME")
     ] = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
@@ -31,9 +31,9 @@ def export(
     """Write MODEL as ONNX, or as a float checkpoint that transformers loads without tritune.
 
     An ONNX folder holds `model.onnx`, `config.json` and the tokenizer or image processor. The graph quantizes
-    activations as the model does and multiplies integers. A dense checkpoint keeps the ternary weights as floats; its
+    activations as the model does and multiplies integers. A dense checkpoint stores the ternary weights as floats; its
     activations are float.
-    `--verify` says on how many rows of a dev set both answer alike; `--set` then takes what `tritune evaluate` takes.
+    `--verify` reports on how many dev rows both models agree; `--set` then takes what `tritune evaluate` takes.
 
     Example: `tritune export run/ --output onnx/ --verify glue/SST-2 --task sst2`
     """
@@ -44,7 +44,7 @@ def export(
     if verify is not None and task is None:
         raise TrituneError("--verify needs --task")
     if task is None and overrides:
-        raise TrituneError("--set changes how --verify reads its data; without --verify it would change nothing")
+        raise TrituneError("--set changes how --verify reads its data; without --verify it has no effect")
     check_evaluation_keys(overrides or [])
     if task is not None:
         options.check_task(task)
@@ -63,7 +63,7 @@ def export(
 
     known = get_task(task) if task else None
     if known and not known.head.has_logits:
-        raise TrituneError(f"--task {task}: only models that answer with logits are exported")
+        raise TrituneError(f"--task {task}: only models that output logits can be exported")
     head = head_of(load_config(model))
     if head not in (TEXT_CLASSIFICATION, IMAGE_CLASSIFICATION):
         raise TrituneError(f"{model}: for {head.name}, which is not exported yet; `tritune convert` packs it")
@@ -89,9 +89,9 @@ def export(
 def _check_output(output: Path, model: str, format: Format) -> None:
     if output.suffix == ".onnx" and format == "onnx":
         if output.exists():
-            raise TrituneError(f"{output}: is there already; remove it or choose another name")
+            raise TrituneError(f"{output}: exists already; remove it or choose another name")
         if not output.absolute().parent.is_dir():
-            raise TrituneError(f"{output}: there is no folder {output.parent} to write it to")
+            raise TrituneError(f"{output}: there is no folder {output.parent} to write to")
         return
     from ..training.run_folder import check_free
 
@@ -99,7 +99,7 @@ def _check_output(output: Path, model: str, format: Format) -> None:
 
 
 def _write(model: Any, processor: Any, output: Path, format: Format, opset: int) -> Path:
-    """The export whole or not at all; returns the file of the weights."""
+    """Write all of the export or nothing; returns the file of the weights."""
     from ..checkpoints.files import replace_folder
     from ..deploy.export.dense import export_dense, plain_config
     from ..deploy.export.onnx import export_onnx

@@ -17,7 +17,7 @@ def finetune(
     columns: options.Columns = None,
     label_column: options.LabelColumn = None,
     problem: options.Problem = None,
-    recipe: Annotated[str, typer.Option(help="A YAML file of one's own.", metavar="FILE")] = "finetune",
+    recipe: Annotated[str, typer.Option(help="Your own recipe, a YAML file.", metavar="FILE")] = "finetune",
     overrides: options.Overrides = None,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
@@ -25,7 +25,7 @@ def finetune(
 ) -> None:
     """Fine-tune MODEL on a task in full precision: the teacher that `tritune train` distils.
 
-    The checkpoint with the best dev score is kept; metrics.json says which, and what the last one scored.
+    The checkpoint with the best dev score is kept; metrics.json records its step, and the score of the last one.
 
     Examples: `tritune finetune bert-base-uncased --task sst2 --data glue/SST-2 --output teacher/`,
     `tritune finetune bert-base-uncased --task text-classification --train-file train.csv --dev-file dev.csv

@@ -1,4 +1,4 @@
-"""`tritune`: the entry point; a wrong input is one line on stderr and exit code 2."""
+"""`tritune`: the entry point; bad input gives one line on stderr and exit code 2."""
 
 import sys
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from .analyze.app import app as analyze
 app = typer.Typer(
     name="tritune",
     help="Fine-tuned Transformers with ternary weights and 8-bit activations.\n\n"
-    "A teacher first (finetune, or any fine-tuned checkpoint), then a student (train), its score (evaluate) and its "
-    "answers (predict); what happened inside (analyze, report); the file that ships (convert, export) and its speed "
-    "(bench). `tritune demo` shows it on data of its own, offline, in minutes.",
+    "Fine-tune a teacher (finetune) or take any fine-tuned checkpoint, distil a student (train), score it (evaluate) "
+    "and use it (predict); look inside (analyze, report); pack it or export it (convert, export) and measure its speed "
+    "(bench). `tritune demo` runs all this on synthetic data, offline, in minutes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -42,14 +42,14 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
-    """Run the command line of this process."""
+    """Run the command line given to this process."""
     keep_freed_memory()
     try:
         app()

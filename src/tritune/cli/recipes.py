@@ -1,4 +1,4 @@
-"""`tritune recipes`: what ships."""
+"""`tritune recipes`: the shipped recipes."""
 
 from dataclasses import asdict, fields
 from typing import Annotated
@@ -9,11 +9,11 @@ from . import options
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this one whole, as YAML.", metavar="[NAME]")] = None,
-    keys: Annotated[bool, typer.Option("--keys", help="List every key that `--set` takes.")] = False,
+    name: Annotated[str | None, typer.Argument(help="Print this recipe in full, as YAML.", metavar="[NAME]")] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="List every key that `--set` accepts.")] = False,
     json: options.Json = False,
 ) -> None:
-    """List the recipes that ship and in what each differs from its base.
+    """List the shipped recipes and how each differs from its base.
 
     Example: `tritune recipes ti-g > mine.yaml`, edit it, then `tritune train … --recipe mine.yaml`
     """

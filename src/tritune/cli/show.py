@@ -1,4 +1,4 @@
-"""What a person sees: tables on stdout, or one JSON object in their place."""
+"""What the user sees: tables on stdout, or one JSON object instead."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +22,7 @@ _SIZE_NOTE = "* computed from the bit widths"
 def show_result(
     result: dict[str, Any], show: Callable[[dict[str, Any], *Rest], None], *rest: *Rest, as_json: bool
 ) -> None:
-    """A result as one JSON object, or else as `show(result, *rest)` shows it."""
+    """Print a result as one JSON object, or else by `show(result, *rest)`."""
     if as_json:
         _print_json(result)
     else:
@@ -30,7 +30,7 @@ def show_result(
 
 
 def show_plan(recipe: Any, phases: list) -> None:
-    """The split of the budget in force, on stderr before the training begins."""
+    """The phases of the training, on stderr before it begins."""
     parts = [f"{phase.name} {phase.steps} steps" + f" ({phase.schedule})" * bool(phase.schedule) for phase in phases]
     if recipe.layer_map is not None:
         parts.append(f"layers learn from the teacher's {', '.join(map(str, recipe.layer_map))}")
@@ -38,12 +38,12 @@ def show_plan(recipe: Any, phases: list) -> None:
 
 
 def show_resumed(step: int, steps: int) -> None:
-    """Where a run goes on that was stopped, on stderr."""
+    """Where an interrupted run resumes, on stderr."""
     _say(f"resumed: goes on after step {step} of {steps}", error=True)
 
 
 def show_task(task: Any) -> None:
-    """What was taken of one's own files, on stderr before they are used."""
+    """What was read of the user's own files, on stderr before they are used."""
     if task.labels is None:
         labels = "a score" if task.is_regression else "no labels"
     else:
@@ -56,7 +56,7 @@ def show_task(task: Any) -> None:
 
 
 def show_dry_run(recipe: Any, phases: list, student: Any) -> None:
-    """What a training would do: the recipe in force, the split of the budget, modules with their bits, the size."""
+    """What a training would do: the resolved recipe, the phases, the bits of every module, the size."""
     from ..checkpoints.size import size_bytes
     from ..modeling.module_bits import bits_of_modules
 
@@ -141,7 +141,7 @@ def show_scores(scores: dict[str, Any]) -> None:
 
 
 def show_other_rows(scores: dict[str, Any], selecting: dict[str, Any] | None) -> None:
-    """On stderr, whether the dev rows of a score are other ones than those that selected the model."""
+    """Say on stderr if a model is scored on other dev rows than those that selected it."""
     if selecting is not None and selecting["sha256"] != scores["rows_sha256"]:
         rows = f"these {scores['rows']} dev rows are not the {selecting['count']} that selected its best model"
         _say(f"{scores['model']}: {rows}", error=True)
@@ -172,7 +172,7 @@ def _megabytes(float_bytes: int, size_bytes: int) -> tuple[str, str, str]:
 
 
 def show_export(report: dict[str, Any]) -> None:
-    """What `export` wrote, and how its answers compare where a dev set was given."""
+    """What `export` wrote, and with --verify how both models compare."""
     _say(f"{report['output']}: {report['format']}, {readable(report['size_bytes'])}")
     if found := report.get("verify"):
         table = _table("", "model", "exported", title=f"{found['task']}, {found['rows']} rows of dev")
@@ -226,7 +226,7 @@ def _verdict(accuracies: dict[str, float], rows: int) -> str:
     noise = 2 * (sum(share * (1 - share) for share in (without, with_it)) / rows) ** 0.5
     scores = f"{_percent(with_it)} to {_percent(without)} after the last step"
     if abs(with_it - without) <= noise:
-        return f"{intervened} against {plain}: {scores}; on {rows} rows that is no difference."
+        return f"{intervened} against {plain}: {scores}; on {rows} rows this is no significant difference."
     return f"{intervened} {'wins' if with_it > without else 'does not win'} against {plain}: {scores}."
 
 
@@ -296,7 +296,7 @@ def show_sweep(results: Any, folder: Path, as_json: bool) -> None:
 
 
 def show_table(header: Sequence[str], rows: Iterable[Sequence[str]], note: str) -> None:
-    """Rows under a header, and a line after them."""
+    """A table, and a line below it."""
     table = _table(*header)
     for row in rows:
         table.add_row(*map(escape, row))
@@ -313,7 +313,7 @@ def _table(*columns: str, title: str = "", words: int = 1) -> Table:
 
 
 def _say(text: str, error: bool = False) -> None:
-    """One line, said by the first of many processes."""
+    """Print one line, in the main process only."""
     if this_process().is_main_process:
         Console(stderr=error, soft_wrap=True).print(text, markup=False, highlight=False)
 

@@ -16,17 +16,15 @@ _IMAGE_PROCESSOR = "preprocessor_config.json"
 
 def shrink(
     teacher: Annotated[str, typer.Argument(help="A float model: a folder or a hub name.", metavar="TEACHER")],
-    layers: Annotated[
-        str, typer.Option(help="The layers to keep, counted from 0, in their new order.", metavar="LIST")
-    ],
+    layers: Annotated[str, typer.Option(help="Layers to keep, counted from 0, in their new order.", metavar="LIST")],
     output: options.Output,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what `shrink` wrote there before.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Make a shallower float model from some layers of TEACHER, as a student to train.
+    """Build a shallower float model from some layers of TEACHER, to be trained as its student.
 
-    Everything but the layers is kept: embeddings, classifier, labels, tokenizer. The folder loads with plain
-    transformers; `tritune train TEACHER --student FOLDER` quantizes it and distils the teacher into it.
+    Everything else is kept: embeddings, classifier, labels, tokenizer. The folder loads with plain transformers;
+    `tritune train TEACHER --student FOLDER` quantizes it and distils the teacher into it.
 
     Example: `tritune shrink teacher/ --layers 1,3,5,7,9,11 --output skip/`
     """
@@ -55,13 +53,13 @@ def shrink(
 
 
 def _numbers(text: str) -> list[Any]:
-    """The numbers of a list; what is none of them stays text, for `tritune.shrink` to refuse."""
+    """The numbers of a list; anything else stays text, for `tritune.shrink` to refuse."""
     parts = options.comma_separated(text) if text.strip() else []
     return [int(part) if part.isascii() and part.isdigit() and len(part) < 10 else part for part in parts]
 
 
 def _write(model: "PreTrainedModel", source: str, output: Path, made: dict[str, Any]) -> None:
-    """Write the model and what lies beside its source, whole or not at all."""
+    """Write the model and its tokenizer or image processor, all of it or nothing."""
     from transformers.utils import cached_file
 
     from ..checkpoints.files import replace_folder

@@ -18,18 +18,18 @@ def train(
     columns: options.Columns = None,
     label_column: options.LabelColumn = None,
     problem: options.Problem = None,
-    recipe: Annotated[str, typer.Option(help="A name that `tritune recipes` lists, or a YAML file.")] = "ti-g",
+    recipe: Annotated[str, typer.Option(help="A recipe that `tritune recipes` lists, or a YAML file.")] = "ti-g",
     overrides: options.Overrides = None,
-    phase: Annotated[Literal["one", "two"] | None, typer.Option(help="Run one step of the two alone.")] = None,
+    phase: Annotated[Literal["one", "two"] | None, typer.Option(help="Run only one of the two steps.")] = None,
     start: Annotated[
-        Path | None, typer.Option("--from", help="Go on from this QAT student instead of the quantized teacher.")
+        Path | None, typer.Option("--from", help="Start from this QAT student instead of the quantized teacher.")
     ] = None,
     student: Annotated[
         str | None,
-        typer.Option(help="Begin with this float model, shallower perhaps, instead of the teacher.", metavar="MODEL"),
+        typer.Option(help="Start from this float model, possibly shallower, instead of the teacher.", metavar="MODEL"),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show the recipe in force, the split, and what is quantized.")
+        bool, typer.Option("--dry-run", help="Only show the resolved recipe, the phases, and what is quantized.")
     ] = False,
     push_to_hub: Annotated[
         str | None,
@@ -41,12 +41,11 @@ def train(
 ) -> None:
     """Distil TEACHER into a student with ternary weights and 8-bit activations (QAT).
 
-    The output folder holds the last student, `best/`, recipe.yaml as it was in force, metrics.json, history.jsonl and a
-    model card.
-    Load the student with any Auto class after `import tritune`.
+    The output folder holds the last student, `best/`, the resolved recipe.yaml, metrics.json, history.jsonl and a model
+    card. Load the student with any Auto class after `import tritune`.
 
     Examples: `tritune train teacher/ --task sst2 --data glue/SST-2 --recipe ti-g --set max_steps=1000 --output run/`,
-    `tritune train teacher/ --task teacher/task.yaml --output run/` for a teacher made from one's own files.
+    `tritune train teacher/ --task teacher/task.yaml --output run/` for a teacher fine-tuned on your own files.
     """
     from ..modeling.quantization import Quantization
     from ..recipes import load_recipe

@@ -1,4 +1,4 @@
-"""The training curves of the page: panels as pictures, and the legend that all of them share as text beside them."""
+"""The training curves of the page: panels as images, and one shared legend as text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class Panel:
 
     Attributes:
         title: of the quantity.
-        source: the picture, as a `data:` address.
-        description: what it shows, for those who cannot see it.
+        source: the image, as a `data:` URL.
+        description: alternative text.
     """
 
     title: str
@@ -31,7 +31,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the legend; `dashes` is an SVG dash pattern, None stands for an area."""
+    """One line of the legend; `dashes` is an SVG dash pattern, or None for an area."""
 
     label: str
     colour: str
@@ -53,7 +53,7 @@ def panels(runs: Sequence[Run]) -> tuple[list[Panel], list[Panel]]:
 
 
 def references(runs: Sequence[Run]) -> list[tuple[str, Run, str]]:
-    """The models whose scores stay as they are: label, run and key of `metrics.json`; as many as there are lines."""
+    """Models whose scores stay constant: label, run and key of `metrics.json`; as many as there are line styles."""
     found: dict[tuple[str, float], tuple[list[str], Run]] = {}
     for model in ("teacher", "untrained"):
         for run in runs:
@@ -88,14 +88,14 @@ def reference_legend(runs: Sequence[Run]) -> list[Entry]:
 
 
 def whose_spans(runs: Sequence[Run]) -> str:
-    """Whose sites are shaded and how, in a sentence; empty without intervention."""
+    """One sentence on the shaded sites; empty without intervention."""
     having = [run for run in runs if run.spans]
     if not having:
         return ""
     if len({tuple(run.spans) for run in having}) > 1:
         return (
-            "The strips at the foot of each panel say which of the teacher's tensors was inside at which step, one "
-            "strip a run, underlined in the run's colour."
+            "The strips at the bottom of each panel show which of the teacher's tensors was inside at which step, one "
+            "strip per run, underlined in the run's colour."
         )
     names = " and ".join(run.name for run in having) if len(having) < len(runs) or len(runs) == 1 else "every run"
     return f"Shaded: the steps that {names} made with one of the teacher's tensors in place of the student's."

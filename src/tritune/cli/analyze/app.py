@@ -8,7 +8,7 @@ from . import attention, curvature, heads, landscape, layers, norms, ranges, sen
 
 app = typer.Typer(
     name="analyze",
-    help="Look inside a teacher and its students: every analysis of the papers, as numbers (JSON) and as pictures.\n\n"
+    help="Look inside a teacher and its students: every analysis of the papers, as numbers (JSON) and figures.\n\n"
     "Results go to analysis/NAME in the first student's folder, where `tritune report` finds them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 Teacher = Annotated[str, typer.Option(help="The full-precision model: a folder or a hub name.", metavar="MODEL")]
 Students = Annotated[
-    list[str], typer.Option("--student", help="A student of that teacher; may be given often.", metavar="MODEL")
+    list[str], typer.Option("--student", help="A student of that teacher; may be repeated.", metavar="MODEL")
 ]
-Rows = Annotated[int, typer.Option(help="Rows of the dev set, from its beginning.", min=1)]
-Row = Annotated[int, typer.Option(help="The row of the dev set to look at, counted from 0.", min=0)]
+Rows = Annotated[int, typer.Option(help="Number of dev rows, from the beginning.", min=1)]
+Row = Annotated[int, typer.Option(help="Index of the dev row to look at, from 0.", min=0)]
 Text = Annotated[
-    str | None, typer.Option(help="A sentence of your own in place of a row; a tab parts a pair.", metavar="TEXT")
+    str | None, typer.Option(help="Your own sentence instead of a row; a tab separates a pair.", metavar="TEXT")
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(help="Folder to write; analysis/NAME in the first student's folder without it.", metavar="FOLDER"),
+    typer.Option(help="Output folder; by default analysis/NAME in the first student's folder.", metavar="FOLDER"),
 ]
 
 # Of the analyses that look at a loss.
 Models = Annotated[
     list[str],
-    typer.Option("--model", help="A model to look at, quantized or not; may be given often.", metavar="MODEL"),
+    typer.Option("--model", help="A model to analyze, quantized or not; may be repeated.", metavar="MODEL"),
 ]
 LossTeacher = Annotated[
-    str | None, typer.Option("--teacher", help="What a distillation loss compares with.", metavar="MODEL")
+    str | None, typer.Option("--teacher", help="The teacher that a distillation loss compares with.", metavar="MODEL")
 ]
 LossName = Annotated[
     str,
@@ -43,11 +43,11 @@ LossName = Annotated[
     ),
 ]
 LossAverage = Annotated[
-    str, typer.Option("--loss-average", help="Whether distillation losses average over padding: padded or valid.")
+    str, typer.Option("--loss-average", help="Average distillation losses over padding too (padded), or not (valid).")
 ]
 Patterns = Annotated[
     list[str] | None,
-    typer.Option("--parameters", help="Only parameters of such names, `*.query.*` say; may be given often."),
+    typer.Option("--parameters", help="Only parameters with matching names, such as `*.query.*`; may be repeated."),
 ]
 
 

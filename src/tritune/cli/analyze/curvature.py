@@ -22,25 +22,26 @@ def curvature(
     loss: common.LossName = "ground_truth",
     loss_average: common.LossAverage = "padded",
     parameters: common.Patterns = None,
-    top: Annotated[int, typer.Option(help="Eigenvalues per batch, those of largest magnitude.", min=1)] = 10,
-    batches: Annotated[int, typer.Option(help="Batches, from the beginning of the dev set.", min=1)] = 10,
-    batch_size: Annotated[int, typer.Option(help="Rows of each batch.", min=1)] = 16,
+    top: Annotated[int, typer.Option(help="Number of eigenvalues per batch, those of largest magnitude.", min=1)] = 10,
+    batches: Annotated[int, typer.Option(help="Number of batches, from the beginning of the dev set.", min=1)] = 10,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch.", min=1)] = 16,
     trace_samples: Annotated[
-        int, typer.Option(help="Hutchinson estimates of the trace per batch, 2 or more; 0 for no trace.", min=0)
+        int, typer.Option(help="Hutchinson samples of the trace per batch, at least 2; 0 for no trace.", min=0)
     ] = 10,
     density: Annotated[
-        bool, typer.Option("--density", help=f"The whole spectrum too: {_LANCZOS_STEPS} Lanczos steps a batch.")
+        bool,
+        typer.Option("--density", help=f"Also the whole spectrum, by {_LANCZOS_STEPS} Lanczos steps per batch."),
     ] = False,
     double: Annotated[bool, typer.Option("--double", help="Compute in float64.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the random vectors.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random vectors.", min=0)] = 0,
     overrides: options.Overrides = None,
     output: common.Output = None,
 ) -> None:
-    """How curved the loss is around one or several models: eigenvalues of the Hessian, its trace, its spectrum.
+    """Curvature of the loss around one or more models: eigenvalues of the Hessian, its trace and its spectrum.
 
-    Of a quantized model it is the Hessian of the straight-through surrogate, the function whose gradient training
-    follows. The table shows means over the batches. It takes memory for 2 * top + 1 vectors
-    of 8 bytes a parameter: for large models choose some parameters.
+    For a quantized model it is the Hessian of the straight-through surrogate, the function whose gradient training
+    follows. The table shows means over the batches. Memory is needed for 2 * top + 1 vectors of 8 bytes per parameter:
+    for large models, select some parameters.
 
     Examples: `tritune analyze curvature --model teacher/ --model run/ --task sst2 --data SST-2/`,
     `… --parameters "*.query.*" --parameters "*.key.*" --loss logits --teacher teacher/`
@@ -70,7 +71,7 @@ def curvature(
 
 
 def _summary(result: "Curvature") -> list[list[str]]:
-    """One line a model: means over the batches."""
+    """One row per model: means over the batches."""
     table = [["model", "loss", "Hessian of", "largest", "smallest", "trace"]]
     for name, model in result.models.items():
         of = "surrogate" if model.surrogate else "loss"

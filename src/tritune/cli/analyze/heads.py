@@ -23,8 +23,8 @@ def heads(
         str | None,
         typer.Option(
             "--heads",
-            help="LAYER.HEAD, counted from 0, commas between; without it the four in which the first student is "
-            "farthest from the teacher.",
+            help="Heads as LAYER.HEAD, counted from 0 and separated by commas; by default the four in which the first "
+            "student is farthest from the teacher.",
         ),
     ] = None,
     overrides: options.Overrides = None,
@@ -47,5 +47,5 @@ def heads(
 def _pairs(chosen: str) -> list[tuple[int, int]]:
     """`"0.3,5.1"` as pairs."""
     if not re.fullmatch(f"{_HEAD}(,{_HEAD})*", chosen):
-        raise TrituneError(f"--heads {chosen}: write LAYER.HEAD with commas between, such as 0.3,5.1")
+        raise TrituneError(f"--heads {chosen}: write LAYER.HEAD separated by commas, such as 0.3,5.1")
     return [(int(layer), int(head)) for layer, head in re.findall(r"(\d+)\.(\d+)", chosen)]

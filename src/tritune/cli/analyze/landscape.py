@@ -22,23 +22,24 @@ def landscape(
     loss_average: common.LossAverage = "padded",
     parameters: common.Patterns = None,
     rows: common.Rows = 64,
-    points: Annotated[int, typer.Option(help="Of the grid along each axis; an odd number.", min=3)] = 21,
+    points: Annotated[int, typer.Option(help="Grid points per axis; an odd number.", min=3)] = 21,
     extent: Annotated[
-        float, typer.Option("--range", help="Random directions go from -RANGE to +RANGE; at 1 a step is a weight long.")
+        float,
+        typer.Option("--range", help="Random directions go from -RANGE to +RANGE, in lengths of the weights."),
     ] = 1.0,
     checkpoints: Annotated[
         list[str] | None,
         typer.Option(
             "--checkpoint",
-            help="Instead of random directions, the plane through the one model and two or more of these.",
+            help="Instead of random directions, the plane through the model and two or more of these checkpoints.",
             metavar="MODEL",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the random directions.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random directions.", min=0)] = 0,
     overrides: options.Overrides = None,
     output: common.Output = None,
 ) -> None:
-    """The loss around one or several models, along filter-normalised random directions or through checkpoints.
+    """Loss around one or more models, along filter-normalized random directions or through checkpoints.
 
     Examples: `tritune analyze landscape --model teacher/ --model run/ --task sst2 --data SST-2/`,
     `… --model run/ --checkpoint run/best --checkpoint other-run/`
@@ -46,7 +47,7 @@ def landscape(
     sources = checkpoints or []
     check_loss(loss, teacher, loss_average)
     if sources and len(models) > 1:
-        raise TrituneError("--checkpoint: the plane goes through one --model; the others are checkpoints too")
+        raise TrituneError("--checkpoint: the plane goes through one --model; give the others as checkpoints")
     subjects, folder = common.begin(
         "landscape", task, data, teacher, models, rows, overrides, output, checkpoints=sources
     )
@@ -75,7 +76,7 @@ def landscape(
 
 
 def _summary(result: "Landscape") -> list[list[str]]:
-    """One line a model, or a checkpoint."""
+    """One row per model or checkpoint."""
     if result.checkpoints:
         table = [["checkpoint", "loss", "x", "y", "off the plane"]]
         for mark in result.checkpoints:

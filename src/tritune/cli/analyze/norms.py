@@ -15,9 +15,10 @@ def norms(
     task: options.Task,
     data: options.Data = None,
     rows: common.Rows = 200,
-    token: Annotated[str | None, typer.Option(help="One more group of tokens: this one alone.")] = None,
+    token: Annotated[str | None, typer.Option(help="Add a group of its own for this token.")] = None,
     group: Annotated[
-        str | None, typer.Option(help="Group of the heat maps: cls, sep, punctuation, other, all; or your --token.")
+        str | None,
+        typer.Option(help="Group of the heat maps: cls, sep, punctuation, other, all, or your --token."),
     ] = None,
     overrides: options.Overrides = None,
     output: common.Output = None,
@@ -29,7 +30,7 @@ def norms(
     Example: `tritune analyze norms --teacher teacher/ --student run/ --task sst2 --data glue/SST-2 --group sep`
     """
     if group is not None and group not in ("cls", "sep", "punctuation", "other", "all", token):
-        raise TrituneError(f"--group {group}: known are cls, sep, punctuation, other, all, and what --token names")
+        raise TrituneError(f"--group {group}: known are cls, sep, punctuation, other, all, and the token of --token")
     subjects, folder = common.begin("norms", task, data, teacher, students, rows, overrides, output)
     from ...analysis import norms as analysis
     from ...analysis.norms import plot_norm_curves, plot_norm_maps, summarize_norms, token_groups

@@ -14,12 +14,12 @@ def ranges(
     task: options.Task,
     data: options.Data = None,
     tensor: Annotated[
-        Literal["block_output", "context", "projection"], typer.Option(help="What to look at, in every layer.")
+        Literal["block_output", "context", "projection"], typer.Option(help="Tensor to look at, in every layer.")
     ] = "block_output",
     row: common.Row = 0,
     text: common.Text = None,
     rows: Annotated[
-        int | None, typer.Option(help="Extremes over so many dev rows by position, instead of one sentence.", min=1)
+        int | None, typer.Option(help="Extremes per position over this many dev rows, instead of one sentence.", min=1)
     ] = None,
     overrides: options.Overrides = None,
     output: common.Output = None,

@@ -14,15 +14,15 @@ def sensitivity(
     model: Annotated[str, typer.Option(help="A student, or a teacher to quantize as --recipe says.", metavar="MODEL")],
     task: options.Task,
     data: options.Data = None,
-    recipe: Annotated[str, typer.Option(help="How a float MODEL is quantized: a name or a YAML file.")] = "ti-g",
+    recipe: Annotated[str, typer.Option(help="How a float MODEL is quantized: a recipe name or a YAML file.")] = "ti-g",
     rows: common.Rows = 200,
     overrides: options.Overrides = None,
     output: common.Output = None,
 ) -> None:
     """Score MODEL with one part quantized at a time, and with one left float; suggest a mixed-precision recipe.
 
-    Nothing is trained. A part left float computes with the latent weights. The suggestion, recipe.yaml, is ready for
-    `tritune train`: the part whose absence from quantization helps most.
+    Nothing is trained. A part left float computes with the latent weights. The suggestion, a recipe.yaml for
+    `tritune train`, leaves the part float that gains most by it.
 
     Example: `tritune analyze sensitivity --model teacher/ --task sst2 --data glue/SST-2`
     """

@@ -1,4 +1,4 @@
-"""The contenders of a comparison, made from one model: each is a file and the runtime that reads it."""
+"""The contenders of a comparison, all made from one model: a file each, and the runtime that reads it."""
 
 import logging
 import sys
@@ -23,7 +23,7 @@ _PLAIN_OPSET = 18
 
 @dataclass(frozen=True)
 class Contender:
-    """One row of the comparison.
+    """One model file and its runtime.
 
     Attributes:
         name: as the table shows it.
@@ -46,13 +46,13 @@ class Contender:
 def make_contenders(model: "PreTrainedModel", peers: Sequence[str], folder: Path) -> list[Contender]:
     """Write the model in every form that a contender reads.
 
-    Peers get `export.dense` of the model, so that they compute with the same weights. Their 8-bit forms are made by
+    Peers get `export.dense` of the model, so that they compute with the same weights. They are quantized to 8 bits by
     their own one-line calls: `onnxruntime.quantization.quantize_dynamic`, and `nncf.quantize` where nncf is installed.
 
     Args:
-        model: a QAT model; or a float one, whose own exported form then stands in the first row.
+        model: a QAT model; or a float one, whose export is then the first contender.
         peers: of `PEERS`.
-        folder: for the files; the caller removes it.
+        folder: for the files; removed by the caller.
 
     Raises:
         TrituneError: a peer is unknown or not installed.

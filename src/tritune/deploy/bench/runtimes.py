@@ -1,7 +1,7 @@
-"""One function per runtime: a model on disk becomes a function of a batch.
+"""One function per runtime: from a model on disk to a function of a batch.
 
-Started as a program of its own, this file loads one contender, runs one batch and prints the peak of its memory in
-bytes. It imports nothing of tritune, so that torch is not in the memory of a runtime that does not need it.
+Run as a script, this file loads one contender, runs one batch and prints its peak memory in bytes. It imports
+nothing of tritune, so that torch is not in the memory of a runtime that does not need it.
 
     python runtimes.py onnxruntime model.onnx THREADS BATCH LENGTH VOCABULARY
 """
@@ -41,12 +41,12 @@ def of_session(session: Any) -> Run:
 
 
 def onnxruntime(path: str, threads: int) -> Run:
-    """A file of ONNX in ONNX Runtime."""
+    """An ONNX file in ONNX Runtime."""
     return of_session(onnxruntime_session(path, threads))
 
 
 def openvino(path: str, threads: int) -> Run:
-    """A file of ONNX or OpenVINO's own in OpenVINO, with float32 where the model says float32."""
+    """An ONNX or OpenVINO file in OpenVINO, with float32 where the model has float32."""
     import openvino as ov
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
@@ -78,16 +78,16 @@ RUNTIMES = {"onnxruntime": onnxruntime, "openvino": openvino, "torch": torch}
 
 
 def make_batch(batch: int, length: int, vocabulary: int) -> Batch:
-    """Random token ids, (batch, length), none padded: what a runtime does with them does not depend on their sense."""
+    """Random token ids, (batch, length), without padding: run times do not depend on their meaning."""
     shape = (batch, length)
     ids = np.random.default_rng(0).integers(1, vocabulary, shape)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
 def peak_memory_bytes() -> int:
-    """The most that this process has held since it was started, resident.
+    """The peak resident memory of this process.
 
-    From /proc where there is one: what getrusage says includes the parent's memory at the time of the fork.
+    From /proc if available: getrusage includes the parent's memory at the time of the fork.
     """
     status = Path("/proc/self/status")
     if status.is_file():

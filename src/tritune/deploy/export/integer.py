@@ -1,4 +1,4 @@
-"""The modules and products that stand in for a QAT model's own while it is exported, made of `operators.py`."""
+"""The modules and products that replace those of a QAT model for its export, built from `operators.py`."""
 
 import copy
 from typing import Any

@@ -42,7 +42,7 @@ _CODES = re.compile(r"(?:^|\.)codes_([24])$")
 def export_onnx(
     model: PreTrainedModel, path: str | Path, opset: int = DEFAULT_OPSET, input_names: Sequence[str] | None = None
 ) -> None:
-    """Write a QAT model as one ONNX file, whole or not at all; the arguments are those of `to_onnx`.
+    """Write a QAT model as one ONNX file, all of it or nothing; the arguments are those of `to_onnx`.
 
     Raises:
         TrituneError: as `to_onnx`, or the file cannot be written.
@@ -61,14 +61,14 @@ def to_onnx(
 ) -> torch.onnx.ONNXProgram:
     """The ONNX program of a QAT model, or of a float one.
 
-    Inputs are those of the model (token ids, mask, token types; or pixels), batch and length free; the output is
-    `logits`, (batch, labels).
+    Inputs are those of the model (token ids, mask, token types; or pixels), with dynamic batch size and length; the
+    output is `logits`, (batch, labels).
 
     Args:
         model: computes as it would in evaluation mode; is not changed.
         opset: 18 to 25. From 25 on 2-bit codes are stored as INT2, before as bytes and nodes that unpack them.
-        input_names: what the tokenizer gives (`tokenizer.model_input_names`); inputs that are not among them get the
-            model's default. None takes all inputs.
+        input_names: inputs that the tokenizer provides (`tokenizer.model_input_names`); others take the model's
+            default. None takes all inputs.
 
     Raises:
         TrituneError: the opset is out of range, onnx is not installed, or torch.onnx cannot trace the model.

@@ -1,11 +1,11 @@
 """The three operators of an exported graph, each in torch and in ONNX.
 
-In torch they run, so that the stand-ins of `integer.py` can be compared with the model they stand for; in ONNX they are
-what the file holds. torch.onnx traces a call of one as a single node, and `translations` says what it becomes.
+The torch operators run, so that the modules of `integer.py` can be compared with those they replace; torch.onnx traces
+a call as a single node, and `translations` gives its ONNX subgraph.
 
     quantize         scale = largest magnitude (at most clip) / 127; codes = round(x / scale), clipped to -127 ... 127
     matmul_integer   (codes of x) @ (codes of w) in int32, * scale of x * scale of w
-    unpack           bytes to the signed integers that lie in them, as `packing` draws them
+    unpack           bytes to the signed integers in them, in the layout of `packing`
 
 MatMulInteger takes 8-bit operands of either sign, but on x86 ONNX Runtime has kernels for an unsigned left operand
 only: two signed ones run in a scalar loop, tens of times slower. So codes of activations are stored plus 128, with a
@@ -98,7 +98,7 @@ def unpack(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
     Args:
         packed: uint8.
         bits: 2, 4 or 8.
-        width: codes of a row.
+        width: codes per row.
     """
     return packing.unpack(packed, bits, width, signed(bits)).float()
 

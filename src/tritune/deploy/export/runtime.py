@@ -1,4 +1,4 @@
-"""ONNX Runtime: a file that is called like a model."""
+"""An ONNX file in ONNX Runtime, called like a model."""
 
 import os
 from pathlib import Path
@@ -43,6 +43,6 @@ class OnnxClassifier(nn.Module):
             TrituneError: an input that the file needs is missing.
         """
         if missing := [name for name in self.names if name not in inputs]:
-            raise TrituneError(f"the ONNX file needs {', '.join(missing)}, which the tokenizer does not give")
+            raise TrituneError(f"the ONNX file needs {', '.join(missing)}, which the tokenizer does not provide")
         (logits,) = self.session.run(None, {name: inputs[name].numpy() for name in self.names})
         return SequenceClassifierOutput(logits=torch.from_numpy(logits))

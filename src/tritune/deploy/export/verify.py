@@ -1,4 +1,4 @@
-"""Whether an exported model answers as the model it was made from: the dev set through both."""
+"""Compares an exported model with the model it was made from, on the dev set."""
 
 from typing import Any
 
@@ -14,14 +14,13 @@ from .runtime import OnnxClassifier
 def compare_on_dev(
     model: PreTrainedModel, exported: PreTrainedModel | OnnxClassifier, task: Task, data: EncodedData, batch_size: int
 ) -> dict[str, Any]:
-    """Run the task's dev splits through both, in the same batches.
+    """Evaluate both models on the task's dev splits, in the same batches.
 
     Args:
         model: what was exported.
-        exported: takes batches as `model` does.
-        task: of the rows.
-        data: its dev splits.
-        batch_size: rows a batch.
+        exported: called as `model` is.
+        task, data: whose dev splits are compared.
+        batch_size: rows per batch.
 
     Returns:
         `rows`; `agreement`, the share of rows with the same label (for regression: the same score to 1e-3);

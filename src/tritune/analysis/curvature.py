@@ -99,11 +99,8 @@ def curvature(
 
     Args:
         models: by name; they are instrumented and otherwise unchanged.
-        batches: each with model inputs and, for the task loss, `labels`.
-        loss: a name of `distil.losses.LOSSES`, and nothing is added to it; `ground_truth` is the task loss.
-        teacher: of the distillation losses.
-        average: `padded` or `valid`, see `distil.losses`.
-        parameters: patterns of names (`*.query.*`); empty for all parameters.
+        batches, loss, teacher, average: see `objective`.
+        parameters: patterns of names, see `select_parameters`.
         top: eigenvalues per batch, those of largest magnitude.
         trace_samples: Hutchinson estimates per batch, at least 2; 0 for no trace.
         density_steps: Lanczos steps per batch, from one random vector; 0 for no density.

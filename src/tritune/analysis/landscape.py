@@ -95,11 +95,8 @@ def landscape(
 
     Args:
         models: by name. Parameters of the same name and shape get the same random numbers in all of them.
-        batches: each with model inputs and, for the task loss, `labels`.
-        loss: a name of `distil.losses.LOSSES`; `ground_truth` is the task loss.
-        teacher: of the distillation losses.
-        average: `padded` or `valid`, see `distil.losses`.
-        parameters: patterns of the names of those that move; empty for all.
+        batches, loss, teacher, average: see `objective`.
+        parameters: patterns of the names of those that move, see `select_parameters`.
         points: of the grid along each axis; odd, so that the model is one of them.
         extent: random directions are followed from -extent to +extent.
         seed: of the random directions.

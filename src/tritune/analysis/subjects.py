@@ -64,7 +64,7 @@ class Subjects:
         """Name to model, without the teacher."""
         return {name: model for name, model in self.models.items() if name != "teacher"}
 
-    def batches(self, description: str = "", *, labels: bool = False) -> Iterator[Batch]:
+    def batches(self, description: str, *, labels: bool = False) -> Iterator[Batch]:
         """The rows as batches of tensors on the models' device, with a progress bar once it takes long.
 
         Args:
@@ -72,7 +72,7 @@ class Subjects:
             labels: whether `labels`, (batch,), are in it.
         """
         loader = DataLoader(self.rows, self.batch_size, collate_fn=self.data.collate)
-        for batch in tqdm(loader, desc=description or "analyse", leave=False, delay=3):
+        for batch in tqdm(loader, desc=description, leave=False, delay=3):
             yield self._moved({name: tensor for name, tensor in batch.items() if labels or name != "labels"})
 
     def sentence(self, row: int, text: str | None = None) -> tuple[Batch, list[str]]:

@@ -1,5 +1,6 @@
 """Writes the report of run folders as one HTML file."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from ..tasks.registry import TASKS
 from ..tasks.task_file import TASK_FILE
 from ..training.run_folder import BEST, write_text
 from . import curves, tables
-from .runs import Run, not_finite, other_dev_rows, read_runs
+from .runs import Run, other_dev_rows, read_runs
 
 GENERATOR = '<meta name="generator" content="tritune report">'
 _TEMPLATE = "page.html.jinja"
@@ -127,7 +128,11 @@ def lead(run: Run) -> str:
 
 
 def _not_finite(run: Run) -> str:
-    if not (steps := not_finite(run.history)):
+    """A sentence on the logs with a loss or score that is not finite; empty if there are none."""
+    steps = [
+        row["step"] for row in run.history if any(isinstance(v, float) and not math.isfinite(v) for v in row.values())
+    ]
+    if not steps:
         return ""
     return (
         f"{run.name}: {len(steps)} of {len(run.history)} logs hold a number that is not finite, the first at step "

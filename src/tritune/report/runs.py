@@ -4,7 +4,6 @@ Everything that the page relies on is checked here, so that a damaged file gives
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,8 +264,3 @@ def _read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
     if not isinstance(values, dict):
         raise TrituneError(f"{path}: a recipe is a list of `key: value` lines")
     return text, {str(key): value for key, value in values.items()}
-
-
-def not_finite(history: Sequence[dict[str, Any]]) -> list[int]:
-    """The steps at which a loss or score was not finite."""
-    return [row["step"] for row in history if any(isinstance(v, float) and not math.isfinite(v) for v in row.values())]

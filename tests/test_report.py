@@ -232,7 +232,7 @@ def test_recipe_differences(tmp_path):
     assert table["loss_average"] == {"one": "padded", "two": "–"}
     for line in to_yaml(load_recipe(one / "recipe.yaml")).splitlines():
         assert " ".join(line.split()) in shown.text
-    assert "All are the same." in report(one, make_run(tmp_path / "twin")).text
+    assert "All recipes are the same." in report(one, make_run(tmp_path / "twin")).text
 
 
 def test_library_versions(tmp_path):
@@ -366,7 +366,7 @@ DAMAGE = {
     "recipe not YAML": ("recipe.yaml", "a: [", "recipe.yaml, line 1: not YAML"),
     "recipe a word": ("recipe.yaml", "word", "recipe.yaml: a recipe is a list"),
     "analysis not JSON": ("analysis/layers/layers.json", "{", "layers.json, line 1: not JSON"),
-    "half an SVG": ("analysis/layers/figure.svg", "<svg><g>", "figure.svg: not a whole SVG picture"),
+    "half an SVG": ("analysis/layers/figure.svg", "<svg><g>", "figure.svg: not a complete SVG image"),
 }
 
 

@@ -23,6 +23,8 @@ _PRODUCT_QUANTIZERS = ("query", "key", "attention_probs", "value")
 Score = Callable[[PreTrainedModel], float]
 # A place where a quantizer hangs: the object, the attribute, and the quantizer.
 Place = tuple[Any, str, Any]
+# (layer, kind); the layer is None outside the layers.
+Part = tuple[int | None, str]
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ def sensitivity(student: PreTrainedModel, score: Score) -> Sensitivity:
     )
 
 
-def _parts(student: PreTrainedModel) -> dict[tuple[int | None, str], list[Place]]:
-    """(layer, kind) to the places of its quantizers; the layer is None outside the layers."""
+def _parts(student: PreTrainedModel) -> dict[Part, list[Place]]:
+    """The places of the quantizers of every part."""
     instrument = instrument_of(student)
     first_layers = [state.layers[0] for state in instrument.states]
-    parts: dict[tuple[int | None, str], list[Place]] = {}
+    parts: dict[Part, list[Place]] = {}
     for layer, state in zip(first_layers, instrument.states, strict=True):
         parts[layer, "attention_products"] = _places([state], _PRODUCT_QUANTIZERS)
         for kind, names in instrument.anatomy.parts([layer]).items():
@@ -148,7 +150,13 @@ def _off(places: list[Place]) -> Iterator[None]:
             setattr(owner, name, quantizer)
 
 
-def _choices(student: PreTrainedModel, parts: dict, layers: list[int], without: dict, scored) -> list[Choice]:
+def _choices(
+    student: PreTrainedModel,
+    parts: dict[Part, list[Place]],
+    layers: list[int],
+    without: dict[Part, float],
+    scored: Callable[[list[Place]], float],
+) -> list[Choice]:
     """Every switch of a recipe that can be turned off, and every layer that can be left out."""
     choices = []
 

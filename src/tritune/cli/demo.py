@@ -1,12 +1,18 @@
 """`tritune demo`: the main workflow on synthetic data, offline, in a few minutes."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import Interrupted
 from . import options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from ..recipes import FinetuneRecipe
+    from ..training.job import Job
 
 TRAIN_ROWS, DEV_ROWS = 16000, 1000
 # The corpus comes in twins, row by row; learnt from scratch, both must be in one batch.
@@ -79,7 +85,7 @@ def _write_inputs(output: Path, seed: int) -> Path:
     return output / "base"
 
 
-def _tokenizer() -> Any:
+def _tokenizer() -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -103,7 +109,7 @@ def _tokenizer() -> Any:
     )
 
 
-def _model(vocabulary_size: int) -> Any:
+def _model(vocabulary_size: int) -> "PreTrainedModel":
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
@@ -120,7 +126,7 @@ def _model(vocabulary_size: int) -> Any:
     return BertForSequenceClassification(config)
 
 
-def _recipes(seed: int) -> dict[str, Any]:
+def _recipes(seed: int) -> "dict[str, FinetuneRecipe]":
     from ..recipes import FinetuneRecipe, load_recipe
 
     # In float32, as the students: what the demo shows is not to depend on the machine.
@@ -128,14 +134,14 @@ def _recipes(seed: int) -> dict[str, Any]:
     return {"finetune": teacher, **{name: load_recipe(name, (*STUDENT, f"seed={seed}")) for name in ARMS}}
 
 
-def _student(recipe: Any, output: Path) -> dict[str, Any]:
+def _student(recipe: "FinetuneRecipe", output: Path) -> dict[str, Any]:
     from ..training.run import plan, run
 
     job = _job(output / "teacher", output, recipe, output / recipe.name)
     return run(job, plan(job))
 
 
-def _job(source: Path, output: Path, recipe: Any, target: Path) -> Any:
+def _job(source: Path, output: Path, recipe: "FinetuneRecipe", target: Path) -> "Job":
     from ..tasks.registry import get_task
     from ..training.job import open_job
 

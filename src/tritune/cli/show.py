@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVarTuple
+from typing import TYPE_CHECKING, Any, TypeVarTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,8 +11,16 @@ from rich.table import Table
 
 from ..compute.devices import this_process
 from ..errors import readable
+from ..recipes import Recipe, to_yaml
 from ..recipes import label as label_of
-from ..recipes import to_yaml
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..tasks.registry import Task
+    from ..training.job import Phase
+    from ..training.sweep import SweepJob
+    from ..training.sweep_results import Results
 
 Rest = TypeVarTuple("Rest")
 
@@ -29,7 +37,7 @@ def show_result(
         show(result, *rest)
 
 
-def show_plan(recipe: Any, phases: list) -> None:
+def show_plan(recipe: Recipe, phases: list["Phase"]) -> None:
     """The phases of the training, on stderr before it begins."""
     parts = [f"{phase.name} {phase.steps} steps" + f" ({phase.schedule})" * bool(phase.schedule) for phase in phases]
     if recipe.layer_map is not None:
@@ -42,7 +50,7 @@ def show_resumed(step: int, steps: int) -> None:
     _say(f"resumed: goes on after step {step} of {steps}", error=True)
 
 
-def show_task(task: Any) -> None:
+def show_task(task: "Task") -> None:
     """What was read of the user's own files, on stderr before they are used."""
     if task.labels is None:
         labels = "a score" if task.is_regression else "no labels"
@@ -55,7 +63,7 @@ def show_task(task: Any) -> None:
     _say(f"{task.title}: {asked}selected by {task.metric}", error=True)
 
 
-def show_dry_run(recipe: Any, phases: list, student: Any) -> None:
+def show_dry_run(recipe: Recipe, phases: list["Phase"], student: "PreTrainedModel") -> None:
     """What a training would do: the resolved recipe, the phases, the bits of every module, the size."""
     from ..checkpoints.size import size_bytes
     from ..modeling.module_bits import bits_of_modules
@@ -248,7 +256,7 @@ def show_keys(defaults: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def show_sweep_plan(job: Any, as_json: bool) -> None:
+def show_sweep_plan(job: "SweepJob", as_json: bool) -> None:
     """The runs that a sweep would make, and how many steps they are in all."""
     runs = [
         {"sweep": sweep.name, "values": values, "seed": seed}
@@ -272,7 +280,7 @@ def show_sweep_plan(job: Any, as_json: bool) -> None:
     _say(f"{len(runs)} runs, {sum(steps.values()):,} steps in all")
 
 
-def show_sweep(results: Any, folder: Path, as_json: bool) -> None:
+def show_sweep(results: "Results", folder: Path, as_json: bool) -> None:
     """Mean and deviation of every point of a sweep, the best one marked."""
     best = results.best
     if as_json:

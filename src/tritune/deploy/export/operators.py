@@ -54,7 +54,9 @@ def quantize(
 
 
 @quantize.register_fake
-def _(values, dims, largest_code, clip, zero_point, signed):
+def _(
+    values: torch.Tensor, dims: Sequence[int], largest_code: int, clip: float, zero_point: int, signed: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     reduced = {dim % values.ndim for dim in dims}
     shape = [1 if dim in reduced else size for dim, size in enumerate(values.shape)] if dims else []
     return torch.empty_like(values, dtype=torch.int8 if signed else torch.uint8), values.new_empty(shape)
@@ -87,7 +89,14 @@ def matmul_integer(
 
 
 @matmul_integer.register_fake
-def _(left, left_scale, right, right_scale, left_zero_point, right_zero_point):
+def _(
+    left: torch.Tensor,
+    left_scale: torch.Tensor,
+    right: torch.Tensor,
+    right_scale: torch.Tensor,
+    left_zero_point: int,
+    right_zero_point: int,
+) -> torch.Tensor:
     return left_scale.new_empty((*left.shape[:-1], right.shape[-1]))
 
 
@@ -104,7 +113,7 @@ def unpack(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
 
 
 @unpack.register_fake
-def _(packed, bits, width):
+def _(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
     return packed.new_empty((*packed.shape[:-1], width), dtype=torch.float32)
 
 
@@ -120,7 +129,9 @@ def translations() -> dict[Callable, Callable]:
     def constant(value: float) -> Any:
         return op.Constant(value_float=float(value))
 
-    def onnx_quantize(values: Any, dims: Sequence[int], largest_code: int, clip: float, zero_point: int, signed: bool):
+    def onnx_quantize(
+        values: Any, dims: Sequence[int], largest_code: int, clip: float, zero_point: int, signed: bool
+    ) -> Any:
         kind = _INT8 if signed else _UINT8
         # Two reductions read the values twice; the magnitudes would have to be written too.
         keep = {"axes": op.Constant(value_ints=dims)} if dims else {"keepdims": 0}
@@ -142,7 +153,9 @@ def translations() -> dict[Callable, Callable]:
         codes = op.QuantizeLinear(rows, scales, op.Expand(zero, op.Shape(scales)), axis=0)
         return op.Clip(op.Reshape(codes, op.Shape(values)), low, high), scale
 
-    def onnx_matmul_integer(left, left_scale, right, right_scale, left_zero_point: int, right_zero_point: int):
+    def onnx_matmul_integer(
+        left: Any, left_scale: Any, right: Any, right_scale: Any, left_zero_point: int, right_zero_point: int
+    ) -> Any:
         zero_points = [op.Cast(op.Constant(value_int=z), to=_UINT8) for z in (left_zero_point, right_zero_point) if z]
         product = op.Cast(op.MatMulInteger(left, right, *zero_points), to=_FLOAT)
         if not len(left_scale.shape):

@@ -39,8 +39,7 @@ def augment(
     """
     _check_numbers(n, probability, candidates, batch_size, seed)
     options.check_task(task)
-    options.check_models(mlm)
-    options.quiet_libraries()
+    options.begin(mlm)
     from ..checkpoints.load import load_masked_lm, load_tokenizer, weights_sha256
     from ..compute.devices import this_process
     from ..tasks.data.augment import PAPER_VARIANTS, VARIANTS, Augmenter, MaskedWords, whole_words

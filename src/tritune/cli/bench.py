@@ -37,8 +37,7 @@ def bench(
     peers = [peer for peer in options.comma_separated(against) if peer]
     shapes = {"batches": _numbers("batches", batches), "lengths": _numbers("lengths", lengths)}
     check_peers(peers)
-    options.check_models(model)
-    options.quiet_libraries()
+    options.begin(model)
     from ..checkpoints.load import load_config, load_pretrained, positions
     from ..deploy.bench.measure import bench as measure
     from ..tasks.heads import TEXT_CLASSIFICATION, head_of

@@ -38,8 +38,7 @@ def convert(
     if best and not Path(source).is_dir():
         raise TrituneError(f"--best: there is no {source}; without it the last student is taken")
     check_free(output, overwrite, inputs=(run,))
-    options.check_models(run)
-    options.quiet_libraries()
+    options.begin(run)
     import torch
 
     from .show import show_packed, show_result

@@ -35,7 +35,7 @@ def demo(
     from ..training.run_folder import DEMO, HISTORY, check_free, write_json
 
     check_free(output, overwrite)
-    options.quiet_libraries()
+    options.begin()
     from ..analysis.plots import read_history, save, training_curves
     from ..training.finetune import finetune
     from .show import show_demo, show_result

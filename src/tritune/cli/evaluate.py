@@ -32,8 +32,7 @@ def evaluate(
     own = options.OwnFiles(None, dev_file, columns, label_column, problem)
     check_evaluation_keys(overrides or [])
     options.check_task(task, own, trains=False)
-    options.check_models(model, teacher)
-    options.quiet_libraries()
+    options.begin(model, teacher)
     from ..inference.evaluate import evaluate_source
     from ..tasks.data.rows_record import selecting_rows
     from ..training.run_folder import metrics_beside

@@ -51,8 +51,7 @@ def export(
         if verify is None and not is_task_file(task):
             raise TrituneError(f"--task {task}: --verify must name the folder of its files")
     _check_output(output, model, format)
-    options.check_models(model)
-    options.quiet_libraries()
+    options.begin(model)
     from ..checkpoints.load import load_config, load_pretrained
     from ..inference.evaluate import recipe_in_force
     from ..tasks.data import load_task_data

@@ -36,8 +36,7 @@ def finetune(
     wanted = load_recipe(recipe, overrides or [], FinetuneRecipe)
     own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     options.check_task(task, own)
-    options.check_models(model)
-    options.quiet_libraries()
+    options.begin(model)
     from ..compute.devices import this_process
     from ..training.finetune import finetune as run
     from ..training.job import open_job

@@ -1,5 +1,6 @@
 """Options that several subcommands share, and what happens before any of them works."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,18 +138,25 @@ def _check_splits(name: str, files: Mapping[str, Path], trains: bool) -> None:
             raise TrituneError(f"--task {name}: {option} is missing")
 
 
-def check_models(*sources: str | Path | None) -> None:
-    """Check that models exist, before anything heavy is imported.
+def begin(*models: str | Path | None) -> None:
+    """Check that models exist, then silence transformers; whatever is heavy is imported after this.
+
+    Silent are transformers' own progress bars and messages; training bars, our warnings and errors stay.
 
     Args:
-        *sources: folders or hub names; None for those that are not given.
+        *models: folders or hub names; None for those that are not given.
 
     Raises:
-        TrituneError: a source is neither a folder nor a name that can be reached on the hub.
+        TrituneError: a model is neither a folder nor a name that can be reached on the hub.
     """
-    for source in sources:
-        if source:
-            located(source)
+    for model in models:
+        if model:
+            located(model)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def open_task(name: str, own: OwnFiles, model: str | None = None, *, trains: bool = True) -> "tasks.Task":
@@ -183,14 +191,3 @@ def open_task(name: str, own: OwnFiles, model: str | None = None, *, trains: boo
     task = own_task(**(known | values | given | {"files": files}))
     show_task(task)
     return task
-
-
-def quiet_libraries() -> None:
-    """Silence transformers' own progress bars and messages; training bars, our warnings and errors stay."""
-    import warnings
-
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -51,8 +51,7 @@ def predict(
     check_evaluation_keys(overrides or [])
     if output is not None:
         check_writable(output)
-    options.check_models(model)
-    options.quiet_libraries()
+    options.begin(model)
     from ..checkpoints.load import load_config
     from ..inference.predict import predict_images, predict_rows
     from ..tasks.heads import IMAGE_CLASSIFICATION, head_of

@@ -26,7 +26,7 @@ def report(
 
     Example: `tritune report demo/ternarybert-block demo/ti-g --output report.html`
     """
-    options.quiet_libraries()
+    options.begin()
     from ..errors import readable
     from ..report.page import write_report
     from ..report.runs import other_dev_rows

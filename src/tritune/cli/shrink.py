@@ -31,8 +31,7 @@ def shrink(
     from ..training.run_folder import check_free
 
     check_free(output, overwrite, inputs=(teacher,))
-    options.check_models(teacher)
-    options.quiet_libraries()
+    options.begin(teacher)
     from ..checkpoints.load import load_float, weights_sha256
     from ..checkpoints.size import size_bytes
     from ..modeling.shrink import NOTE

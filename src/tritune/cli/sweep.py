@@ -50,8 +50,7 @@ def sweep(
     title, sweeps = load_sweeps(space, parse_overrides(overrides or []), trials)
     own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     options.check_task(task, own)
-    options.check_models(teacher)
-    options.quiet_libraries()
+    options.begin(teacher)
     from ..training.sweep import open_sweep, run_sweep
     from ..training.sweep_results import write_results
     from .show import show_sweep, show_sweep_plan

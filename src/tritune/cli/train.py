@@ -53,8 +53,7 @@ def train(
     wanted = load_recipe(recipe, overrides or [])
     own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     options.check_task(task, own)
-    options.check_models(teacher, student, start)
-    options.quiet_libraries()
+    options.begin(teacher, student, start)
     from ..checkpoints.prepare import prepare
     from ..compute.devices import this_process
     from ..tasks.models import load_student

@@ -90,8 +90,7 @@ def begin(
     folder = output or Path(models[0]) / ANALYSIS / name
     if folder.exists() and not folder.is_dir():
         raise TrituneError(f"{folder}: this is a file; --output takes a folder")
-    options.check_models(*models, *checkpoints, teacher)
-    options.quiet_libraries()
+    options.begin(*models, *checkpoints, teacher)
     from ...analysis.subjects import open_subjects
     from ...tasks.registry import get_task
 

@@ -16,7 +16,7 @@ from tritune.analysis.maps import cover_length_ratio, map_cosine, map_kl, rankin
 from tritune.analysis.norms import layer_norms, plot_norm_curves, plot_norm_maps
 from tritune.analysis.result import write_result
 from tritune.analysis.sensitivity import plot_sensitivity
-from tritune.analysis.traces import trace_of
+from tritune.analysis.traces import traced
 from tritune.checkpoints.size import size_bytes
 from tritune.errors import TrituneError
 from tritune.modeling.attention import observe_attention
@@ -178,7 +178,7 @@ def test_norms_are_those_of_the_explicit_tensor(family, quantized):
     batch = FAMILIES[family].batch()
     values = []
     with observe_attention(lambda call: values.append(call.operands[2])):
-        trace = trace_of(model, batch, "attention_probs")
+        maps = traced(model, batch, "attention_probs")
     found = layer_norms(model, batch)
     for layer, site in enumerate(instrument_of(model).anatomy.sites):
         value, projection = values[layer].double(), model.get_submodule(site.projection)
@@ -186,7 +186,7 @@ def test_norms_are_those_of_the_explicit_tensor(family, quantized):
         if quantized:
             value = projection.input_quantizer(values[layer]).double()  # per tensor: the same quantizer as that of V
             weight = projection.weight_quantizer(projection.weight.detach()).double()
-        alpha = trace.layers[layer].attention_probs.double()
+        alpha = maps[layer].double()
         per_head = weight.view(len(weight), value.shape[1], -1)
         explicit = alpha[..., None] * torch.einsum("bhkd,ohd->bhko", value, per_head)[:, :, None]
         torch.testing.assert_close(found[layer].weighted_norm, explicit.norm(dim=-1))
@@ -229,8 +229,7 @@ def test_ranges_are_the_slow_loop(family, tensor):
     field = {"block_output": "attention_block_output", "context": "context", "projection": "attention_projection"}
     mask = batch.get("attention_mask")
     for model, own in enumerate((teacher, student)):
-        for layer, trace in enumerate(trace_of(own, batch, field[tensor]).layers):
-            values = getattr(trace, field[tensor])
+        for layer, values in enumerate(traced(own, batch, field[tensor])):
             values = values.transpose(1, 2).flatten(2) if values.ndim == 4 else values
             for position in range(values.shape[1]):
                 rows = [i for i in range(3) if mask is None or mask[i, position]]
@@ -271,7 +270,7 @@ def test_heads_are_the_probabilities():
     teacher, student = pair()
     batch = {key: value[1:2] for key, value in text_batch().items()}
     result = analysis.heads({"teacher": teacher, "student": student}, batch, list("abcd"), [(2, 1), (0, 0)])
-    probs = trace_of(student, batch, "attention_probs").layers[2].attention_probs[0, 1, :4, :4]
+    probs = traced(student, batch, "attention_probs")[2][0, 1, :4, :4]
     np.testing.assert_array_equal(result.maps[1, 0], probs.double())
     farthest = analysis.heads({"teacher": teacher, "student": student}, batch, list("abcd"), 1).heads
     comparison = analysis.attention(teacher, {"student": student}, [batch])

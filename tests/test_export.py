@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 import tritune
 from families import FAMILIES, one_layer, text_batch
+from onnx_graphs import count_integer_products, optimized_graph, products_of
 from tritune import Quantization, TrituneError
 from tritune.checkpoints.packing import pack
 from tritune.checkpoints.size import size_bytes
 from tritune.deploy.export.codes import codes_of, signed
 from tritune.deploy.export.dense import dense
-from tritune.deploy.export.integer import IntegerLinear, count_integer_products, with_integer_arithmetic
+from tritune.deploy.export.integer import IntegerLinear, with_integer_arithmetic
 from tritune.deploy.export.onnx import export_onnx, to_onnx
 from tritune.deploy.export.operators import ZERO_POINT, matmul_integer, quantize, unpack
 from tritune.quant import Granularity, Uniform
@@ -276,12 +277,8 @@ def test_the_file_of_a_packed_model_is_that_of_its_qat_model(
 @pytest.mark.parametrize("name, activations, weights, bits, opset", CASES)
 def test_the_graph_that_runs_multiplies_integers(exported, tmp_path, name, activations, weights, bits, opset):
     """ONNX Runtime rewrites a graph before it runs it: what is counted is what it made of it."""
-    from tritune.deploy.export.runtime import open_session, products_of
-
     model, path = exported(name, activations, weights, bits, opset)
-    open_session(path, optimized=tmp_path / "optimized.onnx")
-    found = products_of(tmp_path / "optimized.onnx")
-    assert found == {
+    assert products_of(optimized_graph(path, tmp_path / "optimized.onnx")) == {
         "integer": count_integer_products(model),
         "float": 1,  # the classifier
         "other": 0,

@@ -445,7 +445,7 @@ def test_what_a_sentence_encoder_does_not_do(cli, inputs):
         load_model(inputs / "encoder", get_task("sst2"))
     common = ["--verify", inputs / "pairs", "--task", "features", "--output", inputs / "out"]
     code, _, err = cli("export", inputs / "encoder", *common)
-    assert code == 2 and "only models that answer with logits are exported" in err
+    assert code == 2 and "only models that output logits can be exported" in err
     assert not (inputs / "out").exists()
 
 

@@ -165,9 +165,9 @@ def test_with_scales_per_token_no_answer_depends_on_its_batch():
 def test_exported(tmp_path, settings):
     pytest.importorskip("onnxscript", reason="needs tritune[onnx]")
     pytest.importorskip("onnxruntime", reason="needs tritune[onnx]")
-    from tritune.deploy.export.integer import count_integer_products
+    from onnx_graphs import count_integer_products, products_of
     from tritune.deploy.export.onnx import export_onnx
-    from tritune.deploy.export.runtime import OnnxClassifier, products_of
+    from tritune.deploy.export.runtime import OnnxClassifier
 
     family = FAMILIES["vit"]
     model = tritune.prepare(family.build(), Quantization(patch_embedding=True, **settings)).eval()

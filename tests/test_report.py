@@ -130,8 +130,8 @@ def test_spans_are_those_of_the_schedule_and_not_of_the_log(tmp_path):
 
 def test_panels_draw_the_values_of_the_history():
     rows = history()
-    figures = plots.loss_curves({"a": rows, "b": rows[:2]}, {"a": [(0, 4, "map")], "b": []})
-    assert list(figures) == ["loss", "logits_loss", "hidden_states_loss"]
+    figures = plots.curves({"a": rows, "b": rows[:2]}, {"a": [(0, 4, "map")], "b": []})
+    assert list(figures) == ["loss", "logits_loss", "hidden_states_loss", "eval_accuracy"]
     (axes,) = figures["logits_loss"].axes
     first, second = axes.lines
     assert first.get_xdata().tolist() == [3, 6, 9, 12] and first.get_ydata().tolist() == [1 / 3, 1 / 6, 1 / 9, 1 / 12]
@@ -144,7 +144,7 @@ def test_panels_draw_the_values_of_the_history():
 
 def test_runs_with_other_sites_get_a_strip_each():
     spans = {"a": [(0, 4, "map")], "b": [(0, 2, "map"), (2, 4, "projection")], "c": []}
-    (axes,) = plots.loss_curves(dict.fromkeys(spans, history()), spans)["loss"].axes
+    (axes,) = plots.curves(dict.fromkeys(spans, history()), spans)["loss"].axes
     feet = [collection.get_paths()[0].vertices[:, 1].min() for collection in axes.collections]
     assert feet == pytest.approx([0, 0.05, 0.05])
 
@@ -152,7 +152,7 @@ def test_runs_with_other_sites_get_a_strip_each():
 @pytest.mark.parametrize(("values", "scale"), [([1.0, 0.09], "log"), ([1.0, 0.5], "linear"), ([1.0, 0.0], "linear")])
 def test_a_loss_that_falls_tenfold_has_a_logarithmic_axis(values, scale):
     rows = [{"step": step, "loss": value} for step, value in enumerate(values)]
-    assert plots.loss_curves({"run": rows})["loss"].axes[0].get_yscale() == scale
+    assert plots.curves({"run": rows})["loss"].axes[0].get_yscale() == scale
 
 
 def test_numbers_that_are_not_finite_are_gaps_and_said(tmp_path):
@@ -232,7 +232,7 @@ def test_recipe_differences(tmp_path):
     assert table["loss_average"] == {"one": "padded", "two": "–"}
     for line in to_yaml(load_recipe(one / "recipe.yaml")).splitlines():
         assert " ".join(line.split()) in shown.text
-    assert "All are the same." in report(one, make_run(tmp_path / "twin")).text
+    assert "All recipes are the same." in report(one, make_run(tmp_path / "twin")).text
 
 
 def test_library_versions(tmp_path):
@@ -366,7 +366,7 @@ DAMAGE = {
     "recipe not YAML": ("recipe.yaml", "a: [", "recipe.yaml, line 1: not YAML"),
     "recipe a word": ("recipe.yaml", "word", "recipe.yaml: a recipe is a list"),
     "analysis not JSON": ("analysis/layers/layers.json", "{", "layers.json, line 1: not JSON"),
-    "half an SVG": ("analysis/layers/figure.svg", "<svg><g>", "figure.svg: not a whole SVG picture"),
+    "half an SVG": ("analysis/layers/figure.svg", "<svg><g>", "figure.svg: not a complete SVG image"),
 }
 
 

@@ -1,7 +1,7 @@
 """The analyses of both papers: each a plain function of models and batches that returns numbers.
 
-Every analysis is one file and one function; what it returns is a small dataclass, which a function beside it draws and
-`result.write_result` writes.
+Every analysis is one file with one function, which returns a small dataclass; the functions next to it draw and
+summarize that, `result.write_result` writes it.
 """
 
 from .attention import attention

@@ -1,16 +1,17 @@
 """How well students recover the teacher's attention maps (EMNLP 2022, Fig. 4)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
-from .maps import MEASURES, cover_length_ratio
+from .maps import MEASURES, Measure, cover_length_ratio
 from .subjects import Batch
-from .traces import check_same_shapes, sequences, trace_of
+from .traces import check_same_shapes, sequences, traced
 
 TITLES = {
     "kl": "KL(teacher || student)",
@@ -54,32 +55,27 @@ def attention(
     Raises:
         TrituneError: a student has other layers or heads than the teacher.
     """
-    measures = {**MEASURES, "cover_length_ratio": partial(cover_length_ratio, k=top_k)}
+    measures: dict[str, Measure] = {**MEASURES, "cover_length_ratio": partial(cover_length_ratio, k=top_k)}
     sums: dict[str, np.ndarray] = {}
     count = 0
     for batch in batches:
-        traces = {"teacher": trace_of(teacher, batch, "attention_probs")}
-        traces |= {name: trace_of(student, batch, "attention_probs") for name, student in students.items()}
-        check_same_shapes(traces, "attention_probs")
-        count += len(traces["teacher"].layers[0].attention_probs)
+        expected = traced(teacher, batch, "attention_probs")
+        maps = {name: traced(student, batch, "attention_probs") for name, student in students.items()}
+        check_same_shapes({"teacher": expected, **maps})
+        count += len(expected[0])
         for measure, compute in measures.items():
-            values = [_layers(traces["teacher"], traces[name], batch, compute) for name in students]
-            sums[measure] = sums.get(measure, 0) + np.stack(values)
+            values = np.stack([_layers(own, expected, batch, compute) for own in maps.values()])
+            sums[measure] = sums.get(measure, 0) + values
     means = {measure: total / count for measure, total in sums.items()}
     return AttentionComparison(list(students), count, top_k, **means)
 
 
-def _layers(teacher, student, batch: Batch, compute) -> np.ndarray:
+def _layers(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], batch: Batch, compute: Measure
+) -> np.ndarray:
     """One measure summed over the sequences of a batch, (layers, heads)."""
-    return np.stack(
-        [
-            sum(
-                compute(own, teachers).double().cpu().numpy()
-                for own, teachers in sequences(batch, own.attention_probs, teachers.attention_probs)
-            )
-            for own, teachers in zip(student.layers, teacher.layers, strict=True)
-        ]
-    )
+    pairs = (sequences(batch, *maps) for maps in zip(student, teacher, strict=True))
+    return np.stack([sum(compute(*pair).double().cpu().numpy() for pair in layer) for layer in pairs])
 
 
 def plot_attention(result: AttentionComparison) -> Figure:

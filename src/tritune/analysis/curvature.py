@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -25,7 +24,7 @@ from .hessian import Hessian, both_ends, hutchinson, rademacher, top_eigenvalues
 from .lanczos import SpectralDensity, lanczos, spectral_density
 from .objective import objective
 from .parameters import differentiated, select_parameters
-from .subjects import Batch
+from .subjects import Batch, row_count
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,15 @@ class ModelCurvature:
 
     Attributes:
         surrogate: whether it is that of a quantized model's straight-through surrogate.
-        parameters: how many numbers the loss was differentiated by.
+        parameters: number of parameters that the loss was differentiated by.
         losses: (batches,), the loss of each batch.
         eigenvalues: (batches, top), of each batch those of largest magnitude, largest first.
         smallest, largest: (batches,), both ends of each batch's spectrum.
-        traces: (batches, samples), Hutchinson estimates; no column when none were asked for.
+        traces: (batches, samples), Hutchinson estimates; no column if none were requested.
         trace: their mean, the trace of the batches' mean Hessian; None without estimates.
-        trace_standard_error: of that mean, for these batches: what more samples would reduce, not more batches.
+        trace_standard_error: of that mean for these batches; reduced by more samples, not by more batches.
         density: the mean density over the batches, or None.
-        products: Hessian-vector products it took.
+        products: number of Hessian-vector products.
     """
 
     surrogate: bool
@@ -67,7 +66,7 @@ class Curvature:
         average: `padded` or `valid`, what that loss averages over.
         patterns: of the parameters it was differentiated by; empty for all.
         rows: (batches,), rows of each batch.
-        seed: of every random vector; the same vectors serve all models.
+        seed: of every random vector; all models use the same vectors.
         models: by name.
     """
 
@@ -95,16 +94,13 @@ def curvature(
     """The Hessian of a loss with respect to the parameters: its eigenvalues per batch, trace and spectral density.
 
     Computed in the models' own precision (`model.double()` for float64), in evaluation mode, with vectors in float64.
-    Memory: the graph of one batch's gradient, and max(2 * top + 1, 20, density_steps) vectors as long as there are
-    parameters: for BERT-base with all its parameters 18 GB, so choose some by `parameters` there.
+    Memory: the graph of one batch's gradient, and max(2 * top + 1, 20, density_steps) vectors of one float64 per
+    parameter: 18 GB for all parameters of BERT-base, so select some with `parameters`.
 
     Args:
-        models: by name; they are instrumented, and otherwise stay as they are.
-        batches: each with model inputs and, for the task loss, `labels`.
-        loss: a name of `distil.losses.LOSSES`, and nothing is added to it; `ground_truth` is the task loss.
-        teacher: what distillation losses compare with.
-        average: `padded` or `valid`, see `distil.losses.means`.
-        parameters: patterns of names (`*.query.*`); all parameters without any.
+        models: by name; they are instrumented and otherwise unchanged.
+        batches, loss, teacher, average: see `objective`.
+        parameters: patterns of names, see `select_parameters`.
         top: eigenvalues per batch, those of largest magnitude.
         trace_samples: Hutchinson estimates per batch, at least 2; 0 for no trace.
         density_steps: Lanczos steps per batch, from one random vector; 0 for no density.
@@ -114,24 +110,29 @@ def curvature(
         TrituneError: a name, a pattern or a number cannot be used, the teacher is missing, or a loss is not finite.
     """
     check_loss(loss, teacher, average)
-    plan = _Plan(top, trace_samples, density_steps, seed)
-    plan.check(batches)
+    if not batches:
+        raise TrituneError("there is no batch to measure the curvature on")
+    if trace_samples < 0 or trace_samples == 1:
+        raise TrituneError(f"{trace_samples} trace samples: use 2 or more for a standard error, or 0 for no trace")
+    if density_steps < 0:
+        raise TrituneError(f"{density_steps} Lanczos steps: use 1 or more, or 0 for no density")
     measured = {}
     with tqdm(total=len(models) * len(batches), unit="batch", leave=False, delay=3) as bar:
         for name, model in models.items():
-            chosen = list(_choose(instrument(model), parameters, top, name).values())
+            chosen = list(select_parameters(instrument(model), parameters).values())
             runs, say = [], _speaker(bar, name)
             with evaluation_mode(model), differentiated(model, chosen), weights_held():
                 for number, batch in enumerate(batches):
                     evaluate = objective(loss, batch, teacher, average)
                     try:
-                        runs.append(plan.measure(evaluate(model), chosen, number, say))
+                        say("gradient")
+                        hessian = Hessian(evaluate(model), chosen)
+                        runs.append(_measure(hessian, top, trace_samples, density_steps, (seed, number), say))
                     except TrituneError as error:
                         raise TrituneError(f"{name}, batch {number + 1}: {error}") from None
                     bar.update()
             measured[name] = _summary(runs, chosen, is_quantized(model))
-    rows = [len(next(iter(batch.values()))) for batch in batches]
-    return Curvature(loss, average, list(parameters), rows, seed, measured)
+    return Curvature(loss, average, list(parameters), [row_count(batch) for batch in batches], seed, measured)
 
 
 @dataclass(frozen=True)
@@ -146,55 +147,25 @@ class _Run:
     products: int
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What to measure on every batch."""
-
-    top: int
-    trace_samples: int
-    density_steps: int
-    seed: int
-
-    def check(self, batches: Sequence[Batch]) -> None:
-        """Raise TrituneError where there is nothing to measure, or a number makes no sense."""
-        if not batches:
-            raise TrituneError("there is no batch to measure the curvature on")
-        if self.trace_samples < 0 or self.trace_samples == 1:
-            raise TrituneError(f"{self.trace_samples} samples of the trace: take 2 or more for an error, or 0 for none")
-        if self.density_steps < 0:
-            raise TrituneError(f"{self.density_steps} Lanczos steps: take 1 or more, or 0 for no density")
-
-    def measure(
-        self, loss: torch.Tensor, parameters: list[nn.Parameter], number: int, say: Callable[[str], None]
-    ) -> _Run:
-        """Everything about the Hessian of batch `number`; its graph is gone afterwards."""
-        say("gradient")
-        hessian = Hessian(loss, parameters)
-        say("eigenvalues")
-        values = top_eigenvalues(hessian, self.top, (self.seed, number, 0))
-        ends = both_ends(hessian, values, (self.seed, number, 1))
-        say("trace")
-        traces = hutchinson(hessian, self.trace_samples, (self.seed, number, 2))
-        quadrature = None
-        if self.density_steps:
-            say("density")
-            probe = rademacher(hessian.shape[0], np.random.default_rng((self.seed, number, 3)))
-            quadrature = lanczos(hessian, probe, self.density_steps)
-        return _Run(loss.item(), values, ends, traces, quadrature, hessian.products)
+def _measure(
+    hessian: Hessian, top: int, samples: int, steps: int, seed: tuple[int, int], say: Callable[[str], None]
+) -> _Run:
+    """Everything about the Hessian of one batch; `say` is told each stage."""
+    say("eigenvalues")
+    values = top_eigenvalues(hessian, top, (*seed, 0))
+    ends = both_ends(hessian, values, (*seed, 1))
+    say("trace")
+    traces = hutchinson(hessian, samples, (*seed, 2))
+    quadrature = None
+    if steps:
+        say("density")
+        quadrature = lanczos(hessian, rademacher(hessian.shape[0], np.random.default_rng((*seed, 3))), steps)
+    return _Run(hessian.loss, values, ends, traces, quadrature, hessian.products)
 
 
 def _speaker(bar: tqdm, name: str) -> Callable[[str], None]:
-    """A function that says on the bar what is being done, once the bar shows."""
+    """A function that shows the current stage on the bar, once the bar is visible."""
     return lambda stage: bar.set_description(f"{name}: {stage}", refresh=bar.format_dict["elapsed"] > bar.delay)
-
-
-def _choose(model: PreTrainedModel, patterns: Sequence[str], top: int, name: str) -> dict[str, nn.Parameter]:
-    """The parameters to differentiate by; enough of them for `top` eigenvalues."""
-    chosen = select_parameters(model, patterns)
-    count = sum(parameter.numel() for parameter in chosen.values())
-    if not 1 <= top <= count:
-        raise TrituneError(f"{name}: {top} eigenvalues of {count} parameters; ask for 1 to {count}")
-    return chosen
 
 
 def _summary(runs: list[_Run], parameters: list[nn.Parameter], surrogate: bool) -> ModelCurvature:

@@ -1,4 +1,4 @@
-"""Pictures of what `curvature` returns."""
+"""Figures of a `Curvature`."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 from .curvature import Curvature
 
 _BINS = 60
-# Densities below this share of a single eigenvalue's are not drawn: there the Gaussian tails say nothing.
+# Densities below this share of a single eigenvalue's are not drawn: the Gaussian tails carry no information.
 _FLOOR = 1e-2
 
 
 def plot_curvature(result: Curvature) -> Figure:
-    """The top eigenvalues of all batches as one density a model, beside it each model's whole spectrum if measured.
+    """The top eigenvalues of all batches as one density per model; beside it each model's whole spectrum if measured.
 
     The axis of the eigenvalues is linear around zero and logarithmic further out, so that both tails can be seen; the
     bins are even on it.
@@ -52,7 +52,7 @@ def _draw_tails(axes: Any, result: Curvature) -> None:
 
 
 def _ticks(edges: np.ndarray, linear: float) -> list[float]:
-    """Zero, and the powers of ten that stand clear of it."""
+    """Zero, and the powers of ten that are clear of it."""
     furthest = float(np.sinh(np.abs(edges).max()) * linear)
     decades = 10.0 ** np.arange(np.ceil(np.log10(2 * linear)), np.floor(np.log10(max(furthest, 2 * linear))) + 1)
     low, high = np.sinh(edges[[0, -1]]) * linear

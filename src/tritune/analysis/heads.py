@@ -1,4 +1,4 @@
-"""The attention maps of chosen heads for one sentence: teacher, students, and what lies between them."""
+"""The attention maps of chosen heads for one sentence: teacher, students, and their differences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from ..errors import TrituneError
 from .maps import map_kl
+from .plots import beside_differences
 from .subjects import Batch
-from .traces import check_same_shapes, sequences, trace_of
+from .traces import check_same_shapes, sequences, traced
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,15 @@ def heads(
         models: name to instrumented model of one shape, the teacher first.
         batch: keyword arguments of the models.
         tokens: names of the real tokens of the first row.
-        chosen: (layer, head) pairs, counted from 0; or how many to take of those in which the second model is
-            farthest from the first (by KL).
+        chosen: (layer, head) pairs, counted from 0; or the number of heads to take, those in which the second model
+            is farthest from the first (by KL).
 
     Raises:
-        TrituneError: a layer or a head that there is not, or models of different shapes.
+        TrituneError: a layer or head does not exist, or the models have different shapes.
     """
-    traces = {name: trace_of(model, batch, "attention_probs") for name, model in models.items()}
-    check_same_shapes(traces, "attention_probs")
-    maps = torch.stack([torch.stack([_first(layer, batch) for layer in trace.layers]) for trace in traces.values()])
+    traces = {name: traced(model, batch, "attention_probs") for name, model in models.items()}
+    check_same_shapes(traces)
+    maps = torch.stack([torch.stack(next(sequences(batch, *layers))) for layers in traces.values()])
     if isinstance(chosen, int):
         chosen = _farthest(maps, chosen)
     for layer, head in chosen:
@@ -61,12 +62,7 @@ def heads(
                 f"{maps.shape[2] - 1}"
             )
     picked = torch.stack([maps[:, layer, head] for layer, head in chosen], dim=1)
-    return Heads(list(models), list(tokens), [tuple(pair) for pair in chosen], picked.double().cpu().numpy())
-
-
-def _first(layer, batch: Batch) -> torch.Tensor:
-    """(heads, query, key) of the first row."""
-    return next(sequences(batch, layer.attention_probs))[0]
+    return Heads(list(models), list(tokens), list(chosen), picked.double().cpu().numpy())
 
 
 def _farthest(maps: torch.Tensor, count: int) -> list[tuple[int, int]]:
@@ -78,26 +74,22 @@ def _farthest(maps: torch.Tensor, count: int) -> list[tuple[int, int]]:
 
 
 def plot_heads(result: Heads) -> Figure:
-    """A row a head: every model's map, and the first student's difference from the teacher's."""
-    first, *others = result.models
-    titles = [*result.models, *(f"{name} - {first}" for name in others)]
+    """A row per head: every model's map, and each student's difference from the teacher."""
+    columns = 2 * len(result.models) - 1
     side = min(max(2.2, 0.19 * len(result.tokens)), 5.0)
     small = min(7.0, 54 * side / len(result.tokens))  # points; three quarters of a token's own room
-    figure = Figure(figsize=(side * len(titles) + 1.5, side * len(result.heads) + 1), layout="constrained")
-    grid = figure.subplots(len(result.heads), len(titles), squeeze=False)
+    figure = Figure(figsize=(side * columns + 1.5, side * len(result.heads) + 1), layout="constrained")
+    grid = figure.subplots(len(result.heads), columns, squeeze=False)
     for index, (row, (layer, head)) in enumerate(zip(grid, result.heads, strict=True)):
-        maps = result.maps[:, index]
-        panels = [(panel, {"cmap": "magma", "vmin": 0, "vmax": maps.max()}) for panel in maps]
-        spread = max(np.abs(maps - maps[0]).max(), 1e-12)
-        panels += [(panel, {"cmap": "RdBu_r", "vmin": -spread, "vmax": spread}) for panel in maps[1:] - maps[0]]
-        for column, (axes, (panel, colours)) in enumerate(zip(row, panels, strict=True)):
+        panels = beside_differences(result.models, result.maps[:, index], "magma")
+        for column, (axes, (title, panel, colours)) in enumerate(zip(row, panels, strict=True)):
             image = axes.imshow(panel, **colours)
             ticks = range(len(result.tokens))
             axes.set_xticks(ticks, result.tokens, rotation=90, fontsize=small)
             axes.set_yticks(ticks, result.tokens if column == 0 else [""] * len(result.tokens), fontsize=small)
             if index == 0:
-                axes.set_title(titles[column], fontsize="small")
-            if column in (len(result.models) - 1, len(titles) - 1):
+                axes.set_title(title, fontsize="small")
+            if column in (len(result.models) - 1, columns - 1):
                 figure.colorbar(image, ax=axes, shrink=0.7)
         row[0].set_ylabel(f"layer {layer}, head {head}\nquery")
     for axes in grid[-1]:

@@ -1,4 +1,4 @@
-"""The Hessian of a loss as a linear operator, and what can be asked of it without ever writing it down.
+"""The Hessian of a loss as a linear operator, and its properties by matrix-vector products alone.
 
 A product with a vector is a second backward pass through the graph of the gradient (Pearlmutter 1994): H v is the
 gradient of g'v, with g the gradient of the loss. The graph is built once and used for every product. Rejected: finite
@@ -19,6 +19,8 @@ Seed = int | Sequence[int]
 # Below this size the matrix itself is small, and Lanczos has no room to iterate in.
 _DENSE = 32
 _RESTARTS = 1000
+# Of the residual, relative to the eigenvalue.
+_TOLERANCE = 1e-7
 
 
 class Hessian(LinearOperator):
@@ -35,7 +37,8 @@ class Hessian(LinearOperator):
         parameters: leaves of that graph; what the loss does not depend on contributes zero rows and columns.
 
     Attributes:
-        products: how many times a vector was multiplied.
+        loss: its value.
+        products: number of matrix-vector products so far.
 
     Raises:
         TrituneError: loss or gradient are NaN or infinite.
@@ -46,24 +49,23 @@ class Hessian(LinearOperator):
     """
 
     def __init__(self, loss: torch.Tensor, parameters: Iterable[torch.Tensor]):
-        self.parameters = list(parameters)
-        if not torch.isfinite(loss):
-            raise TrituneError(f"the loss is {loss.item()}: there is no curvature; check the model's weights")
+        self.parameters, self.loss, self.products = list(parameters), loss.item(), 0
+        if not np.isfinite(self.loss):
+            raise TrituneError(f"the loss is {self.loss}: there is no curvature; check the model's weights")
         self._sizes = [parameter.numel() for parameter in self.parameters]
-        gradients = [None] * len(self.parameters)
+        gradients: Sequence[torch.Tensor | None] = [None] * len(self.parameters)
         if loss.requires_grad:
             gradients = torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)
         if not all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None):
             raise TrituneError("the gradient of the loss is not finite: there is no curvature")
         # Where the gradient is constant, as that of a linear function, its derivative is zero.
         self._gradients = {i: g for i, g in enumerate(gradients) if g is not None and g.requires_grad}
-        self.products = 0
         super().__init__(np.dtype(np.float64), (sum(self._sizes),) * 2)
 
     def _matvec(self, vector: np.ndarray) -> np.ndarray:
         self.products += 1
         parts = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float64).ravel()).split(self._sizes)
-        seconds = [None] * len(parts)
+        seconds: Sequence[torch.Tensor | None] = [None] * len(parts)
         if self._gradients:
             directions = [parts[i].view_as(g).to(g) for i, g in self._gradients.items()]
             seconds = torch.autograd.grad(
@@ -83,7 +85,7 @@ class Hessian(LinearOperator):
         return self
 
 
-def top_eigenvalues(operator: LinearOperator, count: int, seed: Seed = 0, tolerance: float = 1e-7) -> np.ndarray:
+def top_eigenvalues(operator: LinearOperator, count: int, seed: Seed = 0) -> np.ndarray:
     """The `count` eigenvalues of largest magnitude, of either sign, by implicitly restarted Lanczos (ARPACK).
 
     Memory: 2 * count + 1 vectors (at least 20) of float64.
@@ -92,13 +94,12 @@ def top_eigenvalues(operator: LinearOperator, count: int, seed: Seed = 0, tolera
         operator: symmetric, (size, size).
         count: 1 to size.
         seed: of the start vector.
-        tolerance: of the residual, relative to the eigenvalue.
 
     Returns:
         (count,), largest magnitude first.
 
     Raises:
-        TrituneError: there are not so many eigenvalues, or they do not converge.
+        TrituneError: `count` is out of range, or the eigenvalues do not converge.
 
     >>> from scipy.sparse.linalg import aslinearoperator
     >>> top_eigenvalues(aslinearoperator(np.diag([1.0, -3.0, 2.0])), 2)
@@ -106,7 +107,7 @@ def top_eigenvalues(operator: LinearOperator, count: int, seed: Seed = 0, tolera
     """
     size = operator.shape[0]
     if not 1 <= count <= size:
-        raise TrituneError(f"{count} eigenvalues of {size} parameters: the number must be 1 to {size}")
+        raise TrituneError(f"{count} eigenvalues of {size} parameters; ask for 1 to {size}")
     start = np.random.default_rng(seed).standard_normal(size)
     if count >= size - 1 or size <= _DENSE:
         matrix = operator @ np.eye(size)
@@ -116,7 +117,7 @@ def top_eigenvalues(operator: LinearOperator, count: int, seed: Seed = 0, tolera
     else:
         try:
             values = eigsh(
-                operator, count, which="LM", v0=start, tol=tolerance, maxiter=_RESTARTS, return_eigenvectors=False
+                operator, count, which="LM", v0=start, tol=_TOLERANCE, maxiter=_RESTARTS, return_eigenvectors=False
             )
         except ArpackError as error:
             reason = " ".join(str(error).split())
@@ -126,9 +127,7 @@ def top_eigenvalues(operator: LinearOperator, count: int, seed: Seed = 0, tolera
     return values[np.argsort(-np.abs(values), kind="stable")][:count]
 
 
-def both_ends(
-    operator: LinearOperator, top: np.ndarray, seed: Seed = 0, tolerance: float = 1e-7
-) -> tuple[float, float]:
+def both_ends(operator: LinearOperator, top: np.ndarray, seed: Seed = 0) -> tuple[float, float]:
     """The smallest and the largest eigenvalue.
 
     One of them is the first of `top`, the other is in it too if the signs differ. If they do not, the other is found as
@@ -138,13 +137,13 @@ def both_ends(
     Args:
         operator: symmetric, (size, size).
         top: what `top_eigenvalues` returned for it.
-        seed, tolerance: as there.
+        seed: as there.
     """
     known, size = float(top[0]), operator.shape[0]
     if len(top) == size or (top.min() < 0 < top.max()):
         return float(top.min()), float(top.max())
     shifted = LinearOperator((size, size), matvec=lambda v: operator @ v.ravel() - known * v.ravel(), dtype=np.float64)
-    other = known + float(top_eigenvalues(shifted, 1, seed, tolerance)[0])
+    other = known + float(top_eigenvalues(shifted, 1, seed)[0])
     return min(known, other), max(known, other)
 
 

@@ -23,7 +23,7 @@ class SpectralDensity:
     Attributes:
         values: (points,), eigenvalues at which the density is given.
         density: (points,), its integral over `values` is 1.
-        bandwidth: standard deviation of the Gaussian that stands for each node.
+        bandwidth: standard deviation of each node's Gaussian.
         nodes, weights: (nodes,), the quadrature behind it: sum(weights * f(nodes)) is the mean of f over eigenvalues.
     """
 
@@ -55,7 +55,8 @@ def lanczos(operator: LinearOperator, start: np.ndarray, steps: int) -> tuple[np
     size = operator.shape[0]
     steps = min(steps, size)
     basis = np.empty((steps, size))
-    diagonal, coupling = [], []
+    diagonal: list[np.floating] = []
+    coupling: list[np.floating] = []
     vector = start / np.linalg.norm(start)
     for step in range(steps):
         basis[step] = vector

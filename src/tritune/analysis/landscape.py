@@ -8,6 +8,7 @@ students the latent weights move, and the loss is that of the quantized model at
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from ..distil.choices import TASK_LOSS, check_loss
 from ..errors import TrituneError
 from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
-from .objective import objective
+from .objective import Objective, objective
 from .parameters import Parameters, restored, select_parameters
-from .subjects import Batch
+from .subjects import Batch, row_count
 
 # How far a plane reaches beyond the checkpoints that it goes through, as a share of their spread.
 _MARGIN = 0.25
@@ -30,7 +31,7 @@ _SAME_LINE = 1e-6
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a checkpoint stands.
+    """The position of a checkpoint.
 
     Attributes:
         name: of the checkpoint.
@@ -90,21 +91,18 @@ def landscape(
     seed: int = 0,
     checkpoints: Mapping[str, Parameters] | None = None,
 ) -> Landscape:
-    """The loss on a grid around each model, the model in evaluation mode; its weights come back bit for bit.
+    """The loss on a grid around each model, in evaluation mode; its weights are restored bit for bit.
 
     Args:
         models: by name. Parameters of the same name and shape get the same random numbers in all of them.
-        batches: each with model inputs and, for the task loss, `labels`.
-        loss: a name of `distil.losses.LOSSES`; `ground_truth` is the task loss.
-        teacher: what distillation losses compare with.
-        average: `padded` or `valid`, see `distil.losses.means`.
-        parameters: patterns of the names of those that move; all without any.
-        points: of the grid along each axis; odd, so that the model stands on one.
+        batches, loss, teacher, average: see `objective`.
+        parameters: patterns of the names of those that move, see `select_parameters`.
+        points: of the grid along each axis; odd, so that the model is one of them.
         extent: random directions are followed from -extent to +extent.
         seed: of the random directions.
         checkpoints: name to parameters by name (`dict(model.named_parameters())`), at least two. The plane goes through
-            the one model of `models` and the first two of them, and each further one is projected onto it. Lines of the
-            grid are added so that the three stand on points of it.
+            the one model of `models` and the first two of them; further ones are projected onto it. Grid lines are
+            added so that the three are grid points.
 
     Raises:
         TrituneError: a name, a pattern or a number cannot be used, a checkpoint does not fit the model, three lie on
@@ -116,13 +114,13 @@ def landscape(
         raise TrituneError(f"the plane goes through one model and its checkpoints, and there are {len(models)} models")
     for model in models.values():
         select_parameters(model, parameters)
-    rows = sum(_rows(batch) for batch in batches)
+    counts = [row_count(batch) for batch in batches]
     x = y = np.linspace(-extent, extent, points)
     targets = [objective(loss, batch, teacher, average) for batch in batches]
     grids, centre, marks = {}, {}, []
     for name, model in models.items():
         moved = select_parameters(instrument(model), parameters)
-        evaluate = _evaluation(model, targets, [_rows(batch) / rows for batch in batches])
+        evaluate = partial(_mean_loss, model, targets, counts)
         with evaluation_mode(model), weights_held(), torch.no_grad():
             centre[name] = evaluate()
             if not np.isfinite(centre[name]):
@@ -137,17 +135,17 @@ def landscape(
                 directions = (random_direction(moved, (seed, 0)), random_direction(moved, (seed, 1)))
             grids[name] = loss_grid(moved, directions, x, y, evaluate, name)
     kind = "checkpoints" if checkpoints else "random"
-    return Landscape(loss, average, list(parameters), rows, kind, seed, x, y, grids, centre, marks)
+    return Landscape(loss, average, list(parameters), sum(counts), kind, seed, x, y, grids, centre, marks)
 
 
 def random_direction(parameters: Parameters, seed: Sequence[int]) -> dict[str, torch.Tensor]:
     """A filter-normalised random direction (Li et al. 2018, section 4): d_i * ||w_i|| / ||d_i|| for every row i.
 
-    A row is what lies behind one index of the first dimension: the weights of one output channel, or one embedding.
+    A row belongs to one index of the first dimension: the weights of one output channel, or one embedding.
 
     Args:
         parameters: by name; those of fewer than two dimensions get a direction of zeros.
-        seed: with a parameter's name it decides its random numbers, whatever other parameters there are.
+        seed: determines a parameter's random numbers together with its name, independently of other parameters.
 
     Returns:
         Tensors shaped like the parameters.
@@ -170,7 +168,7 @@ def plane(
 ) -> tuple[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]], dict[str, tuple[float, float, float]]]:
     """The plane through the first three of some points in weight space.
 
-    The first point is the origin and the second lies at (1, 0); y stands at right angles to x, in the same unit.
+    The first point is the origin and the second is (1, 0); y is orthogonal to x, in the same unit.
 
     Args:
         states: name to parameters by name.
@@ -179,7 +177,7 @@ def plane(
         Both directions, by parameter; and name to (x, y, distance from the plane).
 
     Raises:
-        TrituneError: the first three lie on one line.
+        TrituneError: the first three are on one line.
     """
     names = list(states)
     origin = states[names[0]]
@@ -193,15 +191,15 @@ def plane(
     places = {}
     for key, difference in differences.items():
         x, y = (float(difference @ axis / unit**2) for axis in (first, across))
-        # Those that span the plane lie in it, whatever rounding says.
+        # Those that span the plane are in it, up to rounding.
         beside = 0.0 if key in names[:3] else float((difference - x * first - y * across).norm() / unit)
         places[key] = (x, y, beside)
     sizes = [tensor.numel() for tensor in origin.values()]
-    directions = tuple(
+    along_x, along_y = (
         {name: part.view_as(w).to(w) for (name, w), part in zip(origin.items(), axis.split(sizes), strict=True)}
         for axis in (first, across)
     )
-    return directions, places
+    return (along_x, along_y), places
 
 
 def loss_grid(
@@ -215,7 +213,7 @@ def loss_grid(
     """The loss at parameters + x * directions[0] + y * directions[1], for all x and y.
 
     Args:
-        parameters: moved in place, and given back their bits even on an error.
+        parameters: changed in place, and restored bit for bit, even after an error.
         directions: tensors shaped like the parameters, by name.
         x, y: (columns,) and (lines,).
         evaluate: the loss with the parameters as they are.
@@ -239,7 +237,7 @@ def loss_grid(
 def checkpoint_losses(
     parameters: Parameters, states: Mapping[str, Parameters], evaluate: Callable[[], float]
 ) -> dict[str, float]:
-    """The loss with each of `states` in the place of the parameters, which come back afterwards."""
+    """The loss with each of `states` instead of the parameters, which are restored afterwards."""
     losses = {}
     with restored(parameters), torch.no_grad():
         for name, state in states.items():
@@ -249,28 +247,28 @@ def checkpoint_losses(
     return losses
 
 
-def _evaluation(model: PreTrainedModel, targets: list[Callable], shares: list[float]) -> Callable[[], float]:
-    """The model's mean loss over all rows."""
-    return lambda: sum(share * target(model).item() for target, share in zip(targets, shares, strict=True))
+def _mean_loss(model: PreTrainedModel, targets: list[Objective], counts: list[int]) -> float:
+    """Over all rows of the batches, each of which has a target."""
+    return sum(count / sum(counts) * target(model).item() for target, count in zip(targets, counts, strict=True))
 
 
 def _check_grid(models: Mapping[str, PreTrainedModel], batches: Sequence[Batch], points: int, extent: float) -> None:
     if not models or not batches:
         raise TrituneError("a landscape needs a model and a batch")
     if points < 3 or points % 2 == 0:
-        raise TrituneError(f"{points} points: take an odd number from 3 on, so that the model stands on one of them")
+        raise TrituneError(f"{points} points: use an odd number of at least 3, so that the model is one of them")
     if not 0 < extent < float("inf"):
         raise TrituneError(f"a range of {extent}: it must be more than 0")
 
 
 def _states(name: str, moved: Parameters, checkpoints: Mapping[str, Parameters]) -> dict[str, Parameters]:
-    """The model's own parameters and each checkpoint's, those that move, once they are known to fit."""
+    """The moving parameters of the model and of each checkpoint, checked to fit."""
     if len(checkpoints) < 2:
         raise TrituneError(f"{next(iter(checkpoints))}: one checkpoint and the model span no plane; give two or more")
-    states = {name: {key: parameter.detach().clone() for key, parameter in moved.items()}}
+    states: dict[str, Parameters] = {name: {key: parameter.detach().clone() for key, parameter in moved.items()}}
     for title, state in checkpoints.items():
         if title in states:
-            raise TrituneError(f"{title}: the model itself is no checkpoint to go to")
+            raise TrituneError(f"{title}: the model itself cannot be a checkpoint")
         for key, parameter in moved.items():
             if key not in state or state[key].shape != parameter.shape:
                 raise TrituneError(f"{title}: has no {key} of shape {tuple(parameter.shape)}, which {name} has")
@@ -279,7 +277,7 @@ def _states(name: str, moved: Parameters, checkpoints: Mapping[str, Parameters])
 
 
 def _axis(marks: list[float], points: int) -> np.ndarray:
-    """An even axis over the marks and some way beyond, to which the first three marks are added."""
+    """An even axis over the marks with a margin, plus the first three marks."""
     low, high = min(marks), max(marks)
     margin = _MARGIN * (high - low)
     even = np.linspace(low - margin, high + margin, points)
@@ -287,10 +285,6 @@ def _axis(marks: list[float], points: int) -> np.ndarray:
     # A line of the even grid that all but coincides with an added one would only cost time.
     kept = [value for value in even if min(abs(value - mark) for mark in marks[:3]) > 1e-3 * spacing]
     return np.unique([*kept, *marks[:3]])
-
-
-def _rows(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
 
 
 def _flat(state: Parameters) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Pictures of what `landscape` returns: contours and surfaces, all models on one colour scale."""
+"""Figures of a `Landscape`: contours and surfaces, all models on one colour scale."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ _COLOURS, _LEVELS = "viridis", 25
 
 
 def plot_contours(result: Landscape) -> Figure:
-    """Each model's losses seen from above; a cross where the model stands, dots at checkpoints."""
-    figure, norm = _figure(result, height=4.4), _norm(result)
+    """Contours of each model's losses; a cross marks the model, dots the checkpoints."""
+    figure, limits = _figure(result, height=4.4), _limits(result)
     panels = figure.subplots(1, len(result.losses), squeeze=False, sharey=True)[0]
-    levels = np.linspace(norm.vmin, norm.vmax, _LEVELS)
+    norm, levels = Normalize(*limits), np.linspace(*limits, _LEVELS)
     for axes, (name, losses) in zip(panels, result.losses.items(), strict=True):
         shown = np.ma.masked_invalid(losses)
         axes.contourf(result.x, result.y, shown, levels, norm=norm, cmap=_COLOURS, extend="both")
@@ -43,13 +43,14 @@ def plot_contours(result: Landscape) -> Figure:
 
 def plot_surfaces(result: Landscape) -> Figure:
     """Each model's losses as a surface in three dimensions."""
-    figure, norm = _figure(result, height=4.6), _norm(result)
+    figure, limits = _figure(result, height=4.6), _limits(result)
+    norm = Normalize(*limits)
     panels = figure.subplots(1, len(result.losses), squeeze=False, subplot_kw={"projection": "3d"})[0]
     x, y = np.meshgrid(result.x, result.y)
     for axes, (name, losses) in zip(panels, result.losses.items(), strict=True):
         shown = np.ma.masked_invalid(losses)
         axes.plot_surface(x, y, shown, cmap=_COLOURS, norm=norm, rcount=100, ccount=100, linewidth=0)
-        axes.set(title=f"{name}: {result.centre[name]:.3g}", zlim=(norm.vmin, norm.vmax))
+        axes.set(title=f"{name}: {result.centre[name]:.3g}", zlim=limits)
         axes.tick_params(labelsize="x-small")
         axes.locator_params(nbins=5)
     _finish(figure, result, norm, panels)
@@ -60,11 +61,11 @@ def _figure(result: Landscape, height: float) -> Figure:
     return Figure(figsize=(1.5 + 4 * len(result.losses), height), layout="constrained")
 
 
-def _norm(result: Landscape) -> Normalize:
-    """From the lowest to the highest finite loss of all models."""
+def _limits(result: Landscape) -> tuple[float, float]:
+    """The lowest and the highest finite loss of all models; never equal."""
     finite = np.concatenate([losses[np.isfinite(losses)] for losses in result.losses.values()])
     low, high = float(finite.min()), float(finite.max())
-    return Normalize(low, high if high > low else low + max(abs(low), 1.0) * 1e-6)
+    return low, high if high > low else low + max(abs(low), 1.0) * 1e-6
 
 
 def _axis(result: Landscape, axis: int) -> str:

@@ -8,9 +8,8 @@ import torch
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
-from ..errors import TrituneError
 from .subjects import Batch
-from .traces import real_tokens, trace_of
+from .traces import check_same_shapes, real_tokens, traced
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class LayerErrors:
 
     Attributes:
         students: names.
-        tokens: how many real tokens were averaged over.
+        tokens: number of real tokens averaged over.
         mse: (students, layers + 1), the embeddings' output first.
     """
 
@@ -42,29 +41,28 @@ def layers(teacher: PreTrainedModel, students: Mapping[str, PreTrainedModel], ba
     sums: dict[str, torch.Tensor] = {}
     tokens = 0
     for batch in batches:
-        expected = _hidden_states(teacher, batch)
+        states = {
+            name: traced(model, batch, "hidden_states") for name, model in {"teacher": teacher, **students}.items()
+        }
+        check_same_shapes(states)
+        expected = _of_real_tokens(states["teacher"], batch)
         tokens += expected.shape[1]
-        for name, student in students.items():
-            own = _hidden_states(student, batch)
-            if own.shape != expected.shape:
-                raise TrituneError(
-                    f"{name}: {len(own) - 1} layers of width {own.shape[-1]}, the teacher has {len(expected) - 1} of "
-                    f"width {expected.shape[-1]}; only models of one shape can be compared"
-                )
-            sums[name] = sums.get(name, 0) + (own - expected).square().mean(-1).sum(1)
+        for name in students:
+            errors = (_of_real_tokens(states[name], batch) - expected).square().mean(-1).sum(1)
+            sums[name] = sums.get(name, 0) + errors
     mse = np.stack([(sums[name] / tokens).cpu().numpy() for name in students])
     return LayerErrors(list(students), tokens, mse)
 
 
-def _hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """(layers + 1, real tokens of the batch, width), float64."""
-    states = torch.stack(tuple(trace_of(model, batch, "hidden_states").hidden_states)).double()
+def _of_real_tokens(states: list[torch.Tensor], batch: Batch) -> torch.Tensor:
+    """Hidden states, each (batch, tokens, width), to (layers + 1, real tokens of the batch, width) in float64."""
     real = real_tokens(batch)
-    return states.flatten(1, 2) if real is None else states[:, real]
+    stacked = torch.stack(states).double()
+    return stacked.flatten(1, 2) if real is None else stacked[:, real]
 
 
 def plot_layers(result: LayerErrors) -> Figure:
-    """The error against the layer, a line a student."""
+    """The error against the layer, a line per student."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name, errors in zip(result.students, result.mse, strict=True):

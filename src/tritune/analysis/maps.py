@@ -4,6 +4,8 @@ All take probabilities of one sequence without its padding, `(heads, query, key)
 return one number per head, `(heads,)`.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
@@ -47,7 +49,7 @@ def _inversions(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Of every row, (..., query, key), the sum of |s_i - s_j| over the pairs that student and teacher order otherwise.
 
     With the keys in the teacher's descending order such a pair is a later value that is larger than an earlier one.
-    Ties of the teacher stand in the student's own order, which has none.
+    Ties of the teacher keep the student's order, so they count as no inversion.
     """
     by_student = student.argsort(dim=-1, descending=True)
     by_teacher = teacher.gather(-1, by_student).argsort(dim=-1, descending=True, stable=True)
@@ -59,10 +61,10 @@ def _inversions(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 def cover_length_ratio(student: torch.Tensor, teacher: torch.Tensor, k: int = 5) -> torch.Tensor:
-    """How far down the student's order of keys one must go to meet the teacher's top k (EMNLP 2022, section 4).
+    """How far down the student's order of keys the teacher's top k reach (EMNLP 2022, section 4).
 
     For every query row but the last: the largest rank, from 0, in the student's descending order at which one of the
-    teacher's k largest keys stands, over n; summed over the rows and divided by n. That is the published definition;
+    teacher's k largest keys is found, over n; summed over the rows and divided by n. That is the published definition;
     equal values are ranked in the order of their keys. A sequence of one token has no row to look at: 0.
     """
     length = student.shape[-1]
@@ -73,4 +75,11 @@ def cover_length_ratio(student: torch.Tensor, teacher: torch.Tensor, k: int = 5)
     return (deepest / length).sum(-1) / length
 
 
-MEASURES = {"kl": map_kl, "ranking_loss": ranking_loss, "cover_length_ratio": cover_length_ratio, "cosine": map_cosine}
+Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+MEASURES: dict[str, Measure] = {
+    "kl": map_kl,
+    "ranking_loss": ranking_loss,
+    "cover_length_ratio": cover_length_ratio,
+    "cosine": map_cosine,
+}

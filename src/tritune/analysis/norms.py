@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.attention import observe_attention, seen_value
 from ..modeling.instrument import instrument_of
+from .plots import beside_differences
 from .subjects import Batch
-from .traces import real_tokens, trace_of
+from .traces import real_tokens, traced
 
 QUANTITIES = {
     "alpha": "α",
@@ -73,24 +75,25 @@ def layer_norms(model: PreTrainedModel, batch: Batch) -> list[LayerNorms]:
         model: instrumented.
         batch: keyword arguments of the model.
     """
-    values: list[torch.Tensor] = []
-    with observe_attention(lambda call: values.append(call.operands[2])):
-        trace = trace_of(model, batch, "attention_probs")
+    values: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    with observe_attention(lambda call: values.append((call.operands[2], call.masked))):
+        maps = traced(model, batch, "attention_probs")
     instrument = instrument_of(model)
     quantizers = {layer: state.value for state in instrument.states for layer in state.layers}
     norms = []
-    for index, (layer, value, site) in enumerate(zip(trace.layers, values, instrument.anatomy.sites, strict=True)):
-        value = value.repeat_interleave(layer.attention_probs.shape[1] // value.shape[1], dim=1)  # grouped queries
-        if quantizers[index] is not None:
-            value = quantizers[index](seen_value(value, layer.masked, quantizers[index]))
-        norms.append(_layer_norms(layer.attention_probs.double(), value.double(), _weight(model, site.projection)))
+    for index, (alpha, (value, masked), site) in enumerate(zip(maps, values, instrument.anatomy.sites, strict=True)):
+        quantizer = quantizers[index]
+        value = value.repeat_interleave(alpha.shape[1] // value.shape[1], dim=1)  # grouped queries
+        if quantizer is not None:
+            value = quantizer(seen_value(value, masked, quantizer))
+        norms.append(_layer_norms(alpha.double(), value.double(), _weight(model.get_submodule(site.projection))))
     return norms
 
 
-def _weight(model: PreTrainedModel, name: str) -> torch.Tensor:
+def _weight(linear: nn.Module) -> torch.Tensor:
     """What a Linear multiplies by, (out features, in features): quantized where it is."""
-    module = model.get_submodule(name)
-    return (module.quantized_weight if hasattr(module, "quantized_weight") else module.weight.detach()).double()
+    name = "quantized_weight" if hasattr(linear, "quantized_weight") else "weight"
+    return getattr(linear, name).detach().double()
 
 
 def _layer_norms(alpha: torch.Tensor, value: torch.Tensor, weight: torch.Tensor) -> LayerNorms:
@@ -99,9 +102,9 @@ def _layer_norms(alpha: torch.Tensor, value: torch.Tensor, weight: torch.Tensor)
     inner = transformed @ transformed.mT  # (batch, key, heads, heads)
     norm = inner.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt().transpose(1, 2)
     # One head at a time: (batch, heads, heads, query, key) would be several times as large as the maps.
-    squares = sum(
-        alpha[:, head] * (alpha * inner[:, :, head].transpose(1, 2)[:, :, None]).sum(1) for head in range(heads)
-    )
+    squares = torch.zeros_like(alpha[:, 0])
+    for head in range(heads):
+        squares += alpha[:, head] * (alpha * inner[:, :, head].transpose(1, 2)[:, :, None]).sum(1)
     return LayerNorms(alpha, norm, alpha * norm[:, :, None], squares.clamp(min=0).sqrt())
 
 
@@ -111,7 +114,7 @@ def token_groups(tokenizer: PreTrainedTokenizerBase, size: int, token: str | Non
     Args:
         tokenizer: of the models.
         size: rows of the word embedding.
-        token: one more group, of this token alone.
+        token: adds a group for this token.
 
     Returns:
         Group to bool, (size).
@@ -144,7 +147,7 @@ def norms(
     Args:
         models: name to instrumented model of one shape.
         batches: keyword arguments of the models.
-        groups: as `token_groups` makes them; None looks at all tokens together only.
+        groups: as `token_groups` returns them; None for all tokens together only.
     """
     sums: dict[str, dict[str, list]] = {name: {} for name in models}
     names = [*(groups or {}), "all"]
@@ -188,29 +191,15 @@ def _mean(total_and_count: list[torch.Tensor]) -> np.ndarray:
 
 
 def plot_norm_maps(result: Norms, group: str) -> Figure:
-    """Heat maps, layers by heads, of the attention to one group of tokens: models, then differences from the first.
-
-    Args:
-        result: of `norms`.
-        group: one of its groups.
-    """
-    index = result.groups.index(group)
-    first, *others = result.models
-    titles = [first, *others, *(f"{name} - {first}" for name in others)]
-    figure = Figure(figsize=(2.6 * len(titles) + 1, 7.5), layout="constrained")
-    grid = figure.subplots(3, len(titles), squeeze=False, sharex=True, sharey=True)
+    """Heat maps, layers by heads, of the attention to one of the groups: models, then differences from the first."""
+    columns = 2 * len(result.models) - 1
+    figure = Figure(figsize=(2.6 * columns + 1, 7.5), layout="constrained")
+    grid = figure.subplots(3, columns, squeeze=False, sharex=True, sharey=True)
     for row, quantity in zip(grid, ("alpha", "transformed_norm", "weighted_norm"), strict=True):
-        values = getattr(result, quantity)[..., index]
-        differences = values[1:] - values[0]
-        largest, spread = np.nanmax(values, initial=0), np.nanmax(np.abs(differences), initial=1e-12)
-        for axes, title, panel in zip(row, titles, [*values, *differences], strict=True):
-            plain = len(panel) and title in result.models
-            limits = (
-                {"cmap": "viridis", "vmin": 0, "vmax": largest}
-                if plain
-                else {"cmap": "RdBu_r", "vmin": -spread, "vmax": spread}
-            )
-            image = axes.imshow(panel, aspect="auto", **limits)
+        values = getattr(result, quantity)[..., result.groups.index(group)]
+        panels = beside_differences(result.models, values, "viridis")
+        for axes, (title, panel, colours) in zip(row, panels, strict=True):
+            image = axes.imshow(panel, aspect="auto", **colours)
             figure.colorbar(image, ax=axes, shrink=0.8)
             axes.set(xticks=range(panel.shape[1]), yticks=range(panel.shape[0]))
             if axes.get_subplotspec().is_first_row():
@@ -223,7 +212,7 @@ def plot_norm_maps(result: Norms, group: str) -> Figure:
 
 
 def plot_norm_curves(result: Norms) -> Figure:
-    """A row a quantity and a column a group of tokens: the mean over heads against the layer, a line a model."""
+    """A row per quantity and a column per group of tokens: the mean over heads by layer, a line per model."""
     figure = Figure(figsize=(2.6 * len(result.groups) + 1, 9), layout="constrained")
     grid = figure.subplots(len(QUANTITIES), len(result.groups), squeeze=False, sharex=True, sharey="row")
     for row, (quantity, title) in zip(grid, QUANTITIES.items(), strict=True):

@@ -1,4 +1,4 @@
-"""A named loss as a function of a model's parameters alone: the batch and the teacher's answer to it stand still."""
+"""A named loss as a function of a model's parameters alone: batch and teacher outputs are fixed."""
 
 from collections.abc import Callable
 
@@ -12,14 +12,14 @@ from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
 from .subjects import Batch
 
+Objective = Callable[[PreTrainedModel], torch.Tensor]
 
-def objective(
-    name: str, batch: Batch, teacher: PreTrainedModel | None = None, average: str = "padded"
-) -> Callable[[PreTrainedModel], torch.Tensor]:
+
+def objective(name: str, batch: Batch, teacher: PreTrainedModel | None = None, average: str = "padded") -> Objective:
     """The loss `name` on one batch, and nothing beside it: no weight decay, no other loss.
 
-    The teacher answers once, without a gradient; the function returned may be called many times. Models stay in the
-    mode they are in.
+    The teacher runs once, without a gradient; the returned function may be called many times. Models stay in the mode
+    they are in.
 
     Args:
         name: a row of `distil.losses.LOSSES`; `ground_truth` is the task's own loss (mean cross-entropy on the labels,
@@ -40,7 +40,7 @@ def objective(
     if name == TASK_LOSS and "labels" not in batch:
         raise TrituneError("the loss ground_truth needs labels, and the batch has none")
     answer = None
-    if name != TASK_LOSS:
+    if teacher is not None and name != TASK_LOSS:
         instrument(teacher)
         with evaluation_mode(teacher), torch.no_grad():
             answer = teacher(**inputs, output_trace=loss.fields)
@@ -50,8 +50,8 @@ def objective(
         output = model(**inputs, output_trace=loss.fields)
         regression = model.config.num_labels == 1
         multi_label = model.config.problem_type == MULTI_LABEL
-        labels = batch.get("labels")
-        pair = Pair(output, answer, inputs.get("attention_mask"), labels, average, regression, multi_label=multi_label)
-        return loss.compute(pair)
+        expected = output if answer is None else answer  # the task loss looks at no teacher
+        mask, labels = inputs.get("attention_mask"), batch.get("labels")
+        return loss.compute(Pair(output, expected, mask, labels, average, regression, multi_label=multi_label))
 
     return evaluate

@@ -1,4 +1,4 @@
-"""Which parameters an analysis moves, and how they come back."""
+"""Which parameters an analysis changes, and how they are restored."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ def select_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
 
     Args:
         model: whose parameters; for QAT models these are the latent weights.
-        patterns: as a shell has them, `*.query.*` say.
+        patterns: shell-style wildcards, such as `*.query.*`.
 
     Raises:
         TrituneError: a pattern matches nothing, or the model is packed.
@@ -27,7 +27,7 @@ def select_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
     ['bias']
     """
     if is_packed(model):
-        raise TrituneError("a packed model has no latent weights to move; take the run that it was made from")
+        raise TrituneError("a packed model has no latent weights to move; use the run it was converted from")
     parameters = dict(model.named_parameters())
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in parameters):
@@ -56,7 +56,7 @@ def differentiated(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iter
 
 @contextmanager
 def restored(parameters: Parameters) -> Iterator[dict[str, torch.Tensor]]:
-    """Within the context the parameters may be written to; afterwards, error or not, they hold the same bits as before.
+    """Within the context parameters may be changed; afterwards they are restored bit for bit, even after an error.
 
     Yields:
         Copies of the values that come back, by name.

@@ -1,12 +1,13 @@
-"""Pictures of what a run left behind; each takes numbers and returns a matplotlib figure."""
+"""Figures of runs and benchmarks: each function takes numbers and returns a matplotlib figure."""
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -30,38 +31,39 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
 def training_curves(
     histories: Mapping[str, list[dict[str, Any]]], metric: str, references: Mapping[str, float] | None = None
 ) -> Figure:
-    """Dev score and training loss against the step, one colour a run, the steps with intervention shaded by site.
+    """Dev score and training loss against the step, the steps with intervention shaded by site.
 
     Args:
         histories: run name to its history, as `read_history` returns it.
         metric: the score to draw, as `metrics.json` names it.
-        references: name to score of models that stay as they are (teacher, quantized without training).
+        references: name to score of models that are not trained (the teacher, the untrained student).
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     scores, losses = figure.subplots(1, 2)
-    for history in histories.values():
-        _shade_sites(scores, history)
-    for index, (name, history) in enumerate(histories.items()):
-        _line(scores, history, f"eval_{metric}", name, f"C{index}", marker="o")
-        _line(losses, history, "loss", name, f"C{index}")
-    for (name, score), style in zip((references or {}).items(), ("--", ":", "-."), strict=False):
-        scores.axhline(score, color="grey", linestyle=style, label=name)
-    scores.set(xlabel="step", ylabel=metric.replace("_", " "), title="Student alone, on dev")
-    losses.set(xlabel="step", ylabel="sum of losses", title="Training", yscale="log")
-    scores.legend(fontsize="small")
-    losses.legend(fontsize="small")
+    logged = {
+        name: _stretches((row["step"], row.get("site")) for row in history if "loss" in row)
+        for name, history in histories.items()
+    }
+    _draw(scores, f"eval_{metric}", histories, logged, references or {})
+    _draw(losses, "loss", histories, {}, {})
+    scores.set_title("Student alone, on dev")
+    losses.set_title("Training: sum of losses")
+    for axes in (scores, losses):
+        handles, labels = axes.get_legend_handles_labels()
+        once = dict(zip(labels, handles, strict=True))
+        axes.legend(once.values(), once.keys(), fontsize="small")
     return figure
 
 
 def run_style(index: int) -> dict[str, str]:
-    """Colour and line style of the run with this index: no two of the first forty runs are drawn alike."""
+    """Colour and line style of the run with this index; distinct for the first forty runs."""
     return {"color": to_hex(f"C{index % _COLOURS}"), "linestyle": _LINE_STYLES[index // _COLOURS % len(_LINE_STYLES)]}
 
 
 def schedule_spans(schedule: str, steps: int, seed: int) -> list[Span]:
-    """The stretches of step one with one site, as (steps before it, its last step, site).
+    """The intervals of step one with one site, as (steps before it, its last step, site).
 
-    What `history.jsonl` says of a site is true for the logged steps only; this is exact.
+    The sites in `history.jsonl` are those of the logged steps only; these are exact.
 
     >>> schedule_spans("gradual", 30, 42)
     [(0, 5, 'projection'), (5, 10, 'context'), (10, 30, 'map')]
@@ -71,55 +73,61 @@ def schedule_spans(schedule: str, steps: int, seed: int) -> list[Span]:
         steps: length of step one.
         seed: of the run.
     """
-    sites = enumerate((SCHEDULES[schedule](step, steps, seed).value for step in range(steps)), start=1)
-    spans: list[Span] = []
-    for site, group in groupby(sites, key=lambda pair: pair[1]):
-        spans.append((spans[-1][1] if spans else 0, list(group)[-1][0], site))
-    return spans
+    return _stretches((step + 1, SCHEDULES[schedule](step, steps, seed).value) for step in range(steps))
 
 
-def loss_curves(
-    histories: Mapping[str, list[dict[str, Any]]], spans: Mapping[str, Sequence[Span]] | None = None
-) -> dict[str, Figure]:
-    """Every training loss against the step, a panel a loss, runs overlaid, steps with intervention shaded by site.
-
-    Panels have no legend: `run_style` and `SITE_COLOURS` say what is drawn how.
-
-    Args:
-        histories: run name to its history, as `read_history` returns it.
-        spans: run name to the stretches with intervention, as `schedule_spans` returns them.
-
-    Returns:
-        Key of the history (`loss` first, then `logits_loss`, …) to its panel.
-    """
-    keys = _keys(histories, lambda key: key == "loss" or (key.endswith("_loss") and not key.startswith("eval_")))
-    keys.sort(key=lambda key: key != "loss")
-    return {key: _panel(key, histories, spans or {}) for key in keys}
-
-
-def score_curves(
+def curves(
     histories: Mapping[str, list[dict[str, Any]]],
     spans: Mapping[str, Sequence[Span]] | None = None,
     references: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Figure]:
-    """Every dev score of the students alone against the step, drawn as `loss_curves` draws losses.
+    """Every training loss and dev score against the step: a panel each, runs overlaid, intervention shaded by site.
+
+    Panels have no legend: see `run_style`, `SITE_COLOURS` and `REFERENCE_LINES`.
 
     Args:
-        histories: run name to its history.
-        spans: run name to the stretches with intervention.
-        references: metric to the scores, by name, of models that stay as they are; drawn as grey lines in the
-            styles of `REFERENCE_LINES`, the first ones if there are more.
+        histories: run name to its history, as `read_history` returns it.
+        spans: run name to the intervals with intervention, as `schedule_spans` returns them.
+        references: metric to the scores, by name, of models that are not trained; drawn as grey lines, as many as
+            there are styles.
 
     Returns:
-        Metric (without `eval_`) to its panel.
+        Key of the history to its panel: `loss`, `logits_loss`, …, then `eval_accuracy`, ….
     """
-    other = ("_loss", "_runtime", "_per_second")
-    keys = _keys(histories, lambda key: key.startswith("eval_") and not key.endswith(other))
-    metrics = {key.removeprefix("eval_"): key for key in keys}
-    return {
-        metric: _panel(key, histories, spans or {}, (references or {}).get(metric, {}))
-        for metric, key in metrics.items()
-    }
+    rows = [row for history in histories.values() for row in history]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    scores = [key for key in keys if key.startswith("eval_") and not key.endswith(("_loss", "_runtime", "_per_second"))]
+    losses = [key for key in keys if key.endswith("_loss") and not key.startswith("eval_")]
+    panels = {}
+    for key in (*(["loss"] if "loss" in keys else []), *losses, *scores):
+        panels[key] = Figure(figsize=_PANEL_INCHES, layout="constrained")
+        lines = (references or {}).get(key.removeprefix("eval_"), {})
+        _draw(panels[key].subplots(), key, histories, spans or {}, lines)
+    return panels
+
+
+def beside_differences(
+    models: Sequence[str], values: np.ndarray, colours: str
+) -> list[tuple[str, np.ndarray, dict[str, Any]]]:
+    """Heat maps of models, then of how far each but the first is from the first; those of one kind share their limits.
+
+    Args:
+        models: names.
+        values: (models, ..., ...), not negative; NaN is left blank.
+        colours: the colour map of the models' own values.
+
+    Returns:
+        Of every heat map its title, its values and how `imshow` colours them.
+    """
+    first, *others = models
+    differences = values[1:] - values[0]
+    spread = np.nanmax(np.abs(differences), initial=1e-12)
+    own = {"cmap": colours, "vmin": 0, "vmax": np.nanmax(values, initial=0)}
+    signed = {"cmap": "RdBu_r", "vmin": -spread, "vmax": spread}
+    return [
+        *((name, panel, own) for name, panel in zip(models, values, strict=True)),
+        *((f"{name} - {first}", panel, signed) for name, panel in zip(others, differences, strict=True)),
+    ]
 
 
 def runtime_bars(timings: Iterable[Mapping[str, Any]]) -> Figure:
@@ -151,43 +159,32 @@ def save(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _line(axes: Any, history: Iterable[dict[str, Any]], key: str, name: str, colour: str, **style: Any) -> None:
-    points = [(row["step"], row[key]) for row in history if key in row]
-    axes.plot([step for step, _ in points], [value for _, value in points], label=name, color=colour, **style)
-
-
-def _shade_sites(axes: Any, history: Iterable[dict[str, Any]]) -> None:
-    rows = [(row["step"], row.get("site")) for row in history if "loss" in row]
-    previous = 0
-    for site, group in groupby(rows, key=lambda row: row[1]):
-        last = list(group)[-1][0]
+def _stretches(sites: Iterable[tuple[int, str | None]]) -> list[Span]:
+    """Group (step, site) pairs into intervals with one site; steps without a site are left out."""
+    spans, before = [], 0
+    for site, group in groupby(sites, key=lambda pair: pair[1]):
+        *_, (last, _) = group
         if site is not None:
-            axes.axvspan(previous, last, color=SITE_COLOURS[site], zorder=0, label=f"teacher's {site} inside")
-        previous = last
+            spans.append((before, last, site))
+        before = last
+    return spans
 
 
-def _keys(histories: Mapping[str, list[dict[str, Any]]], wanted: Callable[[str], bool]) -> list[str]:
-    """The wanted keys of all rows, each once, in the order in which they are met."""
-    rows = (row for history in histories.values() for row in history)
-    return list(dict.fromkeys(key for row in rows for key in row if wanted(key)))
-
-
-def _panel(
+def _draw(
+    axes: Any,
     key: str,
     histories: Mapping[str, list[dict[str, Any]]],
     spans: Mapping[str, Sequence[Span]],
-    references: Mapping[str, float] | None = None,
-) -> Figure:
-    """One quantity of all runs; a loss on a logarithmic axis, a score with a dot at every evaluation."""
-    figure = Figure(figsize=_PANEL_INCHES, layout="constrained")
-    axes = figure.subplots()
+    references: Mapping[str, float],
+) -> None:
+    """One quantity of all runs; a score with a dot at every evaluation."""
     is_score = key.startswith("eval_")
     for index, (name, history) in enumerate(histories.items()):
-        style = run_style(index)
-        colour, line = style["color"], style["linestyle"]
-        _line(axes, history, key, name, colour, linestyle=line, marker="o" if is_score else ".", markersize=4)
-    for score, line in zip((references or {}).values(), REFERENCE_LINES, strict=False):
-        axes.axhline(score, color="grey", linestyle=line, linewidth=1.2)
+        points = {row["step"]: row[key] for row in history if key in row}
+        marker = "o" if is_score else "."
+        axes.plot([*points], [*points.values()], **run_style(index), label=name, marker=marker, markersize=4)
+    for (name, score), line in zip(references.items(), REFERENCE_LINES, strict=False):
+        axes.axhline(score, color="grey", linestyle=line, linewidth=1.2, label=name)
     label = key.removeprefix("eval_").replace("_", " ")
     if is_score:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
@@ -199,7 +196,6 @@ def _panel(
     axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
     _shade_spans(axes, {index: spans[name] for index, name in enumerate(histories) if spans.get(name)})
-    return figure
 
 
 def _scale_loss(axes: Any, values: Sequence[float]) -> None:
@@ -214,7 +210,7 @@ def _scale_loss(axes: Any, values: Sequence[float]) -> None:
 
 
 def _shade_spans(axes: Any, spans: Mapping[int, Sequence[Span]]) -> None:
-    """Shade the panel where runs agree on the sites; else each gets a strip at the foot, underlined in its colour."""
+    """Shade the panel if runs share their sites; else give each a strip at the bottom, underlined in its colour."""
     if not spans:
         return
     alike = len({tuple(stretches) for stretches in spans.values()}) == 1
@@ -225,9 +221,16 @@ def _shade_spans(axes: Any, spans: Mapping[int, Sequence[Span]]) -> None:
     for row, (index, stretches) in enumerate(list(spans.items())[: 1 if alike else None]):
         for site in dict.fromkeys(site for _, _, site in stretches):
             bars = [(before, last - before) for before, last, its_site in stretches if its_site == site]
-            place = {"transform": axes.get_xaxis_transform(), "color": SITE_COLOURS[site], "linewidth": 0, "zorder": 0}
-            # Thousands of bars, as a stochastic schedule may have, are smaller as pixels.
-            axes.broken_barh(bars, (row * height, height), rasterized=len(bars) > 100, **place)
+            axes.broken_barh(
+                bars,
+                (row * height, height),
+                transform=axes.get_xaxis_transform(),
+                color=SITE_COLOURS[site],
+                linewidth=0,
+                zorder=0,
+                label=f"teacher's {site} inside",
+                rasterized=len(bars) > 100,  # thousands of bars, as a stochastic schedule may have, are smaller so
+            )
         if not alike:
             ends, line = (stretches[0][0], stretches[-1][1]), [row * height] * 2
             axes.plot(ends, line, transform=axes.get_xaxis_transform(), **run_style(index), linewidth=1.5)

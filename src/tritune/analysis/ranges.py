@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from ..errors import TrituneError
-from .subjects import Batch
-from .traces import real_tokens, trace_of
+from .subjects import Batch, row_count
+from .traces import real_tokens, traced
 
 FIELDS = {
     "block_output": "attention_block_output",
@@ -26,8 +26,8 @@ class Ranges:
     Attributes:
         models: names.
         tensor: `block_output`, `context` or `projection`.
-        rows: sequences that were looked at.
-        tokens: at the positions where there was one row, else None.
+        rows: number of sequences.
+        tokens: at the positions, if there was a single row; else None.
         minimum, maximum: (models, layers, positions), over all rows that reach a position.
     """
 
@@ -51,7 +51,7 @@ def ranges(
         models: name to instrumented model of one depth.
         batches: keyword arguments of the models.
         tensor: `block_output`, `context` (all heads together) or `projection`.
-        tokens: names of the positions, for the picture.
+        tokens: names of the positions, for the figure.
 
     Raises:
         TrituneError: an unknown tensor, or models of different depth.
@@ -64,7 +64,7 @@ def ranges(
         for name, model in models.items():
             found = _extremes(model, batch, FIELDS[tensor])
             extremes[name] = found if name not in extremes else _merged(extremes[name], found)
-        rows += len(next(iter(batch.values())))
+        rows += row_count(batch)
     depths = {name: len(low) for name, (low, _) in extremes.items()}
     if len(set(depths.values())) > 1:
         raise TrituneError(f"the models have different numbers of layers: {depths}")
@@ -76,7 +76,7 @@ def ranges(
 
 def _extremes(model: PreTrainedModel, batch: Batch, field: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Minimum and maximum, both (layers, positions); +inf and -inf where no row has a token."""
-    tensors = torch.stack([getattr(layer, field) for layer in trace_of(model, batch, field).layers]).double()
+    tensors = torch.stack(traced(model, batch, field)).double()
     low, high = tensors.amin(-1), tensors.amax(-1)
     if tensors.ndim == 5:
         low, high = low.amin(2), high.amax(2)
@@ -97,7 +97,7 @@ def _merged(one: tuple, other: tuple) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def plot_ranges(result: Ranges) -> Figure:
-    """A panel a layer: the band between minimum and maximum against the position, a colour a model."""
+    """A panel per layer: the band between minimum and maximum against the position, a colour per model."""
     layers = result.minimum.shape[1]
     columns = min(3, layers)
     lines = -(-layers // columns)

@@ -1,4 +1,4 @@
-"""What every analysis leaves behind: numbers in one JSON file, and pictures of them."""
+"""Writes the result of an analysis: its numbers as one JSON file, and its figures."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def write_result(name: str, result: Any, figures: Mapping[str, Figure], folder: 
         name: of the analysis.
         result: the dataclass it returned; arrays become nested lists, what is not finite becomes null.
         figures: file name without its ending to figure.
-        folder: made if it is not there; files of the same names are replaced.
+        folder: created if missing; files of the same names are replaced.
 
     Raises:
         TrituneError: the folder cannot be written to.
@@ -40,14 +40,10 @@ def write_result(name: str, result: Any, figures: Mapping[str, Figure], folder: 
 
 def _plain(value: Any) -> Any:
     """`value` as JSON has it."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""What each part of a model loses by being quantized, and what leaving one part float would gain."""
+"""The score lost by quantizing each part of a model, and gained by leaving one part float."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +23,8 @@ _PRODUCT_QUANTIZERS = ("query", "key", "attention_probs", "value")
 Score = Callable[[PreTrainedModel], float]
 # A place where a quantizer hangs: the object, the attribute, and the quantizer.
 Place = tuple[Any, str, Any]
+# (layer, kind); the layer is None outside the layers.
+Part = tuple[int | None, str]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Choice:
     """One thing that a recipe can leave float, measured.
 
     Attributes:
-        key, value: what the recipe then says.
+        key, value: of the recipe.
         score: of the model with that part float and the rest quantized.
         size_bytes: of that model, from bit widths.
     """
@@ -71,18 +73,18 @@ class Sensitivity:
 def sensitivity(student: PreTrainedModel, score: Score) -> Sensitivity:
     """Score a QAT model with one part quantized at a time, and with one left float; nothing is trained.
 
-    A part left float computes with its latent weights, so for a trained student `without` says what its quantization
-    costs there, not what a student trained that way would reach.
+    A part left float computes with its latent weights, so for a trained student `without` is the cost of quantizing
+    that part, not the score of a student trained that way.
 
     Args:
-        student: a QAT model, trained or not. As it was afterwards.
+        student: a QAT model, trained or not; restored afterwards.
         score: higher is better; called once per part.
 
     Raises:
         TrituneError: nothing in the model is quantized, or it is packed.
     """
     if is_packed(student):
-        raise TrituneError("a packed model has no latent weights to compute with; take the run that it was made from")
+        raise TrituneError("a packed model has no latent weights to compute with; use the run it was converted from")
     parts = _parts(student)
     if not parts:
         raise TrituneError("nothing in this model is quantized, so no part of it can be sensitive")
@@ -118,11 +120,11 @@ def sensitivity(student: PreTrainedModel, score: Score) -> Sensitivity:
     )
 
 
-def _parts(student: PreTrainedModel) -> dict[tuple[int | None, str], list[Place]]:
-    """(layer, kind) to the places of its quantizers; the layer is None outside the layers."""
+def _parts(student: PreTrainedModel) -> dict[Part, list[Place]]:
+    """The places of the quantizers of every part."""
     instrument = instrument_of(student)
     first_layers = [state.layers[0] for state in instrument.states]
-    parts: dict[tuple[int | None, str], list[Place]] = {}
+    parts: dict[Part, list[Place]] = {}
     for layer, state in zip(first_layers, instrument.states, strict=True):
         parts[layer, "attention_products"] = _places([state], _PRODUCT_QUANTIZERS)
         for kind, names in instrument.anatomy.parts([layer]).items():
@@ -148,7 +150,13 @@ def _off(places: list[Place]) -> Iterator[None]:
             setattr(owner, name, quantizer)
 
 
-def _choices(student: PreTrainedModel, parts: dict, layers: list[int], without: dict, scored) -> list[Choice]:
+def _choices(
+    student: PreTrainedModel,
+    parts: dict[Part, list[Place]],
+    layers: list[int],
+    without: dict[Part, float],
+    scored: Callable[[list[Place]], float],
+) -> list[Choice]:
     """Every switch of a recipe that can be turned off, and every layer that can be left out."""
     choices = []
 
@@ -197,7 +205,7 @@ def summarize_sensitivity(result: Sensitivity) -> list[list[str]]:
     rows = [["nothing", f"{100 * result.quantized_score:.1f}", ""]]
     rows += [[f"{c.key}: {c.value}", f"{100 * c.score:.1f}", f"{c.size_bytes / 1e6:.2f}"] for c in ordered]
     return [
-        ["left float (as the recipe says it)", "score", "MB"],
+        ["left float (in the recipe)", "score", "MB"],
         *rows,
         ["everything", f"{100 * result.float_score:.1f}", ""],
     ]

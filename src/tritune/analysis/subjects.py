@@ -1,4 +1,4 @@
-"""What an analysis looks at: a teacher, students of the same shape, and rows of a task's dev set."""
+"""What an analysis works on: a teacher, students of the same shape, and rows of a task's dev set."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -25,6 +25,11 @@ from ..tasks.registry import Task
 UNTRAINED = "quantized, untrained"
 
 Batch = dict[str, torch.Tensor]
+
+
+def row_count(batch: Batch) -> int:
+    """How many rows a batch has."""
+    return len(next(iter(batch.values())))
 
 
 @dataclass(frozen=True)
@@ -59,47 +64,46 @@ class Subjects:
         """Name to model, without the teacher."""
         return {name: model for name, model in self.models.items() if name != "teacher"}
 
-    def batches(self, description: str = "", *, labels: bool = False) -> Iterator[Batch]:
+    def batches(self, description: str, *, labels: bool = False) -> Iterator[Batch]:
         """The rows as batches of tensors on the models' device, with a progress bar once it takes long.
 
         Args:
             description: of the bar.
             labels: whether `labels`, (batch,), are in it.
         """
-        device = next(iter(self.models.values())).device
         loader = DataLoader(self.rows, self.batch_size, collate_fn=self.data.collate)
-        for batch in tqdm(loader, desc=description or "analyse", leave=False, delay=3):
-            yield {name: tensor.to(device) for name, tensor in batch.items() if labels or name != "labels"}
+        for batch in tqdm(loader, desc=description, leave=False, delay=3):
+            yield self._moved({name: tensor for name, tensor in batch.items() if labels or name != "labels"})
 
     def sentence(self, row: int, text: str | None = None) -> tuple[Batch, list[str]]:
         """A batch of one sentence (or pair), and its tokens.
 
         Args:
             row: of the dev set, counted from 0.
-            text: taken in place of a row; a tab parts a pair.
+            text: used instead of a row; a tab separates a pair.
 
         Raises:
             TrituneError: there is no such row, or the text is empty or of the wrong number of parts.
         """
         if "input_ids" not in self.data.dev.column_names:
-            raise TrituneError(
-                f"{self.task.title}: one row's attention is shown for texts only: their tokens have names"
-            )
+            raise TrituneError(f"{self.task.title}: single rows are shown for texts only, whose tokens have names")
         if text is not None:
             parts = text.split("\t")
             if len(parts) != len(self.task.text_columns) or not all(part.strip() for part in parts):
                 raise TrituneError(
-                    f"--text: {self.task.title} takes {len(self.task.text_columns)} text(s), tab between"
+                    f"--text: {self.task.title} takes {len(self.task.text_columns)} text(s), separated by a tab"
                 )
             encoded = self.tokenizer(*parts, truncation=True, max_length=self.max_length)
         elif row < len(self.data.dev):
             encoded = {name: value for name, value in self.data.dev[row].items() if name != "labels"}
         else:
             raise TrituneError(f"--row {row}: the dev set has rows 0 to {len(self.data.dev) - 1}")
-        device = next(iter(self.models.values())).device
-        batch = self.data.collate([dict(encoded)])
         tokens = self.tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-        return {name: tensor.to(device) for name, tensor in batch.items()}, tokens
+        return self._moved(self.data.collate([dict(encoded)])), list(tokens)
+
+    def _moved(self, batch: Batch) -> Batch:
+        device = next(iter(self.models.values())).device
+        return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def open_subjects(
@@ -114,7 +118,7 @@ def open_subjects(
 ) -> Subjects:
     """Load models and rows, and check that they belong together.
 
-    Lengths, padding and batch size are those of the recipe beside the first student, because per-tensor activation
+    Sequence length, padding and batch size are those of the first student's recipe, because per-tensor activation
     scales depend on them.
 
     Args:
@@ -122,9 +126,9 @@ def open_subjects(
         data_folder: the task's original files; None reads the hub.
         teacher: its folder or hub name; None where models are looked at one by one.
         students: folders or hub names.
-        rows: of the dev set from its beginning; None takes all.
+        rows: number of dev rows, from the beginning; None for all.
         overrides: `key=value` for max_length, padding or per_device_eval_batch_size.
-        untrained: whether the teacher quantized as the first student is, without any training, is one of the students.
+        untrained: whether to add, as a student, the teacher quantized like the first student and not trained.
 
     Raises:
         TrituneError: a model or the data cannot be used, or the models differ in layers or heads.
@@ -148,12 +152,12 @@ def open_subjects(
     count = len(data.dev) if rows is None else min(rows, len(data.dev))
     if count < 1:
         raise TrituneError("--rows must be at least 1, and the dev set must have a row")
-    rows_to_see = data.dev.select(range(count))
-    return Subjects(task, models, tokenizer, data, rows_to_see, recipe.per_device_eval_batch_size, recipe.max_length)
+    batch_size = recipe.per_device_eval_batch_size or task.batch_size
+    return Subjects(task, models, tokenizer, data, data.dev.select(range(count)), batch_size, recipe.max_length)
 
 
 def short_names(sources: Sequence[str]) -> list[str]:
-    """A name for every source: a folder's own, or with the one above it where two are alike or it is "teacher"."""
+    """A short name per source: the folder's, with its parent's if it is ambiguous or "teacher"."""
     parts = [Path(source).resolve().parts if Path(source).exists() else (source,) for source in sources]
     choices = [[names[-1] for names in parts], ["/".join(names[-2:]) for names in parts], list(sources)]
     free = [{name for name in names if names.count(name) == 1 and name != "teacher"} for names in choices[:2]]
@@ -176,4 +180,4 @@ def _check_shapes(models: dict[str, PreTrainedModel], sources: dict[str, str]) -
 
 
 def _heads(model: PreTrainedModel) -> int:
-    return getattr(model.config, "num_attention_heads", None) or getattr(model.config, "n_heads", 0)
+    return getattr(model.config, "num_attention_heads", 0) or getattr(model.config, "n_heads", 0)

@@ -1,10 +1,9 @@
-"""`tritune convert`: a trained student becomes a folder that is really small."""
+"""`tritune convert`: a trained student as a packed model."""
 
 import shutil
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,51 +12,46 @@ from . import options
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
-
-
-class Float(StrEnum):
-    """The precisions of what stays float."""
-
-    float32 = "float32"
-    float16 = "float16"
 
 
 def convert(
     run: Annotated[str, typer.Argument(help="A run of `tritune train`, or any QAT model.", metavar="RUN")],
     output: options.Output,
     best: Annotated[bool, typer.Option("--best", help="Take the run's best student instead of its last.")] = False,
-    dtype: Annotated[Float, typer.Option(help="Precision of what stays float: norms, biases, positions.")] = "float32",
+    dtype: Annotated[
+        Literal["float32", "float16"],
+        typer.Option(help="Precision of what stays float, such as norms and biases."),
+    ] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what `convert` wrote there before.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Pack the student of RUN: ternary weights in 2 bits each, with their scales, instead of latent float weights.
+    """Pack the student of RUN: 2-bit ternary weights with their scales instead of latent float weights.
 
-    The output folder answers as the student does, bit for bit, and loads like any other model after `import tritune`;
-    evaluate and predict take it too. It cannot be trained on. The table says where the bytes are.
+    The packed model gives the student's outputs bit for bit, loads like any other model after `import tritune`, and
+    works with evaluate and predict. It cannot be trained further. The table shows where the bytes are.
 
     Example: `tritune convert run/ --output small/`, then `tritune predict small/ --input texts.txt`
     """
     from ..training.run_folder import BEST, check_free
 
     source = Path(run) / BEST if best else run
-    if best and not source.is_dir():
+    if best and not Path(source).is_dir():
         raise TrituneError(f"--best: there is no {source}; without it the last student is taken")
-    check_free(output, overwrite, inputs=[run])
-    options.check_models(run)
-    options.quiet_libraries()
+    check_free(output, overwrite, inputs=(run,))
+    options.begin(run)
     import torch
 
-    from .show import show_packed
+    from .show import show_packed, show_result
 
-    show_packed(_write(source, output, getattr(torch, dtype)), as_json=json)
+    show_result(_write(source, output, getattr(torch, dtype)), show_packed, as_json=json)
 
 
 def _write(source: str | Path, output: Path, dtype: "torch.dtype") -> dict[str, Any]:
-    """Convert, and write the output whole or not at all; returns its sizes."""
+    """Convert, and write all of the output or nothing; returns its sizes."""
     from ..checkpoints.convert import convert
     from ..checkpoints.files import replace_folder
     from ..checkpoints.load import load, load_tokenizer
+    from ..checkpoints.size import sizes_by_part
     from ..recipes import recipe_beside
     from ..tasks.heads.sentence_files import read_sentence_files
 
@@ -73,18 +67,10 @@ def _write(source: str | Path, output: Path, dtype: "torch.dtype") -> dict[str, 
                 shutil.copyfile(path, folder / path.name)
         if sentence_files is not None:
             sentence_files.write(folder)
-        model_bytes = _folder_bytes(folder)
+        size_bytes = _folder_bytes(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        all_bytes = _folder_bytes(folder)
-    return _sizes(model, source, output, model_bytes, all_bytes - model_bytes)
-
-
-def _sizes(
-    model: "PreTrainedModel", source: str | Path, output: Path, size_bytes: int, tokenizer_bytes: int
-) -> dict[str, Any]:
-    from ..checkpoints.size import sizes_by_part
-
+        tokenizer_bytes = _folder_bytes(folder) - size_bytes
     parts = sizes_by_part(model)
     float_bytes = sum(part.float_bytes for part in parts)
     return {

@@ -1,12 +1,18 @@
-"""`tritune demo`: the main job on data and a model of its own, offline, in a few minutes."""
+"""`tritune demo`: the main workflow on synthetic data, offline, in a few minutes."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import Interrupted
 from . import options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from ..recipes import FinetuneRecipe
+    from ..training.job import Job
 
 TRAIN_ROWS, DEV_ROWS = 16000, 1000
 # The corpus comes in twins, row by row; learnt from scratch, both must be in one batch.
@@ -16,23 +22,23 @@ ARMS = ("ternarybert-block", "ti-g")
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder to write.", metavar="FOLDER")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Of the corpus, the teacher and the students.")] = 42,
+    output: Annotated[Path, typer.Option(help="Output folder.", metavar="FOLDER")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Random seed of the corpus, the teacher and the students.")] = 42,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Make a corpus and a teacher, and distil it with and without Teacher Intervention; needs no network and no file.
+    """Generate a corpus, train a teacher, and distil it with and without Teacher Intervention; works offline.
 
-    The corpus is a small grammar's: is a sentence acceptable? Agreement across attractors, reflexives and paired
-    conjunctions decide, so attention matters. Every folder made here is an ordinary one that the other commands take.
+    The sentences come from a small grammar, and the task is whether they are acceptable. Agreement across attractors,
+    reflexives and paired conjunctions decide it, so attention matters. The other commands accept every folder written.
     """
     from ..training.run_folder import DEMO, HISTORY, check_free, write_json
 
     check_free(output, overwrite)
-    options.quiet_libraries()
+    options.begin()
     from ..analysis.plots import read_history, save, training_curves
     from ..training.finetune import finetune
-    from .show import show_demo
+    from .show import show_demo, show_result
 
     recipes = _recipes(seed)
     base = _write_inputs(output, seed)
@@ -40,7 +46,7 @@ def demo(
         teacher = finetune(_job(base, output, recipes["finetune"], output / "teacher"))
         runs = {recipe: _student(recipes[recipe], output) for recipe in ARMS}
     except Interrupted:
-        raise Interrupted("the demo was stopped; begin it anew with --overwrite") from None
+        raise Interrupted("the demo was interrupted; start it again with --overwrite") from None
     histories = {recipe: read_history(output / recipe / HISTORY) for recipe in ARMS}
     untrained = runs[ARMS[0]]["untrained"]["accuracy"]
     references = {"teacher": teacher["best"]["accuracy"], "quantized, untrained": untrained}
@@ -53,7 +59,7 @@ def demo(
         "curves": str(output / "curves.png"),
     }
     write_json(output / DEMO, results)
-    show_demo(results, as_json=json)
+    show_result(results, show_demo, as_json=json)
 
 
 def _write_inputs(output: Path, seed: int) -> Path:
@@ -79,7 +85,7 @@ def _write_inputs(output: Path, seed: int) -> Path:
     return output / "base"
 
 
-def _tokenizer() -> Any:
+def _tokenizer() -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -103,7 +109,7 @@ def _tokenizer() -> Any:
     )
 
 
-def _model(vocabulary_size: int) -> Any:
+def _model(vocabulary_size: int) -> "PreTrainedModel":
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
@@ -120,7 +126,7 @@ def _model(vocabulary_size: int) -> Any:
     return BertForSequenceClassification(config)
 
 
-def _recipes(seed: int) -> dict[str, Any]:
+def _recipes(seed: int) -> "dict[str, FinetuneRecipe]":
     from ..recipes import FinetuneRecipe, load_recipe
 
     # In float32, as the students: what the demo shows is not to depend on the machine.
@@ -128,14 +134,14 @@ def _recipes(seed: int) -> dict[str, Any]:
     return {"finetune": teacher, **{name: load_recipe(name, (*STUDENT, f"seed={seed}")) for name in ARMS}}
 
 
-def _student(recipe: Any, output: Path) -> dict[str, Any]:
+def _student(recipe: "FinetuneRecipe", output: Path) -> dict[str, Any]:
     from ..training.run import plan, run
 
     job = _job(output / "teacher", output, recipe, output / recipe.name)
     return run(job, plan(job))
 
 
-def _job(source: Path, output: Path, recipe: Any, target: Path) -> Any:
+def _job(source: Path, output: Path, recipe: "FinetuneRecipe", target: Path) -> "Job":
     from ..tasks.registry import get_task
     from ..training.job import open_job
 

@@ -19,10 +19,10 @@ def evaluate(
     overrides: options.Overrides = None,
     json: options.Json = False,
 ) -> None:
-    """Score MODEL on the dev set of a task, with the length, padding and batch size that it was trained with.
+    """Score MODEL on the dev set of a task, with the sequence length, padding and batch size of its training.
 
-    Those are read from the recipe.yaml beside it, or else from the task table; `--set` overrides them. Per-tensor
-    activation scales make a score depend on the batch size.
+    These are read from the recipe.yaml next to it, or else from the task table; `--set` overrides them. With per-tensor
+    activation scales a score depends on the batch size.
 
     Examples: `tritune evaluate run/ --task sst2 --data glue/SST-2 --json`,
     `tritune evaluate run/ --task run/task.yaml --dev-file test.csv`
@@ -32,14 +32,13 @@ def evaluate(
     own = options.OwnFiles(None, dev_file, columns, label_column, problem)
     check_evaluation_keys(overrides or [])
     options.check_task(task, own, trains=False)
-    options.check_models(model, teacher)
-    options.quiet_libraries()
+    options.begin(model, teacher)
     from ..inference.evaluate import evaluate_source
     from ..tasks.data.rows_record import selecting_rows
     from ..training.run_folder import metrics_beside
-    from .show import show_other_rows, show_scores
+    from .show import show_other_rows, show_result, show_scores
 
     asked = options.open_task(task, own, model, trains=False)
     scores = evaluate_source(model, asked, data, overrides or [], teacher)
     show_other_rows(scores, selecting_rows(metrics_beside(model)))
-    show_scores(scores, as_json=json)
+    show_result(scores, show_scores, as_json=json)

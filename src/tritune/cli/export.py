@@ -1,8 +1,7 @@
 """`tritune export`: a model for other runtimes."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -10,26 +9,21 @@ from ..errors import TrituneError
 from ..tasks.names import is_task_file
 from . import options
 
-
-class Format(StrEnum):
-    """What is written."""
-
-    ONNX = "onnx"
-    DENSE = "dense"
+Format = Literal["onnx", "dense"]
 
 
 def export(
     model: Annotated[str, typer.Argument(help="A run, a teacher or any fine-tuned model.", metavar="MODEL")],
     output: Annotated[Path, typer.Option(help="Folder to write, new or empty; or a new .onnx file.", metavar="PATH")],
-    format: Annotated[Format, typer.Option(help="onnx: 2-bit weights, integer products. dense: float weights.")] = (
-        Format.ONNX
-    ),
-    opset: Annotated[int, typer.Option(help="Of ONNX, 18 to 25; below 25 codes of 2 bits are stored as bytes.")] = 25,
+    format: Annotated[
+        Format, typer.Option(help="onnx: 2-bit weights, integer products. dense: float weights.")
+    ] = "onnx",
+    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes.")] = 25,
     verify: Annotated[
-        Path | None, typer.Option(help="Folder of a task's files: run its dev set through both.", metavar="DIR")
+        Path | None, typer.Option(help="Folder of a task's files: compare both models on its dev set.", metavar="DIR")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="The task of --verify, or a task file alone.", metavar="NAME")
+        str | None, typer.Option(help="The task of --verify; or a task file, without --verify.", metavar="NAME")
     ] = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
@@ -37,9 +31,9 @@ def export(
     """Write MODEL as ONNX, or as a float checkpoint that transformers loads without tritune.
 
     An ONNX folder holds `model.onnx`, `config.json` and the tokenizer or image processor. The graph quantizes
-    activations as the model does and multiplies integers. A dense checkpoint keeps the ternary weights as floats; its
+    activations as the model does and multiplies integers. A dense checkpoint stores the ternary weights as floats; its
     activations are float.
-    `--verify` says on how many rows of a dev set both answer alike; `--set` then takes what `tritune evaluate` takes.
+    `--verify` reports on how many dev rows both models agree; `--set` then takes what `tritune evaluate` takes.
 
     Example: `tritune export run/ --output onnx/ --verify glue/SST-2 --task sst2`
     """
@@ -50,26 +44,25 @@ def export(
     if verify is not None and task is None:
         raise TrituneError("--verify needs --task")
     if task is None and overrides:
-        raise TrituneError("--set changes how --verify reads its data; without --verify it would change nothing")
+        raise TrituneError("--set changes how --verify reads its data; without --verify it has no effect")
     check_evaluation_keys(overrides or [])
     if task is not None:
         options.check_task(task)
         if verify is None and not is_task_file(task):
             raise TrituneError(f"--task {task}: --verify must name the folder of its files")
     _check_output(output, model, format)
-    options.check_models(model)
-    options.quiet_libraries()
+    options.begin(model)
     from ..checkpoints.load import load_config, load_pretrained
     from ..inference.evaluate import recipe_in_force
     from ..tasks.data import load_task_data
     from ..tasks.heads import IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, head_of
     from ..tasks.models import load_model
     from ..tasks.registry import get_task
-    from .show import show_export
+    from .show import show_export, show_result
 
     known = get_task(task) if task else None
     if known and not known.head.has_logits:
-        raise TrituneError(f"--task {task}: only models that answer with logits are exported")
+        raise TrituneError(f"--task {task}: only models that output logits can be exported")
     head = head_of(load_config(model))
     if head not in (TEXT_CLASSIFICATION, IMAGE_CLASSIFICATION):
         raise TrituneError(f"{model}: for {head.name}, which is not exported yet; `tritune convert` packs it")
@@ -81,22 +74,23 @@ def export(
         splits = load_task_data(known, verify, known.dev_splits)
         data = head.encode(splits, known, processor, recipe.max_length, recipe.padding)
     written = _write(loaded, processor, output, format, opset)
-    report: dict[str, Any] = {"output": str(output), "format": format.value, "size_bytes": written.stat().st_size}
+    report: dict[str, Any] = {"output": str(output), "format": format, "size_bytes": written.stat().st_size}
     if known:
         from ..deploy.export.runtime import OnnxClassifier
         from ..deploy.export.verify import compare_on_dev
 
-        exported = OnnxClassifier(written) if format is Format.ONNX else load_model(output, known)
-        report["verify"] = compare_on_dev(loaded, exported, known, data, recipe.per_device_eval_batch_size)
-    show_export(report, as_json=json)
+        exported = OnnxClassifier(written) if format == "onnx" else load_model(output, known)
+        batch_size = recipe.per_device_eval_batch_size or known.batch_size
+        report["verify"] = compare_on_dev(loaded, exported, known, data, batch_size)
+    show_result(report, show_export, as_json=json)
 
 
 def _check_output(output: Path, model: str, format: Format) -> None:
-    if output.suffix == ".onnx" and format is Format.ONNX:
+    if output.suffix == ".onnx" and format == "onnx":
         if output.exists():
-            raise TrituneError(f"{output}: is there already; remove it or choose another name")
+            raise TrituneError(f"{output}: exists already; remove it or choose another name")
         if not output.absolute().parent.is_dir():
-            raise TrituneError(f"{output}: there is no folder {output.parent} to write it to")
+            raise TrituneError(f"{output}: there is no folder {output.parent} to write to")
         return
     from ..training.run_folder import check_free
 
@@ -104,19 +98,19 @@ def _check_output(output: Path, model: str, format: Format) -> None:
 
 
 def _write(model: Any, processor: Any, output: Path, format: Format, opset: int) -> Path:
-    """The export whole or not at all; returns the file of the weights."""
+    """Write all of the export or nothing; returns the file of the weights."""
     from ..checkpoints.files import replace_folder
     from ..deploy.export.dense import export_dense, plain_config
     from ..deploy.export.onnx import export_onnx
 
-    if format is Format.ONNX and output.suffix == ".onnx":
+    if format == "onnx" and output.suffix == ".onnx":
         export_onnx(model, output, opset, processor.model_input_names)
         return output
     with replace_folder(output) as partial:
-        if format is Format.ONNX:
+        if format == "onnx":
             export_onnx(model, partial / "model.onnx", opset, processor.model_input_names)
             plain_config(model).save_pretrained(partial)
         else:
             export_dense(model, partial)
         processor.save_pretrained(partial)
-    return output / ("model.onnx" if format is Format.ONNX else "model.safetensors")
+    return output / ("model.onnx" if format == "onnx" else "model.safetensors")

@@ -17,7 +17,7 @@ def finetune(
     columns: options.Columns = None,
     label_column: options.LabelColumn = None,
     problem: options.Problem = None,
-    recipe: Annotated[str, typer.Option(help="A YAML file of one's own.", metavar="FILE")] = "finetune",
+    recipe: Annotated[str, typer.Option(help="Your own recipe, a YAML file.", metavar="FILE")] = "finetune",
     overrides: options.Overrides = None,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
@@ -25,7 +25,7 @@ def finetune(
 ) -> None:
     """Fine-tune MODEL on a task in full precision: the teacher that `tritune train` distils.
 
-    The checkpoint with the best dev score is kept; metrics.json says which, and what the last one scored.
+    The checkpoint with the best dev score is kept; metrics.json records its step, and the score of the last one.
 
     Examples: `tritune finetune bert-base-uncased --task sst2 --data glue/SST-2 --output teacher/`,
     `tritune finetune bert-base-uncased --task text-classification --train-file train.csv --dev-file dev.csv
@@ -33,17 +33,16 @@ def finetune(
     """
     from ..recipes import FinetuneRecipe, load_recipe
 
-    recipe = load_recipe(recipe, overrides or [], FinetuneRecipe)
+    wanted = load_recipe(recipe, overrides or [], FinetuneRecipe)
     own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     options.check_task(task, own)
-    options.check_models(model)
-    options.quiet_libraries()
+    options.begin(model)
     from ..compute.devices import this_process
     from ..training.finetune import finetune as run
     from ..training.job import open_job
-    from .show import show_finetuned, show_resumed
+    from .show import show_finetuned, show_result, show_resumed
 
-    job = open_job(model, options.open_task(task, own), data, recipe, output, overwrite=overwrite, resume=resume)
+    job = open_job(model, options.open_task(task, own), data, wanted, output, overwrite=overwrite, resume=resume)
     metrics = run(job, resume, show_resumed)
     if this_process().is_main_process:
-        show_finetuned(metrics, output, as_json=json)
+        show_result(metrics, show_finetuned, output, as_json=json)

@@ -1,4 +1,4 @@
-"""`tritune`: the entry point; a wrong input is one line on stderr and exit code 2."""
+"""`tritune`: the entry point; bad input gives one line on stderr and exit code 2."""
 
 import sys
 from collections.abc import Callable
@@ -8,52 +8,28 @@ import typer
 
 from .. import errors
 from ..compute.devices import keep_freed_memory
-from . import (
-    augment,
-    bench,
-    convert,
-    demo,
-    evaluate,
-    export,
-    finetune,
-    predict,
-    recipes,
-    report,
-    shrink,
-    sweep,
-    train,
-)
+from . import augment, bench, convert, demo, evaluate, export, finetune, predict, recipes, report, shrink, sweep, train
 from .analyze.app import app as analyze
 from .plugins import with_plugins
 
 app = typer.Typer(
     name="tritune",
     help="Fine-tuned Transformers with ternary weights and 8-bit activations.\n\n"
-    "A teacher first (finetune, or any fine-tuned checkpoint), then a student (train), its score (evaluate) and its "
-    "answers (predict); what happened inside (analyze, report); the file that ships (convert, export) and its speed "
-    "(bench). `tritune demo` shows it on data of its own, offline, in minutes.",
+    "Fine-tune a teacher (finetune) or take any fine-tuned checkpoint, distil a student (train), score it (evaluate) "
+    "and use it (predict); look inside (analyze, report); pack it or export it (convert, export) and measure its speed "
+    "(bench). `tritune demo` runs all this on synthetic data, offline, in minutes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-_MAKE: tuple[Callable[..., None], ...] = (
-    augment.augment,
-    finetune.finetune,
-    shrink.shrink,
-    train.train,
-    sweep.sweep,
-    convert.convert,
-    evaluate.evaluate,
-    predict.predict,
-    export.export,
-    bench.bench,
-)
-_SHOW: tuple[Callable[..., None], ...] = (report.report, recipes.recipes, demo.demo)
-for command in _MAKE:
+command: Callable[..., None]
+for command in (augment.augment, finetune.finetune, shrink.shrink, train.train, sweep.sweep, convert.convert):
+    app.command()(with_plugins(command))
+for command in (evaluate.evaluate, predict.predict, export.export, bench.bench):
+    app.command()(with_plugins(command))
+for command in (report.report, recipes.recipes, demo.demo):
     app.command()(with_plugins(command))
 app.add_typer(analyze)
-for command in _SHOW:
-    app.command()(with_plugins(command))
 
 
 def _version(wanted: bool) -> None:
@@ -67,14 +43,14 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
-    """Run the command line of this process."""
+    """Run the command line given to this process."""
     keep_freed_memory()
     try:
         app()

@@ -1,5 +1,6 @@
 """Options that several subcommands share, and what happens before any of them works."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,74 +18,75 @@ if TYPE_CHECKING:
 Task = Annotated[
     str,
     typer.Option(
-        help="A task of the table: sst2 or SST-2, cola, mrpc, …; or a task file, as a training on one's own files "
-        "leaves it beside the model: teacher/task.yaml.",
+        help="A task: sst2 (or SST-2), cola, mrpc, …; or a task file, which training on your own files writes next to "
+        "the model: teacher/task.yaml.",
         metavar="NAME",
     ),
 ]
 AnyTask = Annotated[
     str,
     typer.Option(
-        help="A task of the table: sst2 or SST-2, cola, mrpc, squad, conll2003, cifar10, features, …; for one's own "
-        "--train-file and --dev-file their kind: text-classification, question-answering, token-classification, "
-        "image-classification or feature-extraction; or a task file, as such a training leaves it: teacher/task.yaml.",
+        help="A task: sst2 (or SST-2), cola, mrpc, squad, conll2003, cifar10, features, …. For your own --train-file "
+        "and --dev-file: text-classification, question-answering, token-classification, image-classification or "
+        "feature-extraction. Or a task file, which such a training writes: teacher/task.yaml.",
         metavar="NAME",
     ),
 ]
 TrainFile = Annotated[
     Path | None,
     typer.Option(
-        help="One's own training data: .csv, .tsv, .json, .jsonl or .parquet; SQuAD's JSON for questions, columns as "
-        "CoNLL's for tags, a folder with one folder a class, or a hub name, for images.",
+        help="Your own training data: .csv, .tsv, .json, .jsonl or .parquet; SQuAD JSON for questions, CoNLL columns "
+        "for tags; for images a folder with one subfolder per class, or a hub data set.",
         metavar="FILE",
     ),
 ]
-DevFile = Annotated[Path | None, typer.Option(help="One's own dev data, which selects and scores.", metavar="FILE")]
+DevFile = Annotated[
+    Path | None, typer.Option(help="Your own held-out data, for evaluation and model selection.", metavar="FILE")
+]
 Columns = Annotated[
     str | None,
     typer.Option(
         "--text-columns",
         "--columns",
-        help="The column of the text, or the two of a pair, with a comma between; of the words, or of the images. "
-        "Without it, the usual names are looked for. Folders and lines of word and tag have none.",
+        help="Column of the text, or both of a pair, separated by a comma; or the column of the words or images. "
+        "By default the usual names are tried. Image folders and CoNLL files have no columns.",
         metavar="NAMES",
     ),
 ]
 LabelColumn = Annotated[
     str | None,
     typer.Option(
-        help="The column of the label; with commas, a column of 0 and 1 for each of many labels. Without it: label, "
-        "of words tags.",
+        help="Column of the label, by default `label`, or `tags` for words. Several names, separated by commas, are "
+        "columns of 0 and 1, one per label.",
         metavar="NAME",
     ),
 ]
 Problem = Annotated[
     str | None,
     typer.Option(
-        help="single_label (words and whole numbers are classes), multi_label (lists, or names with | between) or "
-        "regression (numbers). Without it, the label column's values say which, or the fine-tuned model.",
+        help="single_label (words and integers are classes), multi_label (lists, or names separated by |) or "
+        "regression (numbers). By default inferred from the label column or from the fine-tuned model.",
         metavar="WHAT",
     ),
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(help="Folder of the task's original files. Without it, the data set is read from the hub."),
+    typer.Option(help="Folder of the task's original files. By default the data set is downloaded from the hub."),
 ]
-Output = Annotated[Path, typer.Option(help="Folder to write; it must be empty or new.", metavar="FOLDER")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that lies in the output folder.")]
+Output = Annotated[Path, typer.Option(help="Output folder; it must be empty or new.", metavar="FOLDER")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the run that was stopped in the output folder, if there is one.")
+    bool, typer.Option("--resume", help="Resume the interrupted run in the output folder, if there is one.")
 ]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a key of the recipe; may be given often.", metavar="KEY=VALUE"),
+    list[str] | None, typer.Option("--set", help="Override a key of the recipe; may be repeated.", metavar="KEY=VALUE")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else is on stderr.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout; everything else goes to stderr.")]
 
 
 @dataclass(frozen=True)
 class OwnFiles:
-    """The options that say what one's own files are."""
+    """The options that describe the user's own files."""
 
     train_file: Path | None
     dev_file: Path | None
@@ -94,18 +96,26 @@ class OwnFiles:
 
     def arguments(self) -> dict[str, Any]:
         """Those given, as `registry.own_task` calls them."""
-        columns = None if self.columns is None else [column.strip() for column in self.columns.split(",")]
-        given = {"columns": columns, "label_column": self.label_column, "problem": self.problem}
         files = {"train": self.train_file, "validation": self.dev_file}
-        given["files"] = {split: path for split, path in files.items() if path is not None} or None
+        given = {
+            "columns": None if self.columns is None else comma_separated(self.columns),
+            "label_column": self.label_column,
+            "problem": self.problem,
+            "files": {split: path for split, path in files.items() if path is not None} or None,
+        }
         return {name: value for name, value in given.items() if value is not None}
 
 
+def comma_separated(text: str) -> list[str]:
+    """The parts of `a, b`, without the blanks around them."""
+    return [part.strip() for part in text.split(",")]
+
+
 def check_task(name: str, own: OwnFiles | None = None, *, trains: bool = True) -> None:
-    """Check `--task` and the options of one's own files as far as names go, before anything heavy is imported.
+    """Check `--task` and the options of the user's own files by their names, before anything heavy is imported.
 
     Args:
-        name, own, trains: see `open_task`; no `own` where the command takes no files of one's own.
+        name, own, trains: see `open_task`; `own` is None where the command takes no such files.
 
     Raises:
         TrituneError: the name is not known, options do not fit it, or one is missing.
@@ -119,7 +129,7 @@ def check_task(name: str, own: OwnFiles | None = None, *, trains: bool = True) -
         return
     task_name(name)
     if given:
-        raise TrituneError(f"--task {name}: a task of the table, whose columns are known; --data names its files")
+        raise TrituneError(f"--task {name}: a task of the table, whose columns are known; pass its files with --data")
 
 
 def _check_splits(name: str, files: Mapping[str, Path], trains: bool) -> None:
@@ -128,26 +138,34 @@ def _check_splits(name: str, files: Mapping[str, Path], trains: bool) -> None:
             raise TrituneError(f"--task {name}: {option} is missing")
 
 
-def check_models(*sources: str | Path | None) -> None:
-    """Check that models can be had, before anything heavy is imported.
+def begin(*models: str | Path | None) -> None:
+    """Check that models exist, then silence transformers; whatever is heavy is imported after this.
+
+    Silent are transformers' own progress bars and messages; training bars, our warnings and errors stay.
 
     Args:
-        *sources: folders or hub names; None for those that are not given.
+        *models: folders or hub names; None for those that are not given.
 
     Raises:
-        TrituneError: there is no such folder, and no such name on the hub or no way to it.
+        TrituneError: a model is neither a folder nor a name that can be reached on the hub.
     """
-    for source in filter(None, sources):
-        located(source)
+    for model in models:
+        if model:
+            located(model)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def open_task(name: str, own: OwnFiles, model: str | None = None, *, trains: bool = True) -> "tasks.Task":
-    """The task that `--task` and the options of one's own files ask for; what was taken of a file is said on stderr.
+    """The task that `--task` and the options of the user's own files describe; what was read is shown on stderr.
 
     Args:
-        name: of the table, a kind, or a task file, whose values the options replace.
+        name: of a task, a kind of task, or a task file, whose values the options replace.
         own: those options.
-        model: one that knows the labels already; None for one that is fine-tuned first.
+        model: a fine-tuned model, whose labels are used; None before fine-tuning.
         trains: whether a training file is needed.
 
     Raises:
@@ -173,14 +191,3 @@ def open_task(name: str, own: OwnFiles, model: str | None = None, *, trains: boo
     task = own_task(**(known | values | given | {"files": files}))
     show_task(task)
     return task
-
-
-def quiet_libraries() -> None:
-    """Silence what transformers says about itself; training bars, warnings of ours and errors stay."""
-    import warnings
-
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

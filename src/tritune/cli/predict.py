@@ -1,4 +1,4 @@
-"""`tritune predict`: answers for texts or images of one's own."""
+"""`tritune predict`: predictions for your own texts or images."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,31 +15,32 @@ def predict(
         str,
         typer.Option(
             "--input",
-            help="A .csv, .tsv, .json, .jsonl, .parquet or .txt file; - reads standard input. Of images: a folder, an "
+            help="A .csv, .tsv, .json, .jsonl, .parquet or .txt file; - reads standard input. For images: a folder, an "
             "image or a .parquet file.",
         ),
     ] = "-",
     output: Annotated[
-        Path | None, typer.Option("--output", help="A .csv, .tsv or .jsonl file; standard output (CSV) without it.")
+        Path | None, typer.Option("--output", help="A .csv, .tsv or .jsonl file; by default CSV on standard output.")
     ] = None,
     text_columns: Annotated[
         str | None,
         typer.Option(
-            help="The column of the text or of the words, or the two of a pair or of a question, with a comma between."
+            help="Column of the text or of the words, or both columns of a pair or question, separated by a comma."
         ),
     ] = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Add a column with each label's share; for texts and images.")
+        bool,
+        typer.Option("--probabilities", help="Add the probability of every label; for texts and images."),
     ] = False,
     overrides: options.Overrides = None,
 ) -> None:
-    """Write MODEL's answer beside every row of a file: the label's name, or a score.
+    """Write MODEL's prediction next to every row of a file: the label's name, or a score.
 
-    Where a row may have many labels, all that are more likely than not: names with `|` between, in .jsonl a list.
-    Of a question the `answer` and its score, of words their `tags`.
+    For multi-label models, all labels more likely than not: names separated by `|`, in .jsonl a list. For questions the
+    `answer` and its score, for words their `tags`.
 
-    A line of plain text is one example; with a tab in it, a pair. With per-tensor activation scales (the papers'
-    recipes) an answer may depend on the other rows of its batch. Images are named by their `file` or their `row`.
+    A line of plain text is one example; a tab separates the two texts of a pair. With per-tensor activation scales (the
+    papers' recipes) a prediction may depend on the other rows of its batch. Images are identified by `file` or `row`.
 
     Examples: `tritune predict run/ --input reviews.csv --output answers.csv --probabilities`,
     `echo "what a film" | tritune predict run/`
@@ -50,8 +51,7 @@ def predict(
     check_evaluation_keys(overrides or [])
     if output is not None:
         check_writable(output)
-    options.check_models(model)
-    options.quiet_libraries()
+    options.begin(model)
     from ..checkpoints.load import load_config
     from ..inference.predict import predict_images, predict_rows
     from ..tasks.heads import IMAGE_CLASSIFICATION, head_of
@@ -64,10 +64,10 @@ def predict(
     rows = read_table(input)
     if output is not None:
         check_writable(output, rows)
-    columns = None if text_columns is None else [column.strip() for column in text_columns.split(",")]
+    columns = None if text_columns is None else options.comma_separated(text_columns)
     answers = predict_rows(model, rows, columns, overrides or [], probabilities, table_name(input))
     if output is None or output.suffix.lower() in (".csv", ".tsv"):
-        # As such files give many labels to a training.
+        # As training files write several labels.
         for answer in answers:
             if isinstance(answer.get("prediction"), list):
                 answer["prediction"] = "|".join(answer["prediction"])

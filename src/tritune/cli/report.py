@@ -1,4 +1,4 @@
-"""`tritune report`: everything about some runs on one page."""
+"""`tritune report`: runs compared on one page."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,23 +10,23 @@ from . import options
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folders of one task, finished or not; or a demo's.", metavar="RUN ...")
+        list[Path],
+        typer.Argument(help="Run folders of one task, finished or not; or a demo's folder.", metavar="RUN ..."),
     ],
     output: Annotated[
-        Path, typer.Option(help="HTML file to write; a report there is replaced.", metavar="FILE")
+        Path, typer.Option(help="HTML file to write; an existing report is replaced.", metavar="FILE")
     ] = Path("report.html"),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file even if it is not a report.")
     ] = False,
 ) -> None:
-    """Put runs side by side in one HTML file: scores, curves of every loss, analyses, recipes, versions.
+    """Compare runs in one HTML file: scores, loss curves, analyses, recipes and library versions.
 
-    The file needs nothing else: it opens offline and can be mailed. The analyses in it are those that
-    `tritune analyze` left in the folders.
+    The file is self-contained and opens offline. It includes the analyses that `tritune analyze` wrote to the folders.
 
     Example: `tritune report demo/ternarybert-block demo/ti-g --output report.html`
     """
-    options.quiet_libraries()
+    options.begin()
     from ..errors import readable
     from ..report.page import write_report
     from ..report.runs import other_dev_rows

@@ -1,10 +1,9 @@
-"""What a person sees: tables on stdout, or one JSON object in their place."""
+"""What the user sees: tables on stdout, or one JSON object instead."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVarTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,14 +11,34 @@ from rich.table import Table
 
 from ..compute.devices import this_process
 from ..errors import readable
+from ..recipes import Recipe, to_yaml
 from ..recipes import label as label_of
-from ..recipes import to_yaml
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..tasks.registry import Task
+    from ..training.job import Phase
+    from ..training.sweep import SweepJob
+    from ..training.sweep_results import Results
+
+Rest = TypeVarTuple("Rest")
 
 _SIZE_NOTE = "* computed from the bit widths"
 
 
-def show_plan(recipe: Any, phases: list) -> None:
-    """The split of the budget in force, on stderr before the training begins."""
+def show_result(
+    result: dict[str, Any], show: Callable[[dict[str, Any], *Rest], None], *rest: *Rest, as_json: bool
+) -> None:
+    """Print a result as one JSON object, or else by `show(result, *rest)`."""
+    if as_json:
+        _print_json(result)
+    else:
+        show(result, *rest)
+
+
+def show_plan(recipe: Recipe, phases: list["Phase"]) -> None:
+    """The phases of the training, on stderr before it begins."""
     parts = [f"{phase.name} {phase.steps} steps" + f" ({phase.schedule})" * bool(phase.schedule) for phase in phases]
     if recipe.layer_map is not None:
         parts.append(f"layers learn from the teacher's {', '.join(map(str, recipe.layer_map))}")
@@ -27,12 +46,12 @@ def show_plan(recipe: Any, phases: list) -> None:
 
 
 def show_resumed(step: int, steps: int) -> None:
-    """Where a run goes on that was stopped, on stderr."""
+    """Where an interrupted run resumes, on stderr."""
     _say(f"resumed: goes on after step {step} of {steps}", error=True)
 
 
-def show_task(task: Any) -> None:
-    """What was taken of one's own files, on stderr before they are used."""
+def show_task(task: "Task") -> None:
+    """What was read of the user's own files, on stderr before they are used."""
     if task.labels is None:
         labels = "a score" if task.is_regression else "no labels"
     else:
@@ -44,8 +63,8 @@ def show_task(task: Any) -> None:
     _say(f"{task.title}: {asked}selected by {task.metric}", error=True)
 
 
-def show_dry_run(recipe: Any, phases: list, student: Any) -> None:
-    """What a training would do: the recipe in force, the split of the budget, modules with their bits, the size."""
+def show_dry_run(recipe: Recipe, phases: list["Phase"], student: "PreTrainedModel") -> None:
+    """What a training would do: the resolved recipe, the phases, the bits of every module, the size."""
     from ..checkpoints.size import size_bytes
     from ..modeling.module_bits import bits_of_modules
 
@@ -63,11 +82,8 @@ def show_dry_run(recipe: Any, phases: list, student: Any) -> None:
     _say(f"size: {readable(size_bytes(student))}{_SIZE_NOTE.replace('*', ',')}")
 
 
-def show_run(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
+def show_run(metrics: dict[str, Any], folder: Path) -> None:
     """A distillation's `metrics.json` as a table."""
-    if as_json:
-        _print_json(metrics)
-        return
     name, further = metrics["metric"], [key for key, value in metrics["teacher"].items() if isinstance(value, dict)]
     known = ("agreement", "cosine_to_teacher", "mse_to_teacher")
     closeness = next(key for key in known if key in metrics["last"])
@@ -97,32 +113,30 @@ def show_run(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
     _say(f"{_SIZE_NOTE}. {pace}; {metrics['seconds']:.0f} s with evaluations. Written to {folder}")
 
 
-def show_augmented(path: str, record: dict[str, Any], as_json: bool) -> None:
+def show_augmented(record: dict[str, Any]) -> None:
     """What `augment` wrote."""
-    if as_json:
-        _print_json({"output": path, **record})
-        return
-    _say(f"{path}: {record['rows']} rows and {record['variants']} variants")
+    _say(f"{record['output']}: {record['rows']} rows and {record['variants']} variants")
 
 
-def show_finetuned(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
+def show_shrunk(made: dict[str, Any]) -> None:
+    """What `shrink` wrote."""
+    sizes = f"{readable(made['source']['size_bytes'])} became {readable(made['size_bytes'])}"
+    kept = f"layers {', '.join(map(str, made['layers']))} of {made['of']}"
+    _say(f"{kept}: {sizes}, {made['parameters']:,} parameters. Written to {made['output']}")
+
+
+def show_finetuned(metrics: dict[str, Any], folder: Path) -> None:
     """A fine-tuning's `metrics.json` in two lines."""
-    if as_json:
-        _print_json(metrics)
-        return
     name, best, last = metrics["metric"], metrics["best"], metrics["last"]
     scores = f"{_percent(best[name])} (best on dev, step {best['step']}; last {_percent(last[name])})"
     cost = f"{metrics['seconds']:.0f} s, {readable(metrics['size_bytes'])}"
     _say(f"{metrics['task']}: {name} {scores}, {cost}. Written to {folder}")
 
 
-def show_scores(scores: dict[str, Any], as_json: bool) -> None:
+def show_scores(scores: dict[str, Any]) -> None:
     """What `evaluate` measured."""
-    if as_json:
-        _print_json(scores)
-        return
     table = Table(title=escape(f"{scores['model']} on {scores['task']}"), show_header=False)
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in scores.items():
         flat |= {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
     for name, value in flat.items():
@@ -135,7 +149,7 @@ def show_scores(scores: dict[str, Any], as_json: bool) -> None:
 
 
 def show_other_rows(scores: dict[str, Any], selecting: dict[str, Any] | None) -> None:
-    """On stderr, whether the dev rows of a score are other ones than those that selected the model."""
+    """Say on stderr if a model is scored on other dev rows than those that selected it."""
     if selecting is not None and selecting["sha256"] != scores["rows_sha256"]:
         rows = f"these {scores['rows']} dev rows are not the {selecting['count']} that selected its best model"
         _say(f"{scores['model']}: {rows}", error=True)
@@ -147,11 +161,8 @@ def show_notes(notes: Iterable[str]) -> None:
         _say(note, error=True)
 
 
-def show_packed(sizes: dict[str, Any], as_json: bool) -> None:
+def show_packed(sizes: dict[str, Any]) -> None:
     """A packed folder, part by part; MB are 10^6 bytes."""
-    if as_json:
-        _print_json(sizes)
-        return
     table = _table(
         "part", "parameters", "float MB", "packed MB", "ratio", title=f"{sizes['model']} in {sizes['output']}"
     )
@@ -168,11 +179,8 @@ def _megabytes(float_bytes: int, size_bytes: int) -> tuple[str, str, str]:
     return f"{float_bytes / 1e6:.3f}", f"{size_bytes / 1e6:.3f}", f"{float_bytes / size_bytes:.1f}"
 
 
-def show_export(report: dict[str, Any], as_json: bool) -> None:
-    """What `export` wrote, and how its answers compare where a dev set was given."""
-    if as_json:
-        _print_json(report)
-        return
+def show_export(report: dict[str, Any]) -> None:
+    """What `export` wrote, and with --verify how both models compare."""
     _say(f"{report['output']}: {report['format']}, {readable(report['size_bytes'])}")
     if found := report.get("verify"):
         table = _table("", "model", "exported", title=f"{found['task']}, {found['rows']} rows of dev")
@@ -184,11 +192,8 @@ def show_export(report: dict[str, Any], as_json: bool) -> None:
         )
 
 
-def show_bench(results: dict[str, Any], as_json: bool) -> None:
+def show_bench(results: dict[str, Any]) -> None:
     """Contenders with size and memory; latencies by shape, each with its ratio; where our time goes."""
-    if as_json:
-        _print_json(results)
-        return
     shapes = list(dict.fromkeys((row["batch"], row["length"]) for row in results["timings"]))
     times = {(row["name"], row["batch"], row["length"]): row for row in results["timings"]}
     heads = [f"{batch} x {length}" for batch, length in shapes]
@@ -205,21 +210,15 @@ def show_bench(results: dict[str, Any], as_json: bool) -> None:
     _say(f"Where tritune's time goes at the largest shape: {', '.join(shares)}")
 
 
-def show_demo(results: dict[str, Any], as_json: bool) -> None:
+def show_demo(results: dict[str, Any]) -> None:
     """The demo's models side by side."""
-    if as_json:
-        _print_json(results)
-        return
     teacher, students = results["teacher"], results["students"]
     title = "Is the sentence acceptable? Dev accuracy, classes balanced"
     table = _table("model", "best", "last", "steps", "seconds", "size*", title=title)
-    best, last = (_percent(teacher[key]["accuracy"]) for key in ("best", "last"))
-    steps = str(sum(teacher["steps"].values()))
-    table.add_row("teacher", best, last, steps, f"{teacher['seconds']:.0f}", readable(teacher["size_bytes"]))
     first = next(iter(students.values()))
-    untrained = _percent(first["untrained"]["accuracy"])
-    table.add_row("quantized, untrained", untrained, untrained, "0", "0", readable(first["size_bytes"]))
-    for name, run in students.items():
+    untrained = {"best": first["untrained"], "last": first["untrained"], "steps": {}, "seconds": 0}
+    untrained |= {"size_bytes": first["size_bytes"]}
+    for name, run in {"teacher": teacher, "quantized, untrained": untrained, **students}.items():
         best, last = (_percent(run[key]["accuracy"]) for key in ("best", "last"))
         steps = str(sum(run["steps"].values()))
         table.add_row(name, best, last, steps, f"{run['seconds']:.0f}", readable(run["size_bytes"]))
@@ -235,18 +234,13 @@ def _verdict(accuracies: dict[str, float], rows: int) -> str:
     noise = 2 * (sum(share * (1 - share) for share in (without, with_it)) / rows) ** 0.5
     scores = f"{_percent(with_it)} to {_percent(without)} after the last step"
     if abs(with_it - without) <= noise:
-        return f"{intervened} against {plain}: {scores}; on {rows} rows that is no difference."
+        return f"{intervened} against {plain}: {scores}; on {rows} rows this is no significant difference."
     return f"{intervened} {'wins' if with_it > without else 'does not win'} against {plain}: {scores}."
 
 
-def show_recipes(shipped: dict[str, dict[str, Any]], as_json: bool) -> None:
+def show_recipes(shipped: dict[str, Any]) -> None:
     """The recipes that ship, each with its base and what differs from it."""
-    if as_json:
-        _print_json(shipped)
-        return
-    table = Table()
-    for column in ("recipe", "what it is", "base, and what differs"):
-        table.add_column(column, overflow="fold")
+    table = _table("recipe", "what it is", "base, and what differs", words=3)
     for name, values in shipped.items():
         differs = [f"{key}: {value}" for key, value in values.items() if key not in ("base", "name", "description")]
         base = "\n".join([values["base"], *differs]) if "base" in values else f"all {len(values)} keys"
@@ -254,27 +248,15 @@ def show_recipes(shipped: dict[str, dict[str, Any]], as_json: bool) -> None:
     Console().print(table)
 
 
-def show_recipe(recipe: Any, as_json: bool) -> None:
-    """One recipe whole, as YAML that can be edited and given back."""
-    if as_json:
-        _print_json(asdict(recipe))
-    else:
-        print(to_yaml(recipe), end="")
-
-
-def show_keys(kind: type, as_json: bool) -> None:
+def show_keys(defaults: dict[str, Any]) -> None:
     """Every key of a recipe with its default, as YAML writes it."""
-    defaults = {field.name: field.default for field in fields(kind)}
-    if as_json:
-        _print_json(defaults)
-        return
     table = _table("key", "default")
     for name, default in defaults.items():
         table.add_row(name, json.dumps(default).strip('"'))
     Console().print(table)
 
 
-def show_sweep_plan(job: Any, as_json: bool) -> None:
+def show_sweep_plan(job: "SweepJob", as_json: bool) -> None:
     """The runs that a sweep would make, and how many steps they are in all."""
     runs = [
         {"sweep": sweep.name, "values": values, "seed": seed}
@@ -286,9 +268,7 @@ def show_sweep_plan(job: Any, as_json: bool) -> None:
     if as_json:
         _print_json({"runs": runs, "steps": steps})
         return
-    table = Table()
-    for column in ("sweep", "point", "seeds"):
-        table.add_column(column, overflow="fold")
+    table = _table("sweep", "point", "seeds", words=3)
     for sweep in job.sweeps:
         seeds = ", ".join(map(str, sweep.seeds))
         if sweep.sampler == "grid":
@@ -300,7 +280,7 @@ def show_sweep_plan(job: Any, as_json: bool) -> None:
     _say(f"{len(runs)} runs, {sum(steps.values()):,} steps in all")
 
 
-def show_sweep(results: Any, folder: Path, as_json: bool) -> None:
+def show_sweep(results: "Results", folder: Path, as_json: bool) -> None:
     """Mean and deviation of every point of a sweep, the best one marked."""
     best = results.best
     if as_json:
@@ -311,9 +291,9 @@ def show_sweep(results: Any, folder: Path, as_json: bool) -> None:
         ]
         _print_json({"metric": results.metric, "points": points, "runs_left": results.open()})
         return
-    table = Table(title=escape(f"{results.title}, {results.metric.replace('_', ' ')}"))
-    for column in ("sweep", "point", "mean", "deviation", "seeds", ""):
-        table.add_column(column, justify="left" if column in ("sweep", "point", "") else "right", overflow="fold")
+    title = f"{results.title}, {results.metric.replace('_', ' ')}"
+    table = _table("sweep", "point", "mean", "deviation", "seeds", "", title=title, words=2)
+    table.columns[-1].justify = "left"
     for point in results.points:
         note = "best" if point is best else "" if point.state == "complete" else point.reason or point.state
         scores = (_percent(point.mean), _percent(point.deviation), str(len(point.scores)))
@@ -324,7 +304,7 @@ def show_sweep(results: Any, folder: Path, as_json: bool) -> None:
 
 
 def show_table(header: Sequence[str], rows: Iterable[Sequence[str]], note: str) -> None:
-    """Rows under a header, and a line after them."""
+    """A table, and a line below it."""
     table = _table(*header)
     for row in rows:
         table.add_row(*map(escape, row))
@@ -332,16 +312,16 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[str]], note: str) 
     _say(note)
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
-    """A table whose first column is text and whose others are numbers."""
-    table = Table(title=escape(title) if title else None)
+def _table(*columns: str, title: str = "", words: int = 1) -> Table:
+    """A table whose first columns are words and whose others are numbers."""
+    table = Table(title=escape(title) or None)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
+        table.add_column(column, justify="left" if index < words else "right", overflow="fold")
     return table
 
 
 def _say(text: str, error: bool = False) -> None:
-    """One line, said by the first of many processes."""
+    """Print one line, in the main process only."""
     if this_process().is_main_process:
         Console(stderr=error, soft_wrap=True).print(text, markup=False, highlight=False)
 

@@ -16,33 +16,31 @@ _IMAGE_PROCESSOR = "preprocessor_config.json"
 
 def shrink(
     teacher: Annotated[str, typer.Argument(help="A float model: a folder or a hub name.", metavar="TEACHER")],
-    layers: Annotated[
-        str, typer.Option(help="The layers to keep, counted from 0, in their new order.", metavar="LIST")
-    ],
+    layers: Annotated[str, typer.Option(help="Layers to keep, counted from 0, in their new order.", metavar="LIST")],
     output: options.Output,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what `shrink` wrote there before.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Make a shallower float model from some layers of TEACHER, as a student to train.
+    """Build a shallower float model from some layers of TEACHER, to be trained as its student.
 
-    Everything but the layers is kept: embeddings, classifier, labels, tokenizer. The folder loads with plain
-    transformers; `tritune train TEACHER --student FOLDER` quantizes it and distils the teacher into it.
+    Everything else is kept: embeddings, classifier, labels, tokenizer. The folder loads with plain transformers;
+    `tritune train TEACHER --student FOLDER` quantizes it and distils the teacher into it.
 
     Example: `tritune shrink teacher/ --layers 1,3,5,7,9,11 --output skip/`
     """
     from ..training.run_folder import check_free
 
     check_free(output, overwrite, inputs=(teacher,))
-    options.check_models(teacher)
-    options.quiet_libraries()
+    options.begin(teacher)
     from ..checkpoints.load import load_float, weights_sha256
     from ..checkpoints.size import size_bytes
     from ..modeling.shrink import NOTE
     from ..modeling.shrink import shrink as shrunk
+    from .show import show_result, show_shrunk
 
     model = load_float(teacher)
     small = shrunk(model, _numbers(layers))
-    made = {
+    made: dict[str, Any] = {
         "source": {"path": teacher, "sha256": weights_sha256(model), "size_bytes": size_bytes(model)},
         **getattr(small.config, NOTE),
         "sha256": weights_sha256(small),
@@ -50,17 +48,17 @@ def shrink(
         "size_bytes": size_bytes(small),
     }
     _write(small, teacher, output, made)
-    _show(made, output, json)
+    show_result(made | {"output": str(output)}, show_shrunk, as_json=json)
 
 
 def _numbers(text: str) -> list[Any]:
-    """The numbers of a list; what is none of them stays text, for `tritune.shrink` to refuse."""
-    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    """The numbers of a list; anything else stays text, for `tritune.shrink` to refuse."""
+    parts = options.comma_separated(text) if text.strip() else []
     return [int(part) if part.isascii() and part.isdigit() and len(part) < 10 else part for part in parts]
 
 
 def _write(model: "PreTrainedModel", source: str, output: Path, made: dict[str, Any]) -> None:
-    """Write the model and what lies beside its source, whole or not at all."""
+    """Write the model and its tokenizer or image processor, all of it or nothing."""
     from transformers.utils import cached_file
 
     from ..checkpoints.files import replace_folder
@@ -79,16 +77,3 @@ def _write(model: "PreTrainedModel", source: str, output: Path, made: dict[str, 
         if processor is not None:
             shutil.copyfile(processor, folder / _IMAGE_PROCESSOR)
         write_json(folder / SHRUNK, made)
-
-
-def _show(made: dict[str, Any], output: Path, as_json: bool) -> None:
-    import json
-
-    from ..errors import readable
-
-    if as_json:
-        print(json.dumps(made | {"output": str(output)}, indent=2))
-        return
-    sizes = f"{readable(made['source']['size_bytes'])} became {readable(made['size_bytes'])}"
-    kept = ", ".join(map(str, made["layers"]))
-    typer.echo(f"layers {kept} of {made['of']}: {sizes}, {made['parameters']:,} parameters. Written to {output}")

@@ -1,19 +1,11 @@
 """`tritune train`: a ternary student from a teacher."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from . import options
-
-
-class Step(StrEnum):
-    """One of the two steps of Teacher Intervention."""
-
-    one = "one"
-    two = "two"
 
 
 def train(
@@ -26,18 +18,18 @@ def train(
     columns: options.Columns = None,
     label_column: options.LabelColumn = None,
     problem: options.Problem = None,
-    recipe: Annotated[str, typer.Option(help="A name that `tritune recipes` lists, or a YAML file.")] = "ti-g",
+    recipe: Annotated[str, typer.Option(help="A recipe that `tritune recipes` lists, or a YAML file.")] = "ti-g",
     overrides: options.Overrides = None,
-    phase: Annotated[Step | None, typer.Option(help="Run one step of the two alone.")] = None,
+    phase: Annotated[Literal["one", "two"] | None, typer.Option(help="Run only one of the two steps.")] = None,
     start: Annotated[
-        Path | None, typer.Option("--from", help="Go on from this QAT student instead of the quantized teacher.")
+        Path | None, typer.Option("--from", help="Start from this QAT student instead of the quantized teacher.")
     ] = None,
     student: Annotated[
         str | None,
-        typer.Option(help="Begin with this float model, shallower perhaps, instead of the teacher.", metavar="MODEL"),
+        typer.Option(help="Start from this float model, possibly shallower, instead of the teacher.", metavar="MODEL"),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show the recipe in force, the split, and what is quantized.")
+        bool, typer.Option("--dry-run", help="Only show the resolved recipe, the phases, and what is quantized.")
     ] = False,
     push_to_hub: Annotated[
         str | None,
@@ -49,12 +41,11 @@ def train(
 ) -> None:
     """Distil TEACHER into a student with ternary weights and 8-bit activations (QAT).
 
-    The output folder holds the last student, `best/`, recipe.yaml as it was in force, metrics.json, history.jsonl and a
-    model card.
-    Load the student with any Auto class after `import tritune`.
+    The output folder holds the last student, `best/`, the resolved recipe.yaml, metrics.json, history.jsonl and a model
+    card. Load the student with any Auto class after `import tritune`.
 
     Examples: `tritune train teacher/ --task sst2 --data glue/SST-2 --recipe ti-g --set max_steps=1000 --output run/`,
-    `tritune train teacher/ --task teacher/task.yaml --output run/` for a teacher made from one's own files.
+    `tritune train teacher/ --task teacher/task.yaml --output run/` for a teacher fine-tuned on your own files.
     """
     from ..modeling.quantization import Quantization
     from ..recipes import load_recipe
@@ -62,15 +53,14 @@ def train(
     wanted = load_recipe(recipe, overrides or [])
     own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
     options.check_task(task, own)
-    options.check_models(teacher, student, start)
-    options.quiet_libraries()
+    options.begin(teacher, student, start)
     from ..checkpoints.prepare import prepare
     from ..compute.devices import this_process
     from ..tasks.models import load_student
     from ..training.card import check_login, push
     from ..training.job import open_job
     from ..training.run import plan, run
-    from .show import show_dry_run, show_plan, show_resumed, show_run
+    from .show import show_dry_run, show_plan, show_result, show_resumed, show_run
 
     job = open_job(
         teacher,
@@ -83,7 +73,7 @@ def train(
         other_inputs=(start,) if start else (),
         student_source=student,
     )
-    phases = plan(job, phase and phase.value)
+    phases = plan(job, phase)
     quantization = job.recipe.section(Quantization)
     begun = load_student(start, job.task, job.float_student, quantization) if start else None
     if dry_run:
@@ -95,6 +85,6 @@ def train(
     metrics = run(job, phases, begun, str(start or ""), resume, resumed=show_resumed)
     if not this_process().is_main_process:
         return
-    show_run(metrics, output, as_json=json)
+    show_result(metrics, show_run, output, as_json=json)
     if push_to_hub:
         push(output, metrics, job.task, job.recipe, push_to_hub)

@@ -1,4 +1,4 @@
-"""What ships and what it is worth: `export/` writes ONNX and dense checkpoints, `bench/` measures them beside others.
+"""Deployment: `export/` writes ONNX files and dense checkpoints, `bench/` compares them with other runtimes.
 
 Begin with `export/onnx.py`, or with `bench/measure.py`.
 """

@@ -1,5 +1,5 @@
-"""The report: what run folders hold, as one HTML page that needs nothing else.
+"""The report: the contents of run folders as one self-contained HTML page.
 
-`runs` and `analyses` read folders, `figures` makes pictures that a page can hold, `tables` and `curves` choose what is
-shown, and `page` puts all of it into the template.
+`runs` and `analyses` read folders, `figures` encodes figures for the page, `tables` and `curves` choose what is shown,
+and `page` fills the template.
 """

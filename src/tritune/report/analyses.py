@@ -1,4 +1,4 @@
-"""Reads what `tritune analyze` left in a run folder: `analysis/NAME/NAME.json` and the figures beside it."""
+"""Reads what `tritune analyze` wrote to a run folder: `analysis/NAME/NAME.json` and the figures beside it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ..training.run_folder import ANALYSIS
 from .figures import FORMATS, read_figure
 from .files import is_number, read_object
 
-# The picture that scales is taken, unless it is so large that it would make the page slow.
+# SVG is preferred, unless it is so large that it would slow down the page.
 _LARGEST_SVG_BYTES = 2_000_000
 
 CAPTIONS = {
@@ -20,7 +20,7 @@ CAPTIONS = {
     "ranges": "The smallest and largest entries of a tensor in every layer at every token: teacher and students.",
     "layers": "Mean squared difference between the hidden states of student and teacher, layer by layer.",
     "curvature": "The Hessian's largest eigenvalues and spectrum: how sharp the minimum is. For a quantized student "
-    "it is the Hessian of the straight-through surrogate, not of the quantized loss, which is flat almost everywhere.",
+    "it is the Hessian of the straight-through surrogate, because the quantized loss is flat almost everywhere.",
     "landscape": "The loss on a plane through the weights. A wide, smooth bowl is easier to train in.",
     "heads": "Attention maps of chosen heads for one sentence: teacher, students and their difference.",
     "sensitivity": "The score with one part of the model quantized at a time, and with one part left float: what "
@@ -30,12 +30,12 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture that an analysis drew.
+    """A figure of an analysis.
 
     Attributes:
         title: its file name without the ending, in words.
-        source: the picture itself, as a `data:` address.
-        width: its own, in CSS pixels.
+        source: the image as a `data:` URL.
+        width: in CSS pixels.
     """
 
     title: str
@@ -49,7 +49,7 @@ class Analysis:
 
     Attributes:
         name: of its folder.
-        numbers: what its JSON file holds that fits in a table, as `table_of` says.
+        numbers: the contents of its JSON file that fit in a table, see `table_of`.
         figures: in the order of their names.
     """
 
@@ -59,12 +59,12 @@ class Analysis:
 
     @property
     def caption(self) -> str:
-        """What it shows, in a sentence; empty for an analysis that this version does not know."""
+        """One sentence on what it shows; empty for an analysis unknown to this version."""
         return CAPTIONS.get(self.name, "")
 
 
 def read_analyses(folder: Path) -> dict[str, Analysis]:
-    """The analyses in a run folder by name, those in `CAPTIONS` first; other files in `analysis/` are passed over.
+    """The analyses in a run folder by name, those in `CAPTIONS` first; other files in `analysis/` are ignored.
 
     Raises:
         TrituneError: a JSON file or a figure is damaged; the message names it.
@@ -97,7 +97,7 @@ def _words(name: str) -> str:
 
 
 def table_of(values: dict[str, Any]) -> dict[str, str]:
-    """What of an analysis' result fits in a table: numbers and words as they are, larger arrays as their shape.
+    """An analysis' result as a table: numbers and words as they are, larger arrays as their shape.
 
     An array with a row for each of the result's `models` or `students` is also averaged over everything else.
 

@@ -1,17 +1,16 @@
-"""The training curves of the page: panels as pictures, and the legend that all of them share as text beside them."""
+"""The training curves of the page: panels as images, and one shared legend as text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from ..analysis.plots import REFERENCE_LINES, SITE_COLOURS, loss_curves, run_style, score_curves
+from ..analysis.plots import REFERENCE_LINES, SITE_COLOURS, curves, run_style
 from .figures import drawn
 from .runs import MODELS, Run
 from .tables import percent, span_of, words
 
 _DASHES = {"-": "", "--": "6 3", ":": "1.5 3", "-.": "6 3 1.5 3"}
-_LOSS_TITLES = {"loss": "sum of losses"}
 _REFERENCE_COLOUR = "grey"
 
 
@@ -21,8 +20,8 @@ class Panel:
 
     Attributes:
         title: of the quantity.
-        source: the picture, as a `data:` address.
-        description: what it shows, for those who cannot see it.
+        source: the image, as a `data:` URL.
+        description: alternative text.
     """
 
     title: str
@@ -32,32 +31,29 @@ class Panel:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the legend; `dashes` is an SVG dash pattern, None stands for an area."""
+    """One line of the legend; `dashes` is an SVG dash pattern, or None for an area."""
 
     label: str
     colour: str
     dashes: str | None
 
 
-def loss_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Every training loss."""
-    figures = loss_curves({run.name: run.history for run in runs}, {run.name: run.spans for run in runs})
-    return _panels(runs, figures, "")
-
-
-def score_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Every dev score, the one that selects first."""
+def panels(runs: Sequence[Run]) -> tuple[list[Panel], list[Panel]]:
+    """Every training loss, and every dev score, the one that selects first."""
     lines: dict[str, dict[str, float]] = {}
     for label, run, model in references(runs):
         for metric, value in run.metrics[model].items():
             lines.setdefault(metric, {})[label] = value
-    figures = score_curves({run.name: run.history for run in runs}, {run.name: run.spans for run in runs}, lines)
-    chosen = runs[0].metrics["metric"]
-    return _panels(runs, dict(sorted(figures.items(), key=lambda item: item[0] != chosen)), "eval_")
+    figures = curves({run.name: run.history for run in runs}, {run.name: run.spans for run in runs}, lines)
+    losses = [key for key in figures if not key.startswith("eval_")]
+    scores = [key for key in figures if key.startswith("eval_")]
+    scores.sort(key=lambda key: key != f"eval_{runs[0].metrics['metric']}")
+    loss_panels, score_panels = ([_panel(runs, key, figures[key]) for key in keys] for keys in (losses, scores))
+    return loss_panels, score_panels
 
 
 def references(runs: Sequence[Run]) -> list[tuple[str, Run, str]]:
-    """The models whose scores stay as they are: label, run and key of `metrics.json`; as many as there are lines."""
+    """Models whose scores stay constant: label, run and key of `metrics.json`; as many as there are line styles."""
     found: dict[tuple[str, float], tuple[list[str], Run]] = {}
     for model in ("teacher", "untrained"):
         for run in runs:
@@ -92,24 +88,21 @@ def reference_legend(runs: Sequence[Run]) -> list[Entry]:
 
 
 def whose_spans(runs: Sequence[Run]) -> str:
-    """Whose sites are shaded and how, in a sentence; empty without intervention."""
+    """One sentence on the shaded sites; empty without intervention."""
     having = [run for run in runs if run.spans]
     if not having:
         return ""
     if len({tuple(run.spans) for run in having}) > 1:
         return (
-            "The strips at the foot of each panel say which of the teacher's tensors was inside at which step, one "
-            "strip a run, underlined in the run's colour."
+            "The strips at the bottom of each panel show which of the teacher's tensors was inside at which step, one "
+            "strip per run, underlined in the run's colour."
         )
     names = " and ".join(run.name for run in having) if len(having) < len(runs) or len(runs) == 1 else "every run"
     return f"Shaded: the steps that {names} made with one of the teacher's tensors in place of the student's."
 
 
-def _panels(runs: Sequence[Run], figures: Mapping[str, Figure], prefix: str) -> list[Panel]:
-    panels = []
-    for key, figure in figures.items():
-        spans = {run.name: span_of(run.history, prefix + key) for run in runs}
-        described = "; ".join(f"{name} from {span}" for name, span in spans.items() if span)
-        title = _LOSS_TITLES.get(key, words(key))
-        panels.append(Panel(title, drawn(figure), f"{title} against the step: {described}"))
-    return panels
+def _panel(runs: Sequence[Run], key: str, figure: Figure) -> Panel:
+    spans = {run.name: span_of(run.history, key) for run in runs}
+    described = "; ".join(f"{name} from {span}" for name, span in spans.items() if span)
+    title = "sum of losses" if key == "loss" else words(key.removeprefix("eval_"))
+    return Panel(title, drawn(figure), f"{title} against the step: {described}")

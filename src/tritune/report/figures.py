@@ -1,4 +1,4 @@
-"""Pictures that a page can hold: `data:` addresses of SVG and PNG, which a browser shows as images and never runs."""
+"""Figures for the page: `data:` URLs of SVG and PNG, which a browser shows as images and never executes."""
 
 import base64
 import io
@@ -10,16 +10,17 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from ..errors import TrituneError
+from .files import read_bytes
 
 FORMATS = {".svg": "image/svg+xml", ".png": "image/png"}
-# Per inch: of CSS, and of a picture that `plots.save` wrote.
+# Per inch: of CSS, and of a figure saved by `plots.save`.
 _CSS_PIXELS, _DOTS = 96, 150
 _DEFAULT_WIDTH = 640
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def drawn(figure: Figure) -> str:
-    """A matplotlib figure as an SVG in a `data:` address; the same figure always gives the same bytes."""
+    """A matplotlib figure as an SVG in a `data:` URL; the same figure always gives the same bytes."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "tritune"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -28,23 +29,20 @@ def drawn(figure: Figure) -> str:
 
 
 def read_figure(path: Path) -> tuple[str, int]:
-    """The SVG or PNG in a file as a `data:` address, and its own width in CSS pixels.
+    """An SVG or PNG file as a `data:` URL, and its width in CSS pixels.
 
     Raises:
-        TrituneError: the file cannot be read or is no picture of its kind.
+        TrituneError: the file cannot be read or is not an image of its kind.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TrituneError(f"{path}: cannot be read ({error.strerror})") from None
+    data = read_bytes(path)
     whole = data.startswith(_PNG_SIGNATURE) if path.suffix == ".png" else data.rstrip().endswith(b"</svg>")
     if not whole:
-        raise TrituneError(f"{path}: not a whole {path.suffix[1:].upper()} picture; make the analysis again")
+        raise TrituneError(f"{path}: not a complete {path.suffix[1:].upper()} image; run the analysis again")
     return _address(data, FORMATS[path.suffix]), _png_width(data) if path.suffix == ".png" else _svg_width(data)
 
 
 def _png_width(data: bytes) -> int:
-    """Of a picture saved by `plots.save`: the header's first number, at 150 dots an inch."""
+    """Of a figure saved by `plots.save`: the header's first number, at 150 dots per inch."""
     return int.from_bytes(data[16:20]) * _CSS_PIXELS // _DOTS
 
 

@@ -10,17 +10,20 @@ from ..errors import TrituneError, shown
 _LARGEST = 2**63
 
 
-def read_text(path: Path) -> str:
-    """A text file.
-
-    Raises:
-        TrituneError: it is not there, may not be read, or is not UTF-8.
-    """
+def read_bytes(path: Path) -> bytes:
+    """A file; raises TrituneError if it is not there or may not be read."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise TrituneError(f"{path}: cannot be read ({reason})") from None
+        return path.read_bytes()
+    except OSError as error:
+        raise TrituneError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_text(path: Path) -> str:
+    """A text file; raises TrituneError as `read_bytes`, or if it is not UTF-8."""
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise TrituneError(f"{path}: cannot be read (not UTF-8)") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -29,14 +32,13 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         TrituneError: the file cannot be read or holds something else.
     """
+    text = read_text(path)
     try:
-        values = json.loads(read_text(path))
+        values = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise TrituneError(f"{path}{where}: not JSON") from None
-    except ValueError as error:
-        if isinstance(error, TrituneError):
-            raise
+    except ValueError:
         raise TrituneError(f"{path}: a number of thousands of digits") from None
     if not isinstance(values, dict):
         raise TrituneError(f"{path}: must hold a JSON object, got {shown(values)}")

@@ -1,5 +1,6 @@
-"""Run folders in, one HTML file out."""
+"""Writes the report of run folders as one HTML file."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from ..tasks.registry import TASKS
 from ..tasks.task_file import TASK_FILE
 from ..training.run_folder import BEST, write_text
 from . import curves, tables
-from .runs import Run, not_finite, other_dev_rows, read_runs
+from .runs import Run, other_dev_rows, read_runs
 
 GENERATOR = '<meta name="generator" content="tritune report">'
 _TEMPLATE = "page.html.jinja"
@@ -25,15 +26,15 @@ def write_report(folders: Sequence[Path], output: Path, overwrite: bool = False)
     """Write the report of some run folders.
 
     Args:
-        folders: of runs of one task: students', or teachers' fine-tunings. A demo's folder stands for its students.
-        output: the file to write; a report that lies there is replaced.
-        overwrite: whether any other file that lies there may be replaced too.
+        folders: of runs of one task, all students or all fine-tuned teachers; a demo's folder stands for its students.
+        output: the file to write; an existing report is replaced.
+        overwrite: whether any other existing file may be replaced too.
 
     Returns:
         The runs in the report.
 
     Raises:
-        TrituneError: a folder cannot be reported, or the file cannot be written; nothing is written then.
+        TrituneError: a folder cannot be read, or the file cannot be written; an existing file is then unchanged.
     """
     check_output(output, overwrite)
     runs = read_runs(folders)
@@ -50,7 +51,7 @@ def check_output(output: Path, overwrite: bool) -> None:
     """Check that a report may be written to `output`.
 
     Raises:
-        TrituneError: it is a folder, or a file that is no report and may not be replaced.
+        TrituneError: it is a folder, or a file that is not a report and may not be replaced.
     """
     if output.is_dir():
         raise TrituneError(f"{output}: this is a folder; --output takes the name of a file, such as report.html")
@@ -66,7 +67,7 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page as text that UTF-8 can hold; whatever comes from a file is shown as text and never run."""
+    """The page as text that can be encoded in UTF-8; the contents of files are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -79,6 +80,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def _contents(runs: Sequence[Run]) -> dict[str, Any]:
+    losses, scores = curves.panels(runs)
     return {
         "generator": Markup(GENERATOR),
         "title": _title(runs),
@@ -87,12 +89,12 @@ def _contents(runs: Sequence[Run]) -> dict[str, Any]:
         "are_students": runs[0].is_student,
         "metric": tables.words(runs[0].metrics["metric"]),
         "leads": [lead(run) for run in runs],
-        "warnings": [*other_dev_rows(runs), *(warning for run in runs for warning in _warnings(run))],
+        "warnings": [*other_dev_rows(runs), *filter(None, map(_not_finite, runs))],
         "summary": tables.summary(runs),
         "scores": tables.scores(runs),
         "facts": tables.facts(runs),
-        "loss_panels": curves.loss_panels(runs),
-        "score_panels": curves.score_panels(runs),
+        "loss_panels": losses,
+        "score_panels": scores,
         "legend": curves.legend(runs),
         "reference_legend": curves.reference_legend(runs),
         "whose_spans": curves.whose_spans(runs),
@@ -110,7 +112,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def lead(run: Run) -> str:
-    """The outcome of a run in a sentence, which follows the run's name."""
+    """The outcome of a run as a sentence that continues the run's name."""
     metrics, metric = run.metrics, run.metrics["metric"]
     if not run.finished:
         best = f"; best so far {tables.percent(metrics['best'][metric])}" if "best" in metrics else ""
@@ -121,21 +123,25 @@ def lead(run: Run) -> str:
     teacher = metrics["teacher"]
     text = f"{last}, its teacher {tables.percent(teacher[metric])}"
     if metrics.get("size_bytes") and teacher.get("size_bytes"):
-        text += f"; it takes {readable(metrics['size_bytes'])}, its teacher {readable(teacher['size_bytes'])}"
+        text += f"; its size is {readable(metrics['size_bytes'])}, its teacher's {readable(teacher['size_bytes'])}"
     return f"{text}."
 
 
-def _warnings(run: Run) -> list[str]:
-    if steps := not_finite(run.history):
-        return [
-            f"{run.name}: {len(steps)} of {len(run.history)} logs hold a number that is not finite, the first at step "
-            f"{steps[0]}; the curves have gaps there."
-        ]
-    return []
+def _not_finite(run: Run) -> str:
+    """A sentence on the logs with a loss or score that is not finite; empty if there are none."""
+    steps = [
+        row["step"] for row in run.history if any(isinstance(v, float) and not math.isfinite(v) for v in row.values())
+    ]
+    if not steps:
+        return ""
+    return (
+        f"{run.name}: {len(steps)} of {len(run.history)} logs hold a number that is not finite, the first at step "
+        f"{steps[0]}; the curves have gaps there."
+    )
 
 
 def _analyses(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What each analysis left, of every run that has it."""
+    """The figures and numbers of each analysis, of every run that has it."""
     names = dict.fromkeys(name for run in runs for name in run.analyses)
     return [
         {
@@ -149,7 +155,7 @@ def _analyses(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _loading(run: Run) -> dict[str, str]:
-    """The lines that load a run's model; of an unfinished run its best so far, if there is one."""
+    """The lines that load a run's model; for an unfinished run its best so far, if there is one."""
     folder = run.folder if run.finished else run.folder / BEST
     if not (folder / "config.json").is_file():
         return {"name": run.name, "python": "", "shell": ""}

@@ -1,10 +1,9 @@
-"""Reads run folders: students' runs, finished or not, and the fine-tunings of teachers.
+"""Reads run folders: distilled students, finished or not, and fine-tuned teachers.
 
-Everything that the page relies on is checked here, so that a damaged file is one line that names it.
+Everything that the page relies on is checked here, so that a damaged file gives one line that names it.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +32,14 @@ class Run:
     """One run folder.
 
     Attributes:
-        name: how the page calls it.
-        folder: as it was given.
+        name: shown on the page.
+        folder: as given.
         metrics: `metrics.json`, or as much of it as an unfinished run has.
         history: the rows of `history.jsonl`.
         recipe: `recipe.yaml` as a mapping.
-        recipe_text: the same file as it stands.
+        recipe_text: the text of that file.
         analyses: by name.
-        finished: whether the run came to its end.
+        finished: whether the run was completed.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Run:
 
     @property
     def is_student(self) -> bool:
-        """Whether it was distilled; otherwise a teacher was fine-tuned."""
+        """Whether it is a distilled student; otherwise it is a fine-tuned teacher."""
         return _is_student(self.metrics)
 
     @property
@@ -64,12 +63,12 @@ class Run:
 
     @property
     def last_step(self) -> int:
-        """The step that the history ends with."""
+        """The last logged step."""
         return self.history[-1]["step"]
 
     @property
     def spans(self) -> list[Span]:
-        """The stretches of steps with the teacher's tensors inside."""
+        """The intervals of steps with the teacher's tensors inside."""
         schedule, steps = self.recipe.get("schedule"), self.metrics["steps"].get("step one", 0)
         if not isinstance(schedule, str) or schedule not in SCHEDULES:
             return []
@@ -82,7 +81,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
     Raises:
         TrituneError: a folder holds no run, a file in it cannot be read or is not what a run writes, or the runs cannot
-            stand in one table: of two tasks, or students beside teachers.
+            be compared: they are of two tasks, or of students and teachers.
     """
     places = [place for folder in folders for place in _places(folder)]
     resolved = [place.resolve() for place in places]
@@ -106,14 +105,14 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         if run.is_student != first.is_student:
             teacher = first if run.is_student else run
             raise TrituneError(
-                f"{teacher.folder}: a teacher's fine-tuning; it has no place among students, whose report shows their "
-                "teacher's score anyway. Give it a report of its own"
+                f"{teacher.folder}: a teacher's fine-tuning, which has no place among students; their report shows "
+                "their teacher's score anyway. Report it separately"
             )
     return runs
 
 
 def other_dev_rows(runs: Sequence[Run]) -> list[str]:
-    """Which runs were selected and scored on other dev rows than the first that says on which it was, a line each."""
+    """One line per run that was selected and scored on other dev rows than the first run that recorded its rows."""
     known = [(run, rows) for run in runs if (rows := selecting_rows(run.metrics))]
     return [
         f"{run.name}: selected and scored on {rows['count']} dev rows that are not the {known[0][1]['count']} of "
@@ -124,7 +123,7 @@ def other_dev_rows(runs: Sequence[Run]) -> list[str]:
 
 
 def _dev_data(metrics: dict[str, Any]) -> tuple[Any, ...]:
-    """What a task of one's own is scored on: its labels and its dev file."""
+    """What a run on the user's own files is scored on: its labels and its dev file."""
     data = metrics.get("data")
     if not isinstance(data, dict) or not isinstance(data.get("sha256"), dict):
         return ()
@@ -145,9 +144,7 @@ def read_run(folder: Path, name: str) -> Run:
     metrics = read_object(path)
     if not finished:
         metrics = _unfinished(folder, metrics, recipe, path)
-    _check_metrics(metrics, path)
-    if finished:
-        _check_outcome(metrics, path)
+    _check_metrics(metrics, path, finished)
     history = _read_history(folder / HISTORY, finished)
     return Run(name, folder, metrics, history, recipe, recipe_text, read_analyses(folder), finished)
 
@@ -165,7 +162,7 @@ def _places(folder: Path) -> list[Path]:
 
 
 def _unfinished(folder: Path, metrics: dict[str, Any], recipe: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The metrics of a run that goes on or was stopped, with what the recipe and the best so far add to them."""
+    """The metrics of an unfinished run, completed from its recipe and its best checkpoint so far."""
     if "base_sha256" in metrics:
         metric = metrics.get("metric")  # fine-tuned on a task of the table, it writes none down before it ends
         try:
@@ -188,7 +185,9 @@ def _is_student(metrics: dict[str, Any]) -> bool:
     return "base_sha256" not in metrics and "base" not in metrics
 
 
-def _check_metrics(metrics: dict[str, Any], path: Path) -> None:
+def _check_metrics(metrics: dict[str, Any], path: Path, finished: bool) -> None:
+    """Check what the page relies on; for a finished run this includes the scores that it begins with."""
+
     def check(holds: bool, what: str) -> None:
         if not holds:
             raise TrituneError(f"{path}: not what a run writes: {what}")
@@ -224,19 +223,14 @@ def _check_metrics(metrics: dict[str, Any], path: Path) -> None:
     )
     teacher_size = metrics.get("teacher", {}).get("size_bytes")
     check(teacher_size is None or is_number(teacher_size), f"teacher's size_bytes: {shown(teacher_size)}")
+    for model in ("teacher" if _is_student(metrics) else "best", "last"):
+        check(model in metrics or not finished, f"the scores of {model} are missing")
 
 
 def _is_record(rows: Any) -> bool:
-    """Whether this may be what `rows_record` says of a split."""
+    """Whether this looks like a split's record by `rows_record`."""
     read = rows.get("read") if isinstance(rows, dict) else None
     return isinstance(read, dict) and type(read.get("count")) is int
-
-
-def _check_outcome(metrics: dict[str, Any], path: Path) -> None:
-    """Check that a finished run has the scores that the page begins with."""
-    for model in ("teacher" if _is_student(metrics) else "best", "last"):
-        if model not in metrics:
-            raise TrituneError(f"{path}: not what a run writes: the scores of {model} are missing")
 
 
 def _read_history(path: Path, finished: bool) -> list[dict[str, Any]]:
@@ -256,7 +250,7 @@ def _read_history(path: Path, finished: bool) -> list[dict[str, Any]]:
                 raise TrituneError(f"{path}, line {number}: {shown(key)} must be a number, got {shown(value)}")
         rows.append(row)
     if not rows:
-        raise TrituneError(f"{path}: has no log yet; report the run once it has made some steps")
+        raise TrituneError(f"{path}: has no log yet; report the run after its first logged steps")
     return rows
 
 
@@ -264,14 +258,9 @@ def _read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
     text = read_text(path)
     try:
         values = yaml.safe_load(text)
-    except Exception as error:  # of a date or a number that it cannot hold, PyYAML says so in types of its own
+    except Exception as error:  # PyYAML raises various types for dates and numbers out of range
         mark = getattr(error, "problem_mark", None)
         raise TrituneError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML") from None
     if not isinstance(values, dict):
         raise TrituneError(f"{path}: a recipe is a list of `key: value` lines")
     return text, {str(key): value for key, value in values.items()}
-
-
-def not_finite(history: Sequence[dict[str, Any]]) -> list[int]:
-    """The steps at which a loss or score was not finite."""
-    return [row["step"] for row in history if any(isinstance(v, float) and not math.isfinite(v) for v in row.values())]

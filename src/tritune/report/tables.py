@@ -1,4 +1,4 @@
-"""The tables of the page: which numbers of which runs stand where, written out."""
+"""The tables of the page, with their numbers formatted."""
 
 import json
 import math
@@ -21,7 +21,7 @@ _GROUP_NOTES = {
 
 
 class Cell(NamedTuple):
-    """A number or word, and something smaller below it."""
+    """A number or word, and a smaller note below it."""
 
     text: str
     note: str = ""
@@ -29,7 +29,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: what it is about, then a cell for every further column."""
+    """A row of a table: its name, then a cell for every further column."""
 
     name: Cell
     cells: list[Cell]
@@ -37,14 +37,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header, in groups; a group without a name has no line of its own."""
+    """Rows under a header, in groups; a group without a name has no heading."""
 
     header: list[str]
     groups: dict[str, list[Row]]
 
 
 def words(name: str) -> str:
-    """A key as a person reads it.
+    """A key with spaces.
 
     >>> words("mean_accuracy_f1")
     'mean accuracy f1'
@@ -62,7 +62,7 @@ def percent(value: float) -> str:
 
 
 def summary(runs: Sequence[Run]) -> Table:
-    """One row a run: the score that selects for every model of the run, steps, seconds and sizes."""
+    """One row per run: the selecting metric of every model of the run, steps, seconds and sizes."""
     models = [model for model in MODELS if model == "last" or any(model in run.metrics for run in runs)]
     assisted = any("assisted" in run.metrics for run in runs)
     header = ["run", *(MODELS[model] for model in models), *["assisted"] * assisted]
@@ -108,7 +108,7 @@ def _cost_cells(run: Run) -> list[Cell]:
 
 
 def scores(runs: Sequence[Run]) -> Table:
-    """Every score of every model, grouped by model, one row a run; runs that agree share a row."""
+    """Every score of every model, grouped by model, one row per run; runs with the same scores share a row."""
     flat = {model: [_flat(run.metrics.get(model)) for run in runs] for model in (*MODELS, "assisted")}
     columns = list(dict.fromkeys(key for parts in flat.values() for part in parts for key in part))
     metric = runs[0].metrics["metric"]
@@ -122,13 +122,9 @@ def scores(runs: Sequence[Run]) -> Table:
             if part
         ]
         if rows:
-            groups[_group_name(model)] = rows
+            note = f" ({_GROUP_NOTES[model]})" if model in _GROUP_NOTES else ""
+            groups[MODELS.get(model, model) + note] = rows
     return Table(["", *map(words, columns)], groups)
-
-
-def _group_name(model: str) -> str:
-    note = _GROUP_NOTES.get(model)
-    return MODELS.get(model, model) + (f" ({note})" if note else "")
 
 
 def _label(run: Run, model: str) -> str:
@@ -141,21 +137,16 @@ def _shared(
     runs: Sequence[Run], labels: list[str], parts: list[dict[str, float]]
 ) -> Iterable[tuple[tuple[str, str], dict[str, float]]]:
     """Runs with the same values under one name."""
-    seen: list[tuple[str, dict[str, float], list[str]]] = []
+    groups: dict[tuple[str, frozenset[tuple[str, float]]], list[str]] = {}
     for run, label, part in zip(runs, labels, parts, strict=True):
-        for other_label, other, names in seen:
-            if (other_label, other) == (label, part):
-                names.append(run.name)
-                break
-        else:
-            seen.append((label, part, [run.name]))
-    for label, part, names in seen:
-        yield ("all runs" if len(names) == len(runs) > 1 else ", ".join(names), label), part
+        groups.setdefault((label, frozenset(part.items())), []).append(run.name)
+    for (label, values), names in groups.items():
+        yield ("all runs" if len(names) == len(runs) > 1 else ", ".join(names), label), dict(values)
 
 
 def _flat(values: dict[str, Any] | None) -> dict[str, float]:
     """The scores among a model's values; those of a further split under `metric, split`."""
-    flat = {}
+    flat: dict[str, float] = {}
     for key, value in (values or {}).items():
         if isinstance(value, dict):
             flat |= {f"{part}, {key}": number for part, number in value.items() if isinstance(number, float | int)}
@@ -171,7 +162,7 @@ def _formatted(key: str, value: float | None) -> Cell:
 
 
 def facts(runs: Sequence[Run]) -> Table:
-    """What else is known of each run, one column a run."""
+    """Everything else that is known about each run, one column per run."""
     kinds: dict[str, Callable[[Run], str]] = {
         "recipe": lambda run: run.metrics["recipe"],
         "seed": lambda run: str(run.metrics["seed"]),
@@ -201,10 +192,9 @@ def _whole(value: float | None) -> str:
 
 
 def versions(runs: Sequence[Run]) -> Table:
-    """The library versions that made the page, and those that each run wrote down."""
+    """The library versions that made the page, and those recorded by each run."""
     here = library_versions()
-    trained = [run.metrics.get("versions") for run in runs]
-    trained = [known if isinstance(known, dict) else {} for known in trained]
+    trained = [known if isinstance(known := run.metrics.get("versions"), dict) else {} for run in runs]
     rows = [
         Row(Cell(name), [Cell(here[name]), *(Cell(str(known.get(name, NOTHING))) for known in trained)])
         for name in here
@@ -213,14 +203,14 @@ def versions(runs: Sequence[Run]) -> Table:
 
 
 def recipe_differences(runs: Sequence[Run]) -> Table:
-    """The keys in which recipes differ, one column a run; no rows where they are the same."""
+    """The keys in which recipes differ, one column per run; no rows if they are the same."""
     keys = dict.fromkeys(key for run in runs for key in run.recipe)
     values = {key: [_yaml(run.recipe[key]) if key in run.recipe else "" for run in runs] for key in keys}
     return _side_by_side(runs, {key: row for key, row in values.items() if len(set(row)) > 1})
 
 
 def analysis_numbers(runs: Sequence[Run], name: str) -> Table:
-    """The numbers of one analysis, a column for each run that has it."""
+    """The numbers of one analysis, one column per run that has it."""
     having = [run for run in runs if name in run.analyses]
     keys = dict.fromkeys(key for run in having for key in run.analyses[name].numbers)
     return _side_by_side(having, {key: [run.analyses[name].numbers.get(key, "") for run in having] for key in keys})
@@ -233,7 +223,7 @@ def _side_by_side(runs: Sequence[Run], rows: dict[str, list[str]]) -> Table:
 
 
 def _yaml(value: Any) -> str:
-    """A recipe's value as its file has it.
+    """A recipe's value in YAML.
 
     >>> _yaml(None), _yaml(True), _yaml(2e-5), _yaml([1, 2])
     ('null', 'true', '2e-05', '[1, 2]')

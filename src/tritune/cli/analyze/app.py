@@ -9,21 +9,14 @@ from . import attention, curvature, heads, landscape, layers, norms, ranges, sen
 
 app = typer.Typer(
     name="analyze",
-    help="Look inside a teacher and its students: every analysis of the papers, as numbers (JSON) and as pictures.\n\n"
+    help="Look inside a teacher and its students: every analysis of the papers, as numbers (JSON) and figures.\n\n"
     "Results go to analysis/NAME in the first student's folder, where `tritune report` finds them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-_ANALYSES: tuple[Callable[..., None], ...] = (
-    attention.attention,
-    norms.norms,
-    ranges.ranges,
-    layers.layers,
-    heads.heads,
-    sensitivity.sensitivity,
-    curvature.curvature,
-    landscape.landscape,
-)
-for analysis in _ANALYSES:
-    app.command()(with_plugins(analysis))
+command: Callable[..., None]
+for command in (attention.attention, norms.norms, ranges.ranges, layers.layers, heads.heads):
+    app.command()(with_plugins(command))
+for command in (sensitivity.sensitivity, curvature.curvature, landscape.landscape):
+    app.command()(with_plugins(command))

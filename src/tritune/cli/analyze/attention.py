@@ -24,12 +24,9 @@ def attention(
 
     Example: `tritune analyze attention --teacher teacher/ --student run/ --student run2/ --task sst2 --data glue/SST-2`
     """
-    folder = common.begin("attention", task, [*students, teacher], output, overrides)
+    subjects, folder = common.begin("attention", task, data, teacher, students, rows, overrides, output, untrained=True)
     from ...analysis import attention as analysis
     from ...analysis.attention import plot_attention, summarize_attention
-    from ...analysis.subjects import open_subjects
-    from ...tasks.registry import get_task
 
-    subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [], untrained=True)
     result = analysis(subjects.teacher, subjects.students, subjects.batches("attention maps"), top_k)
     common.finish("attention", result, {"attention": plot_attention(result)}, folder, summarize_attention)

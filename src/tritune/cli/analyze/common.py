@@ -1,4 +1,4 @@
-"""What the analyses share on the command line: models, rows, and where results go."""
+"""What the analyses share on the command line: models, rows, losses, and where results go."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,63 +12,90 @@ from .. import options
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ...analysis.subjects import Subjects
+
 Teacher = Annotated[str, typer.Option(help="The full-precision model: a folder or a hub name.", metavar="MODEL")]
 Students = Annotated[
-    list[str], typer.Option("--student", help="A student of that teacher; may be given often.", metavar="MODEL")
+    list[str], typer.Option("--student", help="A student of that teacher; may be repeated.", metavar="MODEL")
 ]
-Rows = Annotated[int, typer.Option(help="Rows of the dev set, from its beginning.", min=1)]
-Row = Annotated[int, typer.Option(help="The row of the dev set to look at, counted from 0.", min=0)]
+Rows = Annotated[int, typer.Option(help="Number of dev rows, from the beginning.", min=1)]
+Row = Annotated[int, typer.Option(help="Index of the dev row to look at, from 0.", min=0)]
 Text = Annotated[
-    str | None, typer.Option(help="A sentence of your own in place of a row; a tab parts a pair.", metavar="TEXT")
+    str | None, typer.Option(help="Your own sentence instead of a row; a tab separates a pair.", metavar="TEXT")
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(help="Folder to write; analysis/NAME in the first student's folder without it.", metavar="FOLDER"),
+    typer.Option(help="Output folder; by default analysis/NAME in the first student's folder.", metavar="FOLDER"),
+]
+
+# Of the analyses that look at a loss.
+Models = Annotated[
+    list[str],
+    typer.Option("--model", help="A model to analyze, quantized or not; may be repeated.", metavar="MODEL"),
+]
+LossTeacher = Annotated[
+    str | None, typer.Option("--teacher", help="The teacher that a distillation loss compares with.", metavar="MODEL")
+]
+LossName = Annotated[
+    str,
+    typer.Option(
+        "--loss", help="ground_truth (the task's own) or a distillation loss: logits, hidden_states, attention_map, …"
+    ),
+]
+LossAverage = Annotated[
+    str, typer.Option("--loss-average", help="Average distillation losses over padding too (padded), or not (valid).")
+]
+Patterns = Annotated[
+    list[str] | None,
+    typer.Option("--parameters", help="Only parameters with matching names, such as `*.query.*`; may be repeated."),
 ]
 
 
 def begin(
-    name: str, task: str, models: Sequence[str | None], output: Path | None, overrides: Sequence[str] | None
-) -> Path:
-    """Check what the options of an analysis say, as far as that is known before anything heavy is imported.
+    name: str,
+    task: str,
+    data: Path | None,
+    teacher: str | None,
+    models: Sequence[str],
+    rows: int | None,
+    overrides: Sequence[str] | None,
+    output: Path | None,
+    *,
+    checkpoints: Sequence[str] = (),
+    untrained: bool = False,
+) -> tuple["Subjects", Path]:
+    """Check the options of an analysis before anything heavy is imported, then load what it looks at.
 
     Args:
         name: of the analysis.
-        task: of the table, or a task file.
-        models: folders or hub names, the one that results go beside first; None for those that are not given.
-        output: see `output_folder`.
+        task, data, teacher, rows, untrained: see `open_subjects`.
+        models: its students; results go beside the first of them.
         overrides: `key=value` for the recipe beside a model.
+        output: folder to write; None is `analysis/NAME` in the first model's folder, where `tritune report` looks.
+        checkpoints: further models that the caller loads.
 
     Returns:
-        The folder of `output_folder`.
+        Models and rows, and the folder for the results.
 
     Raises:
-        TrituneError: one of them cannot be used.
+        TrituneError: one of the options cannot be used.
     """
     from ...recipes import check_evaluation_keys
+    from ...training.run_folder import ANALYSIS
 
     options.check_task(task)
     check_evaluation_keys(overrides or [])
-    folder = output_folder(output, models[0], name)
-    options.check_models(*models)
-    options.quiet_libraries()
-    return folder
-
-
-def output_folder(output: Path | None, first_model: str, name: str) -> Path:
-    """Where an analysis writes: what was asked for, or a folder that `tritune report` looks into.
-
-    Raises:
-        TrituneError: the first model is no local folder and no output was asked for, or that is a file.
-    """
-    from ...training.run_folder import ANALYSIS
-
-    if output is None and not Path(first_model).is_dir():
-        raise TrituneError(f"{first_model}: not a local folder to write into; give --output")
-    folder = output or Path(first_model) / ANALYSIS / name
+    if output is None and not Path(models[0]).is_dir():
+        raise TrituneError(f"{models[0]}: not a local folder to write into; give --output")
+    folder = output or Path(models[0]) / ANALYSIS / name
     if folder.exists() and not folder.is_dir():
         raise TrituneError(f"{folder}: this is a file; --output takes a folder")
-    return folder
+    options.begin(*models, *checkpoints, teacher)
+    from ...analysis.subjects import open_subjects
+    from ...tasks.registry import get_task
+
+    subjects = open_subjects(get_task(task), data, teacher, models, rows, overrides or [], untrained=untrained)
+    return subjects, folder
 
 
 def finish(
@@ -78,15 +105,7 @@ def finish(
     folder: Path,
     summary: Callable[[Any], Sequence[Sequence[str]]],
 ) -> None:
-    """Write a result and its figures, and print its summary.
-
-    Args:
-        name: of the analysis.
-        result: what it returned.
-        figures: file name to figure.
-        folder: where they go.
-        summary: the result as rows of a table, the header first.
-    """
+    """Write a result and its figures, by file name, into `folder`, and print its `summary`, the header first."""
     from ...analysis.result import write_result
     from ..show import show_table
 

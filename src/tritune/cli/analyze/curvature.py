@@ -6,7 +6,7 @@ import typer
 
 from ...distil.choices import check_loss
 from .. import options
-from . import common, loss_options
+from . import common
 
 if TYPE_CHECKING:
     from ...analysis.curvature import Curvature
@@ -15,45 +15,43 @@ _LANCZOS_STEPS = 60
 
 
 def curvature(
-    models: loss_options.Models,
+    models: common.Models,
     task: options.Task,
     data: options.Data = None,
-    teacher: loss_options.LossTeacher = None,
-    loss: loss_options.LossName = "ground_truth",
-    loss_average: loss_options.LossAverage = "padded",
-    parameters: loss_options.Patterns = None,
-    top: Annotated[int, typer.Option(help="Eigenvalues per batch, those of largest magnitude.", min=1)] = 10,
-    batches: Annotated[int, typer.Option(help="Batches, from the beginning of the dev set.", min=1)] = 10,
-    batch_size: Annotated[int, typer.Option(help="Rows of each batch.", min=1)] = 16,
+    teacher: common.LossTeacher = None,
+    loss: common.LossName = "ground_truth",
+    loss_average: common.LossAverage = "padded",
+    parameters: common.Patterns = None,
+    top: Annotated[int, typer.Option(help="Number of eigenvalues per batch, those of largest magnitude.", min=1)] = 10,
+    batches: Annotated[int, typer.Option(help="Number of batches, from the beginning of the dev set.", min=1)] = 10,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch.", min=1)] = 16,
     trace_samples: Annotated[
-        int, typer.Option(help="Hutchinson estimates of the trace per batch, 2 or more; 0 for no trace.", min=0)
+        int, typer.Option(help="Hutchinson samples of the trace per batch, at least 2; 0 for no trace.", min=0)
     ] = 10,
     density: Annotated[
-        bool, typer.Option("--density", help=f"The whole spectrum too: {_LANCZOS_STEPS} Lanczos steps a batch.")
+        bool,
+        typer.Option("--density", help=f"Also the whole spectrum, by {_LANCZOS_STEPS} Lanczos steps per batch."),
     ] = False,
     double: Annotated[bool, typer.Option("--double", help="Compute in float64.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the random vectors.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random vectors.", min=0)] = 0,
     overrides: options.Overrides = None,
     output: common.Output = None,
 ) -> None:
-    """How curved the loss is around one or several models: eigenvalues of the Hessian, its trace, its spectrum.
+    """Curvature of the loss around one or more models: eigenvalues of the Hessian, its trace and its spectrum.
 
-    Of a quantized model it is the Hessian of the straight-through surrogate, the function whose gradient training
-    follows. The table shows means over the batches. It takes memory for 2 * top + 1 vectors
-    of 8 bytes a parameter: for large models choose some parameters.
+    For a quantized model it is the Hessian of the straight-through surrogate, the function whose gradient training
+    follows. The table shows means over the batches. Memory is needed for 2 * top + 1 vectors of 8 bytes per parameter:
+    for large models, select some parameters.
 
     Examples: `tritune analyze curvature --model teacher/ --model run/ --task sst2 --data SST-2/`,
     `… --parameters "*.query.*" --parameters "*.key.*" --loss logits --teacher teacher/`
     """
     check_loss(loss, teacher, loss_average)
-    folder = common.begin("curvature", task, [*models, teacher], output, overrides)
+    keys = [*(overrides or []), f"per_device_eval_batch_size={batch_size}"]
+    subjects, folder = common.begin("curvature", task, data, teacher, models, batches * batch_size, keys, output)
     from ...analysis.curvature import curvature as analyse
     from ...analysis.curvature_plots import plot_curvature
-    from ...analysis.subjects import open_subjects
-    from ...tasks.registry import get_task
 
-    size = f"per_device_eval_batch_size={batch_size}"
-    subjects = open_subjects(get_task(task), data, teacher, models, batches * batch_size, [*(overrides or []), size])
     if double:
         for model in subjects.models.values():
             model.double()
@@ -61,7 +59,7 @@ def curvature(
         subjects.students,
         list(subjects.batches("read", labels=True)),
         loss=loss,
-        teacher=subjects.models["teacher"] if teacher else None,
+        teacher=subjects.models.get("teacher"),
         average=loss_average,
         parameters=parameters or [],
         top=top,
@@ -73,7 +71,7 @@ def curvature(
 
 
 def _summary(result: "Curvature") -> list[list[str]]:
-    """One line a model: means over the batches."""
+    """One row per model: means over the batches."""
     table = [["model", "loss", "Hessian of", "largest", "smallest", "trace"]]
     for name, model in result.models.items():
         of = "surrogate" if model.surrogate else "loss"

@@ -9,6 +9,8 @@ from ...errors import TrituneError
 from .. import options
 from . import common
 
+_HEAD = r"\s*\d{1,4}\.\d{1,4}\s*"
+
 
 def heads(
     teacher: common.Teacher,
@@ -21,8 +23,8 @@ def heads(
         str | None,
         typer.Option(
             "--heads",
-            help="LAYER.HEAD, counted from 0, commas between; without it the four in which the first student is "
-            "farthest from the teacher.",
+            help="Heads as LAYER.HEAD, counted from 0 and separated by commas; by default the four in which the first "
+            "student is farthest from the teacher.",
         ),
     ] = None,
     overrides: options.Overrides = None,
@@ -33,13 +35,10 @@ def heads(
     Example: `tritune analyze heads --teacher teacher/ --student run/ --task sst2 --data glue/SST-2 --heads 0.3,5.1`
     """
     pairs = 4 if chosen is None else _pairs(chosen)
-    folder = common.begin("heads", task, [*students, teacher], output, overrides)
+    subjects, folder = common.begin("heads", task, data, teacher, students, None, overrides, output)
     from ...analysis import heads as analysis
     from ...analysis.heads import plot_heads, summarize_heads
-    from ...analysis.subjects import open_subjects
-    from ...tasks.registry import get_task
 
-    subjects = open_subjects(get_task(task), data, teacher, students, None, overrides or [])
     batch, tokens = subjects.sentence(row, text)
     result = analysis(subjects.models, batch, tokens, pairs)
     common.finish("heads", result, {"heads": plot_heads(result)}, folder, summarize_heads)
@@ -47,7 +46,6 @@ def heads(
 
 def _pairs(chosen: str) -> list[tuple[int, int]]:
     """`"0.3,5.1"` as pairs."""
-    pairs = [re.fullmatch(r"(\d{1,4})\.(\d{1,4})", part.strip()) for part in chosen.split(",")]
-    if None in pairs:
-        raise TrituneError(f"--heads {chosen}: write LAYER.HEAD with commas between, such as 0.3,5.1")
-    return [(int(pair[1]), int(pair[2])) for pair in pairs]
+    if not re.fullmatch(f"{_HEAD}(,{_HEAD})*", chosen):
+        raise TrituneError(f"--heads {chosen}: write LAYER.HEAD separated by commas, such as 0.3,5.1")
+    return [(int(layer), int(head)) for layer, head in re.findall(r"(\d+)\.(\d+)", chosen)]

@@ -7,38 +7,39 @@ import typer
 from ...distil.choices import check_loss
 from ...errors import TrituneError
 from .. import options
-from . import common, loss_options
+from . import common
 
 if TYPE_CHECKING:
     from ...analysis.landscape import Landscape
 
 
 def landscape(
-    models: loss_options.Models,
+    models: common.Models,
     task: options.Task,
     data: options.Data = None,
-    teacher: loss_options.LossTeacher = None,
-    loss: loss_options.LossName = "ground_truth",
-    loss_average: loss_options.LossAverage = "padded",
-    parameters: loss_options.Patterns = None,
+    teacher: common.LossTeacher = None,
+    loss: common.LossName = "ground_truth",
+    loss_average: common.LossAverage = "padded",
+    parameters: common.Patterns = None,
     rows: common.Rows = 64,
-    points: Annotated[int, typer.Option(help="Of the grid along each axis; an odd number.", min=3)] = 21,
+    points: Annotated[int, typer.Option(help="Grid points per axis; an odd number.", min=3)] = 21,
     extent: Annotated[
-        float, typer.Option("--range", help="Random directions go from -RANGE to +RANGE; at 1 a step is a weight long.")
+        float,
+        typer.Option("--range", help="Random directions go from -RANGE to +RANGE, in lengths of the weights."),
     ] = 1.0,
     checkpoints: Annotated[
         list[str] | None,
         typer.Option(
             "--checkpoint",
-            help="Instead of random directions, the plane through the one model and two or more of these.",
+            help="Instead of random directions, the plane through the model and two or more of these checkpoints.",
             metavar="MODEL",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the random directions.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random directions.", min=0)] = 0,
     overrides: options.Overrides = None,
     output: common.Output = None,
 ) -> None:
-    """The loss around one or several models, along filter-normalised random directions or through checkpoints.
+    """Loss around one or more models, along filter-normalized random directions or through checkpoints.
 
     Examples: `tritune analyze landscape --model teacher/ --model run/ --task sst2 --data SST-2/`,
     `… --model run/ --checkpoint run/best --checkpoint other-run/`
@@ -46,20 +47,20 @@ def landscape(
     sources = checkpoints or []
     check_loss(loss, teacher, loss_average)
     if sources and len(models) > 1:
-        raise TrituneError("--checkpoint: the plane goes through one --model; the others are checkpoints too")
-    folder = common.begin("landscape", task, [*models, *sources, teacher], output, overrides)
+        raise TrituneError("--checkpoint: the plane goes through one --model; give the others as checkpoints")
+    subjects, folder = common.begin(
+        "landscape", task, data, teacher, models, rows, overrides, output, checkpoints=sources
+    )
     from ...analysis.landscape import landscape as analyse
     from ...analysis.landscape_plots import plot_contours, plot_surfaces
-    from ...analysis.subjects import open_subjects, short_names
+    from ...analysis.subjects import short_names
     from ...tasks.models import load_model
-    from ...tasks.registry import get_task
 
-    subjects = open_subjects(get_task(task), data, teacher, models, rows, overrides or [])
     result = analyse(
         subjects.students,
         list(subjects.batches("read", labels=True)),
         loss=loss,
-        teacher=subjects.models["teacher"] if teacher else None,
+        teacher=subjects.models.get("teacher"),
         average=loss_average,
         parameters=parameters or [],
         points=points,
@@ -75,7 +76,7 @@ def landscape(
 
 
 def _summary(result: "Landscape") -> list[list[str]]:
-    """One line a model, or a checkpoint."""
+    """One row per model or checkpoint."""
     if result.checkpoints:
         table = [["checkpoint", "loss", "x", "y", "off the plane"]]
         for mark in result.checkpoints:

@@ -17,12 +17,9 @@ def layers(
 
     Example: `tritune analyze layers --teacher teacher/ --student run/ --task sst2 --data glue/SST-2`
     """
-    folder = common.begin("layers", task, [*students, teacher], output, overrides)
+    subjects, folder = common.begin("layers", task, data, teacher, students, rows, overrides, output, untrained=True)
     from ...analysis import layers as analysis
     from ...analysis.layers import plot_layers, summarize_layers
-    from ...analysis.subjects import open_subjects
-    from ...tasks.registry import get_task
 
-    subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [], untrained=True)
     result = analysis(subjects.teacher, subjects.students, subjects.batches("hidden states"))
     common.finish("layers", result, {"layers": plot_layers(result)}, folder, summarize_layers)

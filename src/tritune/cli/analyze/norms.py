@@ -15,9 +15,10 @@ def norms(
     task: options.Task,
     data: options.Data = None,
     rows: common.Rows = 200,
-    token: Annotated[str | None, typer.Option(help="One more group of tokens: this one alone.")] = None,
+    token: Annotated[str | None, typer.Option(help="Add a group of its own for this token.")] = None,
     group: Annotated[
-        str | None, typer.Option(help="Group of the heat maps: cls, sep, punctuation, other, all; or your --token.")
+        str | None,
+        typer.Option(help="Group of the heat maps: cls, sep, punctuation, other, all, or your --token."),
     ] = None,
     overrides: options.Overrides = None,
     output: common.Output = None,
@@ -29,17 +30,14 @@ def norms(
     Example: `tritune analyze norms --teacher teacher/ --student run/ --task sst2 --data glue/SST-2 --group sep`
     """
     if group is not None and group not in ("cls", "sep", "punctuation", "other", "all", token):
-        raise TrituneError(f"--group {group}: known are cls, sep, punctuation, other, all, and what --token names")
-    folder = common.begin("norms", task, [*students, teacher], output, overrides)
+        raise TrituneError(f"--group {group}: known are cls, sep, punctuation, other, all, and the token of --token")
+    subjects, folder = common.begin("norms", task, data, teacher, students, rows, overrides, output)
     from ...analysis import norms as analysis
     from ...analysis.norms import plot_norm_curves, plot_norm_maps, summarize_norms, token_groups
-    from ...analysis.subjects import open_subjects
-    from ...tasks.registry import get_task
 
-    subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [])
     if "input_ids" not in subjects.data.dev.column_names:
         raise TrituneError(f"{subjects.task.title}: norms are shown by groups of tokens, which images do not have")
-    groups = token_groups(subjects.tokenizer, subjects.teacher.get_input_embeddings().num_embeddings, token)
+    groups = token_groups(subjects.tokenizer, subjects.teacher.config.vocab_size, token)
     result = analysis(subjects.models, subjects.batches("norms"), groups)
     group = group or token or ("sep" if "sep" in result.groups else "all")
     if group not in result.groups:

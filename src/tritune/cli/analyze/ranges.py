@@ -1,7 +1,6 @@
 """`tritune analyze ranges`: what an 8-bit code must cover."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,24 +8,18 @@ from .. import options
 from . import common
 
 
-class Tensor(StrEnum):
-    """What is looked at."""
-
-    block_output = "block_output"
-    context = "context"
-    projection = "projection"
-
-
 def ranges(
     teacher: common.Teacher,
     students: common.Students,
     task: options.Task,
     data: options.Data = None,
-    tensor: Annotated[Tensor, typer.Option(help="What to look at, in every layer.")] = Tensor.block_output,
+    tensor: Annotated[
+        Literal["block_output", "context", "projection"], typer.Option(help="Tensor to look at, in every layer.")
+    ] = "block_output",
     row: common.Row = 0,
     text: common.Text = None,
     rows: Annotated[
-        int | None, typer.Option(help="Extremes over so many dev rows by position, instead of one sentence.", min=1)
+        int | None, typer.Option(help="Extremes per position over this many dev rows, instead of one sentence.", min=1)
     ] = None,
     overrides: options.Overrides = None,
     output: common.Output = None,
@@ -35,16 +28,13 @@ def ranges(
 
     Example: `tritune analyze ranges --teacher teacher/ --student run/ --task sst2 --data glue/SST-2 --row 3`
     """
-    folder = common.begin("ranges", task, [*students, teacher], output, overrides)
+    subjects, folder = common.begin("ranges", task, data, teacher, students, rows, overrides, output)
     from ...analysis import ranges as analysis
     from ...analysis.ranges import plot_ranges, summarize_ranges
-    from ...analysis.subjects import open_subjects
-    from ...tasks.registry import get_task
 
-    subjects = open_subjects(get_task(task), data, teacher, students, rows, overrides or [])
     if rows is None:
         batch, tokens = subjects.sentence(row, text)
-        result = analysis(subjects.models, [batch], tensor.value, tokens)
+        result = analysis(subjects.models, [batch], tensor, tokens)
     else:
-        result = analysis(subjects.models, subjects.batches("ranges"), tensor.value)
+        result = analysis(subjects.models, subjects.batches("ranges"), tensor)
     common.finish("ranges", result, {"ranges": plot_ranges(result)}, folder, summarize_ranges)

@@ -14,40 +14,37 @@ def sensitivity(
     model: Annotated[str, typer.Option(help="A student, or a teacher to quantize as --recipe says.", metavar="MODEL")],
     task: options.Task,
     data: options.Data = None,
-    recipe: Annotated[str, typer.Option(help="How a float MODEL is quantized: a name or a YAML file.")] = "ti-g",
+    recipe: Annotated[str, typer.Option(help="How a float MODEL is quantized: a recipe name or a YAML file.")] = "ti-g",
     rows: common.Rows = 200,
     overrides: options.Overrides = None,
     output: common.Output = None,
 ) -> None:
     """Score MODEL with one part quantized at a time, and with one left float; suggest a mixed-precision recipe.
 
-    Nothing is trained. A part left float computes with the latent weights. The suggestion, recipe.yaml, is ready for
-    `tritune train`: the part whose absence from quantization helps most.
+    Nothing is trained. A part left float computes with the latent weights. The suggestion, a recipe.yaml for
+    `tritune train`, leaves the part float that gains most by it.
 
     Example: `tritune analyze sensitivity --model teacher/ --task sst2 --data glue/SST-2`
     """
     from ...recipes import load_recipe, recipe_beside
 
     load_recipe(recipe)
-    folder = common.begin("sensitivity", task, [model], output, overrides)
+    subjects, folder = common.begin("sensitivity", task, data, None, [model], rows, overrides, output)
     import numpy as np
 
     from ...analysis import sensitivity as analysis
     from ...analysis.sensitivity import plot_sensitivity, summarize_sensitivity
-    from ...analysis.subjects import open_subjects
     from ...checkpoints.load import is_quantized
     from ...checkpoints.prepare import prepare
     from ...inference.evaluate import predict
     from ...modeling.quantization import Quantization
     from ...tasks.heads.text_classification import TextClassification
-    from ...tasks.registry import get_task
 
-    table_task = get_task(task)
+    table_task = subjects.task
     if not isinstance(table_task.head, TextClassification):
         raise TrituneError(
             f"sensitivity scores rows one by one, which {table_task.title} cannot; take another analysis"
         )
-    subjects = open_subjects(table_task, data, None, [model], rows, overrides or [])
     (student,) = subjects.models.values()
     trained = is_quantized(student)
     values = load_recipe((recipe_beside(model) if trained else None) or recipe)

@@ -1,1 +1,1 @@
-"""How large and how fast an exported model is, beside what other runtimes make of the same model."""
+"""Size and speed of an exported model, compared with the same model in other runtimes."""

@@ -1,9 +1,9 @@
-"""The contenders of a comparison, made from one model: each is a file and the runtime that reads it."""
+"""The contenders of a comparison, all made from one model: a file each, and the runtime that reads it."""
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ _PLAIN_OPSET = 18
 
 @dataclass(frozen=True)
 class Contender:
-    """One row of the comparison.
+    """One model file and its runtime.
 
     Attributes:
         name: as the table shows it.
@@ -46,19 +46,45 @@ class Contender:
 def make_contenders(model: "PreTrainedModel", peers: Sequence[str], folder: Path) -> list[Contender]:
     """Write the model in every form that a contender reads.
 
-    Peers get `export.dense` of the model, so that they compute with the same weights. Their 8-bit forms are made by
+    Peers get `export.dense` of the model, so that they compute with the same weights. They are quantized to 8 bits by
     their own one-line calls: `onnxruntime.quantization.quantize_dynamic`, and `nncf.quantize` where nncf is installed.
 
     Args:
-        model: a QAT model; or a float one, whose own exported form then stands in the first row.
+        model: a QAT model; or a float one, whose export is then the first contender.
         peers: of `PEERS`.
-        folder: for the files; the caller removes it.
+        folder: for the files; removed by the caller.
 
     Raises:
         TrituneError: a peer is unknown or not installed.
     """
-    check_peers(peers)
-    return list(_contenders(model, peers, folder))
+    check_peers(peers)  # before torch is imported
+    from ..export.dense import dense
+    from ..export.onnx import export_onnx, quiet
+
+    ours, plain = folder / "tritune.onnx", folder / "float.onnx"
+    export_onnx(model, ours)
+    floating = dense(model)
+    export_onnx(floating, plain, _PLAIN_OPSET)
+    contenders = [
+        Contender(OURS, "onnxruntime", ours, (ours,)),
+        Contender(REFERENCE, "onnxruntime", plain, (plain,)),
+    ]
+    if "onnxruntime" in peers:
+        from onnxruntime.quantization import quantize_dynamic
+
+        int8 = folder / "int8.onnx"
+        with quiet():
+            quantize_dynamic(plain, int8)
+        contenders.append(Contender("onnxruntime int8", "onnxruntime", int8, (int8,)))
+    if "openvino" in peers:
+        contenders.append(Contender("openvino float", "openvino", plain, (plain,)))
+        if find_spec("nncf") is not None:
+            contenders.append(_openvino_int8(plain, folder, model.config.vocab_size))
+    if "torch" in peers:
+        checkpoint = folder / "dense"
+        floating.save_pretrained(checkpoint)
+        contenders.append(Contender("torch float", "torch", checkpoint, (checkpoint / "model.safetensors",)))
+    return contenders
 
 
 def check_peers(peers: Sequence[str]) -> None:
@@ -69,44 +95,6 @@ def check_peers(peers: Sequence[str]) -> None:
     for package in ("onnxruntime", *peers):
         if find_spec(package) is None:
             raise TrituneError(f"the comparison needs {package}; pip install 'tritune[bench]'")
-
-
-def _contenders(model: "PreTrainedModel", peers: Sequence[str], folder: Path) -> Iterator[Contender]:
-    # Peers are checked before torch is imported.
-    from ..export.dense import dense
-    from ..export.onnx import export_onnx
-
-    ours, plain = folder / "tritune.onnx", folder / "float.onnx"
-    export_onnx(model, ours)
-    yield Contender(OURS, "onnxruntime", ours, (ours,))
-    floating = dense(model)
-    export_onnx(floating, plain, _PLAIN_OPSET)
-    yield Contender(REFERENCE, "onnxruntime", plain, (plain,))
-    if "onnxruntime" in peers:
-        from onnxruntime.quantization import quantize_dynamic
-
-        int8 = folder / "int8.onnx"
-        with _quiet():
-            quantize_dynamic(plain, int8)
-        yield Contender("onnxruntime int8", "onnxruntime", int8, (int8,))
-    if "openvino" in peers:
-        yield Contender("openvino float", "openvino", plain, (plain,))
-        if find_spec("nncf") is not None:
-            yield _openvino_int8(plain, folder, model.config.vocab_size)
-    if "torch" in peers:
-        checkpoint = folder / "dense"
-        floating.save_pretrained(checkpoint)
-        yield Contender("torch float", "torch", checkpoint, (checkpoint / "model.safetensors",))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """quantize_dynamic advises preprocessing for models of images on the root logger."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _openvino_int8(plain: Path, folder: Path, vocabulary: int) -> Contender:

@@ -1,4 +1,4 @@
-"""The measurement: contenders take turns in one process, and every time stands beside its peers' of the same run."""
+"""The measurement: contenders take turns in one process, so that times of the same run can be compared."""
 
 import json
 import subprocess
@@ -32,10 +32,10 @@ def bench(
 
     Args:
         model: a QAT model.
-        peers: of `contenders.PEERS`; ONNX Runtime's float, to which ratios are taken, always runs.
+        peers: of `contenders.PEERS`; ONNX Runtime float, the reference of the ratios, always runs.
         batches, lengths: every batch size with every length in tokens, without padding.
-        repeats: timed runs of every contender and shape, after one that is not timed.
-        threads: of every contender.
+        repeats: timed runs per contender and shape, after one warm-up run.
+        threads: per contender.
 
     Returns:
         `contenders`: a row each with `size_bytes` and `peak_memory_bytes` (of a process of its own that runs the
@@ -74,7 +74,7 @@ def bench(
 def timings(
     contenders: Sequence[Contender], shapes: Sequence[tuple[int, int]], vocabulary: int, repeats: int, threads: int
 ) -> list[dict[str, Any]]:
-    """Medians of interleaved runs: in every round each contender runs once, so that a disturbance meets all."""
+    """Medians of interleaved runs: in every round each contender runs once, so that disturbances affect all."""
     runs = {c.name: runtimes.RUNTIMES[c.runtime](str(c.path), threads) for c in contenders}
     rows = []
     for batch, length in shapes:
@@ -102,7 +102,7 @@ def timings(
 
 
 def peak_memory_bytes(contender: Contender, threads: int, batch: int, length: int, vocabulary: int) -> int:
-    """The most memory that a process takes which loads one contender and runs one batch.
+    """The peak memory of a process that loads one contender and runs one batch.
 
     Raises:
         TrituneError: that process failed; the message holds its last line.
@@ -119,18 +119,19 @@ def peak_memory_bytes(contender: Contender, threads: int, batch: int, length: in
 def time_by_operator(path: Path, threads: int, batch: int, length: int, vocabulary: int) -> dict[str, float]:
     """The share of every operator in the time that ONNX Runtime spends in kernels, largest first."""
     inputs = runtimes.make_batch(batch, length, vocabulary)
-    run = runtimes.onnxruntime(str(path), threads, profile=str(path.with_suffix("")))
+    session = runtimes.onnxruntime_session(str(path), threads, profile=str(path.with_suffix("")))
+    run = runtimes.of_session(session)
     for _ in range(_PROFILED_RUNS):
         run(inputs)
     spent: Counter[str] = Counter()
-    for event in json.loads(Path(run.session.end_profiling()).read_text(encoding="utf-8")):
+    for event in json.loads(Path(session.end_profiling()).read_text(encoding="utf-8")):
         if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
             spent[event["args"]["op_name"]] += event["dur"]
     return {operator: duration / spent.total() for operator, duration in spent.most_common()}
 
 
 def table_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """`timings` with size and memory beside them: what the CSV file holds."""
+    """The rows of the CSV file: `timings` with size and memory."""
     parts = {row["name"]: row for row in results["contenders"]}
     return [
         row

@@ -1,7 +1,7 @@
-"""One function per runtime: a model on disk becomes a function of a batch.
+"""One function per runtime: from a model on disk to a function of a batch.
 
-Started as a program of its own, this file loads one contender, runs one batch and prints the peak of its memory in
-bytes. It imports nothing of tritune, so that torch is not in the memory of a runtime that does not need it.
+Run as a script, this file loads one contender, runs one batch and prints its peak memory in bytes. It imports
+nothing of tritune, so that torch is not in the memory of a runtime that does not need it.
 
     python runtimes.py onnxruntime model.onnx THREADS BATCH LENGTH VOCABULARY
 """
@@ -11,14 +11,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 Batch = dict[str, np.ndarray]
+Run = Callable[[Batch], np.ndarray]
 
 
-def onnxruntime(path: str, threads: int, profile: str | None = None) -> Callable[[Batch], np.ndarray]:
-    """A file of ONNX in ONNX Runtime; batch (names to arrays) to logits, (batch, labels).
+def onnxruntime_session(path: str, threads: int, profile: str | None = None) -> Any:
+    """A session of ONNX Runtime; `profile` is the prefix of the file that its `end_profiling()` writes.
 
     Its idle threads do not spin, because in a comparison they would take the cores of the next contender.
     """
@@ -29,19 +31,22 @@ def onnxruntime(path: str, threads: int, profile: str | None = None) -> Callable
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def of_session(session: Any) -> Run:
+    """A session as a function of a batch (names to arrays), which gives logits, (batch, labels)."""
     names = [value.name for value in session.get_inputs()]
-
-    def run(batch: Batch) -> np.ndarray:
-        """Batch to logits."""
-        return session.run(None, {name: batch[name] for name in names})[0]
-
-    run.session = session
-    return run
+    return lambda batch: session.run(None, {name: batch[name] for name in names})[0]
 
 
-def openvino(path: str, threads: int) -> Callable[[Batch], np.ndarray]:
-    """A file of ONNX or OpenVINO's own in OpenVINO, with float32 where the model says float32."""
+def onnxruntime(path: str, threads: int) -> Run:
+    """An ONNX file in ONNX Runtime."""
+    return of_session(onnxruntime_session(path, threads))
+
+
+def openvino(path: str, threads: int) -> Run:
+    """An ONNX or OpenVINO file in OpenVINO, with float32 where the model has float32."""
     import openvino as ov
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
@@ -50,7 +55,7 @@ def openvino(path: str, threads: int) -> Callable[[Batch], np.ndarray]:
     return lambda batch: compiled({name: batch[name] for name in names})[0]
 
 
-def torch(path: str, threads: int) -> Callable[[Batch], np.ndarray]:
+def torch(path: str, threads: int) -> Run:
     """A float checkpoint in transformers, with scaled_dot_product_attention."""
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -73,16 +78,16 @@ RUNTIMES = {"onnxruntime": onnxruntime, "openvino": openvino, "torch": torch}
 
 
 def make_batch(batch: int, length: int, vocabulary: int) -> Batch:
-    """Random token ids, (batch, length), none padded: what a runtime does with them does not depend on their sense."""
+    """Random token ids, (batch, length), without padding: run times do not depend on their meaning."""
     shape = (batch, length)
     ids = np.random.default_rng(0).integers(1, vocabulary, shape)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
 def peak_memory_bytes() -> int:
-    """The most that this process has held since it was started, resident.
+    """The peak resident memory of this process.
 
-    From /proc where there is one: what getrusage says includes the parent's memory at the time of the fork.
+    From /proc if available: getrusage includes the parent's memory at the time of the fork.
     """
     status = Path("/proc/self/status")
     if status.is_file():

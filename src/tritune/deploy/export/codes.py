@@ -1,4 +1,4 @@
-"""The codes and scales of a model's quantized modules: the one place where export asks how a module holds them."""
+"""The codes and scales of a model's quantized modules, however a module stores them."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class Codes:
 
 
 def signed(bits: int) -> range:
-    """The values of a signed integer of so many bits.
+    """The values of a signed integer with this many bits.
 
     >>> signed(2)
     range(-2, 2)

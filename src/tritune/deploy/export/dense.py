@@ -1,7 +1,7 @@
-"""A float checkpoint that any library loads: the weights are what the codes stand for, and nothing else is left of QAT.
+"""A float checkpoint that any library loads: weights are the dequantized codes, and nothing else is left of QAT.
 
-Its Linears compute with the same ternary weights, but activations and attention products are float: its answers are
-close to the QAT model's, not equal to them.
+Its Linears compute with the same ternary weights, but activations and attention products are float: its outputs are
+close to the QAT model's, not equal.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ def dense(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def plain_config(model: PreTrainedModel) -> PreTrainedConfig:
-    """The config of `model` without what tritune wrote into it."""
+    """The config of `model` without the keys that tritune wrote."""
     values = {key: value for key, value in model.config.to_dict().items() if key not in _OF_TRITUNE}
     return type(model.config).from_dict(values)
 

@@ -1,4 +1,4 @@
-"""The modules and products that stand in for a QAT model's own while it is exported, made of `operators.py`."""
+"""The modules and products that replace those of a QAT model for its export, built from `operators.py`."""
 
 import copy
 from typing import Any
@@ -8,11 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ...checkpoints.packed import PackedConv2d, PackedLinear
 from ...checkpoints.packing import pack
 from ...compute import products
 from ...errors import TrituneError
 from ...modeling.instrument import instrument_of
-from ...modeling.layers import patches
+from ...modeling.layers import QuantConv2d, QuantLinear, patches
 from ...quant import Granularity, Quantizer, Uniform
 from .codes import Codes, codes_of, signed
 from .operators import ZERO_POINT, matmul_integer, quantize, unpack
@@ -67,6 +68,9 @@ class IntegerLinear(nn.Module):
     Codes are (in features, out features), as MatMulInteger takes them, under a name that tells their width.
     """
 
+    scale: torch.Tensor
+    bias: torch.Tensor | None
+
     def __init__(self, weight: Codes, bias: torch.Tensor | None, input_quantizer: Quantizer | None):
         super().__init__()
         self.input_quantizer = input_quantizer
@@ -115,6 +119,9 @@ class IntegerConv2d(IntegerLinear):
 class IntegerEmbedding(nn.Module):
     """`QuantEmbedding` over packed rows: those of the batch are gathered, then unpacked."""
 
+    packed: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, weight: Codes):
         super().__init__()
         self.width, self.bits = weight.codes.shape[-1], weight.bits
@@ -142,35 +149,17 @@ def with_integer_arithmetic(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def count_integer_products(model: PreTrainedModel) -> int:
-    """Products of two quantized operands in a forward pass of a QAT model; a layer called twice counts twice."""
-    instrument, modules = instrument_of(model), dict(model.named_modules())
-    anatomy = instrument.anatomy
-    names = [*anatomy.embeddings, *anatomy.patch_embedding, *anatomy.pooler, *anatomy.classifier]
-    for site in anatomy.sites:
-        names += [site.query, site.key, site.value, site.projection, *site.ffn_in, *site.ffn_out]
-    linears = sum(
-        getattr(modules[name], "input_quantizer", None) is not None and codes_of(modules[name]) is not None
-        for name in names
-    )
-    pairs = [pair for state in instrument.states for pair in _operands(state) * len(state.layers)]
-    return linears + sum(None not in pair for pair in pairs)
-
-
-def _operands(state: Any) -> list[tuple]:
-    return [(state.query, state.key), (state.attention_probs, state.value)]
-
-
 def _stand_in(module: nn.Module) -> nn.Module | None:
     weight = codes_of(module)
     if weight is None:
         return None
-    if isinstance(module, nn.Embedding):
-        return IntegerEmbedding(weight)
-    bias = None if module.bias is None else module.bias.detach()
-    if isinstance(module, nn.Conv2d):
-        return IntegerConv2d(module.kernel_size, weight, bias, module.input_quantizer)
-    return IntegerLinear(weight, bias, module.input_quantizer)
+    if isinstance(module, QuantConv2d | PackedConv2d | QuantLinear | PackedLinear):
+        bias = None if module.bias is None else module.bias.detach()
+        if isinstance(module, nn.Conv2d):
+            height, width = module.kernel_size
+            return IntegerConv2d((height, width), weight, bias, module.input_quantizer)
+        return IntegerLinear(weight, bias, module.input_quantizer)
+    return IntegerEmbedding(weight)
 
 
 def _codes(

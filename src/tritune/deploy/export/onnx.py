@@ -42,7 +42,7 @@ _CODES = re.compile(r"(?:^|\.)codes_([24])$")
 def export_onnx(
     model: PreTrainedModel, path: str | Path, opset: int = DEFAULT_OPSET, input_names: Sequence[str] | None = None
 ) -> None:
-    """Write a QAT model as one ONNX file, whole or not at all; the arguments are those of `to_onnx`.
+    """Write a QAT model as one ONNX file, all of it or nothing; the arguments are those of `to_onnx`.
 
     Raises:
         TrituneError: as `to_onnx`, or the file cannot be written.
@@ -56,17 +56,19 @@ def export_onnx(
         raise TrituneError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Sequence[str] | None = None) -> Any:
+def to_onnx(
+    model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Sequence[str] | None = None
+) -> torch.onnx.ONNXProgram:
     """The ONNX program of a QAT model, or of a float one.
 
-    Inputs are those of the model (token ids, mask, token types; or pixels), batch and length free; the output is
-    `logits`, (batch, labels).
+    Inputs are those of the model (token ids, mask, token types; or pixels), with dynamic batch size and length; the
+    output is `logits`, (batch, labels).
 
     Args:
         model: computes as it would in evaluation mode; is not changed.
         opset: 18 to 25. From 25 on 2-bit codes are stored as INT2, before as bytes and nodes that unpack them.
-        input_names: what the tokenizer gives (`tokenizer.model_input_names`); inputs that are not among them get the
-            model's default. None takes all inputs.
+        input_names: inputs that the tokenizer provides (`tokenizer.model_input_names`); others take the model's
+            default. None takes all inputs.
 
     Raises:
         TrituneError: the opset is out of range, onnx is not installed, or torch.onnx cannot trace the model.
@@ -80,7 +82,7 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Seq
         inputs = {name: value for name, value in inputs.items() if name in input_names}
     is_quantized = is_instrumented(model)
     model = with_integer_arithmetic(model) if is_quantized else model
-    with evaluation_mode(model), torch.no_grad(), _quiet():
+    with evaluation_mode(model), torch.no_grad(), quiet():
         try:
             program = torch.onnx.export(
                 _Logits(model, list(inputs)).eval(),
@@ -98,6 +100,7 @@ def to_onnx(model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Seq
         except torch.onnx.errors.OnnxExporterError as error:
             cause = first_line(error.__cause__ or error)
             raise TrituneError(f"{type(model).__name__} cannot be exported: {cause}") from None
+    assert program is not None  # it is for `dynamo=False` only
     # Q, K and V quantize the same input.
     CommonSubexpressionEliminationPass()(program.model)
     _store_packed(program.model, opset)
@@ -183,14 +186,13 @@ def _check_installed() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """What torch.onnx says while it works is about its own sources."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Within the context libraries neither warn of their own sources nor give advice on the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)

@@ -1,11 +1,11 @@
 """The three operators of an exported graph, each in torch and in ONNX.
 
-In torch they run, so that the stand-ins of `integer.py` can be compared with the model they stand for; in ONNX they are
-what the file holds. torch.onnx traces a call of one as a single node, and `translations` says what it becomes.
+The torch operators run, so that the modules of `integer.py` can be compared with those they replace; torch.onnx traces
+a call as a single node, and `translations` gives its ONNX subgraph.
 
     quantize         scale = largest magnitude (at most clip) / 127; codes = round(x / scale), clipped to -127 ... 127
     matmul_integer   (codes of x) @ (codes of w) in int32, * scale of x * scale of w
-    unpack           bytes to the signed integers that lie in them, as `packing` draws them
+    unpack           bytes to the signed integers in them, in the layout of `packing`
 
 MatMulInteger takes 8-bit operands of either sign, but on x86 ONNX Runtime has kernels for an unsigned left operand
 only: two signed ones run in a scalar loop, tens of times slower. So codes of activations are stored plus 128, with a
@@ -47,14 +47,16 @@ def quantize(
         Codes shaped like `values`; scale broadcastable against them, of no dimensions where all share it.
     """
     magnitude = values.abs()
-    peak = magnitude.amax(dims, keepdim=True) if dims else magnitude.amax()
+    peak = magnitude.amax(tuple(dims), keepdim=True) if dims else magnitude.amax()
     scale = peak.clamp(SMALLEST_MAGNITUDE, clip) / largest_code
     codes = (values / scale).round().clamp(-largest_code, largest_code) + zero_point
     return codes.to(torch.int8 if signed else torch.uint8), scale
 
 
 @quantize.register_fake
-def _(values, dims, largest_code, clip, zero_point, signed):
+def _(
+    values: torch.Tensor, dims: Sequence[int], largest_code: int, clip: float, zero_point: int, signed: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     reduced = {dim % values.ndim for dim in dims}
     shape = [1 if dim in reduced else size for dim, size in enumerate(values.shape)] if dims else []
     return torch.empty_like(values, dtype=torch.int8 if signed else torch.uint8), values.new_empty(shape)
@@ -87,7 +89,14 @@ def matmul_integer(
 
 
 @matmul_integer.register_fake
-def _(left, left_scale, right, right_scale, left_zero_point, right_zero_point):
+def _(
+    left: torch.Tensor,
+    left_scale: torch.Tensor,
+    right: torch.Tensor,
+    right_scale: torch.Tensor,
+    left_zero_point: int,
+    right_zero_point: int,
+) -> torch.Tensor:
     return left_scale.new_empty((*left.shape[:-1], right.shape[-1]))
 
 
@@ -98,13 +107,13 @@ def unpack(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
     Args:
         packed: uint8.
         bits: 2, 4 or 8.
-        width: codes of a row.
+        width: codes per row.
     """
     return packing.unpack(packed, bits, width, signed(bits)).float()
 
 
 @unpack.register_fake
-def _(packed, bits, width):
+def _(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
     return packed.new_empty((*packed.shape[:-1], width), dtype=torch.float32)
 
 
@@ -112,14 +121,18 @@ def translations() -> dict[Callable, Callable]:
     """What each operator becomes in ONNX of opset 18, as `torch.onnx.export` takes it."""
     from onnxscript import opset18
 
+    op: Any = opset18  # typed for scripts, whose arguments are tensors; here they are values of a graph
+
     def call(operator: str, *inputs: Any, **attributes: Any) -> Any:
-        return getattr(opset18, operator)(*inputs, **attributes)
+        return getattr(op, operator)(*inputs, **attributes)
 
     def constant(value: float) -> Any:
-        return opset18.Constant(value_float=float(value))
+        return op.Constant(value_float=float(value))
 
-    def onnx_quantize(values: Any, dims: Sequence[int], largest_code: int, clip: float, zero_point: int, signed: bool):
-        op, kind = opset18, _INT8 if signed else _UINT8
+    def onnx_quantize(
+        values: Any, dims: Sequence[int], largest_code: int, clip: float, zero_point: int, signed: bool
+    ) -> Any:
+        kind = _INT8 if signed else _UINT8
         # Two reductions read the values twice; the magnitudes would have to be written too.
         keep = {"axes": op.Constant(value_ints=dims)} if dims else {"keepdims": 0}
         peak = op.Max(op.ReduceMax(values, **keep), op.Neg(op.ReduceMin(values, **keep)))
@@ -140,8 +153,9 @@ def translations() -> dict[Callable, Callable]:
         codes = op.QuantizeLinear(rows, scales, op.Expand(zero, op.Shape(scales)), axis=0)
         return op.Clip(op.Reshape(codes, op.Shape(values)), low, high), scale
 
-    def onnx_matmul_integer(left, left_scale, right, right_scale, left_zero_point: int, right_zero_point: int):
-        op = opset18
+    def onnx_matmul_integer(
+        left: Any, left_scale: Any, right: Any, right_scale: Any, left_zero_point: int, right_zero_point: int
+    ) -> Any:
         zero_points = [op.Cast(op.Constant(value_int=z), to=_UINT8) for z in (left_zero_point, right_zero_point) if z]
         product = op.Cast(op.MatMulInteger(left, right, *zero_points), to=_FLOAT)
         if not len(left_scale.shape):

@@ -1,4 +1,4 @@
-"""The versions of ONNX that are written; to be checked without importing torch."""
+"""The supported ONNX opsets; can be checked without importing torch."""
 
 from ...errors import TrituneError
 
@@ -7,6 +7,6 @@ DEFAULT_OPSET = 25
 
 
 def check_opset(opset: int) -> None:
-    """Raise TrituneError for an opset that is not written."""
+    """Raise TrituneError for an unsupported opset."""
     if opset not in OPSETS:
         raise TrituneError(f"--opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {opset}")

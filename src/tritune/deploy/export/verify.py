@@ -1,37 +1,33 @@
-"""Whether an exported model answers as the model it was made from: the dev set through both."""
+"""Compares an exported model with the model it was made from, on the dev set."""
 
 from typing import Any
 
 import numpy as np
-from torch import nn
 from transformers import PreTrainedModel
 
 from ...inference.evaluate import dev_logits, dev_scores
 from ...tasks.heads import EncodedData
 from ...tasks.registry import Task
+from .runtime import OnnxClassifier
 
 
 def compare_on_dev(
-    model: PreTrainedModel,
-    exported: nn.Module,
-    task: Task,
-    data: EncodedData,
-    batch_size: int,
+    model: PreTrainedModel, exported: PreTrainedModel | OnnxClassifier, task: Task, data: EncodedData, batch_size: int
 ) -> dict[str, Any]:
-    """Run the task's dev splits through both, in the same batches.
+    """Evaluate both models on the task's dev splits, in the same batches.
 
     Args:
         model: what was exported.
-        exported: takes batches as `model` does.
-        task: of the rows.
-        data: its dev splits.
-        batch_size: rows a batch.
+        exported: called as `model` is.
+        task, data: whose dev splits are compared.
+        batch_size: rows per batch.
 
     Returns:
         `rows`; `agreement`, the share of rows with the same label (for regression: the same score to 1e-3);
         `differing_rows`; `largest_logit_difference` and `median_logit_difference`; the metric of both.
     """
-    logits = [dev_logits(each, data, task, batch_size) for each in (model, exported)]
+    # `dev_logits` asks of a model only that it can be called and has a device.
+    logits = [dev_logits(each, data, task, batch_size) for each in (model, exported)]  # type: ignore[arg-type]
     ours, theirs = (np.concatenate([of[split] for split in task.dev_splits]) for of in logits)
     difference = np.abs(ours - theirs)
     same = {

@@ -254,12 +254,21 @@ def test_files_of_ones_own(tmp_path):
 BAD_FILES = [
     ("a\n", "sentence1\tsentence2\na\tb\n", r"pairs.tsv: no column score or label .* --label-column"),
     ("a\n", "sentence1\tscore\na\t1\n", "pairs.tsv: say with --text-columns"),
-    ("a\n", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\tgood\n", "pairs.tsv, row 2: score must be a number, found 'g"),
-    ("a\n", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\tnan\n", "pairs.tsv, row 2: score must be a number"),
-    ("a\n", "sentence1\tsentence2\tscore\na\t\t1\nc\td\t2\n", "row 1: sentence2 must be text, found nothing"),
+    (
+        "a\n",
+        "sentence1\tsentence2\tscore\na\tb\t1\nc\td\tgood\n",
+        "row 2: the label 'score' must be a number, found 'g",
+    ),
+    ("a\n", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\tnan\n", "pairs.tsv, row 2: the label 'score' is 'nan'"),
+    ("a\n", "sentence1\tsentence2\tscore\na\t\t1\nc\td\t2\n", "row 1: 'sentence2' must be text, found nothing"),
     ("a\n", "sentence1\tsentence2\tscore\na\tb\t1\n", "one pair only"),
-    ("a\n\nb\n", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t2\n", "lines.txt, row 2: text must be text, found noth"),
-    ("a\n  \nb\n", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t2\n", "lines.txt, row 2: text must be text"),
+    (
+        "a\n\nb\n",
+        "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t2\n",
+        "lines.txt, row 2: 'text' must be text, found",
+    ),
+    ("a\n  \nb\n", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t2\n", "lines.txt, row 2: 'text' must be text"),
+    ("a\n", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t-inf\n", "row 2: the label 'score' is '-inf'"),
     ("", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t2\n", "lines.txt: holds no rows"),
 ]
 
@@ -268,6 +277,12 @@ BAD_FILES = [
 def test_files_of_ones_own_that_cannot_be_used(tmp_path, train, dev, message):
     with pytest.raises(TrituneError, match=message):
         own(tmp_path, train, dev)
+
+
+def test_a_score_beyond_any_float_is_one_line(tmp_path):
+    rows = "".join(f'{{"sentence1": "a", "sentence2": "b", "score": {score}}}\n' for score in (1, "1" + "0" * 400))
+    with pytest.raises(TrituneError, match=r"pairs.jsonl, row 2: the label 'score' must be a number"):
+        own(tmp_path, "a\n", rows, ending="jsonl")
 
 
 @pytest.mark.parametrize(

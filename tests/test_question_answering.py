@@ -244,7 +244,7 @@ def test_a_missing_file_and_a_slow_tokenizer_are_one_line(tmp_path, monkeypatch)
         load_task_data(TASKS["squad"], tmp_path / "none")
     with pytest.raises(TrituneError, match=r"train\.json is missing"):
         load_task_data(TASKS["squad"], tmp_path)
-    loader = "tritune.tasks.heads.question_answering.load_tokenizer"
+    loader = "tritune.tasks.heads.head.load_tokenizer"
     monkeypatch.setattr(loader, lambda *_: SimpleNamespace(is_fast=False))
     with pytest.raises(TrituneError, match="slow tokenizer"):
         QUESTION_ANSWERING.load_processor("model", None, 24)

@@ -59,14 +59,14 @@ BAD = {  # name, content, message
     "unseen": ("a.txt", "Ada B-PER\n\nBonn B-CITY\n", "line 3: the tag 'B-CITY' is none of O, B-PER"),
     "no blank line": ("a.txt", "Ada B-PER\n" * 300, "no blank line in the first 201"),
     "nothing": ("a.txt", "\n\n-DOCSTART- -X- O O\n", "holds no sentences"),
-    "lengths": ("a.jsonl", '{"tokens": ["a", "b"], "tags": ["O"]}', r"a\.jsonl, line 1: 2 words and 1 tags"),
-    "no lists": ("a.jsonl", '{"tokens": "a b", "tags": ["O"]}', "line 1: its words must be a list"),
-    "numbers": ("a.jsonl", '\n{"tokens": ["a"], "tags": [0]}', "line 2: its tags must be a list of texts"),
-    "an empty word": ("a.jsonl", '{"tokens": [""], "tags": ["O"]}', "line 1: its words"),
+    "lengths": ("a.jsonl", '{"tokens": ["a", "b"], "tags": ["O"]}', r"a\.jsonl, row 1: 2 words and 1 tags"),
+    "no lists": ("a.jsonl", '{"tokens": "a b", "tags": ["O"]}', "row 1: its words must be a list"),
+    "numbers": ("a.jsonl", '\n{"tokens": ["a"], "tags": [0]}', "row 1: its tags must be a list of texts"),
+    "an empty word": ("a.jsonl", '{"tokens": [""], "tags": ["O"]}', "row 1: its words"),
     "no column": ("a.jsonl", '{"words": ["a"], "tags": ["O"]}', "needs the lists tokens and tags, found 'words'"),
-    "no object": ("a.jsonl", "[1]", "line 1: needs the lists"),
-    "no json": ("a.jsonl", "Ada B-PER", "line 1: not JSON"),
-    "no parquet": ("a.parquet", "Ada", "not a parquet file"),
+    "no object": ("a.jsonl", "[1]", "row 1: not a JSON object"),
+    "no json": ("a.jsonl", "Ada B-PER", "line 1: not a JSON object"),
+    "no parquet": ("a.parquet", "Ada", "not Parquet"),
 }
 
 

@@ -77,8 +77,9 @@ def _write(
     from ..checkpoints.load import load_masked_lm, load_tokenizer, weights_sha256
     from ..compute.devices import this_process
     from ..tasks.data.augment import PAPER_VARIANTS, VARIANTS, Augmenter, MaskedWords, whole_words
-    from ..tasks.data.augmented_file import sha256, write_augmented
+    from ..tasks.data.augmented_file import write_augmented
     from ..tasks.data.neighbours import embedding_neighbours, glove_neighbours
+    from ..tasks.task_file import content_sha256
 
     # The file is read first: it is soon done, and what may be wrong with it is said before a model is loaded.
     neighbours = None if glove is None else glove_neighbours(glove, candidates)
@@ -87,7 +88,7 @@ def _write(
     words = whole_words(tokenizer)
     settings = {
         "mlm_sha256": weights_sha256(model),
-        "glove_sha256": None if glove is None else sha256(glove),
+        "glove_sha256": None if glove is None else content_sha256(glove),
         "probability": probability,
         "candidates": candidates,
     }

@@ -11,7 +11,7 @@ from ..tasks.heads import IMAGE_CLASSIFICATION, Head, head_of
 from ..tasks.heads.head import Answering
 from ..tasks.heads.images import unlabelled
 from ..tasks.table import columns_of, listed
-from .evaluate import predict, recipe_in_force
+from .evaluate import predict, recipe_in_force, usual_task
 
 
 def predict_rows(
@@ -78,19 +78,22 @@ def _answered(
 ) -> list[dict[str, Any]]:
     """The rows, each with the answer to its input beside it."""
     model = load_pretrained(head.auto_model, source)
-    recipe = recipe_in_force(source, model, overrides)
+    task = usual_task(head)
+    recipe = recipe_in_force(source, model, overrides, task)
     processor = head.load_processor(source, model, recipe.max_length)
     asked = head.predictable(inputs, Answering(model, processor, recipe.max_length, recipe.padding), name)
-    if probabilities and asked.shares is None:
+    shares = asked.shares if probabilities else None
+    if probabilities and shares is None:
         raise TrituneError(f"--probabilities would change nothing: {source} gives no labels")
-    shown = [f"probability_{label}" for label in asked.labels] if probabilities else []
+    shown = [f"probability_{label}" for label in asked.labels] if shares else []
     present = set(columns_of(rows))
     if taken := [column for column in (*asked.columns, *shown) if column in present]:
         raise TrituneError(f"{name}: has {listed(taken)} already; rename or drop it")
     model.to(this_process().device)
-    read = predict(model, asked.examples, asked.collate, recipe.per_device_eval_batch_size, head.read)
+    batch_size = recipe.per_device_eval_batch_size or task.batch_size
+    read = predict(model, asked.examples, asked.collate, batch_size, head.read)
     answered = [row | answer for row, answer in zip(rows, asked.answers(read), strict=True)]
-    if probabilities:
-        for row, shares in zip(answered, asked.shares(read), strict=True):
-            row |= {column: round(float(share), 6) for column, share in zip(shown, shares, strict=True)}
+    if shares:
+        for row, of_labels in zip(answered, shares(read), strict=True):
+            row |= {column: round(float(share), 6) for column, share in zip(shown, of_labels, strict=True)}
     return answered

@@ -37,8 +37,10 @@ def load_model(source: str | Path, task: Task, *, new_head: bool = False) -> Pre
 
 def fit_length(task: Task, model: PreTrainedModel) -> Task:
     """The task, its length cut to the model's positions; in the table lengths are published ones and stay."""
-    room = positions(model) if task.files is not None and task.max_length else None
-    return task if room is None else replace(task, max_length=min(task.max_length, room))
+    room = positions(model)
+    if room is None or task.files is None or task.max_length is None:
+        return task
+    return replace(task, max_length=min(task.max_length, room))
 
 
 def load_student(

@@ -46,7 +46,7 @@ def read_table(path: str | Path) -> list[dict[str, Any]]:
         known = ", ".join((*FORMATS, PARQUET))
         raise TrituneError(f"{path}: unknown kind of file; known are {known} and - for standard input")
     else:
-        rows = list(_READERS[kind](_decoded(path, name), name))
+        rows = list(_READERS[kind](read_text(path), name))
     if not rows:
         raise TrituneError(f"{name}: holds no rows")
     return rows
@@ -60,6 +60,23 @@ def table_name(path: str | Path) -> str:
 def columns_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The names of the columns that any row has, in order of appearance."""
     return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def placed(rows: Iterable[dict[str, Any]], file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows, each with the name that a message gives its place."""
+    return ((f"{file}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def number_in(cell: Any) -> float | None:
+    """The number that a cell is or spells, NaN and infinities among them; None where there is none.
+
+    >>> number_in(" 2.5"), number_in("two"), number_in(True)
+    (2.5, None, None)
+    """
+    try:
+        return None if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def listed(names: Iterable[str]) -> str:
@@ -108,7 +125,13 @@ def check_writable(path: str | Path, rows: Sequence[dict[str, Any]] = ()) -> str
     return kind
 
 
-def _decoded(path: str | Path, name: str) -> str:
+def read_text(path: str | Path) -> str:
+    """What a UTF-8 file, or standard input, holds; a byte order mark is left out.
+
+    Raises:
+        TrituneError: it cannot be read, or is not UTF-8; the message names file and line.
+    """
+    name = table_name(path)
     try:
         data = sys.stdin.buffer.read() if str(path) == STDIN else Path(path).read_bytes()
     except OSError as error:
@@ -121,7 +144,7 @@ def _decoded(path: str | Path, name: str) -> str:
         raise TrituneError(f"{name}, line {line}: not UTF-8 text; convert it, for example with iconv") from None
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
     """Lines with their numbers; `splitlines` would also break at lone carriage returns and at other separators."""
     lines = text.split("\n")
     for number, line in enumerate(lines, 1):
@@ -140,7 +163,7 @@ def _read_csv(text: str, name: str) -> Iterator[dict[str, str]]:
 
 
 def _read_tsv(text: str, name: str) -> Iterator[dict[str, str]]:
-    return _named(((number, line.split("\t") if line else []) for number, line in _lines(text)), name, "\t")
+    return _named(((number, line.split("\t") if line else []) for number, line in numbered_lines(text)), name, "\t")
 
 
 def _named(records: Iterable[tuple[int, list[str]]], name: str, delimiter: str) -> Iterator[dict[str, str]]:
@@ -151,7 +174,7 @@ def _named(records: Iterable[tuple[int, list[str]]], name: str, delimiter: str) 
             continue
         if not header:
             header = fields
-            _check_header(header, f"{name}, line {number}", delimiter)
+            _check_names(header, f"{name}, line {number}", delimiter)
             continue
         if len(fields) != len(header):
             raise TrituneError(
@@ -160,35 +183,39 @@ def _named(records: Iterable[tuple[int, list[str]]], name: str, delimiter: str) 
         yield dict(zip(header, fields, strict=True))
 
 
-def _check_names(names: list[str], where: str) -> None:
+def _check_names(names: list[str], where: str, delimiter: str = "") -> None:
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise TrituneError(f"{where}: the header has {listed(twice)} more than once; rename the columns")
-
-
-def _check_header(header: list[str], where: str, delimiter: str) -> None:
-    _check_names(header, where)
-    if len(header) == 1 and any(other in header[0] for other in {",", ";", "\t"} - {delimiter}):
-        raise TrituneError(f"{where}: one column {listed(header)}; fields must be parted by {delimiter!r}")
+    if delimiter and len(names) == 1 and any(other in names[0] for other in {",", ";", "\t"} - {delimiter}):
+        raise TrituneError(f"{where}: one column {listed(names)}; the delimiter must be {delimiter!r}")
 
 
 def _read_json(text: str, name: str) -> Iterator[dict[str, Any]]:
-    return _read_json_list(text, name) if text.lstrip().startswith("[") else _read_json_lines(text, name)
-
-
-def _read_json_list(text: str, name: str) -> Iterator[dict[str, Any]]:
-    try:
-        rows = json.loads(text)
-        json.dumps(rows, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise TrituneError(f"{name}, line {error.lineno}: not a JSON list of objects ({error.msg})") from None
-    except UnicodeEncodeError:
-        raise TrituneError(f"{name}: half of a surrogate pair (\\ud800 to \\udfff)") from None
-    except (ValueError, RecursionError):
-        raise TrituneError(f"{name}: not a JSON list of objects") from None
-    for number, row in enumerate(rows, 1):
+    """One object a line, or a list of objects."""
+    if text.lstrip().startswith("["):
+        rows: Iterable[tuple[str, Any]] = placed(_parsed(text, name, "a JSON list of objects"), name)
+    else:
+        lines = ((number, line) for number, line in numbered_lines(text) if line.strip())
+        rows = ((f"{name}, line {n}", _parsed(line, name, "a JSON object", line_number=n)) for n, line in lines)
+    for where, row in rows:
         if not isinstance(row, dict):
-            raise TrituneError(f"{name}, row {number}: not a JSON object")
+            raise TrituneError(f"{where}: not a JSON object")
         yield row
+
+
+def _parsed(text: str, name: str, what: str, line_number: int = 1) -> Any:
+    """The value of some JSON, of which the first line has this number in its file."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except json.JSONDecodeError as error:
+        raise TrituneError(f"{name}, line {line_number + error.lineno - 1}: not {what} ({error.msg})") from None
+    except UnicodeEncodeError:
+        fault = "half of a surrogate pair (\\ud800 to \\udfff)"
+    except (ValueError, RecursionError):
+        fault = f"not {what}"
+    raise TrituneError(f"{name}, line {line_number}: {fault}")
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -197,34 +224,17 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
     try:
         with ParquetFile(path) as file:
-            _check_names(file.schema_arrow.names, str(path))
-            return file.read().to_pylist()
+            names, rows = file.schema_arrow.names, file.read().to_pylist()
     except OSError as error:
         raise TrituneError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from None
     except (ArrowException, ValueError) as error:
-        if isinstance(error, TrituneError):
-            raise
         raise TrituneError(f"{path}: not Parquet ({first_line(error)})") from None
-
-
-def _read_json_lines(text: str, name: str) -> Iterator[dict[str, Any]]:
-    for number, line in _lines(text):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise TrituneError(f"{name}, line {number}: half of a surrogate pair (\\ud800 to \\udfff)") from None
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise TrituneError(f"{name}, line {number}: not a JSON object on one line")
-        yield row
+    _check_names(names, str(path))
+    return rows
 
 
 def _read_lines(text: str, name: str) -> Iterator[dict[str, str]]:
-    for number, line in _lines(text):
+    for number, line in numbered_lines(text):
         fields = line.split("\t")
         if len(fields) > 2:
             raise TrituneError(f"{name}, line {number}: {len(fields)} texts; a line is one, or two with a tab between")

@@ -95,10 +95,15 @@ def check_files(files: Mapping[str, str | Path], reads_hub: bool = False) -> dic
         if not path.exists() and not _on_hub(path):
             raise TrituneError(f"{path}: there is no such file or folder")
     train, dev = found.get("train"), found.get("validation")
-    local = train and dev and train.exists() and dev.exists()
-    if local and (train.samefile(dev) or (dev.is_file() and filecmp.cmp(train, dev, shallow=False))):
+    if train and dev and _are_same(train, dev):
         raise TrituneError(f"{dev}: the dev file is the train file ({train}); a score on it would say nothing")
     return found
+
+
+def _are_same(train: Path, dev: Path) -> bool:
+    if not (train.exists() and dev.exists()):
+        return False  # names on the hub
+    return train.samefile(dev) or (dev.is_file() and filecmp.cmp(train, dev, shallow=False))
 
 
 def _located(value: str | Path, folder: Path, reads_hub: bool) -> Path:
@@ -112,12 +117,19 @@ def _on_hub(path: Path) -> bool:
 
 
 def content_sha256(path: Path) -> str:
-    """A hash of a file's bytes, or of the names and sizes of all files in a folder; nothing for a name on the hub."""
+    """A hash of a file's bytes, or of the names and sizes of all files in a folder; nothing for a name on the hub.
+
+    Raises:
+        TrituneError: the file cannot be read.
+    """
+    if path.is_file():
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise TrituneError(f"{path}: cannot be read ({error.strerror})") from None
     if _on_hub(path):
         return ""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
     names = sorted(each for each in path.rglob("*") if each.is_file())
     text = "\n".join(f"{each.relative_to(path).as_posix()} {each.stat().st_size}" for each in names)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -152,7 +152,7 @@ def _logits_at(model: PreTrainedModel, batch: dict[str, torch.Tensor], places: t
     def pick(module: nn.Module, inputs: tuple, output: ModelOutput) -> ModelOutput:
         """The encoder's output at these places, (batch, 1, hidden)."""
         rows = torch.arange(len(places), device=places.device)
-        output["last_hidden_state"] = output.last_hidden_state[rows, places][:, None]
+        output["last_hidden_state"] = output["last_hidden_state"][rows, places][:, None]
         return output
 
     handle = model.base_model.register_forward_hook(pick)

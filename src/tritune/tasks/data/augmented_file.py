@@ -7,7 +7,6 @@ the partial file to these bytes and continues with the next row, so that its fil
 was never stopped. Only the finished file gets the name that a training reads.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -24,6 +23,8 @@ from ...checkpoints.files import replace_file, take_place
 from ...errors import Interrupted, TrituneError
 from ..heads import TEXT_CLASSIFICATION
 from ..registry import Task
+from ..table import check_writable
+from ..task_file import content_sha256
 from .augment import Augmenter
 from .glue import AUGMENTED_FILE, GlueFile, read_glue_fields
 
@@ -99,13 +100,10 @@ def open_output(
     if overwrite and resume:
         raise TrituneError("--resume and --overwrite exclude each other")
     file = AugmentedFile(output or folder / AUGMENTED_FILE, task, folder / TRAIN_FILE)
-    path, beside = file.path, file.path.absolute().parent
+    path = file.path
     if path.suffix != ".tsv" or path.stem.partition("_")[0] in ("dev", "test") or path.name == TRAIN_FILE:
         raise TrituneError(f"{path}: an augmented file is a .tsv file with a name of its own, such as {AUGMENTED_FILE}")
-    if path.is_dir() or not beside.is_dir():
-        raise TrituneError(f"{path}: {'this is a folder' if path.is_dir() else f'there is no folder {beside}'}")
-    if not os.access(beside, os.W_OK):
-        raise TrituneError(f"{path}: nothing may be written in {beside}; give a file in another folder with --output")
+    check_writable(path)
     record = file.read_record()
     if record is None and path.exists():
         raise TrituneError(f"{path}: not a file that `tritune augment` wrote, so it is left alone; choose another one")
@@ -145,8 +143,8 @@ def write_augmented(
             or was begun with other settings.
     """
     glue = read_glue_fields(file.task, file.source)
-    own = {"task": file.task.name, "train_sha256": sha256(file.source), "n": count, "seed": seed}
-    record = {"settings": own | settings, "total": len(glue.rows), "rows": 0, "variants": 0, "bytes": 0}
+    own = {"task": file.task.name, "train_sha256": content_sha256(file.source), "n": count, "seed": seed}
+    record: dict[str, Any] = {"settings": own | settings, "total": len(glue.rows), "rows": 0, "variants": 0, "bytes": 0}
     with _claimed(file):
         if resume and (begun := file.read_record()):
             _check_same(file, begun["settings"], record["settings"])
@@ -227,16 +225,3 @@ def _claimed(file: AugmentedFile) -> Iterator[None]:
         raise TrituneError(f"{file.path}: cannot be written ({error.strerror}); --resume goes on from there") from None
     except KeyboardInterrupt:
         raise Interrupted(f"{file.path}: stopped; --resume goes on from there") from None
-
-
-def sha256(path: str | Path) -> str:
-    """The hash of a file's bytes.
-
-    Raises:
-        TrituneError: it cannot be read.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise TrituneError(f"{path}: cannot be read ({error.strerror})") from None

@@ -4,24 +4,20 @@ What: `train.tsv`, `dev.tsv` (MNLI: `dev_matched.tsv`, `dev_mismatched.tsv`) bec
 Why by hand: these files have no quoting and no escapes, so a row is what lies between two line feeds and a field what
 lies between two tabs. The csv module and pandas both do more than that: csv has a field size limit and trips over a
 lone carriage return inside a sentence, pandas fills short rows with NaN, and text-mode reading by `splitlines` breaks
-rows at \x85 and \u2028. Splitting bytes also gives every complaint its line number, that of broken UTF-8 included.
+rows at \x85 and \u2028.
 """
 
-import codecs
-import reprlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict
 
-from ...errors import TrituneError
+from ...errors import TrituneError, shown
+from ..heads.text_classification import features
 from ..registry import Task
-
-# A message stays one readable line whatever the file holds.
-_brief = reprlib.Repr()
-_brief.maxlist, _brief.maxstring = 20, 60
+from ..table import listed, number_in, numbered_lines, read_text
 
 # The training rows with variants of them, see `augmented_file`.
 AUGMENTED_FILE = "train_aug.tsv"
@@ -70,38 +66,17 @@ def wanted_splits(task: Task, splits: Sequence[str] | None) -> tuple[str, ...]:
     return known if splits is None else tuple(splits)
 
 
-def features(task: Task) -> Features:
-    """The columns every reader gives: the task's texts, and `label` as ClassLabel, or float32 for regression."""
-    label = Value("float32") if task.labels is None else ClassLabel(names=list(task.labels))
-    return Features({column: Value("string") for column in task.text_columns} | {"label": label})
-
-
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number (from 1) and fields of every line that is not blank."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TrituneError(f"cannot read {path}: {error.strerror}") from error
-    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        try:
-            text = line.removesuffix(b"\r").decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise TrituneError(
-                f"{path}, line {number}: byte {error.start + 1} is not UTF-8 ({error.reason}); save the file as UTF-8"
-            ) from error
-        if text.strip(" "):
-            yield number, text.split("\t")
+    return ((number, line.split("\t")) for number, line in numbered_lines(read_text(path)) if line.strip(" "))
 
 
 def _label(task: Task, layout: _Layout, text: str) -> int | float:
     """The label as a class id or a score; ValueError, naming what is allowed, if it is neither."""
     if task.labels is None:
         low, high = _STSB_RANGE
-        try:
-            score = float(text)
-        except ValueError:
-            score = float("nan")
-        if not low <= score <= high:  # NaN too
+        score = number_in(text)
+        if score is None or not low <= score <= high:  # NaN too
             raise ValueError(f"a number from {low:g} to {high:g}")
         return score
     allowed = task.labels if layout.named else tuple(map(str, range(task.num_labels)))
@@ -123,9 +98,7 @@ def read_glue_file(task: Task, path: Path) -> Dataset:
         raise TrituneError(f"{path} is empty")
     missing = [column for column in (*layout.texts, layout.label) if column not in header]
     if missing:
-        raise TrituneError(
-            f"{path}, line {number}: {task.title} needs the columns {missing}, found {_brief.repr(header)}"
-        )
+        raise TrituneError(f"{path}, line {number}: {task.title} needs the columns {missing}, found [{listed(header)}]")
     for column in (*layout.texts, layout.label):
         if header.count(column) > 1:
             raise TrituneError(f"{path}, line {number}: the column {column!r} stands there twice; rename or drop one")
@@ -146,7 +119,7 @@ def read_glue_file(task: Task, path: Path) -> Dataset:
             columns["label"].append(_label(task, layout, fields[label_place]))
         except ValueError as error:
             raise TrituneError(
-                f"{path}, line {number}: label {_brief.repr(fields[label_place])} of {task.title} must be {error}"
+                f"{path}, line {number}: label {shown(fields[label_place])} of {task.title} must be {error}"
             ) from error
         for name, place in zip(task.text_columns, places, strict=True):
             columns[name].append(fields[place])

@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import TrituneError, shown
+from ..table import number_in
 
 # A GloVe file is sorted by frequency, and what comes later is mostly misspelt or foreign. TinyBERT reads as many.
 GLOVE_WORDS = 100_000
@@ -53,10 +54,9 @@ class Neighbours:
 
     def _nearest(self, word: str) -> Iterable[str]:
         vector = self._vector_of(word)
-        norm = 0.0 if vector is None else np.linalg.norm(vector)
-        if norm == 0:
+        if vector is None or not vector.any():
             return []
-        order = np.argsort(-(self._directions @ (vector / norm)), kind="stable")
+        order = np.argsort(-(self._directions @ (vector / np.linalg.norm(vector))), kind="stable")
         # The word may stand there in capitals too.
         others = (self._words[place] for place in order if self._words[place].casefold() != word.casefold())
         return [other for other, _ in zip(others, range(self._count), strict=False)]
@@ -90,7 +90,7 @@ def embedding_neighbours(
             The vector of a word of several pieces is the mean of theirs.
         count: words per answer.
     """
-    table = model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    table = model.get_input_embeddings().state_dict()["weight"].float().cpu().numpy()
 
     def vector_of(word: str) -> np.ndarray | None:
         pieces = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
@@ -138,7 +138,7 @@ def _row(line: bytes, width: int, where: str) -> tuple[str, np.ndarray]:
         raise TrituneError(f"{where}: not UTF-8 text; --glove takes a GloVe file of text") from None
     found = len(fields) - 1
     start = len(fields) - (width or found)
-    if found < max(width, 2) or any(map(_is_number, fields[1:start])):
+    if found < max(width, 2) or any(number_in(field) is not None for field in fields[1:start]):
         wanted = f"the rows before have {width}" if width else "a word and its vector are wanted"
         raise TrituneError(f"{where}: {found} numbers, {wanted}; repair or drop the row")
     try:
@@ -150,11 +150,3 @@ def _row(line: bytes, width: int, where: str) -> tuple[str, np.ndarray]:
     if not np.isfinite(vector).all():
         raise TrituneError(f"{where}: the vector of {shown(fields[0])} holds NaN or infinite values; drop the row")
     return " ".join(fields[:start]), vector
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -32,7 +32,7 @@ def rows_record(read: Mapping[str, Dataset], encoded: Mapping[str, Dataset]) -> 
         Split to `read` and `encoded`, each the `count` of its rows and their `sha256`; and to the `revision`, a commit
         of the hub's data set, where the rows lie as they were loaded from there.
     """
-    record = {}
+    record: dict[str, dict[str, Any]] = {}
     for split, rows in read.items():
         # Images are decoded when a batch needs them: until then they are as they were read.
         numbers = [name for name, kind in encoded[split].features.items() if not isinstance(kind, Image)]

@@ -7,7 +7,7 @@ one with the largest sum of logits is the answer, found exactly rather than amon
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -45,7 +45,7 @@ class Span:
 
 
 def cut(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, title: str
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, title: str
 ) -> tuple[Dataset, Callable[[np.ndarray], list[Span]]]:
     """Windows of all questions, and what reads spans out of the logits of all windows.
 
@@ -62,7 +62,7 @@ def cut(
     Raises:
         TrituneError: there is no room for question and context, or a context has no tokens.
     """
-    if max_length < _SHORTEST_WINDOW:
+    if max_length is None or max_length < _SHORTEST_WINDOW:
         raise TrituneError(f"max_length {max_length}: a question and its context need at least {_SHORTEST_WINDOW}")
 
     def tokenize(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
@@ -164,26 +164,22 @@ def _best(scores: np.ndarray, window: dict[str, Any]) -> Span:
     sums = np.full((min(LONGEST_ANSWER, count), count), -np.inf)
     for more in range(len(sums)):
         sums[more, : count - more] = start[: count - more] + end[more:]
-    more, token = np.unravel_index(sums.argmax(), sums.shape)
+    longer, token = map(int, np.unravel_index(sums.argmax(), sums.shape))
     total = np.logaddexp.reduce(scores, axis=0).sum()
     none = scores[0].sum()
     return Span(
         start=window["starts_at"][token],
-        end=window["ends_at"][token + more],
-        score=float(sums[more, token]),
-        probability=float(np.exp(sums[more, token] - total)),
+        end=window["ends_at"][token + longer],
+        score=float(sums[longer, token]),
+        probability=float(np.exp(sums[longer, token] - total)),
         none_score=float(none),
         none_probability=float(np.exp(none - total)),
     )
 
 
 def _merged(one: Span, other: Span) -> Span:
-    best = other if other.score > one.score else one
-    return Span(
-        best.start,
-        best.end,
-        best.score,
-        best.probability,
-        min(one.none_score, other.none_score),
-        min(one.none_probability, other.none_probability),
+    return replace(
+        max(one, other, key=lambda span: span.score),
+        none_score=min(one.none_score, other.none_score),
+        none_probability=min(one.none_probability, other.none_probability),
     )

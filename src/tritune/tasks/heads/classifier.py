@@ -1,6 +1,6 @@
 """What classifiers of texts, images and words have in common: the labels of their models, and answers by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...distil.losses import MULTI_LABEL
 from ...errors import TrituneError
 from ..table import listed
-from .head import Collate, Head, Predictable
+from .head import Collate, Head, Predictable, Task
 
 # How transformers' configs name the problems.
 PROBLEM_TYPES = {
@@ -28,9 +28,9 @@ class Classifier(Head):
 
     file_options: ClassVar[tuple[str, ...]] = ("labels",)
 
-    def options(self, task: Any) -> dict[str, Any]:
+    def options(self, task: Task) -> dict[str, Any]:
         """The number of labels, their names and the loss that goes with them."""
-        if task.is_regression:
+        if task.labels is None:
             return {"num_labels": 1, "problem_type": PROBLEM_TYPES[task.problem]}
         return {
             "num_labels": task.num_labels,
@@ -39,7 +39,7 @@ class Classifier(Head):
             "label2id": {label: index for index, label in enumerate(task.labels)},
         }
 
-    def check(self, config: PreTrainedConfig, task: Any, source: str | Path) -> None:
+    def check(self, config: PreTrainedConfig, task: Task, source: str | Path) -> None:
         """Raise TrituneError if the model has another number or another order of labels.
 
         Of a task of one's own also if they have other names, or are answered in another way.
@@ -67,10 +67,11 @@ class Classifier(Head):
 
 def _label_names(config: PreTrainedConfig) -> tuple[str, ...]:
     """In id order; an id stands for a name that is missing."""
-    return tuple(str(config.id2label.get(index, index)) for index in range(config.num_labels))
+    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    return tuple(names.get(index, str(index)) for index in range(len(names)))
 
 
-def measures_of(encoded: DatasetDict, task: Any) -> dict[str, Callable[[np.ndarray], dict[str, float]]]:
+def measures_of(encoded: DatasetDict, task: Task) -> dict[str, Callable[[np.ndarray], dict[str, float]]]:
     """For every dev split that there is, logits (rows, labels) to the task's metrics against the split's `labels`."""
     return {
         split: partial(task.measure, labels=np.asarray(encoded[split]["labels"]))
@@ -79,9 +80,7 @@ def measures_of(encoded: DatasetDict, task: Any) -> dict[str, Callable[[np.ndarr
     }
 
 
-def named_answers(
-    examples: Dataset | Sequence[dict[str, Any]], collate: Collate, model: PreTrainedModel, name: str
-) -> Predictable:
+def named_answers(examples: Dataset, collate: Collate, model: PreTrainedModel, name: str) -> Predictable:
     """Examples, one a row, whose logits become a `prediction`.
 
     That is a label's name; where a row may have many labels, a list of those that are more likely than not, in id

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as Pillow
 from tqdm.auto import tqdm
 
@@ -178,29 +178,24 @@ def labelled(rows: Dataset, names: Sequence[str], where: str) -> Dataset:
             raise TrituneError(f"{where}, row {number}: {what}; known are {known}")
     numbers = [ids[str(name)] for name in given]
     rows = rows.remove_columns(LABEL).add_column(LABEL, numbers, feature=ClassLabel(names=list(names)))
-    return verified(as_images(rows, where), where)
-
-
-def as_images(rows: Dataset, where: str) -> Dataset:
-    """Rows whose column `image` has the type `Image`: encoded bytes, or paths of files.
-
-    Raises:
-        TrituneError: it holds something else.
-    """
-    if isinstance(rows.features[IMAGE], Image):
-        return rows
-    try:
-        return rows.cast_column(IMAGE, Image())
-    except Exception as error:
-        raise TrituneError(f"{where}: its image column holds no images ({first_line(error)})") from None
+    return verified(rows, where)
 
 
 def verified(rows: Dataset, where: str) -> Dataset:
-    """The rows, once every image of theirs was decoded.
+    """Rows whose column `image` has the type `Image`, once every image of theirs was decoded.
+
+    Args:
+        rows: images as encoded bytes or as paths of files.
+        where: what messages call the rows.
 
     Raises:
-        TrituneError: an image cannot be decoded; the message names its file or row.
+        TrituneError: the column holds something else, or an image cannot be decoded; the message names file or row.
     """
+    if not isinstance(rows.features[IMAGE], Image):
+        try:
+            rows = rows.cast_column(IMAGE, Image())
+        except Exception as error:  # pyarrow and datasets each fail with types of their own
+            raise TrituneError(f"{where}: its image column holds no images ({first_line(error)})") from None
     bar = tqdm(range(len(rows)), desc=f"verify the images of {where}", leave=False, delay=2)
     for number in bar:
         try:
@@ -227,12 +222,12 @@ def unlabelled(source: str | Path) -> tuple[Dataset, list[dict[str, Any]]]:
     if path.is_file() and path.suffix == ".parquet":
         rows = read_parquet(path)
         column = image_column(rows, None, str(path))
-        images = rows.select_columns([column])
-        images = images if column == IMAGE else images.rename_column(column, IMAGE)
-        return verified(as_images(images, str(path)), str(path)), [{"row": row + 1} for row in range(len(rows))]
+        rows = rows.select_columns([column]).rename_columns({column: IMAGE} if column != IMAGE else {})
+        return verified(rows, str(path)), [{"row": row + 1} for row in range(len(rows))]
     if not path.exists():
         raise TrituneError(f"{path}: there is no such file or folder")
     files = image_files(path) if path.is_dir() else [path]
-    images = Dataset.from_dict({IMAGE: [str(file) for file in files]}, features=Features({IMAGE: Value("string")}))
-    names = [str(file.relative_to(path)) if path.is_dir() else str(file) for file in files]
-    return verified(as_images(images, str(path)), str(path)), [{"file": name} for name in names]
+    images = Dataset.from_dict({IMAGE: [str(file) for file in files]}, features=Features({IMAGE: Image()}))
+    return verified(images, str(path)), [
+        {"file": str(file.relative_to(path)) if path.is_dir() else str(file)} for file in files
+    ]

@@ -6,11 +6,11 @@ Many labels of a row are a list (JSON, Parquet), names with `|` between (CSV), o
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...errors import TrituneError, shown
-from ..table import listed
+from ..table import listed, number_in, placed
 
 SEPARATOR = "|"
 LABEL_COLUMN = "label"
@@ -19,7 +19,6 @@ LABEL_COLUMN = "label"
 _MANY_CLASSES = 20
 
 Row = dict[str, Any]
-Where = str
 
 
 def label_columns(label_column: str | None, present: Sequence[str], file: str) -> tuple[str, ...]:
@@ -48,9 +47,11 @@ def guessed_problem(rows: Sequence[Row], columns: Sequence[str], file: str) -> s
         TrituneError: a label is missing, or some are words and some are numbers; the message names the rows.
     """
     cells = [(where, row.get(columns[0])) for where, row in placed(rows, file)]
-    if len(columns) > 1 or any(isinstance(cell, list) or SEPARATOR in _text(cell) for _, cell in cells):
+    if len(columns) > 1 or any(
+        isinstance(cell, list) or (isinstance(cell, str) and SEPARATOR in cell) for _, cell in cells
+    ):
         return "multi_label"
-    first: dict[str, tuple[Where, Any]] = {}
+    first: dict[str, tuple[str, Any]] = {}
     for where, cell in cells:
         check_present(cell, where, columns[0])
         first.setdefault(_kind(cell), (where, cell))
@@ -60,20 +61,15 @@ def guessed_problem(rows: Sequence[Row], columns: Sequence[str], file: str) -> s
             f"{late}: the label {columns[0]!r} is {other} ({shown(cell)}), in {early.rpartition(', ')[2]} it is {kind} "
             f"({shown(theirs)}); make them alike, or say with --problem what they are"
         )
-    if "a number" in first and any(float(cell) % 1 for _, cell in cells):
+    if "a number" in first and any((number_in(cell) or 0.0) % 1 for _, cell in cells):
         return "regression"
     return "single_label"
 
 
-def placed(rows: Sequence[Row], file: str) -> Iterator[tuple[Where, Row]]:
-    """Rows, each with the name that a message gives its place."""
-    return ((f"{file}, row {number}", row) for number, row in enumerate(rows, 1))
-
-
-def check_present(cell: Any, where: Where, column: str) -> None:
+def check_present(cell: Any, where: str, column: str) -> None:
     """Raise TrituneError if a cell of the label column holds nothing, or no finite number."""
     empty = cell is None or (isinstance(cell, str) and not cell.strip())
-    if empty or not math.isfinite(_number(cell, 0.0)):
+    if empty or not math.isfinite(number_in(cell) or 0.0):
         found = "empty" if empty else shown(cell)
         raise TrituneError(f"{where}: the label {column!r} is {found}; fill it in or drop the row")
 
@@ -102,22 +98,21 @@ def label_names(problem: str, rows: Sequence[Row], columns: Sequence[str], file:
             f"{file}: {columns[0]!r} has {len(names)} different values in {len(rows)} rows, too many for classes; name "
             "another column with --label-column, or say --problem regression"
         )
-    return tuple(sorted(names, key=_order(names)))
+    return tuple(_in_order(names))
 
 
-def _order(names: Iterable[str]) -> Any:
+def _in_order(names: Iterable[str]) -> list[str]:
     try:
-        {name: int(name) for name in names}
+        return sorted(names, key=int)
     except ValueError:
-        return None
-    return int
+        return sorted(names)
 
 
 class LabelReader:
     """Reads the label of a row as the model takes it.
 
     Args:
-        problem: one of `task_names.PROBLEMS`.
+        problem: one of `names.PROBLEMS`.
         names: of the labels in id order; None for scores.
         columns: of the label.
         origin: where the names come from, for messages.
@@ -135,7 +130,7 @@ class LabelReader:
         if len(columns) > 1 and {self.ids.get(column) for column in columns} != set(range(len(self.names))):
             raise TrituneError(f"--label-column: {listed(columns)} are not {origin}: {listed(self.names)}")
 
-    def __call__(self, row: Row, where: Where) -> int | float | list[float]:
+    def __call__(self, row: Row, where: str) -> int | float | list[float]:
         """A class id, a score, or zeros and ones for every label.
 
         Raises:
@@ -161,15 +156,15 @@ class LabelReader:
         return [float(index in ids) for index in range(len(self.names))]
 
 
-def score(cell: Any, where: Where, column: str) -> float:
+def score(cell: Any, where: str, column: str) -> float:
     """A finite number, or TrituneError."""
     check_present(cell, where, column)
-    if _kind(cell) != "a number":
+    if (number := number_in(cell)) is None:
         raise TrituneError(f"{where}: the label {column!r} must be a number, found {shown(cell)}")
-    return float(cell)
+    return number
 
 
-def _names_in(problem: str, cell: Any, where: Where, column: str) -> list[str]:
+def _names_in(problem: str, cell: Any, where: str, column: str) -> list[str]:
     """The names of the labels in one cell: of many-label rows any number, else one."""
     if problem == "single_label":
         check_present(cell, where, column)
@@ -181,7 +176,7 @@ def _names_in(problem: str, cell: Any, where: Where, column: str) -> list[str]:
     return [name.strip() for name in cell.split(SEPARATOR) if name.strip()]
 
 
-def _name(cell: Any, where: Where, column: str) -> str:
+def _name(cell: Any, where: str, column: str) -> str:
     if isinstance(cell, bool):
         return str(cell).lower()
     if isinstance(cell, int | float) and math.isfinite(cell):
@@ -191,7 +186,7 @@ def _name(cell: Any, where: Where, column: str) -> str:
     raise TrituneError(f"{where}: the label {column!r} must be text or a number, without |; found {shown(cell)}")
 
 
-def _flag(cell: Any, where: Where, column: str) -> bool:
+def _flag(cell: Any, where: str, column: str) -> bool:
     text = str(cell).strip().lower()
     if text in ("1", "1.0", "true"):
         return True
@@ -204,17 +199,5 @@ def _kind(cell: Any) -> str:
     if isinstance(cell, bool):
         return "a truth value"
     if isinstance(cell, str | int | float):
-        return "text" if math.isnan(_number(cell, math.nan)) else "a number"
+        return "text" if number_in(cell) is None else "a number"
     return "neither text nor a number"
-
-
-def _number(cell: Any, otherwise: float) -> float:
-    """The number that a cell is or spells; `otherwise` where there is none."""
-    try:
-        return otherwise if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError, OverflowError):
-        return otherwise
-
-
-def _text(cell: Any) -> str:
-    return cell if isinstance(cell, str) else ""

@@ -166,10 +166,10 @@ def _content(source: str | Path, name: str) -> bytes | None:
     """The bytes of a file of a folder or a hub repository, None if it is not there."""
     try:
         if Path(source).is_dir():
-            path = Path(source) / name
-            return path.read_bytes() if path.is_file() else None
-        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        return None if path is None else Path(path).read_bytes()
+            found = str(Path(source) / name)
+        else:
+            found = cached_file(source, name, _raise_exceptions_for_missing_entries=False) or ""
+        return Path(found).read_bytes() if Path(found).is_file() else None
     except OSError as error:
         raise TrituneError(f"{source}: {name} cannot be read ({first_line(error)})") from None
 

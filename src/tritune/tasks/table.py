@@ -193,13 +193,15 @@ def _check_names(names: list[str], where: str, delimiter: str = "") -> None:
 def _read_json(text: str, name: str) -> Iterator[dict[str, Any]]:
     """One object a line, or a list of objects."""
     if text.lstrip().startswith("["):
+        what = "a JSON object"
         rows: Iterable[tuple[str, Any]] = placed(_parsed(text, name, "a JSON list of objects"), name)
     else:
+        what = "a JSON object on one line"
         lines = ((number, line) for number, line in numbered_lines(text) if line.strip())
-        rows = ((f"{name}, line {n}", _parsed(line, name, "a JSON object", line_number=n)) for n, line in lines)
+        rows = ((f"{name}, line {n}", _parsed(line, name, what, line_number=n)) for n, line in lines)
     for where, row in rows:
         if not isinstance(row, dict):
-            raise TrituneError(f"{where}: not a JSON object")
+            raise TrituneError(f"{where}: not {what}")
         yield row
 
 

@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +21,8 @@ from .augmented import Augment, AugmentedRows
 from .text import collator
 
 Batch = dict[str, torch.Tensor]
-Collate = Callable[[list[dict[str, Any]]], Batch]
+# transformers' collators return mappings that are no dictionaries (BatchEncoding, BatchFeature).
+Collate = Callable[[list[dict[str, Any]]], MutableMapping[str, torch.Tensor]]
 Read = Callable[[ModelOutput, Batch], torch.Tensor]
 
 

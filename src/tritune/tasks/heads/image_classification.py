@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    BatchFeature,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -20,7 +21,7 @@ from ...checkpoints.hub import located
 from ...errors import TrituneError, first_line
 from ..metrics import accuracy
 from .classifier import Classifier, measures_of, named_answers
-from .head import Answering, Batch, EncodedData, Predictable, Task
+from .head import Answering, EncodedData, Predictable, Task
 from .image_augmentation import augmented
 from .images import IMAGE, LABEL, label_names, labelled, read_labelled, with_label
 
@@ -124,7 +125,7 @@ class ImageClassification(Classifier):
         return named_answers(inputs.rename_column(IMAGE, PIXELS), batches, answering.model, name)
 
 
-def collate(rows: Sequence[dict[str, Any]], processor: Any) -> Batch:
+def collate(rows: Sequence[dict[str, Any]], processor: Any) -> BatchFeature:
     """Rows to `pixel_values`, (batch, channels, height, width), and what else they hold as numbers, (batch,).
 
     Images go through the processor; tensors, as the augmentation gives them, have been there.
@@ -132,7 +133,7 @@ def collate(rows: Sequence[dict[str, Any]], processor: Any) -> Batch:
     images = [row[PIXELS] for row in rows]
     pixels = torch.stack(images) if isinstance(images[0], torch.Tensor) else _pixels(processor, images)
     others = {name: torch.tensor([row[name] for row in rows]) for name in rows[0] if name != PIXELS}
-    return {PIXELS: pixels, **others}
+    return BatchFeature({PIXELS: pixels, **others})
 
 
 def _augment(row: dict[str, Any], generator: random.Random, *, processor: Any, width: int, height: int) -> dict:

@@ -143,10 +143,10 @@ BAD_LABELS = {
     "spelt_nan": (["0.5", "NaN"], None, "train.jsonl, row 2: the label 'label' is 'NaN'"),
     "infinite_in_dev": ([0.5, 1], [0.5, float("inf")], "dev.jsonl, row 2: the label 'label' is inf"),
     "mixed": ([1, 2, "n/a"], None, "row 3: the label 'label' is text ('n/a'), in row 1 it is a number (1); make them"),
-    "mixed_with_lists": ([["a"], "b", 3], None, "row 3: the labels 'label' must be a list, or names with | between"),
+    "mixed_with_lists": ([["a"], "b", 3], None, "row 3: the labels 'label' must be a list, or names separated by |"),
     "score_for_a_word": ([0.5, 1], [0.5, "good"], "dev.jsonl, row 2: the label 'label' must be a number, found 'good'"),
     "an_object": ([{"a": 1}, {"a": 2}], None, "row 1: the label 'label' must be text or a number, without |; found {"),
-    "missing_list": ([["a"], None, ["b"]], None, "row 2: the labels 'label' must be a list, or names with | between"),
+    "missing_list": ([["a"], None, ["b"]], None, "row 2: the labels 'label' must be a list, or names separated by |"),
     "no_label_at_all": ([[], []], [["a"], []], "train.jsonl: no row has a label (column 'label')"),
     "ids": ([f"id{i}" for i in range(30)], None, "train.jsonl: 'label' has 30 different values in 30 rows, too many"),
 }

@@ -11,15 +11,20 @@ from ..errors import TrituneError
 Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 
-def _checked(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions `(batch, num_labels)` and labels `(batch,)` as arrays, or TrituneError if they cannot be scored."""
+def _checked(predictions: np.ndarray, labels: np.ndarray, multi_label: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions `(batch, num_labels)` and labels as arrays, or TrituneError if they cannot be scored.
+
+    Labels are `(batch,)`, with `multi_label` `(batch, num_labels)`.
+    """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.ndim == 1:
         predictions = predictions[:, None]
-    if predictions.ndim != 2 or labels.ndim != 1 or len(predictions) != len(labels) or len(labels) == 0:
+    rows = predictions.shape[:1]
+    if predictions.ndim != 2 or labels.shape != (predictions.shape if multi_label else rows) or rows == (0,):
         raise TrituneError(f"cannot score predictions of shape {predictions.shape} against labels {labels.shape}")
     # argmax of a NaN row is a class like any other, so a diverged model would get a plausible score.
-    for what, bad in (("logits", ~np.isfinite(predictions).all(axis=1)), ("labels", ~np.isfinite(labels))):
+    for what, values in (("logits", predictions), ("labels", labels)):
+        bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
         if bad.any():
             raise TrituneError(f"{bad.sum()} of {len(bad)} rows have NaN or infinite {what}: there is no score")
     return predictions, labels
@@ -64,9 +69,9 @@ def class_scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float
 
     Raises TrituneError as `accuracy` does.
     """
-    predicted, labels = _classes(predictions, labels)
-    macro = float(f1_score(labels, predicted, average="macro", zero_division=0.0))
-    return {"accuracy": float(accuracy_score(labels, predicted)), "macro_f1": macro}
+    predicted, classes = _classes(predictions, labels)
+    macro = float(f1_score(classes, predicted, average="macro", zero_division=0.0))
+    return accuracy(predictions, labels) | {"macro_f1": macro}
 
 
 def multi_label_scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -84,11 +89,7 @@ def multi_label_scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str,
     >>> multi_label_scores(np.array([[2.0, -1.0], [1.0, 3.0]]), np.array([[1, 0], [0, 1]]))["subset_accuracy"]
     0.5
     """
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
-    if predictions.ndim != 2 or predictions.shape != labels.shape or len(labels) == 0:
-        raise TrituneError(f"cannot score predictions of shape {predictions.shape} against labels {labels.shape}")
-    if bad := int((~np.isfinite(predictions).all(axis=1)).sum()):
-        raise TrituneError(f"{bad} of {len(labels)} rows have NaN or infinite logits: there is no score")
+    predictions, labels = _checked(predictions, labels, multi_label=True)
     if not np.isin(labels, (0, 1)).all():
         raise TrituneError("a row's labels must be one 0 or 1 for each label")
     given, true = predictions > 0, labels.astype(bool)

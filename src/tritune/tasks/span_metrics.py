@@ -8,8 +8,8 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-
-import numpy as np
+from itertools import compress
+from statistics import fmean
 
 from ..errors import TrituneError
 
@@ -65,11 +65,10 @@ def answer_f1(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[s
         exact.append(float(answer in right))
         f1.append(max(_word_f1(answer, text) for text in right))
         answerable.append(right != [""])
-    scores = {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
+    scores = {"exact_match": fmean(exact), "f1": fmean(f1)}
     if 0 < sum(answerable) < len(gold):
-        has_answer = np.array(answerable)
-        scores["f1_answerable"] = float(np.mean(np.array(f1)[has_answer]))
-        scores["f1_unanswerable"] = float(np.mean(np.array(f1)[~has_answer]))
+        scores["f1_answerable"] = fmean(compress(f1, answerable))
+        scores["f1_unanswerable"] = fmean(one for one, has_answer in zip(f1, answerable, strict=True) if not has_answer)
     return scores
 
 

@@ -174,7 +174,7 @@ def _named(records: Iterable[tuple[int, list[str]]], name: str, delimiter: str) 
             continue
         if not header:
             header = fields
-            _check_names(header, f"{name}, line {number}", delimiter)
+            check_names(header, f"{name}, line {number}", delimiter)
             continue
         if len(fields) != len(header):
             raise TrituneError(
@@ -183,7 +183,8 @@ def _named(records: Iterable[tuple[int, list[str]]], name: str, delimiter: str) 
         yield dict(zip(header, fields, strict=True))
 
 
-def _check_names(names: list[str], where: str, delimiter: str = "") -> None:
+def check_names(names: list[str], where: str, delimiter: str = "") -> None:
+    """Raise TrituneError if a header has a name twice, or one name in which another delimiter occurs."""
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise TrituneError(f"{where}: the header has {listed(twice)} more than once; rename the columns")
     if delimiter and len(names) == 1 and any(other in names[0] for other in {",", ";", "\t"} - {delimiter}):
@@ -231,7 +232,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         raise TrituneError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from None
     except (ArrowException, ValueError) as error:
         raise TrituneError(f"{path}: not Parquet ({first_line(error)})") from None
-    _check_names(names, str(path))
+    check_names(names, str(path))
     return rows
 
 

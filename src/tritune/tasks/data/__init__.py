@@ -34,9 +34,8 @@ def load_task_data(
         if folder is not None:
             raise TrituneError(f"--data {folder}: {task.title} has files of its own; leave --data out")
         wanted = wanted_splits(task, splits)
-        for option, split in (("--train-file", "train"), ("--dev-file", "validation")):
-            if split in wanted and split not in task.files:
-                raise TrituneError(f"{task.title}: the {split} file is missing; give it with {option}")
+        for split in wanted:
+            task.file(split)
         return task.head.read_files(task, wanted)
     if augmented and task.head is not TEXT_CLASSIFICATION:
         raise TrituneError(f"augmented: true is for GLUE's text tasks; {task.title} is none of them")

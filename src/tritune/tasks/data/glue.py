@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict
 from ...errors import TrituneError, shown
 from ..heads.text_classification import features
 from ..registry import Task
-from ..table import listed, number_in, numbered_lines, read_text
+from ..table import check_names, listed, number_in, numbered_lines, read_text
 
 # The training rows with variants of them, see `augmented_file`.
 AUGMENTED_FILE = "train_aug.tsv"
@@ -58,8 +58,7 @@ def wanted_splits(task: Task, splits: Sequence[str] | None) -> tuple[str, ...]:
     Raises TrituneError for a split the task does not have.
     """
     known = ("train", *task.dev_splits)
-    if isinstance(splits, str):
-        splits = (splits,)
+    splits = (splits,) if isinstance(splits, str) else splits
     for split in splits or ():
         if split not in known:
             raise TrituneError(f"{task.title} has no split {split!r}: it has {', '.join(known)}")
@@ -96,12 +95,9 @@ def read_glue_file(task: Task, path: Path) -> Dataset:
     number, header = (0, list(layout.header)) if layout.header else next(rows, (0, []))
     if not header:
         raise TrituneError(f"{path} is empty")
-    missing = [column for column in (*layout.texts, layout.label) if column not in header]
-    if missing:
+    if missing := [column for column in (*layout.texts, layout.label) if column not in header]:
         raise TrituneError(f"{path}, line {number}: {task.title} needs the columns {missing}, found [{listed(header)}]")
-    for column in (*layout.texts, layout.label):
-        if header.count(column) > 1:
-            raise TrituneError(f"{path}, line {number}: the column {column!r} stands there twice; rename or drop one")
+    check_names(header, f"{path}, line {number}")
     places = [header.index(column) for column in layout.texts]
     label_place = header.index(layout.label)
     columns: dict[str, list] = {name: [] for name in (*task.text_columns, "label")}

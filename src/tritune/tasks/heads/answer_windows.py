@@ -77,7 +77,8 @@ def cut(
             return_offsets_mapping=True,
         )
         of_row, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
-        columns = {name: list(values) for name, values in encoded.items()} | {name: [] for name in (*_PLACES, "labels")}
+        labelled = ["labels"] if "starts" in batch else []
+        columns = {name: list(values) for name, values in encoded.items()} | {n: [] for n in (*_PLACES, *labelled)}
         for window, row in enumerate(of_row):
             parts = encoded.sequence_ids(window)
             if 1 not in parts:
@@ -86,21 +87,13 @@ def cut(
             starts, ends = (list(places) for places in zip(*offsets[window][first:last], strict=True))
             for name, value in zip(_PLACES, (indices[row], first, starts, ends, len(parts)), strict=True):
                 columns[name].append(value)
-            if "starts" in batch:
+            if labelled:
                 columns["labels"].append(_label(batch, row, first, starts, ends))
-        if not columns["labels"]:
-            del columns["labels"]
         return columns
 
     with bar_only_for(len(rows)):
-        windows = rows.map(
-            tokenize,
-            batched=True,
-            with_indices=True,
-            remove_columns=rows.column_names,
-            keep_in_memory=True,
-            desc=title,
-        )
+        options = {"batched": True, "with_indices": True, "keep_in_memory": True, "desc": title}
+        windows = rows.map(tokenize, remove_columns=rows.column_names, **options)
     return windows.remove_columns(list(_PLACES)), partial(spans, windows=windows.select_columns(list(_PLACES)))
 
 

@@ -80,11 +80,7 @@ class ImageClassification(Classifier):
         label_column: str | None,
         labels: Sequence[str] | None = None,
     ) -> dict[str, Any]:
-        """The labels that a model knows, else of the training images, or of the others where there are none.
-
-        Raises:
-            TrituneError: the images cannot be read.
-        """
+        """The labels that a model knows, else those of the training images, or of the dev images alone."""
         if columns is not None and len(columns) != 1:
             raise TrituneError(f"{self.name} takes one column of images, got {len(columns)}")
         split, source = next((split, files[split]) for split in ("train", "validation") if split in files)

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ...checkpoints.hub import load_dataset
 from ...errors import TrituneError, first_line, shown
+from ..table import listed
 
 IMAGE, LABEL = "image", "label"
 # The columns that are looked for where none is of the type `Image`.
@@ -26,13 +27,10 @@ _DEV_SPLITS = ("validation", "valid", "val", "dev", "test")
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The files below `folder` whose ending Pillow knows, sorted; hidden ones and others are left out.
-
-    Raises:
-        TrituneError: there is none.
-    """
+    """The files below `folder` whose ending Pillow knows, sorted and not hidden; TrituneError if there is none."""
     known = Pillow.registered_extensions()
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_hidden(path, folder)]
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    files = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     images = [path for path in files if path.suffix.lower() in known]
     if not images:
         raise TrituneError(f"{folder}: holds no images")
@@ -41,12 +39,8 @@ def image_files(folder: Path) -> list[Path]:
     return images
 
 
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
 def read_labelled(source: str | Path, split: str, column: str | None, label_column: str | None) -> Dataset:
-    """Images with labels as they stand there, not verified: the columns `image` (`datasets.Image`) and `label`.
+    """Images with labels as they are, not verified: the columns `image` (`datasets.Image`) and `label`.
 
     Args:
         source: a folder with one folder per class, a parquet file, or the name of a data set on the hub.
@@ -77,18 +71,14 @@ def _read_folder(folder: Path) -> Dataset:
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
         raise TrituneError(f"{folder}: must hold one folder per class, and holds none")
-    files = [(path, number) for number, name in enumerate(classes) for path in image_files(folder / name)]
-    features = Features({IMAGE: Image(), LABEL: ClassLabel(names=classes)})
-    return Dataset.from_dict(
-        {IMAGE: [str(path) for path, _ in files], LABEL: [number for _, number in files]}, features=features
-    )
+    rows = [{IMAGE: str(path), LABEL: name} for name in classes for path in image_files(folder / name)]
+    return Dataset.from_list(rows, features=Features({IMAGE: Image(), LABEL: ClassLabel(names=classes)}))
 
 
 def read_parquet(path: Path) -> Dataset:
     """The rows of a parquet file, in memory, with the types that `datasets` may have written into it.
 
-    Raises:
-        TrituneError: it is not such a file, or holds no rows.
+    Raises TrituneError if it is not such a file, or holds no rows.
     """
     if path.suffix != ".parquet":
         raise TrituneError(f"{path}: images are taken from a folder or a .parquet file")
@@ -119,11 +109,7 @@ def _read_hub(source: str | Path, split: str) -> Dataset:
 
 
 def image_column(rows: Dataset, wanted: str | None, where: str) -> str:
-    """The column that holds the images: the one asked for, or the only one of the type `Image`, or a usual name.
-
-    Raises:
-        TrituneError: there is none, or it holds something else.
-    """
+    """The column of the images: the one wanted, the only one of the type `Image`, or a usual one; else TrituneError."""
     typed = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
     usual = [name for name in _KNOWN_COLUMNS if name in rows.column_names]
     found = wanted or next(iter(typed if len(typed) == 1 else usual), None)
@@ -134,26 +120,24 @@ def image_column(rows: Dataset, wanted: str | None, where: str) -> str:
 
 
 def label_names(rows: Dataset, where: str) -> tuple[str, ...]:
-    """The names of the labels: those of a ClassLabel in its order, else all values there are, sorted.
+    """The names of the labels: those of a ClassLabel in its order, else all values that occur, sorted.
 
-    Raises:
-        TrituneError: the labels are neither numbers nor texts, or there is only one.
+    Raises TrituneError if the labels are neither whole numbers nor text, or there is only one.
     """
     feature = rows.features[LABEL]
-    names = tuple(feature.names) if isinstance(feature, ClassLabel) else tuple(map(str, sorted(_values(rows, where))))
+    if isinstance(feature, ClassLabel):
+        names = tuple(feature.names)
+    else:
+        values = rows[LABEL]
+        for number, value in enumerate(values, 1):
+            if type(value) not in (int, str) or type(value) is not type(values[0]):
+                raise TrituneError(
+                    f"{where}, row {number}: labels must be all whole numbers or all text; got {shown(value)}"
+                )
+        names = tuple(map(str, sorted(set(values))))
     if len(names) < 2:
         raise TrituneError(f"{where}: has {len(names)} label; a classifier needs two")
     return names
-
-
-def _values(rows: Dataset, where: str) -> set[Any]:
-    values = rows[LABEL]
-    for number, value in enumerate(values, 1):
-        if type(value) not in (int, str) or type(value) is not type(values[0]):
-            raise TrituneError(
-                f"{where}, row {number}: a label must be a whole number or text, all alike; got {shown(value)}"
-            )
-    return set(values)
 
 
 def labelled(rows: Dataset, names: Sequence[str], where: str) -> Dataset:
@@ -173,9 +157,8 @@ def labelled(rows: Dataset, names: Sequence[str], where: str) -> Dataset:
         given = [feature.names[value] if value is not None and value >= 0 else None for value in given]
     for number, name in enumerate(given, 1):
         if name is None or str(name) not in ids:
-            known = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
             what = "no label" if name is None else f"the label {shown(name)}, which training does not know"
-            raise TrituneError(f"{where}, row {number}: {what}; known are {known}")
+            raise TrituneError(f"{where}, row {number}: {what}; known are {listed(names)}")
     numbers = [ids[str(name)] for name in given]
     rows = rows.remove_columns(LABEL).add_column(LABEL, numbers, feature=ClassLabel(names=list(names)))
     return verified(rows, where)

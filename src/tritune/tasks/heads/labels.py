@@ -1,7 +1,7 @@
 """The label column of a user's own table: which problem it poses, the labels' names in id order, and a row's label.
 
 Three problems: `single_label` (one class a row), `multi_label` (any number of labels a row), `regression` (a score).
-Many labels of a row are a list (JSON, Parquet), names with `|` between (CSV), or a column of 0 and 1 for each label.
+Many labels of a row are a list (JSON, Parquet), names separated by `|` (CSV), or a column of 0 and 1 for each label.
 """
 
 import math
@@ -15,17 +15,16 @@ from ..table import listed, number_in, placed
 SEPARATOR = "|"
 LABEL_COLUMN = "label"
 
-# With more classes than that, most of them seen once, a column is a number or an id and no class.
+# With more classes than this, most of them seen once, a column holds numbers or ids and no classes.
 _MANY_CLASSES = 20
 
 Row = dict[str, Any]
 
 
 def label_columns(label_column: str | None, present: Sequence[str], file: str) -> tuple[str, ...]:
-    """The columns of the label: one, or several with commas between, each of a label of its own.
+    """The columns of the label: one, or several separated by commas, each for a label of its own.
 
-    Raises:
-        TrituneError: one is missing or given twice.
+    Raises TrituneError if one is missing or given twice.
     """
     wanted = label_column or LABEL_COLUMN
     columns = (wanted,) if wanted in present else tuple(column.strip() for column in wanted.split(","))
@@ -40,16 +39,13 @@ def label_columns(label_column: str | None, present: Sequence[str], file: str) -
 def guessed_problem(rows: Sequence[Row], columns: Sequence[str], file: str) -> str:
     """The problem that a label column poses, by its values.
 
-    Several columns, lists and names parted by `|` are many labels a row; numbers of which any has a fractional part are
+    Several columns, lists, and names separated by `|` are multi-label; numbers of which any has a fractional part are
     scores; words and whole numbers are classes.
 
-    Raises:
-        TrituneError: a label is missing, or some are words and some are numbers; the message names the rows.
+    Raises TrituneError, naming the rows, if a label is missing, or some are words and some are numbers.
     """
     cells = [(where, row.get(columns[0])) for where, row in placed(rows, file)]
-    if len(columns) > 1 or any(
-        isinstance(cell, list) or (isinstance(cell, str) and SEPARATOR in cell) for _, cell in cells
-    ):
+    if len(columns) > 1 or any(isinstance(cell, list) or SEPARATOR in _text(cell) for _, cell in cells):
         return "multi_label"
     first: dict[str, tuple[str, Any]] = {}
     for where, cell in cells:
@@ -59,7 +55,7 @@ def guessed_problem(rows: Sequence[Row], columns: Sequence[str], file: str) -> s
         (kind, (early, theirs)), (other, (late, cell)) = list(first.items())[:2]
         raise TrituneError(
             f"{late}: the label {columns[0]!r} is {other} ({shown(cell)}), in {early.rpartition(', ')[2]} it is {kind} "
-            f"({shown(theirs)}); make them alike, or say with --problem what they are"
+            f"({shown(theirs)}); make them all one or the other, or give --problem"
         )
     if "a number" in first and any((number_in(cell) or 0.0) % 1 for _, cell in cells):
         return "regression"
@@ -77,8 +73,7 @@ def check_present(cell: Any, where: str, column: str) -> None:
 def label_names(problem: str, rows: Sequence[Row], columns: Sequence[str], file: str) -> tuple[str, ...] | None:
     """The names of the labels in id order: sorted, whole numbers as numbers; None for scores.
 
-    Raises:
-        TrituneError: a label cannot be read, all are the same, or nearly every row has one of its own.
+    Raises TrituneError if a label cannot be read, all are the same, or nearly every row has one of its own.
     """
     if problem == "regression":
         scores = {score(row.get(columns[0]), where, columns[0]) for where, row in placed(rows, file)}
@@ -133,9 +128,7 @@ class LabelReader:
     def __call__(self, row: Row, where: str) -> int | float | list[float]:
         """A class id, a score, or zeros and ones for every label.
 
-        Raises:
-            TrituneError: the label is missing, of another kind, or not one of the names; the message begins with
-                `where`.
+        Raises TrituneError, beginning with `where`, if the label is missing, of another kind, or not one of the names.
         """
         column = self.columns[0]
         if self.problem == "regression":
@@ -172,7 +165,7 @@ def _names_in(problem: str, cell: Any, where: str, column: str) -> list[str]:
     if isinstance(cell, list):
         return [_name(each, where, column) for each in cell]
     if not isinstance(cell, str):
-        raise TrituneError(f"{where}: the labels {column!r} must be a list, or names with | between; got {shown(cell)}")
+        raise TrituneError(f"{where}: the labels {column!r} must be a list, or names separated by |; got {shown(cell)}")
     return [name.strip() for name in cell.split(SEPARATOR) if name.strip()]
 
 
@@ -201,3 +194,7 @@ def _kind(cell: Any) -> str:
     if isinstance(cell, str | int | float):
         return "text" if number_in(cell) is None else "a number"
     return "neither text nor a number"
+
+
+def _text(cell: Any) -> str:
+    return cell if isinstance(cell, str) else ""

@@ -135,11 +135,10 @@ class QuestionAnswering(Head):
         return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
 
     def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData) -> dict[str, float]:
-        """How close a student's logits, (windows, tokens, 2), are to its teacher's from a pass of its own.
+        """As of classes, of logits (windows, tokens, 2).
 
-        Returns:
-            `agreement`, the share of questions with the same span for an answer, and `kl_to_teacher`, KL(teacher ||
-            student) over the positions of a window, mean over windows and over start and end.
+        `agreement` is the share of questions with the same span for an answer, `kl_to_teacher` KL(teacher || student)
+        over the positions of a window, mean over windows and over start and end.
         """
         measure = data.measures[data.select]
         assert isinstance(measure, _Answers)  # `encode` put it there
@@ -178,8 +177,7 @@ class QuestionAnswering(Head):
                 for context, span in zip(inputs["context"], spans(logits), strict=True)
             ]
 
-        columns = ("answer", "score", "no_answer_score")
-        return Predictable(windows, answering.collate(), columns, answers)
+        return Predictable(windows, answering.collate(), ("answer", "score", "no_answer_score"), answers)
 
 
 QUESTION_ANSWERING = QuestionAnswering()

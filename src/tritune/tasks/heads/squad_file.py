@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 
 from ...errors import TrituneError, shown
+from ..table import read_text
 
 FEATURES = Features(
     {
@@ -35,11 +36,7 @@ def read_squad(path: Path, unanswerable: bool) -> Dataset:
 
 
 def has_unanswerable(path: Path) -> bool:
-    """Whether a file marks a question as impossible to answer.
-
-    Raises:
-        TrituneError: it is not SQuAD's JSON.
-    """
+    """Whether a file marks a question as impossible to answer; TrituneError if it is not SQuAD's JSON."""
     return any(bool(raw.get("is_impossible")) for raw in _raw(path))
 
 
@@ -54,26 +51,27 @@ def questions(raws: Iterable[dict[str, Any]], source: Path | str, unanswerable: 
     Raises:
         TrituneError: a question cannot be used, two have the same id, or there is none.
     """
-    columns: dict[str, list] = {name: [] for name in FEATURES}
-    seen = set()
+    rows: dict[str, dict[str, Any]] = {}
     for raw in raws:
         where = f"{source}, question {shown(raw.get('id'))}"
         for key in ("id", "question", "context"):
             if not isinstance(raw.get(key), str) or not raw[key].strip():
                 raise TrituneError(f"{where}: its {key} must be a text, found {shown(raw.get(key))}")
-        if raw["id"] in seen:
-            raise TrituneError(f"{where}: this id stands there twice; every question needs its own")
-        seen.add(raw["id"])
+        if raw["id"] in rows:
+            raise TrituneError(f"{where}: this id occurs twice; every question needs its own")
         answers = list(_answers(raw, where))
         if not answers and not unanswerable:
             raise TrituneError(f"{where}: has no answer; drop it, or take squad_v2, which has questions without one")
-        texts, starts = ([answer[place] for answer in answers] for place in (0, 1))
-        values = (raw["id"], raw["question"].strip(), raw["context"], texts, starts)
-        for name, value in zip(columns, values, strict=True):
-            columns[name].append(value)
-    if not columns["id"]:
+        rows[raw["id"]] = {
+            "id": raw["id"],
+            "question": raw["question"].strip(),
+            "context": raw["context"],
+            "answers": [text for text, _ in answers],
+            "starts": [start for _, start in answers],
+        }
+    if not rows:
         raise TrituneError(f"{source}: holds no questions")
-    return Dataset.from_dict(columns, features=FEATURES)
+    return Dataset.from_list(list(rows.values()), features=FEATURES)
 
 
 def _answers(raw: dict[str, Any], where: str) -> Iterator[tuple[str, int]]:
@@ -84,8 +82,7 @@ def _answers(raw: dict[str, Any], where: str) -> Iterator[tuple[str, int]]:
     if not isinstance(answers, list):
         raise TrituneError(f"{where}: its answers must be a list, found {shown(answers)}")
     for answer in answers:
-        text = answer.get("text") if isinstance(answer, dict) else None
-        start = answer.get("answer_start") if isinstance(answer, dict) else None
+        text, start = (answer.get(key) if isinstance(answer, dict) else None for key in ("text", "answer_start"))
         if not isinstance(text, str) or not text.strip() or type(start) is not int:
             raise TrituneError(f"{where}: an answer needs `text` and `answer_start`, found {shown(answer)}")
         found = raw["context"][start : start + len(text)] if start >= 0 else ""
@@ -99,11 +96,10 @@ def _answers(raw: dict[str, Any], where: str) -> Iterator[tuple[str, int]]:
 
 def _raw(path: Path) -> Iterator[dict[str, Any]]:
     """Every question as the file has it, its context beside it."""
+    text = read_text(path)
     try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise TrituneError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # broken UTF-8 is a ValueError too
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise TrituneError(f"{path}: not JSON ({shown(str(error))}); {_SHAPE}") from None
     for article in _list(content, "data", path):
         for paragraph in _list(article, "paragraphs", path):

@@ -1,6 +1,6 @@
 """Reads tagged sentences: columns of words and tags as in CoNLL's files, JSON, or Parquet."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from datasets import Dataset, Features, List, Value
@@ -34,14 +34,20 @@ def read_tagged(
     if not path.is_file():
         raise TrituneError(f"{path} is missing: give a file of tagged sentences")
     sentences = _table(path, columns) if is_table(path) else _lines(path)
-    found: dict[str, list[list[str]]] = {"tokens": [], "tags": []}
-    for where, tokens, tags in _checked(sentences, path):
+    rows = []
+    for where, tokens, tags in sentences:
+        for what, values in (("words", tokens), ("tags", tags)):
+            if not isinstance(values, list) or not values or not all(isinstance(one, str) and one for one in values):
+                raise TrituneError(f"{where}: its {what} must be a list of texts, found {shown(values)}")
+        if len(tokens) != len(tags):
+            raise TrituneError(f"{where}: {len(tokens)} words and {len(tags)} tags; every word needs one")
         tags = iob2(tags)
         if labels is not None and (unknown := [tag for tag in tags if tag not in labels]):
             raise TrituneError(f"{where}: the tag {shown(unknown[0])} is none of {', '.join(labels)}")
-        found["tokens"].append(tokens)
-        found["tags"].append(tags)
-    return Dataset.from_dict(found, features=FEATURES)
+        rows.append({"tokens": tokens, "tags": tags})
+    if not rows:
+        raise TrituneError(f"{path}: holds no sentences")
+    return Dataset.from_list(rows, features=FEATURES)
 
 
 def is_table(path: Path) -> bool:
@@ -50,11 +56,7 @@ def is_table(path: Path) -> bool:
 
 
 def labels_of(sentences: Dataset, source: Path) -> tuple[str, ...]:
-    """The tags that occur, `O` first; of an entity that is tagged B or I, both.
-
-    Raises:
-        TrituneError: there is nothing but `O`.
-    """
+    """The tags that occur, `O` first; of an entity that is tagged B or I, both. TrituneError if all are `O`."""
     tags = {tag for row in sentences["tags"] for tag in row}
     if tags == {OUTSIDE}:
         raise TrituneError(
@@ -64,20 +66,6 @@ def labels_of(sentences: Dataset, source: Path) -> tuple[str, ...]:
     tags |= {f"{prefix}-{kind}" for kind in kinds for prefix in "BI"}
     by_kind = sorted(tags - {OUTSIDE}, key=lambda tag: (tag[2:], tag) if tag[1:2] == "-" else (tag, ""))
     return (*((OUTSIDE,) if OUTSIDE in tags else ()), *by_kind)
-
-
-def _checked(sentences: Iterable[Sentence], path: Path) -> Iterator[Sentence]:
-    empty = True
-    for where, tokens, tags in sentences:
-        for what, values in (("words", tokens), ("tags", tags)):
-            if not isinstance(values, list) or not values or not all(isinstance(one, str) and one for one in values):
-                raise TrituneError(f"{where}: its {what} must be a list of texts, found {shown(values)}")
-        if len(tokens) != len(tags):
-            raise TrituneError(f"{where}: {len(tokens)} words and {len(tags)} tags; every word needs one")
-        empty = False
-        yield where, tokens, tags
-    if empty:
-        raise TrituneError(f"{path}: holds no sentences")
 
 
 def _lines(path: Path) -> Iterator[Sentence]:

@@ -42,8 +42,7 @@ def bar_only_for(rows: int) -> Iterator[None]:
 def text_columns(present: Sequence[str], wanted: Sequence[str] | None, name: str) -> tuple[str, ...]:
     """The one or two columns of a table that hold the texts: those wanted, those that GLUE uses, or the only one.
 
-    Raises:
-        TrituneError: a column is missing, or nothing says which it is; the message names the table.
+    Raises TrituneError, naming the table, if a column is missing or nothing says which it is.
     """
     if wanted is not None:
         if not 1 <= len(wanted) <= 2:
@@ -53,12 +52,10 @@ def text_columns(present: Sequence[str], wanted: Sequence[str] | None, name: str
         return tuple(wanted)
     if not present:
         raise TrituneError(f"{name}: there is no column for the text")
-    found = next((columns for columns in _KNOWN_COLUMNS if all(column in present for column in columns)), None)
-    if found is None and len(present) == 1:
-        found = tuple(present)
-    if found is None:
+    known = [columns for columns in _KNOWN_COLUMNS if set(columns) <= set(present)]
+    if not known and len(present) > 1:
         raise TrituneError(f"{name}: say with --text-columns which of {listed(present)} hold the text")
-    return found
+    return known[0] if known else tuple(present)
 
 
 def text_of(row: dict[str, Any], column: str, where: str, *, may_be_empty: bool = False) -> str:
@@ -71,11 +68,7 @@ def text_of(row: dict[str, Any], column: str, where: str, *, may_be_empty: bool 
 
 
 def training_texts(rows: Sequence[dict[str, Any]], column: str, name: str) -> list[str]:
-    """The texts of a column to learn from: none empty, and not all of them numbers.
-
-    Raises:
-        TrituneError: a row's text is missing, or the column holds numbers; the message names table and row.
-    """
+    """The texts of a column to learn from; TrituneError, naming the row, if one is missing or all are numbers."""
     empty = [number for number, row in enumerate(rows, 1) if row.get(column) is None or not str(row[column]).strip()]
     if empty:
         raise TrituneError(
@@ -98,8 +91,7 @@ def check_room(tokenizer: PreTrainedTokenizerBase, texts: int, max_length: int |
 def token_by_token(tokenizer: PreTrainedTokenizerBase, source: object) -> PreTrainedTokenizerBase:
     """A tokenizer for answers at tokens; it pads on the right, so that a token has the same place in every batch.
 
-    Raises:
-        TrituneError: it cannot say from which characters of a text its tokens come.
+    Raises TrituneError if it has no character offsets.
     """
     if not tokenizer.is_fast:
         raise TrituneError(

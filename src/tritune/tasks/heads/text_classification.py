@@ -86,9 +86,7 @@ class TextClassification(Classifier):
             problem = "single_label" if labels and problem == "regression" else problem
         if len(targets) > 1 and problem != "multi_label":
             raise TrituneError(f"--label-column: {listed(targets)} are several columns, and {problem} takes one")
-        if problem == "regression":
-            labels = None
-        if not labels:
+        if problem == "regression" or not labels:
             labels = label_names(problem, rows, targets, file)
         measure, metrics = _METRICS[problem]
         if metric is not None and metric not in metrics:

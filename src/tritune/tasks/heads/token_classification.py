@@ -80,11 +80,7 @@ class TokenClassification(Classifier):
         label_column: str | None,
         labels: Sequence[str] | None = None,
     ) -> dict[str, Any]:
-        """The tags that a model knows, else of the training file, or of the other where there is none; CoNLL's lengths.
-
-        Raises:
-            TrituneError: a file or a column cannot be used.
-        """
+        """The tags that a model knows, else those of the training file, or of the dev file alone; CoNLL's lengths."""
         if columns is not None and len(columns) != 1:
             raise TrituneError(f"{self.name}: one column holds the words, got {', '.join(columns)}")
         words, tags = (columns or ("tokens",))[0], label_column or "tags"
@@ -126,11 +122,7 @@ class TokenClassification(Classifier):
         return EncodedData(encoded, collate, measures, task.dev_splits[0])
 
     def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData) -> dict[str, float]:
-        """How close a student's logits, (sentences, tokens, labels), are to its teacher's from a pass of its own.
-
-        Returns:
-            `agreement`, the share of words with the same tag, and `kl_to_teacher`, KL(teacher || student) per word.
-        """
+        """As of classes, of logits (sentences, tokens, labels): agreement and KL are means over the words."""
         words = np.zeros(student.shape[:2], bool)
         for row, ids in enumerate(data.dev["labels"]):
             words[row, : len(ids)] = np.asarray(ids) != IGNORED

@@ -200,7 +200,11 @@ BROKEN = [
     ("1_Pooling/config.json", {"pooling_mode_median": True}, "pooling_mode_median"),
     ("1_Pooling/config.json", {"word_embedding_dimension": "x"}, "word_embedding_dimension must be a whole number"),
     ("1_Pooling/config.json", {"word_embedding_dimension": 8}, "embeddings of 8, the model's are 16 wide"),
-    ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "default_prompt_name: 'query' is not supported"),
+    (
+        "config_sentence_transformers.json",
+        {"default_prompt_name": "query"},
+        "default_prompt_name: 'query' is not supported",
+    ),
     ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case: True is not supported"),
 ]
 

@@ -212,7 +212,9 @@ def test_a_fault_is_named(tmp_path, name):
 def test_a_label_that_training_does_not_know(tmp_path):
     train, dev = make_folder(tmp_path / "train", 1, ("cat", "dog")), make_folder(tmp_path / "dev", 1, ("cat", "pig"))
     task = own_task("image-classification", {"train": train, "validation": dev})
-    with pytest.raises(TrituneError, match=r"dev, row 2: the label 'pig', which training does not know; known are 'cat"):
+    with pytest.raises(
+        TrituneError, match=r"dev, row 2: the label 'pig', which training does not know; known are 'cat"
+    ):
         load_task_data(task)
 
 

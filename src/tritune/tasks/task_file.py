@@ -1,7 +1,7 @@
-"""A task of one's own as a YAML file: which files, which columns, which labels in which order.
+"""A user's own task as a YAML file: which files, which columns, which labels in which order.
 
-`finetune` and `train` write one into their output folder, so that whatever comes later asks the same of the same data.
-It holds paths of this machine: it is never uploaded.
+`finetune` and `train` write one into their output folder, so that later commands use the same task and data. It holds
+paths of this machine and is never uploaded.
 """
 
 import difflib
@@ -10,11 +10,14 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..errors import TrituneError, shown
+
+if TYPE_CHECKING:
+    from .heads import Task
 
 TASK_FILE = "task.yaml"
 _SPLITS = {"train_file": "train", "dev_file": "validation"}
@@ -51,16 +54,16 @@ def read_task_file(path: str | Path) -> dict[str, Any]:
     return values | {"files": files}
 
 
-def task_to_yaml(task: Any) -> str:
-    """A task of one's own as the text of a task file; `read_task_file` gives the same task back."""
-    values = {"kind": task.head.name}
-    values |= {key: str(task.files[split]) for key, split in _SPLITS.items() if split in task.files}
+def task_to_yaml(task: "Task") -> str:
+    """A user's own task as the text of a task file; `read_task_file` gives the same task back."""
+    files = task.files or {}
+    values = {"kind": task.head.name} | {key: str(files[split]) for key, split in _SPLITS.items() if split in files}
     values |= _description(task) | {"metric": task.metric}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def task_record(task: Any) -> dict[str, Any]:
-    """What tells a task of one's own from another one in a run's record: metric, columns, labels, its files' hashes.
+def task_record(task: "Task") -> dict[str, Any]:
+    """What identifies a user's own task in a run's record: metric, columns, labels, hashes of the files.
 
     No paths, because a record may be published. Empty for a task of the table, whose name says all.
     """
@@ -70,7 +73,7 @@ def task_record(task: Any) -> dict[str, Any]:
     return {"data": _description(task) | {"sha256": hashes}, "metric": task.metric}
 
 
-def _description(task: Any) -> dict[str, Any]:
+def _description(task: "Task") -> dict[str, Any]:
     values: dict[str, Any] = {}
     if task.head.has_columns:
         values = {"columns": list(task.text_columns)} if task.text_columns else {}

@@ -35,13 +35,7 @@ _ROWS_BETWEEN_RECORDS = 50
 
 @dataclass(frozen=True)
 class AugmentedFile:
-    """Where an augmented training file lies, with what lies beside it while it is made.
-
-    Attributes:
-        path: of the finished file.
-        task: whose rows it holds.
-        source: the original file.
-    """
+    """An augmented training file at `path`, of a task's original file `source`, and what lies beside it meanwhile."""
 
     path: Path
     task: Task
@@ -58,11 +52,7 @@ class AugmentedFile:
         return self.path.with_name(f".{self.path.name}.partial")
 
     def read_record(self) -> dict[str, Any] | None:
-        """What `record` holds, or None if there is none.
-
-        Raises:
-            TrituneError: it is not a record.
-        """
+        """What `record` holds, None if there is none; TrituneError if it is not a record."""
         try:
             record = json.loads(self.record.read_text(encoding="utf-8"))
             if record["settings"].keys() and isinstance(record["rows"] + record["bytes"] + record["variants"], int):
@@ -201,8 +191,7 @@ def _save(file: AugmentedFile, partial: BinaryIO, record: dict[str, Any]) -> Non
 
 
 def _check_same(file: AugmentedFile, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
-    differs = [name for name in {**begun, **wanted} if begun.get(name) != wanted.get(name)]
-    if differs:
+    if differs := [name for name in {**begun, **wanted} if begun.get(name) != wanted.get(name)]:
         raise TrituneError(
             f"{file.path}: --resume: was begun with another {', '.join(differs)}; give the same, or --overwrite"
         )

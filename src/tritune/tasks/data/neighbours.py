@@ -3,7 +3,8 @@
 Source: Pennington et al., "GloVe", EMNLP 2014, for the vectors and the format of their files.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +33,7 @@ class Neighbours:
     """
 
     def __init__(
-        self,
-        words: Sequence[str],
-        vectors: np.ndarray,
-        vector_of: Callable[[str], np.ndarray | None],
-        count: int,
+        self, words: Sequence[str], vectors: np.ndarray, vector_of: Callable[[str], np.ndarray | None], count: int
     ):
         norms = np.linalg.norm(vectors, axis=1)
         # A zero vector has no direction.
@@ -49,24 +46,23 @@ class Neighbours:
     def __call__(self, word: str) -> tuple[str, ...]:
         """At most `count` words, nearest first; none for a word without a vector."""
         if word not in self._known:
-            self._known[word] = tuple(self._nearest(word))
+            self._known[word] = self._nearest(word)
         return self._known[word]
 
-    def _nearest(self, word: str) -> Iterable[str]:
+    def _nearest(self, word: str) -> tuple[str, ...]:
         vector = self._vector_of(word)
         if vector is None or not vector.any():
-            return []
+            return ()
         order = np.argsort(-(self._directions @ (vector / np.linalg.norm(vector))), kind="stable")
         # The word may stand there in capitals too.
         others = (self._words[place] for place in order if self._words[place].casefold() != word.casefold())
-        return [other for other, _ in zip(others, range(self._count), strict=False)]
+        return tuple(islice(others, self._count))
 
 
 def glove_neighbours(path: str | Path, count: int) -> Neighbours:
     """Neighbours among the words of a GloVe file; a word that is not there is looked up in lower case too.
 
-    Raises:
-        TrituneError: as `read_glove`.
+    Raises TrituneError as `read_glove` does.
     """
     words, vectors = read_glove(path)
     places = {word: place for place, word in reversed(list(enumerate(words)))}

@@ -65,9 +65,7 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def class_scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy, and the plain mean of every class's F1 (`macro_f1`) over the classes that are true or predicted.
 
-    `predictions` are logits `(batch, num_labels)`, `labels` class ids `(batch,)`.
-
-    Raises TrituneError as `accuracy` does.
+    Shapes and errors are those of `accuracy`.
     """
     predicted, classes = _classes(predictions, labels)
     macro = float(f1_score(classes, predicted, average="macro", zero_division=0.0))
@@ -77,14 +75,11 @@ def class_scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float
 def multi_label_scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Scores of sets of labels: a label is given where its sigmoid is above 0.5, which is a logit above 0.
 
-    `predictions` are logits and `labels` zeros and ones, both `(batch, num_labels)`.
+    `predictions` are logits and `labels` zeros and ones, both `(batch, num_labels)`. `micro_f1` is the F1 of all
+    decisions together; `macro_f1` the plain mean of every label's F1, 0 for a label that is neither true nor given
+    anywhere; `subset_accuracy` the share of rows with every decision right.
 
-    Returns:
-        `micro_f1`, the F1 of all decisions together; `macro_f1`, the plain mean of every label's F1, 0 for a label that
-        is neither true nor given anywhere; `subset_accuracy`, the share of rows with every decision right.
-
-    Raises:
-        TrituneError: shapes that do not match, non-finite logits, or labels other than 0 and 1.
+    Raises TrituneError for shapes that do not match, non-finite logits, or labels other than 0 and 1.
 
     >>> multi_label_scores(np.array([[2.0, -1.0], [1.0, 3.0]]), np.array([[1, 0], [0, 1]]))["subset_accuracy"]
     0.5
@@ -100,9 +95,7 @@ def multi_label_scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str,
 def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Matthews correlation, CoLA's metric in GLUE (Wang et al., 2019); 0.0 where either side is constant.
 
-    `predictions` are logits `(batch, num_labels)`, `labels` class ids `(batch,)`.
-
-    Raises TrituneError as `accuracy` does.
+    Shapes and errors are those of `accuracy`.
     """
     predicted, labels = _classes(predictions, labels)
     return {"matthews_correlation": _defined(matthews_corrcoef, labels, predicted)}
@@ -111,9 +104,7 @@ def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> dict[st
 def mean_accuracy_f1(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy, F1 of class 1, and their mean: MRPC and QQP in GLUE (Wang et al., 2019). F1 is 0.0 where undefined.
 
-    `predictions` are logits `(batch, 2)`, `labels` class ids `(batch,)`.
-
-    Raises TrituneError as `accuracy` does, and for other than two classes.
+    Shapes and errors are those of `accuracy`; logits must be `(batch, 2)`.
     """
     predicted, labels = _classes(predictions, labels)
     if np.shape(predictions)[-1] != 2:
@@ -126,9 +117,7 @@ def mean_accuracy_f1(predictions: np.ndarray, labels: np.ndarray) -> dict[str, f
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Spearman's rank correlation, by which sentence encoders are compared (Reimers & Gurevych, 2019, section 4).
 
-    `predictions` are scores `(batch,)` or `(batch, 1)`, `labels` scores `(batch,)`; 0.0 where it is undefined.
-
-    Raises TrituneError as `mean_pearson_spearman` does.
+    0.0 where it is undefined; shapes and errors are those of `mean_pearson_spearman`.
     """
     return {"spearman": mean_pearson_spearman(predictions, labels)["spearman"]}
 

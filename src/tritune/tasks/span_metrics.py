@@ -47,11 +47,11 @@ def answer_f1(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[s
     `f1_unanswerable` tell them apart.
 
     Args:
-        predicted: one answer a question, empty for none.
-        gold: the answers that are right, one list a question; an empty list where there is no answer.
+        predicted: one answer per question, empty for none.
+        gold: one list per question of the answers that are right, empty where there is no answer.
 
     Raises:
-        TrituneError: there is no question, or not one answer a question.
+        TrituneError: there is no question, or not one answer per question.
 
     >>> answer_f1(["the red house"], [["Red house", "a house"]])
     {'exact_match': 1.0, 'f1': 1.0}
@@ -117,7 +117,7 @@ def entity_f1(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]])
     are summed over all sentences. A ratio of nothing to nothing is 0.
 
     Args:
-        predicted, gold: a tag a word, one list a sentence.
+        predicted, gold: one list per sentence, with a tag per word.
 
     Raises:
         TrituneError: there are no words, or sentences differ in length.
@@ -134,14 +134,7 @@ def entity_f1(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]])
 
 
 def tag_accuracy(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, float]:
-    """`accuracy`, the share of words with the right tag.
-
-    Args:
-        predicted, gold: a tag a word, one list a sentence.
-
-    Raises:
-        TrituneError: there are no words, or sentences differ in length.
-    """
+    """`accuracy`, the share of words with the right tag; inputs and errors are those of `entity_f1`."""
     words = sum(map(len, gold))
     if not words or list(map(len, predicted)) != list(map(len, gold)):
         raise TrituneError(f"cannot score the tags of {sum(map(len, predicted))} words against those of {words}")

@@ -59,8 +59,8 @@ def replaceable_words(text: str) -> list[Span]:
     >>> [text[start:end] for start, end in replaceable_words(text)]
     ['cat', 'mat']
     """
-    found = (match.span() for match in _WORD.finditer(text) if match[0].isalpha())
-    return [(start, end) for start, end in found if text[start:end].lower() not in STOP_WORDS]
+    words = (match for match in _WORD.finditer(text) if match[0].isalpha())
+    return [match.span() for match in words if match[0].lower() not in STOP_WORDS]
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
@@ -166,10 +166,8 @@ def _logits_at(model: PreTrainedModel, batch: dict[str, torch.Tensor], places: t
 class Augmenter:
     """Makes variants of texts.
 
-    Attributes:
-        masked: gives the candidates for words of one piece.
-        neighbours: gives those for words of several pieces.
-        probability: with which each word is replaced.
+    `masked` gives the candidates for words of one piece, `neighbours` those for words of several pieces; every word is
+    replaced with `probability`.
     """
 
     masked: MaskedWords

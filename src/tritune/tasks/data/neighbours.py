@@ -21,8 +21,7 @@ class Neighbours:
     """The nearest words to a word, the word itself left out; each word is searched once.
 
     Args:
-        words: that may be answered, alphabetic ones only are kept.
-        vectors: of these words, (words, width).
+        words, vectors: that may be answered, and theirs, (words, width); only alphabetic ones are kept.
         vector_of: the vector of any word, (width,), or None where it has none.
         count: words per answer.
 
@@ -79,12 +78,8 @@ def embedding_neighbours(
 ) -> Neighbours:
     """Neighbours by the input embeddings of a language model: where there is no GloVe file.
 
-    Args:
-        model: whose embeddings, (vocabulary, width), are taken.
-        tokenizer: its own.
-        words: token id to word, for the tokens that are whole words, see `augment.whole_words`; these may be answered.
-            The vector of a word of several pieces is the mean of theirs.
-        count: words per answer.
+    Answers are of `words`, token id to word, see `augment.whole_words`. The vector of a word of several pieces is the
+    mean of theirs.
     """
     table = model.get_input_embeddings().state_dict()["weight"].float().cpu().numpy()
 

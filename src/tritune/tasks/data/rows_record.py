@@ -36,7 +36,8 @@ def rows_record(read: Mapping[str, Dataset], encoded: Mapping[str, Dataset]) -> 
     for split, rows in read.items():
         # Images are decoded when a batch needs them: until then they are as they were read.
         numbers = [name for name, kind in encoded[split].features.items() if not isinstance(kind, Image)]
-        record[split] = {"read": _content(rows), "encoded": _content(encoded[split].select_columns(numbers))}
+        stages = {"read": rows, "encoded": encoded[split].select_columns(numbers)}
+        record[split] = {stage: {"count": len(of), "sha256": rows_sha256(of)} for stage, of in stages.items()}
         if revision := _revision(rows):
             record[split]["revision"] = revision
     return record
@@ -45,9 +46,7 @@ def rows_record(read: Mapping[str, Dataset], encoded: Mapping[str, Dataset]) -> 
 def other_rows(earlier: Mapping[str, Any], now: Mapping[str, Any], stage: str) -> str:
     """Which split has other rows now, as part of a message; empty where all are the same.
 
-    Args:
-        earlier, now: from `rows_record`.
-        stage: `read` or `encoded`.
+    `earlier` and `now` are of `rows_record`, `stage` is `read` or `encoded`.
 
     >>> earlier, now = ({"train": {"read": {"count": n, "sha256": f"hash of {n}"}}} for n in (160, 99))
     >>> other_rows(earlier, now, "read")
@@ -62,14 +61,7 @@ def other_rows(earlier: Mapping[str, Any], now: Mapping[str, Any], stage: str) -
 
 
 def selecting_rows(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The dev rows, as they were read, that selected the best model of a run: `count` and `sha256`.
-
-    Args:
-        metrics: of the run, or whatever else lies beside a model.
-
-    Returns:
-        None where there is no record of them.
-    """
+    """`count` and `sha256` of the dev rows, as read, that selected a run's best model; None if `metrics` lacks them."""
     try:
         read = next(record["read"] for split, record in metrics["rows"].items() if split != "train")
         return {"count": int(read["count"]), "sha256": str(read["sha256"])}
@@ -89,10 +81,6 @@ def rows_sha256(rows: Dataset) -> str:
             column, kind = table[name].combine_chunks(), rows.features[name]
             _add(digest, kind.embed_storage(column).field("bytes") if isinstance(kind, Image) else column)
     return digest.hexdigest()
-
-
-def _content(rows: Dataset) -> dict[str, Any]:
-    return {"count": len(rows), "sha256": rows_sha256(rows)}
 
 
 def _add(digest: Any, array: pa.Array) -> None:

@@ -124,14 +124,10 @@ def _label(batch: dict[str, list], row: int, first: int, starts: Sequence[int], 
 
 
 def spans(logits: np.ndarray, windows: Any) -> list[Span]:
-    """The best span of every question over all its windows.
+    """The best span of every question over all its windows, rows of `_PLACES`.
 
-    Args:
-        logits: (windows, tokens, 2), of start and end.
-        windows: rows with `question`, `first`, `starts_at`, `ends_at` and `tokens`.
-
-    Raises:
-        TrituneError: there is not one row of logits a window, or some are not finite.
+    `logits` are (windows, tokens, 2), of start and end. Raises TrituneError if their shape does not fit the windows, or
+    some are not finite.
     """
     if logits.ndim != 3 or len(logits) != len(windows) or logits.shape[2] != 2:
         raise TrituneError(f"cannot read answers from logits of shape {logits.shape} for {len(windows)} windows")

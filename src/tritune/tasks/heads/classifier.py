@@ -81,15 +81,10 @@ def measures_of(encoded: DatasetDict, task: Task) -> dict[str, Callable[[np.ndar
 
 
 def named_answers(examples: Dataset, collate: Collate, model: PreTrainedModel, name: str) -> Predictable:
-    """Examples, one a row, whose logits become a `prediction`.
+    """Examples, one per row of the table `name`, whose logits become a `prediction`.
 
     That is a label's name; where a row may have many labels, a list of those that are more likely than not, in id
     order; of a model with a single logit, the score.
-
-    Args:
-        examples, collate: see `Predictable`.
-        model: that will answer.
-        name: what messages call the rows.
     """
     config, source = model.config, model.name_or_path
     many = config.problem_type == MULTI_LABEL
@@ -101,7 +96,7 @@ def named_answers(examples: Dataset, collate: Collate, model: PreTrainedModel, n
         # Argmax of a NaN row is a label like any other.
         if len(bad := np.flatnonzero(~np.isfinite(logits).all(-1))):
             raise TrituneError(
-                f"{source}: answers row {bad[0] + 1} of {name} with NaN or infinite values; train it anew"
+                f"{source}: answers row {bad[0] + 1} of {name} with NaN or infinite values; train it again"
             )
         if is_score:
             return [{"prediction": float(score)} for score in logits[:, 0]]

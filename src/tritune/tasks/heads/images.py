@@ -141,15 +141,9 @@ def label_names(rows: Dataset, where: str) -> tuple[str, ...]:
 
 
 def labelled(rows: Dataset, names: Sequence[str], where: str) -> Dataset:
-    """Rows with every image decodable, and every label a `ClassLabel` of `names`.
+    """Rows of `read_labelled` with every image decodable, and every label a `ClassLabel` of `names` in id order.
 
-    Args:
-        rows: from `read_labelled`.
-        names: of the task's labels, in the order of its ids.
-        where: what messages call the rows.
-
-    Raises:
-        TrituneError: an image cannot be decoded, or a label is not among `names`; the message names file or row.
+    Raises TrituneError, naming file or row, if an image cannot be decoded or a label is not among `names`.
     """
     feature, ids = rows.features[LABEL], {name: number for number, name in enumerate(names)}
     given = rows[LABEL]
@@ -165,14 +159,9 @@ def labelled(rows: Dataset, names: Sequence[str], where: str) -> Dataset:
 
 
 def verified(rows: Dataset, where: str) -> Dataset:
-    """Rows whose column `image` has the type `Image`, once every image of theirs was decoded.
+    """Rows whose column `image`, of encoded bytes or paths, has the type `Image`, once every image was decoded.
 
-    Args:
-        rows: images as encoded bytes or as paths of files.
-        where: what messages call the rows.
-
-    Raises:
-        TrituneError: the column holds something else, or an image cannot be decoded; the message names file or row.
+    Raises TrituneError, naming file or row, if the column holds something else or an image cannot be decoded.
     """
     if not isinstance(rows.features[IMAGE], Image):
         try:

@@ -23,15 +23,7 @@ _SHAPE = "SQuAD's JSON has a list `data` of `paragraphs`, each a `context` with 
 
 
 def read_squad(path: Path, unanswerable: bool) -> Dataset:
-    """The questions of a file: `id`, `question`, `context`, the texts of its `answers` and where they start.
-
-    Args:
-        path: a JSON file.
-        unanswerable: whether questions may have no answer (version 2.0); their list is then empty.
-
-    Raises:
-        TrituneError: the file or a question cannot be used; the message names both.
-    """
+    """The questions of a JSON file, see `questions`; TrituneError, naming file and question, if one cannot be used."""
     return questions(_raw(path), path, unanswerable)
 
 
@@ -41,12 +33,12 @@ def has_unanswerable(path: Path) -> bool:
 
 
 def questions(raws: Iterable[dict[str, Any]], source: Path | str, unanswerable: bool) -> Dataset:
-    """Checked questions.
+    """Checked questions: `id`, `question`, `context`, the texts of their `answers` and where they start.
 
     Args:
         raws: with `id`, `question`, `context`, and `answers`, each a `text` with its `answer_start`.
         source: what messages name.
-        unanswerable: whether a question may have no answer.
+        unanswerable: whether questions may have no answer (version 2.0); their list is then empty.
 
     Raises:
         TrituneError: a question cannot be used, two have the same id, or there is none.

@@ -156,26 +156,21 @@ class TokenClassification(Classifier):
 
 
 def tags_of(logits: np.ndarray, first_tokens: Sequence[Sequence[int]], labels: Sequence[str]) -> list[list[str]]:
-    """The tags of all words.
+    """The tags of all words, from logits (sentences, tokens, labels).
 
-    Args:
-        logits: (sentences, tokens, labels).
-        first_tokens: every word's first token; -1 for a word without one, which is tagged `O`.
-        labels: names in the order of the logits.
-
-    Raises:
-        TrituneError: the shapes do not fit, or a word's logits are not finite.
+    A word takes the label of its first token; one that has none, -1, is tagged `O`. Raises TrituneError if the shapes
+    do not fit or a word's logits are not finite.
     """
     if logits.ndim != 3 or len(logits) != len(first_tokens) or logits.shape[2] != len(labels):
         raise TrituneError(f"cannot read {len(labels)} tags from logits of shape {logits.shape}")
     read = [row[[place for place in places if place >= 0]] for row, places in zip(logits, first_tokens, strict=True)]
     if bad := sum(not np.isfinite(row).all() for row in read):
         raise TrituneError(f"{bad} of {len(logits)} sentences have NaN or infinite logits: there is no score")
-    tags = []
-    for row, places in zip(read, first_tokens, strict=True):
-        best = iter(row.argmax(-1))
-        tags.append([labels[next(best)] if place >= 0 else OUTSIDE for place in places])
-    return tags
+    best = (iter(row.argmax(-1)) for row in read)
+    return [
+        [labels[next(row)] if place >= 0 else OUTSIDE for place in places]
+        for row, places in zip(best, first_tokens, strict=True)
+    ]
 
 
 def _encode(

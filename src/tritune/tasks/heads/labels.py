@@ -106,14 +106,8 @@ def _in_order(names: Iterable[str]) -> list[str]:
 class LabelReader:
     """Reads the label of a row as the model takes it.
 
-    Args:
-        problem: one of `names.PROBLEMS`.
-        names: of the labels in id order; None for scores.
-        columns: of the label.
-        origin: where the names come from, for messages.
-
-    Raises:
-        TrituneError: there is not one column for every label.
+    `problem` is one of `names.PROBLEMS`, `names` are those of the labels in id order (None for scores), and `origin`
+    says in messages where they come from. Raises TrituneError for several `columns` that are not one for each label.
     """
 
     def __init__(self, problem: str, names: Sequence[str] | None, columns: Sequence[str], origin: str):
@@ -137,12 +131,11 @@ class LabelReader:
             given = [name for name in self.columns if _flag(row.get(name), where, name)]
         else:
             given = _names_in(self.problem, row.get(column), where, column)
-        for name in given:
-            if name not in self.ids:
-                raise TrituneError(
-                    f"{where}: the label {shown(name)} is not one of {self.origin}: {listed(self.names)}; rename it or "
-                    "drop the row"
-                )
+        if unknown := [name for name in given if name not in self.ids]:
+            raise TrituneError(
+                f"{where}: the label {shown(unknown[0])} is not one of {self.origin}: {listed(self.names)}; rename it "
+                "or drop the row"
+            )
         if self.problem == "single_label":
             return self.ids[given[0]]
         ids = {self.ids[name] for name in given}
@@ -181,11 +174,9 @@ def _name(cell: Any, where: str, column: str) -> str:
 
 def _flag(cell: Any, where: str, column: str) -> bool:
     text = str(cell).strip().lower()
-    if text in ("1", "1.0", "true"):
-        return True
-    if text in ("0", "0.0", "false"):
-        return False
-    raise TrituneError(f"{where}: the column {column!r} of a label must hold 0 or 1, found {shown(cell)}")
+    if text not in ("1", "1.0", "true", "0", "0.0", "false"):
+        raise TrituneError(f"{where}: the column {column!r} of a label must hold 0 or 1, found {shown(cell)}")
+    return text in ("1", "1.0", "true")
 
 
 def _kind(cell: Any) -> str:

@@ -320,7 +320,7 @@ def test_encode_wants_room_for_text(tmp_path):
     task = write_task(tmp_path, "rte")
     data = load_glue_folder(task, tmp_path)["train"]
     assert max(map(len, encode(data, task.text_columns, tokenizer(), 4, task.title)["input_ids"])) == 4
-    with pytest.raises(TrituneError, match="max_length 3 leaves no room for text: 3 tokens are special"):
+    with pytest.raises(TrituneError, match="max_length 3 leaves no room for text beside 3 special tokens"):
         encode(data, task.text_columns, tokenizer(), 3, task.title)
 
 

@@ -371,7 +371,7 @@ BAD_FILES = {
     "null.jsonl": ('{"text": null}\n', ", row 1: 'text' must be text, found nothing; fill it in or drop the row"),
     "nothing.jsonl": ("{}\n", ": there is no column for the text"),
     "unknown.csv": ("a,b\nc,d\n", ": say with --text-columns which of 'a', 'b' hold the text"),
-    "three.txt": ("a\tb\n\na\tb\tc\n", ", line 3: 3 texts; a line is one, or two with a tab between"),
+    "three.txt": ("a\tb\n\na\tb\tc\n", ", line 3: 3 texts; a line holds one or two, separated by a tab"),
     "mixed.txt": ("a\nb\tc\n", ", row 1: 'text_pair' must be text, found nothing"),
     "taken.csv": ("text,prediction\na,b\n", ": has 'prediction' already; rename or drop it"),
     "rows.xlsx": ("a", ": unknown kind of file; known are .csv, .tsv, .jsonl, .json, .txt, .parquet and - for"),
@@ -432,7 +432,7 @@ def test_answers_that_are_not_numbers_are_refused(cli, workspace, tmp_path):
     weights["classifier.weight"].fill_(3e38)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     message = cli.refusal(folder, stdin=b"the actor\nthe")
-    assert message == f"{folder}: answers row 1 of standard input with NaN or infinite values; train it anew"
+    assert message == f"{folder}: gives NaN or infinite values for row 1 of standard input; train it again"
 
 
 # transformers' own pipeline

@@ -56,7 +56,7 @@ BAD = {  # name, content, message
     "one column": ("a.txt", "Ada B-PER\nnaps\n", r"a\.txt, line 2: 1 columns, expected 2"),
     "no tags": ("a.txt", "Ada\n", r"a\.txt, line 1: 1 columns"),
     "more columns": ("a.txt", "Ada B-PER\nhas a nap O\n", "line 2: 4 columns, expected 2"),
-    "unseen": ("a.txt", "Ada B-PER\n\nBonn B-CITY\n", "line 3: the tag 'B-CITY' is none of O, B-PER"),
+    "unseen": ("a.txt", "Ada B-PER\n\nBonn B-CITY\n", "line 3: the tag 'B-CITY' is not one of O, B-PER"),
     "no blank line": ("a.txt", "Ada B-PER\n" * 300, "no blank line in the first 201"),
     "nothing": ("a.txt", "\n\n-DOCSTART- -X- O O\n", "holds no sentences"),
     "lengths": ("a.jsonl", '{"tokens": ["a", "b"], "tags": ["O"]}', r"a\.jsonl, row 1: 2 words and 1 tags"),

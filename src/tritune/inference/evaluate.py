@@ -128,7 +128,7 @@ def evaluate_source(
 
     Args:
         source: a run, a teacher, or any model fine-tuned on `task`.
-        task: of the table, or of one's own files.
+        task: of the table, or of a user's own files.
         data_folder: a table task's original files; None reads the hub.
         overrides: `key=value` for `recipes.EVALUATION_KEYS` of the recipe beside the model.
         teacher_source: a second model to which the closeness is measured.

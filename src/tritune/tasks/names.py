@@ -70,7 +70,7 @@ def task_name(name: str) -> str:
 def check_problem(problem: str | None) -> None:
     """Raise TrituneError for an unknown problem; None goes by the label column."""
     if problem is not None and problem not in PROBLEMS:
-        raise TrituneError(f"problem: {shown(problem)} is none of {', '.join(PROBLEMS)}")
+        raise TrituneError(f"problem: {shown(problem)} is not one of {', '.join(PROBLEMS)}")
 
 
 def _letters(name: str) -> str:

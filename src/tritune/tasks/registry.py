@@ -110,7 +110,7 @@ def own_task(
     labels = None if "labels" in head.file_options else options.pop("labels", None)
     metric = None if "metric" in head.file_options else options.pop("metric", None)
     if unknown := options.keys() - {*head.file_options}:
-        raise TrituneError(f"{kind}: takes no {', '.join(sorted(unknown))}")
+        raise TrituneError(f"{kind}: does not take {', '.join(sorted(unknown))}")
     fields = head.describe(files, columns, label_column, **options)
     title = f"{kind} of {(files.get('validation') or files['train']).name}"
     values: dict[str, Any] = {"name": kind, "title": title, "head": head, "files": files}
@@ -118,5 +118,5 @@ def own_task(
     if labels and task.labels is not None and tuple(labels) != task.labels:
         raise TrituneError(f"{title}: its labels are {shown(list(task.labels))}, expected {shown(list(labels))}")
     if metric and metric != task.metric:
-        raise TrituneError(f"metric: {kind} is selected by {task.metric}, not by {shown(metric)}")
+        raise TrituneError(f"metric: checkpoints of {kind} are selected by {task.metric}, not by {shown(metric)}")
     return task

@@ -1,6 +1,6 @@
-"""Texts of one's own: rows from CSV, TSV, JSON, plain lines or Parquet, and the same formats (but Parquet) out again.
+"""A user's own tables: rows from CSV, TSV, JSON, plain lines or Parquet, and the same formats (but Parquet) out again.
 
-CSV has quotes; TSV has none, as in the GLUE files: a row lies between two line feeds, a field between two tabs.
+CSV has quotes; TSV has none, as in the GLUE files: rows are separated by line feeds, fields by tabs.
 """
 
 import codecs
@@ -110,11 +110,11 @@ def check_writable(path: str | Path, rows: Sequence[dict[str, Any]] = ()) -> str
         raise TrituneError(f"{path}: predictions are written as .csv, .tsv or .jsonl")
     folder = Path(path).absolute().parent
     if not folder.is_dir():
-        raise TrituneError(f"{path}: there is no folder {folder}; make it first")
+        raise TrituneError(f"{path}: there is no folder {folder}; create it first")
     if Path(path).is_dir():
         raise TrituneError(f"{path}: this is a folder; give the name of a file")
     if not os.access(folder, os.W_OK):
-        raise TrituneError(f"{path}: nothing may be written in {folder}; give a file in another folder")
+        raise TrituneError(f"{path}: {folder} is not writable; give a file in another folder")
     if kind == "tsv":
         for number, row in enumerate(rows, 1):
             if broken := [name for name, value in row.items() if {"\t", "\n"} & {*name, *_cell(value)}]:
@@ -240,7 +240,9 @@ def _read_lines(text: str, name: str) -> Iterator[dict[str, str]]:
     for number, line in numbered_lines(text):
         fields = line.split("\t")
         if len(fields) > 2:
-            raise TrituneError(f"{name}, line {number}: {len(fields)} texts; a line is one, or two with a tab between")
+            raise TrituneError(
+                f"{name}, line {number}: {len(fields)} texts; a line holds one or two, separated by a tab"
+            )
         yield dict(zip(("text", "text_pair"), fields, strict=False))
 
 

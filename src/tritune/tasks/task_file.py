@@ -157,5 +157,5 @@ def _names(value: Any, what: str) -> list[str]:
     if not isinstance(names, list) or not names or not all(type(name) in (str, int) for name in names):
         raise TrituneError(f"{what} must be a list of names, got {shown(value)}")
     if len({*map(str, names)}) < len(names):
-        raise TrituneError(f"{what} has a name twice: {shown(value)}")
+        raise TrituneError(f"{what} lists a name twice: {shown(value)}")
     return [str(name) for name in names]

@@ -102,11 +102,11 @@ class MaskedWords:
         batch_size: int,
     ):
         if not tokenizer.is_fast:
-            raise TrituneError(f"{type(tokenizer).__name__}: does not say where its tokens stand; take a fast one")
+            raise TrituneError(f"{type(tokenizer).__name__}: has no character offsets; use a fast tokenizer")
         if tokenizer.mask_token_id is None:
             raise TrituneError("the tokenizer has no mask token, so its model is not a masked language model")
         if not words:
-            raise TrituneError("the tokenizer has no token that is a whole word, so there is nothing to replace one by")
+            raise TrituneError("the tokenizer has no tokens that are whole words, which words could be replaced with")
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
         self._ids, self._texts = torch.tensor(list(words), device=model.device), list(words.values())
         self._count, self._room = min(count, len(words)), positions(model)

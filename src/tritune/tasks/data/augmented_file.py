@@ -81,7 +81,7 @@ def open_output(
             augmentation, is there already, or cannot be written.
     """
     if task.head is not TEXT_CLASSIFICATION or task.files is not None:
-        raise TrituneError(f"{task.title}: only GLUE's tasks are augmented, which are read from tsv files")
+        raise TrituneError(f"{task.title}: only GLUE tasks, which are read from tsv files, can be augmented")
     folder = Path(data_folder)
     if folder.is_file():
         raise TrituneError(f"{folder}: --data takes the folder; only its {TRAIN_FILE} is augmented, never a dev file")
@@ -98,7 +98,7 @@ def open_output(
     if record is None and path.exists():
         raise TrituneError(f"{path}: not a file that `tritune augment` wrote, so it is left alone; choose another one")
     if record is not None and not (overwrite or resume):
-        raise TrituneError(f"{path}: is there already, or was begun; give --resume to go on, or --overwrite")
+        raise TrituneError(f"{path}: already exists, or was begun; give --resume to continue, or --overwrite")
     return file
 
 
@@ -193,7 +193,7 @@ def _save(file: AugmentedFile, partial: BinaryIO, record: dict[str, Any]) -> Non
 def _check_same(file: AugmentedFile, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
     if differs := [name for name in {**begun, **wanted} if begun.get(name) != wanted.get(name)]:
         raise TrituneError(
-            f"{file.path}: --resume: was begun with another {', '.join(differs)}; give the same, or --overwrite"
+            f"{file.path}: --resume: was begun with a different {', '.join(differs)}; use the same, or --overwrite"
         )
 
 

@@ -82,7 +82,7 @@ def cut(
         for window, row in enumerate(of_row):
             parts = encoded.sequence_ids(window)
             if 1 not in parts:
-                raise TrituneError(f"{title}, question {batch['id'][row]!r}: its context holds nothing to read")
+                raise TrituneError(f"{title}, question {batch['id'][row]!r}: its context has no tokens")
             first, last = parts.index(1), len(parts) - parts[::-1].index(1)
             starts, ends = (list(places) for places in zip(*offsets[window][first:last], strict=True))
             for name, value in zip(_PLACES, (indices[row], first, starts, ends, len(parts)), strict=True):

@@ -42,7 +42,7 @@ class Classifier(Head):
     def check(self, config: PreTrainedConfig, task: Task, source: str | Path) -> None:
         """Raise TrituneError if the model has another number or another order of labels.
 
-        Of a task of one's own also if they have other names, or are answered in another way.
+        For a user's own task also if they have other names, or the problem is another one.
         """
         if config.num_labels != task.num_labels:
             raise TrituneError(
@@ -51,7 +51,7 @@ class Classifier(Head):
         names = [name.lower() for name in _label_names(config)]
         wanted = [label.lower() for label in task.labels or ()]
         if names != wanted and sorted(names) == sorted(wanted):
-            raise TrituneError(f"{source}: the model's labels stand in the order {names}, {task.title}'s are {wanted}")
+            raise TrituneError(f"{source}: the model's labels are in the order {names}, {task.title}'s are {wanted}")
         if task.files is None:
             return
         if wanted and names != wanted and names != [f"label_{index}" for index in range(len(names))]:
@@ -95,9 +95,7 @@ def named_answers(examples: Dataset, collate: Collate, model: PreTrainedModel, n
         """One answer a row."""
         # Argmax of a NaN row is a label like any other.
         if len(bad := np.flatnonzero(~np.isfinite(logits).all(-1))):
-            raise TrituneError(
-                f"{source}: answers row {bad[0] + 1} of {name} with NaN or infinite values; train it again"
-            )
+            raise TrituneError(f"{source}: gives NaN or infinite values for row {bad[0] + 1} of {name}; train it again")
         if is_score:
             return [{"prediction": float(score)} for score in logits[:, 0]]
         if many:

@@ -247,7 +247,7 @@ class Head(ABC):
         """Raise TrituneError, naming the student's `source`, if two processors read the same inputs differently."""
         if student.get_vocab() != teacher.get_vocab():
             raise TrituneError(
-                f"{source}: the student's tokenizer has other tokens than the teacher's; both read the same"
+                f"{source}: the student's tokenizer has other tokens than the teacher's; they must be the same"
             )
 
     @abstractmethod

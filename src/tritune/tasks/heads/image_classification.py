@@ -59,7 +59,7 @@ class ImageClassification(Classifier):
         own, theirs = (_pixels(processor, [_PROBE]) for processor in (student, teacher))
         if own.shape != theirs.shape or not torch.equal(own, theirs):
             raise TrituneError(
-                f"{source}: the student's image processor gives other sizes or values than the teacher's; both read "
+                f"{source}: the student's image processor gives other sizes or values than the teacher's; they must be "
                 "the same"
             )
 
@@ -87,7 +87,7 @@ class ImageClassification(Classifier):
         # A dev file alone may come from a task file whose training images have columns.
         is_named = columns is not None or label_column not in (None, LABEL)
         if is_named and "train" in files and all(file.is_dir() for file in files.values()):
-            raise TrituneError(f"{source}: folders have no columns, their classes are the names of the folders inside")
+            raise TrituneError(f"{source}: folders have no columns; the classes are the names of the subfolders")
         rows = read_labelled(source, split, columns[0] if columns else None, label_column)
         return {
             "text_columns": tuple(columns or ()),

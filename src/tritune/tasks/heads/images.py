@@ -70,7 +70,7 @@ def with_label(rows: Dataset, column: str | None, label_column: str | None, wher
 def _read_folder(folder: Path) -> Dataset:
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
-        raise TrituneError(f"{folder}: must hold one folder per class, and holds none")
+        raise TrituneError(f"{folder}: must contain one folder per class, but contains none")
     rows = [{IMAGE: str(path), LABEL: name} for name in classes for path in image_files(folder / name)]
     return Dataset.from_list(rows, features=Features({IMAGE: Image(), LABEL: ClassLabel(names=classes)}))
 
@@ -136,7 +136,7 @@ def label_names(rows: Dataset, where: str) -> tuple[str, ...]:
                 )
         names = tuple(map(str, sorted(set(values))))
     if len(names) < 2:
-        raise TrituneError(f"{where}: has {len(names)} label; a classifier needs two")
+        raise TrituneError(f"{where}: has {len(names)} label; a classifier needs at least two")
     return names
 
 
@@ -151,7 +151,7 @@ def labelled(rows: Dataset, names: Sequence[str], where: str) -> Dataset:
         given = [feature.names[value] if value is not None and value >= 0 else None for value in given]
     for number, name in enumerate(given, 1):
         if name is None or str(name) not in ids:
-            what = "no label" if name is None else f"the label {shown(name)}, which training does not know"
+            what = "no label" if name is None else f"the label {shown(name)}, which is not in the training data"
             raise TrituneError(f"{where}, row {number}: {what}; known are {listed(names)}")
     numbers = [ids[str(name)] for name in given]
     rows = rows.remove_columns(LABEL).add_column(LABEL, numbers, feature=ClassLabel(names=list(names)))

@@ -71,7 +71,7 @@ class QuestionAnswering(Head):
     def check(self, config: PreTrainedConfig, task: Task, source: str | Path) -> None:
         """Raise TrituneError if the model does not give two numbers a token."""
         if config.num_labels != task.num_labels:
-            raise TrituneError(f"{source}: {config.num_labels} labels; {self.name} needs 2, of start and end")
+            raise TrituneError(f"{source}: {config.num_labels} labels; {self.name} needs 2, for start and end")
 
     def load_processor(
         self, source: str | Path, model: PreTrainedModel, max_length: int | None
@@ -153,7 +153,7 @@ class QuestionAnswering(Head):
         """Questions and contexts, of the columns `question` and `context` unless others are named."""
         columns = tuple(columns or ("question", "context"))
         if len(columns) != 2:
-            raise TrituneError(f"--text-columns: {self.name} takes two, of the question and of its context")
+            raise TrituneError(f"--text-columns: {self.name} takes two columns, the question and its context")
         text_columns(columns_of(rows), columns, name)
         asked, contexts = ([text_of(row, column, where) for where, row in placed(rows, name)] for column in columns)
         return {"id": [f"row {row + 1}" for row in range(len(rows))], "question": asked, "context": contexts}

@@ -90,8 +90,8 @@ def read_sentence_files(source: str | Path) -> SentenceFiles:
             pooling_file = f"{path}/config.json"
     if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise TrituneError(
-            f"{source}/{MODULES}: the modules are {', '.join(names) or 'none'}; only Transformer, Pooling and then "
-            "perhaps Normalize are supported"
+            f"{source}/{MODULES}: the modules are {', '.join(names) or 'none'}; only Transformer, Pooling and, "
+            "optionally, Normalize are supported"
         )
     if pooling_file not in contents:
         raise TrituneError(f"{source}/{pooling_file} is missing; it says how tokens are pooled")
@@ -111,7 +111,7 @@ def _module(module: Any, where: str) -> tuple[str, str]:
             f"{where}: type {shown(kind)} is not known; only Transformer, Pooling and Normalize are supported"
         )
     if name == "Transformer" and path:
-        raise TrituneError(f"{where}: the model lies in {shown(path)}; save it anew with sentence-transformers")
+        raise TrituneError(f"{where}: the model is in {shown(path)}; save it again with sentence-transformers")
     # A run writes to this path.
     if name != "Transformer" and not re.fullmatch(r"\w[\w-]*", path):
         raise TrituneError(f"{where}: path {shown(path)} must be the name of a folder")
@@ -172,5 +172,5 @@ def _json(source: str | Path, name: str, content: bytes, kind: type) -> Any:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, kind):
-        raise TrituneError(f"{source}/{name}: not a JSON {'list' if kind is list else 'object'}; fetch it anew")
+        raise TrituneError(f"{source}/{name}: not a JSON {'list' if kind is list else 'object'}; download it again")
     return value

@@ -48,12 +48,12 @@ def questions(raws: Iterable[dict[str, Any]], source: Path | str, unanswerable: 
         where = f"{source}, question {shown(raw.get('id'))}"
         for key in ("id", "question", "context"):
             if not isinstance(raw.get(key), str) or not raw[key].strip():
-                raise TrituneError(f"{where}: its {key} must be a text, found {shown(raw.get(key))}")
+                raise TrituneError(f"{where}: its {key} must be text, found {shown(raw.get(key))}")
         if raw["id"] in rows:
             raise TrituneError(f"{where}: this id occurs twice; every question needs its own")
         answers = list(_answers(raw, where))
         if not answers and not unanswerable:
-            raise TrituneError(f"{where}: has no answer; drop it, or take squad_v2, which has questions without one")
+            raise TrituneError(f"{where}: has no answer; drop it, or use squad_v2, which allows questions without one")
         rows[raw["id"]] = {
             "id": raw["id"],
             "question": raw["question"].strip(),
@@ -80,7 +80,7 @@ def _answers(raw: dict[str, Any], where: str) -> Iterator[tuple[str, int]]:
         found = raw["context"][start : start + len(text)] if start >= 0 else ""
         if found != text:
             raise TrituneError(
-                f"{where}: the answer {shown(text)} does not stand at character {start} of its context, where "
+                f"{where}: the answer {shown(text)} is not at character {start} of its context, where "
                 f"{shown(found)} is; repair answer_start or drop the question"
             )
         yield text, start
@@ -97,12 +97,12 @@ def _raw(path: Path) -> Iterator[dict[str, Any]]:
         for paragraph in _list(article, "paragraphs", path):
             for raw in _list(paragraph, "qas", path):
                 if not isinstance(raw, dict):
-                    raise TrituneError(f"{path}: {shown(raw)} is no question; {_SHAPE}")
+                    raise TrituneError(f"{path}: {shown(raw)} is not a question; {_SHAPE}")
                 yield raw | {"context": paragraph.get("context")}
 
 
 def _list(holder: Any, key: str, path: Path) -> list:
     value = holder.get(key) if isinstance(holder, dict) else None
     if not isinstance(value, list):
-        raise TrituneError(f"{path}: no list `{key}` where one belongs; {_SHAPE}")
+        raise TrituneError(f"{path}: the list `{key}` is missing; {_SHAPE}")
     return value

@@ -43,7 +43,7 @@ def read_tagged(
             raise TrituneError(f"{where}: {len(tokens)} words and {len(tags)} tags; every word needs one")
         tags = iob2(tags)
         if labels is not None and (unknown := [tag for tag in tags if tag not in labels]):
-            raise TrituneError(f"{where}: the tag {shown(unknown[0])} is none of {', '.join(labels)}")
+            raise TrituneError(f"{where}: the tag {shown(unknown[0])} is not one of {', '.join(labels)}")
         rows.append({"tokens": tokens, "tags": tags})
     if not rows:
         raise TrituneError(f"{path}: holds no sentences")
@@ -87,7 +87,7 @@ def _lines(path: Path) -> Iterator[Sentence]:
         words.append(fields[0])
         tags.append(fields[-1])
         if sentences == 0 and len(words) > _LONGEST_ONLY_SENTENCE:
-            raise TrituneError(f"{path}: no blank line in the first {number}; one must stand between any two sentences")
+            raise TrituneError(f"{path}: no blank line in the first {number}; sentences are separated by one")
 
 
 def _table(path: Path, columns: Sequence[str]) -> Iterator[Sentence]:

@@ -85,7 +85,7 @@ def check_room(tokenizer: PreTrainedTokenizerBase, texts: int, max_length: int |
     """Raise TrituneError if `max_length` leaves no room beside the special tokens of one or two `texts`."""
     special = tokenizer.num_special_tokens_to_add(pair=texts == 2)
     if max_length is not None and max_length <= special:
-        raise TrituneError(f"max_length {max_length} leaves no room for text: {special} tokens are special ones")
+        raise TrituneError(f"max_length {max_length} leaves no room for text beside {special} special tokens")
 
 
 def token_by_token(tokenizer: PreTrainedTokenizerBase, source: object) -> PreTrainedTokenizerBase:

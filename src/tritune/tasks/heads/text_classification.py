@@ -90,7 +90,7 @@ class TextClassification(Classifier):
             labels = label_names(problem, rows, targets, file)
         measure, metrics = _METRICS[problem]
         if metric is not None and metric not in metrics:
-            raise TrituneError(f"metric: {shown(metric)} is none of {problem}'s: {', '.join(metrics)}")
+            raise TrituneError(f"metric: {shown(metric)} is not one of the metrics of {problem}: {', '.join(metrics)}")
         return {
             "text_columns": texts,
             "label_column": ",".join(targets),

@@ -95,17 +95,16 @@ def _batches(dataset: Dataset, collate: Collate, batch_size: int, device: torch.
 def recipe_in_force(
     source: str | Path, model: PreTrainedModel, overrides: Sequence[str] = (), task: Task | None = None
 ) -> FinetuneRecipe:
-    """The recipe that lies beside a model, its empty values taken from the task, else from what is usual for its kind.
+    """The recipe beside a model, its null values taken from the task, or else from the usual ones of its kind.
 
     Raises:
         TrituneError: the recipe cannot be read, or an override cannot be used.
     """
     check_evaluation_keys(overrides)
     task = task or usual_task(head_of(model.config))
-    if task.max_length is None:
-        for key in ("max_length", "padding"):
-            if any(override.partition("=")[0].strip() == key for override in overrides):
-                raise TrituneError(f"--set: {key} would change nothing: images have no tokens to cut or pad")
+    given = {override.partition("=")[0].strip() for override in overrides}
+    if task.max_length is None and (unused := given & {"max_length", "padding"}):
+        raise TrituneError(f"--set: {min(unused)} would change nothing: images have no tokens to cut or pad")
     recipe = load_recipe(recipe_beside(source), overrides, Recipe if is_quantized(model) else FinetuneRecipe)
     return recipe.resolve(fit_length(task, model), train_rows=1)
 
@@ -129,7 +128,7 @@ def evaluate_source(
     Args:
         source: a run, a teacher, or any model fine-tuned on `task`.
         task: of the table, or of a user's own files.
-        data_folder: a table task's original files; None reads the hub.
+        data_folder: the original files of a task of the table; None reads the hub.
         overrides: `key=value` for `recipes.EVALUATION_KEYS` of the recipe beside the model.
         teacher_source: a second model to which the closeness is measured.
 

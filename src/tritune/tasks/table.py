@@ -11,7 +11,6 @@ import os
 import reprlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,19 +33,15 @@ def read_table(path: str | Path) -> list[dict[str, Any]]:
     A plain line is a row with the one column `text`, or `text` and `text_pair` where it holds a tab. JSON is one object
     a line, or a list of objects.
 
-    Raises:
-        TrituneError: the file is missing, of another kind, empty, not UTF-8, or a row does not fit; the message names
-            file and line.
+    Raises TrituneError, naming file and line, if the file is missing, of another kind, empty, not UTF-8, or a row does
+    not fit.
     """
     name, ending = table_name(path), Path(path).suffix.lower()
     kind = "text" if str(path) == STDIN else FORMATS.get(ending)
-    if ending == PARQUET:
-        rows = _read_parquet(Path(path))
-    elif kind is None:
+    if kind is None and ending != PARQUET:
         known = ", ".join((*FORMATS, PARQUET))
         raise TrituneError(f"{path}: unknown kind of file; known are {known} and - for standard input")
-    else:
-        rows = list(_READERS[kind](read_text(path), name))
+    rows = list(_READERS[kind](read_text(path), name)) if kind else _read_parquet(Path(path))
     if not rows:
         raise TrituneError(f"{name}: holds no rows")
     return rows
@@ -87,23 +82,24 @@ def listed(names: Iterable[str]) -> str:
 def write_table(path: str | Path | None, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as CSV, TSV or JSON lines by the file's ending, whole or not at all; None is CSV on standard output.
 
-    Raises:
-        TrituneError: as `check_writable`, or the file cannot be written.
+    Raises TrituneError as `check_writable` does, and if the file cannot be written.
     """
     if path is None:
         _write_stdout(rows)
         return
     kind = check_writable(path, rows)
-    with _whole(Path(path)) as file:
-        _WRITERS[kind](file, rows)
+    try:
+        with replace_file(Path(path)) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            _WRITERS[kind](file, rows)
+    except OSError as error:
+        raise TrituneError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def check_writable(path: str | Path, rows: Sequence[dict[str, Any]] = ()) -> str:
     """The kind of file that `path` will be, before anything is computed.
 
-    Raises:
-        TrituneError: the ending is not of a table, its folder does not exist or is read-only, a folder lies in its
-            place, or a field of `rows` cannot stand in such a file.
+    Raises TrituneError if the ending is not that of a table, the folder does not exist or is read-only, the path is a
+    folder, or such a file cannot hold a field of `rows`.
     """
     kind = FORMATS.get(Path(path).suffix.lower())
     if kind not in _WRITERS:
@@ -126,10 +122,9 @@ def check_writable(path: str | Path, rows: Sequence[dict[str, Any]] = ()) -> str
 
 
 def read_text(path: str | Path) -> str:
-    """What a UTF-8 file, or standard input, holds; a byte order mark is left out.
+    """The text of a UTF-8 file, or of standard input, without a byte order mark.
 
-    Raises:
-        TrituneError: it cannot be read, or is not UTF-8; the message names file and line.
+    Raises TrituneError, naming file and line, if it cannot be read or is not UTF-8.
     """
     name = table_name(path)
     try:
@@ -297,12 +292,3 @@ def _write_stdout(rows: Sequence[dict[str, Any]]) -> None:
         raise TrituneError(
             f"standard output: some text cannot be written as {sys.stdout.encoding}; give --output, or set PYTHONUTF8=1"
         ) from None
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[TextIO]:
-    try:
-        with replace_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-            yield file
-    except OSError as error:
-        raise TrituneError(f"{path}: cannot be written ({error.strerror})") from None

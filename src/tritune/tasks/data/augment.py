@@ -145,7 +145,7 @@ def _without_space(text: str, start: int, end: int) -> Span:
 def _logits_at(model: PreTrainedModel, batch: dict[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
     """The head's logits at one place per row, (batch, vocabulary).
 
-    The head, which is the larger part of the work for short texts, is shown these places alone.
+    The head, which is the larger part of the work for short texts, sees these places alone.
     """
 
     def pick(module: nn.Module, inputs: tuple, output: ModelOutput) -> ModelOutput:

@@ -97,18 +97,13 @@ def _add(digest: Any, array: pa.Array) -> None:
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         _add(digest, pc.list_value_length(array))
         _add(digest, array.flatten())
-    elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        _add_numbers(digest, array.cast(pa.int64(), safe=False), "<i8")
-    elif pa.types.is_floating(kind):
-        _add_numbers(digest, array.cast(pa.float64()), "<f8")
+    elif pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind):
+        wide, order = (pa.float64(), "<f8") if pa.types.is_floating(kind) else (pa.int64(), "<i8")
+        numbers = array.cast(wide, safe=False).fill_null(0).to_numpy(zero_copy_only=False)
+        digest.update(numbers.astype(order, copy=False).tobytes())
     else:
         values = [value if isinstance(value, bytes) else str(value).encode() for value in array.to_pylist()]
         digest.update(np.array([len(value) for value in values], "<i8").tobytes() + b"".join(values))
-
-
-def _add_numbers(digest: Any, array: pa.Array, order: str) -> None:
-    """Numbers of 8 bytes, 0 for a null."""
-    digest.update(array.fill_null(0).to_numpy(zero_copy_only=False).astype(order, copy=False).tobytes())
 
 
 def _revision(rows: Dataset) -> str | None:

@@ -23,16 +23,8 @@ __all__ = [
     "head_of",
 ]
 
-HEADS: dict[str, Head] = {
-    head.name: head
-    for head in (
-        TEXT_CLASSIFICATION,
-        QUESTION_ANSWERING,
-        TOKEN_CLASSIFICATION,
-        FEATURE_EXTRACTION,
-        IMAGE_CLASSIFICATION,
-    )
-}
+_KINDS = (TEXT_CLASSIFICATION, QUESTION_ANSWERING, TOKEN_CLASSIFICATION, FEATURE_EXTRACTION, IMAGE_CLASSIFICATION)
+HEADS: dict[str, Head] = {head.name: head for head in _KINDS}
 
 
 def head_of(config: PreTrainedConfig) -> Head:

@@ -81,11 +81,7 @@ class Task:
         return 1 if self.labels is None else len(self.labels)
 
     def file(self, split: str) -> Path:
-        """The file of a split of a user's own data.
-
-        Raises:
-            TrituneError: there is none.
-        """
+        """The file of a split of a user's own data; TrituneError if there is none."""
         if self.files is None or split not in self.files:
             option = "--train-file" if split == "train" else "--dev-file"
             raise TrituneError(f"{self.title}: the {split} file is missing; give it with {option}")
@@ -131,13 +127,7 @@ class EncodedData:
 
 @dataclass(frozen=True)
 class Answering:
-    """A model that answers, and how inputs become what it takes.
-
-    Attributes:
-        model: with a head of its kind.
-        processor: its tokenizer or image processor.
-        max_length, padding: of its recipe; images have no length.
-    """
+    """A model that answers, its tokenizer or image processor, and the lengths of its recipe; images have none."""
 
     model: PreTrainedModel
     processor: Any
@@ -145,7 +135,7 @@ class Answering:
     padding: str
 
     def collate(self) -> Collate:
-        """What makes padded batches of tokenized inputs."""
+        """The collator of tokenized inputs."""
         return collator(self.processor, self.padding, self.max_length)
 
 
@@ -325,12 +315,7 @@ class Head(ABC):
         raise TrituneError(f"{self.name}: models of this kind do not answer rows of a table")
 
     def predictable(self, inputs: Any, answering: Answering, name: str) -> Predictable:
-        """Inputs as the model takes them, and what its outputs say.
-
-        Args:
-            inputs: see `inputs`.
-            answering: the model that will answer, and how it reads.
-            name: what messages call the inputs.
+        """What `inputs` returned as the model takes it, and what its outputs say; messages call the table `name`.
 
         Raises:
             TrituneError: an input cannot be used, or this kind answers none.
@@ -338,12 +323,9 @@ class Head(ABC):
         raise TrituneError(f"{self.name}: `tritune predict` does not take models of this kind")
 
     def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData) -> dict[str, float]:
-        """How close a student's logits, (rows, labels), are to its teacher's from a pass of its own.
+        """How close a student's logits, (rows, labels), are to its teacher's from a separate pass.
 
-        Args:
-            student, teacher: what `read` took of their outputs for the dev split that selects.
-            task: theirs.
-            data: that they were computed on.
+        Both are what `read` took of the outputs for the dev split that selects.
 
         Returns:
             `agreement`, the share of rows with the same answer, and `kl_to_teacher`, KL(teacher || student) per row;

@@ -184,11 +184,8 @@ def verified(rows: Dataset, where: str) -> Dataset:
 def unlabelled(source: str | Path) -> tuple[Dataset, list[dict[str, Any]]]:
     """Images to answer for, verified, and what to call each: `file` (below the folder), or `row`, counted from 1.
 
-    Args:
-        source: a folder with images at any depth, one image file, or a parquet file.
-
-    Raises:
-        TrituneError: there are none, or one cannot be decoded.
+    `source` is a folder with images at any depth, one image file, or a parquet file. Raises TrituneError if there are
+    none or one cannot be decoded.
     """
     path = Path(source)
     if path.is_file() and path.suffix == ".parquet":

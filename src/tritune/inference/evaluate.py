@@ -36,11 +36,7 @@ _ANY_TEXTS = Task("", "", ("text",), None, "", lambda predictions, labels: {}, T
 
 
 def predict(
-    model: PreTrainedModel,
-    dataset: Dataset,
-    collate: Collate,
-    batch_size: int,
-    read: Read = read_logits,
+    model: PreTrainedModel, dataset: Dataset, collate: Collate, batch_size: int, read: Read = read_logits
 ) -> np.ndarray:
     """What `read` takes of the outputs of `model` in evaluation mode, (rows, ...).
 

@@ -28,8 +28,7 @@ _LISTS = ("columns", "labels")
 def read_task_file(path: str | Path) -> dict[str, Any]:
     """The arguments of `registry.own_task` that a task file holds; its relative paths start at its own folder.
 
-    Raises:
-        TrituneError: the file is missing or not YAML, or a key is unknown, missing, or of another type.
+    Raises TrituneError if the file is missing or not YAML, or a key is unknown, missing, or of another type.
     """
     values = _read_mapping(Path(path))
     for key in values:
@@ -88,8 +87,7 @@ def _description(task: "Task") -> dict[str, Any]:
 def check_files(files: Mapping[str, str | Path], reads_hub: bool = False) -> dict[str, Path]:
     """The files of a task's splits as absolute paths; names on the hub, where these may be given, as they are.
 
-    Raises:
-        TrituneError: there is none, one does not exist, or the dev file is the train file.
+    Raises TrituneError if there is none, one does not exist, or the dev file is the train file.
     """
     if not files:
         raise TrituneError("no file is given: name them with --train-file and --dev-file")
@@ -122,8 +120,7 @@ def _on_hub(path: Path) -> bool:
 def content_sha256(path: Path) -> str:
     """A hash of a file's bytes, or of the names and sizes of all files in a folder; nothing for a name on the hub.
 
-    Raises:
-        TrituneError: the file cannot be read.
+    Raises TrituneError if the file cannot be read.
     """
     if path.is_file():
         try:

@@ -103,13 +103,7 @@ def open_output(
 
 
 def write_augmented(
-    file: AugmentedFile,
-    augmenter: Augmenter,
-    count: int,
-    seed: int,
-    settings: dict[str, Any],
-    *,
-    resume: bool = False,
+    file: AugmentedFile, augmenter: Augmenter, count: int, seed: int, settings: dict[str, Any], *, resume: bool = False
 ) -> dict[str, Any]:
     """Write every row of the original file, each followed by its variants.
 

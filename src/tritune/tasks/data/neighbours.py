@@ -96,9 +96,8 @@ def read_glove(path: str | Path, limit: int = GLOVE_WORDS) -> tuple[list[str], n
     A row is a word and its numbers with spaces between; the first row says how many. A word that holds spaces itself,
     as some of the larger files have, is taken for what it is.
 
-    Raises:
-        TrituneError: the file cannot be read or holds no row, or a row has another width or a number that is none or
-            not finite; the message names file and line.
+    Raises TrituneError if the file cannot be read or holds no row, or a row has another width or a number that is none
+    or not finite; the message names file and line.
     """
     words: list[str] = []
     vectors: list[np.ndarray] = []

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import TrituneError
-from .text import bar_only_for
+from .text import tokenized
 
 LONGEST_ANSWER = 30
 _SHORTEST_WINDOW = 24
@@ -65,7 +65,7 @@ def cut(
     if max_length is None or max_length < _SHORTEST_WINDOW:
         raise TrituneError(f"max_length {max_length}: a question and its context need at least {_SHORTEST_WINDOW}")
 
-    def tokenize(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+    def tokenize(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
         """Columns of questions to columns of windows."""
         encoded = tokenizer(
             _shortened(batch["question"], tokenizer, max_length // 6),
@@ -85,15 +85,13 @@ def cut(
                 raise TrituneError(f"{title}, question {batch['id'][row]!r}: its context has no tokens")
             first, last = parts.index(1), len(parts) - parts[::-1].index(1)
             starts, ends = (list(places) for places in zip(*offsets[window][first:last], strict=True))
-            for name, value in zip(_PLACES, (indices[row], first, starts, ends, len(parts)), strict=True):
+            for name, value in zip(_PLACES, (numbers[row], first, starts, ends, len(parts)), strict=True):
                 columns[name].append(value)
             if labelled:
                 columns["labels"].append(_label(batch, row, first, starts, ends))
         return columns
 
-    with bar_only_for(len(rows)):
-        options = {"batched": True, "with_indices": True, "keep_in_memory": True, "desc": title}
-        windows = rows.map(tokenize, remove_columns=rows.column_names, **options)
+    windows = tokenized(rows, tokenize, rows.column_names, title)
     return windows.remove_columns(list(_PLACES)), partial(spans, windows=windows.select_columns(list(_PLACES)))
 
 

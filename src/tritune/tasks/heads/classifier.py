@@ -16,11 +16,7 @@ from ..table import listed
 from .head import Collate, Head, Predictable, Task
 
 # How transformers' configs name the problems.
-PROBLEM_TYPES = {
-    "single_label": "single_label_classification",
-    "multi_label": MULTI_LABEL,
-    "regression": "regression",
-}
+PROBLEM_TYPES = {"single_label": "single_label_classification", "multi_label": MULTI_LABEL, "regression": "regression"}
 
 
 class Classifier(Head):

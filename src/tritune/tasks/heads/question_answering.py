@@ -9,12 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from torch.nn import functional as F
-from transformers import (
-    AutoModelForQuestionAnswering,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForQuestionAnswering, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
 from ...errors import TrituneError

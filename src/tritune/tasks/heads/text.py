@@ -1,7 +1,6 @@
 """From rows of a table to texts, from texts to token ids, and from rows to padded batches."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -26,14 +25,17 @@ _KNOWN_COLUMNS: tuple[tuple[str, ...], ...] = (
 _ROWS_WORTH_A_BAR = 20_000
 
 
-@contextmanager
-def bar_only_for(rows: int) -> Iterator[None]:
-    """Silences the datasets progress bar for small sets; the setting is global, so it is put back."""
-    silence = rows < _ROWS_WORTH_A_BAR and not datasets.are_progress_bars_disabled()
+def tokenized(rows: Dataset, tokenize: Callable[..., dict[str, list]], columns: Sequence[str], title: str) -> Dataset:
+    """Rows, in memory, with what `tokenize(batch, row numbers)` makes of each batch in place of `columns`.
+
+    `title` is that of the progress bar, which small sets do not have; its setting is global, so it is put back.
+    """
+    silence = len(rows) < _ROWS_WORTH_A_BAR and not datasets.are_progress_bars_disabled()
     if silence:
         datasets.disable_progress_bars()
     try:
-        yield
+        options = {"batched": True, "with_indices": True, "keep_in_memory": True, "desc": title}
+        return rows.map(tokenize, remove_columns=list(columns), **options)
     finally:
         if silence:
             datasets.enable_progress_bars()
@@ -114,13 +116,12 @@ def encode(
     """
     check_room(tokenizer, len(columns), max_length)
 
-    def tokenize(batch: dict[str, list]) -> dict[str, list]:
+    def tokenize(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
         """Columns of texts to columns of token ids."""
         texts = [batch[column] for column in columns]
         return dict(tokenizer(*texts, truncation=True, max_length=max_length))
 
-    with bar_only_for(len(rows)):
-        encoded = rows.map(tokenize, batched=True, remove_columns=list(columns), keep_in_memory=True, desc=title)
+    encoded = tokenized(rows, tokenize, columns, title)
     return encoded.rename_column("label", "labels") if "label" in encoded.column_names else encoded
 
 

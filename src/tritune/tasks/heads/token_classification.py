@@ -23,7 +23,7 @@ from ..table import placed
 from .classifier import Classifier
 from .head import Answering, EncodedData, Predictable, Task
 from .tag_files import FEATURES, is_table, labels_of, read_tagged
-from .text import bar_only_for, check_room, collator, token_by_token
+from .text import check_room, collator, token_by_token, tokenized
 
 _KNOWN_COLUMNS = ("tokens", "words", "text", "sentence")
 
@@ -174,17 +174,13 @@ def tags_of(logits: np.ndarray, first_tokens: Sequence[Sequence[int]], labels: S
 
 
 def _encode(
-    rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    title: str,
-    labels: Sequence[str] = (),
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, title: str, labels: Sequence[str] = ()
 ) -> tuple[Dataset, list[list[int]]]:
     """Token ids of every sentence, with `labels` where names are given; and every word's first token, or -1."""
     check_room(tokenizer, 1, max_length)
     ids = {label: index for index, label in enumerate(labels)}
 
-    def tokenize(batch: dict[str, list]) -> dict[str, list]:
+    def tokenize(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
         """Columns of words to columns of token ids."""
         encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=max_length)
         columns = dict(encoded) | {"first_tokens": [], **({"labels": []} if labels else {})}
@@ -199,8 +195,7 @@ def _encode(
                 columns["labels"].append(tags)
         return columns
 
-    with bar_only_for(len(rows)):
-        encoded = rows.map(tokenize, batched=True, remove_columns=rows.column_names, keep_in_memory=True, desc=title)
+    encoded = tokenized(rows, tokenize, rows.column_names, title)
     return encoded.remove_columns("first_tokens"), list(encoded["first_tokens"])
 
 

@@ -1,8 +1,7 @@
 """A generated acceptability corpus: English-like sentences, half of them ungrammatical, that no word count can judge.
 
-What: labelled sentences in the manner of CoLA, made without any download, for the demo and for tests that need a task
-a tiny Transformer learns from scratch in a minute and loses again when its weights are crudely quantized.  Three
-dependencies are covered:
+Labelled sentences in the manner of CoLA, made without any download, for the demo and for tests: a tiny Transformer
+learns them from scratch in a minute and loses them again when its weights are crudely quantized. Three dependencies:
 
 * subject-verb agreement: "the dog near the cats often sleeps" / "the cats near the dog often sleeps";
 * reflexive agreement in number and gender: "the king that the girls saw praised himself" / "the girls that the king
@@ -10,18 +9,16 @@ dependencies are covered:
 * paired conjunctions: "both the king and the nurse saw either the dog or the cat" / "either the king and the nurse saw
   both the dog or the cat".
 
-Why this way: every sentence has a twin of the other label in which exactly two phrases have traded places.  Twins are
-the very same bag of words and have the same length, and both are always in the same split, so any classifier of word
-counts or of length, linear or not, is right exactly half of the time.  An adverb between the intruding noun and the
-verb, further nouns of random number, and templates in which the first noun is not the subject keep neighbouring words
-from giving most labels away, so that a model has to relate distant words: attention counts.  Easy twins of two short
-clauses ("the dog sleeps and the cats run" / "the cats sleeps and the dog run") are among them, and common words are far
-more common than rare ones, as in real text, so a model learns the rule there first and its accuracy rises gradually.
+Every sentence has a twin of the other label in which exactly two phrases have traded places. Twins are the same bag of
+words and in the same split, so any classifier of word counts or of length, linear or not, is right exactly half of the
+time. An adverb between the intruding noun and the verb, further nouns of random number, and templates in which the
+first noun is not the subject keep neighbouring words from giving most labels away: attention counts. Easy twins of two
+short clauses ("the dog sleeps and the cats run" / "the cats sleeps and the dog run") are among them, and common words
+are far more common than rare ones, as in real text, so a model learns the rule there first and improves gradually.
 
-How to learn it: twins stand side by side (rows 2k and 2k + 1) and a teacher trained from scratch should see both in one
-batch.  What the words of a sentence contribute regardless of order then cancels, and the rule is found within a few
-hundred steps; with rows shuffled one by one a small model can sit at chance for thousands.  A model that starts from a
-teacher needs no such care.
+Twins are neighbours (rows 2k and 2k + 1), and a teacher trained from scratch should see both in one batch. What the
+words contribute regardless of order then cancels, and the rule is found within a few hundred steps; with rows shuffled
+one by one a small model can stay at chance for thousands. A model that starts from a teacher needs no such care.
 
 Rejected: changing the form of a verb or reflexive to make the twin, because a nonlinear classifier of word counts then
 solves it; no easy twins at all, because a tiny model then stays at chance for minutes; negative polarity ("no dog ...

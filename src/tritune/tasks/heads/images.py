@@ -45,8 +45,7 @@ def read_labelled(source: str | Path, split: str, column: str | None, label_colu
     Args:
         source: a folder with one folder per class, a parquet file, or the name of a data set on the hub.
         split: "train" or another; only the hub has several.
-        column: that holds the images; None looks for it.
-        label_column: None is "label".
+        column, label_column: of the table; None looks for the images, and for "label".
 
     Raises:
         TrituneError: the source or a column cannot be used.

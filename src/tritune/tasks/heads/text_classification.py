@@ -26,6 +26,7 @@ _METRICS: dict[str, tuple[Measure, tuple[str, ...]]] = {
     "multi_label": (multi_label_scores, ("micro_f1", "macro_f1", "subset_accuracy")),
     "regression": (mean_pearson_spearman, ("mean_pearson_spearman", "pearson", "spearman")),
 }
+Columns = tuple[str, ...]
 
 
 class TextClassification(Classifier):
@@ -73,10 +74,8 @@ class TextClassification(Classifier):
         """
         check_problem(problem)
         path = files.get("train") or files["validation"]
-        rows, file = read_table(path), str(path)
-        present = columns_of(rows)
-        targets = label_columns(label_column, present, file)
-        texts = text_columns([name for name in present if name not in targets], columns, file)
+        rows, targets, texts = _table(path, label_column, columns)
+        file = str(path)
         if problem is None:
             problem = guessed_problem(rows, targets, file)
             problem = "single_label" if labels and problem == "regression" else problem
@@ -122,16 +121,21 @@ class TextClassification(Classifier):
         return {"agreement": agreement, "kl_to_teacher": float(divergence)}
 
 
-def _read(task: Task, path: Path) -> Dataset:
-    rows, file = read_table(path), str(path)
+def _table(path: Path, label_column: str | None, columns: Sequence[str] | None) -> tuple[list, Columns, Columns]:
+    """The rows of a file, the columns of the label, and those of the texts."""
+    rows = read_table(path)
     present = columns_of(rows)
-    targets = label_columns(task.label_column, present, file)
-    text_columns([name for name in present if name not in targets], task.text_columns, file)
-    columns: dict[str, list] = {name: training_texts(rows, name, file) for name in task.text_columns}
+    targets = label_columns(label_column, present, str(path))
+    return rows, targets, text_columns([name for name in present if name not in targets], columns, str(path))
+
+
+def _read(task: Task, path: Path) -> Dataset:
+    rows, targets, _ = _table(path, task.label_column, task.text_columns)
+    columns: dict[str, list] = {name: training_texts(rows, name, str(path)) for name in task.text_columns}
     train = (task.files or {}).get("train", path)
     origin = "the labels" if train == path else f"the labels in training ({train})"
     read = LabelReader(task.problem, task.labels, targets, origin)
-    columns["label"] = [read(row, where) for where, row in placed(rows, file)]
+    columns["label"] = [read(row, where) for where, row in placed(rows, str(path))]
     return Dataset.from_dict(columns, features=features(task))
 
 

@@ -201,19 +201,19 @@ def _read_json(text: str, name: str) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _parsed(text: str, name: str, what: str, line_number: int = 1) -> Any:
-    """The value of some JSON, of which the first line has this number in its file."""
+def _parsed(text: str, name: str, what: str, line_number: int | None = None) -> Any:
+    """The value of a file's JSON, or of one line's."""
+    where = name if line_number is None else f"{name}, line {line_number}"
     try:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()
         return value
     except json.JSONDecodeError as error:
-        raise TrituneError(f"{name}, line {line_number + error.lineno - 1}: not {what} ({error.msg})") from None
+        raise TrituneError(f"{name}, line {line_number or error.lineno}: not {what} ({error.msg})") from None
     except UnicodeEncodeError:
-        fault = "half of a surrogate pair (\\ud800 to \\udfff)"
+        raise TrituneError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff)") from None
     except (ValueError, RecursionError):
-        fault = f"not {what}"
-    raise TrituneError(f"{name}, line {line_number}: {fault}")
+        raise TrituneError(f"{where}: not {what}") from None
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:

@@ -26,14 +26,11 @@ class Classifier(Head):
 
     def options(self, task: Task) -> dict[str, Any]:
         """The number of labels, their names and the loss that goes with them."""
+        options: dict[str, Any] = {"num_labels": task.num_labels, "problem_type": PROBLEM_TYPES[task.problem]}
         if task.labels is None:
-            return {"num_labels": 1, "problem_type": PROBLEM_TYPES[task.problem]}
-        return {
-            "num_labels": task.num_labels,
-            "problem_type": PROBLEM_TYPES[task.problem],
-            "id2label": dict(enumerate(task.labels)),
-            "label2id": {label: index for index, label in enumerate(task.labels)},
-        }
+            return options
+        ids = {label: index for index, label in enumerate(task.labels)}
+        return options | {"id2label": dict(enumerate(task.labels)), "label2id": ids}
 
     def check(self, config: PreTrainedConfig, task: Task, source: str | Path) -> None:
         """Raise TrituneError if the model has another number or another order of labels.

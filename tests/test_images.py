@@ -187,7 +187,7 @@ def spoiled(tmp_path, name):
     if name == "not images":
         table, message = pyarrow.table({"image": [1.5, 2.5], "label": ["a", "b"]}), "its image column holds no images"
     if name == "which column":
-        table, message = pyarrow.table({"x": [b""], "y": [b""], "label": [1]}), "say with --text-columns which one"
+        table, message = pyarrow.table({"x": [b""], "y": [b""], "label": [1]}), "say which column holds the images"
     if name == "mixed labels":
         table = pyarrow.table({"image": [b"", b""], "label": [1.5, 2.5]})
         message = r"row 1: labels must be all whole numbers or all text; got 1\.5"

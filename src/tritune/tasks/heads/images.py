@@ -113,7 +113,7 @@ def image_column(rows: Dataset, wanted: str | None, where: str) -> str:
     usual = [name for name in _KNOWN_COLUMNS if name in rows.column_names]
     found = wanted or next(iter(typed if len(typed) == 1 else usual), None)
     if found is None or found not in rows.column_names:
-        missing = f"no column {found!r}" if found else "say with --text-columns which one holds the images"
+        missing = f"no column {found!r}" if found else "say which column holds the images"
         raise TrituneError(f"{where}: {missing}; there are {', '.join(rows.column_names)}")
     return found
 

@@ -303,7 +303,7 @@ def test_bad_models(cli, workspace, tmp_path):
     three = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
     assert "has 3 labels, Demo has 2" in line(_copy_model(workspace, tmp_path / "three", **three))
     swapped = {"id2label": {"0": "acceptable", "1": "unacceptable"}, "label2id": {"acceptable": 0, "unacceptable": 1}}
-    assert "stand in the order" in line(_copy_model(workspace, tmp_path / "swapped", **swapped))
+    assert "are in the order" in line(_copy_model(workspace, tmp_path / "swapped", **swapped))
 
     truncated = _copy_model(workspace, tmp_path / "truncated")
     weights = truncated / "model.safetensors"

@@ -208,8 +208,8 @@ def assert_refused(message, name, folder, splits=("validation",)):
             r"line 3: 2 columns, expected 3; repair or drop",
         ),
         ("sst2", "sentence\tlabel\na\tb\t1\n", r"line 2: 3 columns, expected 2"),
-        ("sst2", b"sentence\tlabel\na\t1\ncaf\xe9\t1\n", r"dev\.tsv, line 3: byte 4 is not UTF-8"),
-        ("sst2", "sentence\tlabel\n".encode("utf-16"), r"dev\.tsv, line 1: byte 1 is not UTF-8"),
+        ("sst2", b"sentence\tlabel\na\t1\ncaf\xe9\t1\n", r"dev\.tsv, line 3: not UTF-8"),
+        ("sst2", "sentence\tlabel\n".encode("utf-16"), r"dev\.tsv, line 1: not UTF-8"),
         ("sst2", "sentence\u2028\tlabel\n", r"needs the columns \['sentence'\], found \['sentence\\u2028', 'label'\]"),
         ("sst2", "sentence\tlabel\na\t" + "y" * 10_000, r"label 'y+\.\.\.y+' of SST-2"),
     ],
@@ -289,7 +289,7 @@ def test_encode_truncates_without_padding(tmp_path):
     write(tmp_path, "dev.tsv", "sentence\tlabel\nthe cat sat\t1\na\t0\n\t1\n")
     data = load_glue_folder(task, tmp_path, ["validation"])["validation"]
     bars = datasets.are_progress_bars_disabled()
-    encoded = encode(data, task, tokenizer(), max_length=4)
+    encoded = encode(data, task.text_columns, tokenizer(), 4, task.title)
     assert encoded["input_ids"] == [[2, 4, 5, 3], [2, 7, 3], [2, 3]]
     assert encoded["attention_mask"] == [[1] * 4, [1] * 3, [1] * 2]
     assert encoded["labels"] == [1, 0, 1]
@@ -301,7 +301,7 @@ def test_encode_truncates_without_padding(tmp_path):
 
 def test_encode_is_quiet_for_small_sets(tmp_path, capfd):
     task = write_task(tmp_path, "cola")
-    encode(load_glue_folder(task, tmp_path)["train"], task, tokenizer(), 8)
+    encode(load_glue_folder(task, tmp_path)["train"], task.text_columns, tokenizer(), 8, task.title)
     assert capfd.readouterr() == ("", "")
 
 
@@ -309,7 +309,7 @@ def test_encode_pairs_and_regression_labels(tmp_path):
     task = get_task("stsb")
     write(tmp_path, "dev.tsv", "sentence1\tsentence2\tscore\nthe cat\ta dog\t2.6\nthe cat sat\tdog\t0\n")
     data = load_glue_folder(task, tmp_path, ["validation"])["validation"]
-    encoded = encode(data, task, tokenizer(), 16)
+    encoded = encode(data, task.text_columns, tokenizer(), 16, task.title)
     assert encoded["input_ids"] == [[2, 4, 5, 3, 7, 8, 3], [2, 4, 5, 6, 3, 8, 3]]
     batch = collator(tokenizer(), "longest", 16)([encoded[0], encoded[1]])
     assert batch["labels"].dtype == torch.float32
@@ -319,16 +319,18 @@ def test_encode_pairs_and_regression_labels(tmp_path):
 def test_encode_wants_room_for_text(tmp_path):
     task = write_task(tmp_path, "rte")
     data = load_glue_folder(task, tmp_path)["train"]
-    assert max(map(len, encode(data, task, tokenizer(), 4)["input_ids"])) == 4
-    with pytest.raises(TrituneError, match="max_length 3 leaves no room for text: 3 tokens are special"):
-        encode(data, task, tokenizer(), 3)
+    assert max(map(len, encode(data, task.text_columns, tokenizer(), 4, task.title)["input_ids"])) == 4
+    with pytest.raises(TrituneError, match="max_length 3 leaves no room for text beside 3 special tokens"):
+        encode(data, task.text_columns, tokenizer(), 3, task.title)
 
 
 @pytest.mark.parametrize(("padding", "length"), [("max_length", 10), ("longest", 5)])
 def test_collator_pads(tmp_path, padding, length):
     task = get_task("demo")
     write(tmp_path, "dev.tsv", "sentence\tlabel\nthe cat sat\t1\na\t0\n")
-    encoded = encode(load_glue_folder(task, tmp_path, ["validation"])["validation"], task, tokenizer(), 10)
+    encoded = encode(
+        load_glue_folder(task, tmp_path, ["validation"])["validation"], task.text_columns, tokenizer(), 10, task.title
+    )
     batch = collator(tokenizer(), padding, 10)([encoded[0], encoded[1]])
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, length)
     assert batch["attention_mask"].sum(dim=1).tolist() == [5, 3]

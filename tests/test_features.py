@@ -200,8 +200,12 @@ BROKEN = [
     ("1_Pooling/config.json", {"pooling_mode_median": True}, "pooling_mode_median"),
     ("1_Pooling/config.json", {"word_embedding_dimension": "x"}, "word_embedding_dimension must be a whole number"),
     ("1_Pooling/config.json", {"word_embedding_dimension": 8}, "embeddings of 8, the model's are 16 wide"),
-    ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "default_prompt_name: 'query' cannot"),
-    ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case: True cannot be served"),
+    (
+        "config_sentence_transformers.json",
+        {"default_prompt_name": "query"},
+        "default_prompt_name: 'query' is not supported",
+    ),
+    ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case: True is not supported"),
 ]
 
 
@@ -254,12 +258,21 @@ def test_files_of_ones_own(tmp_path):
 BAD_FILES = [
     ("a\n", "sentence1\tsentence2\na\tb\n", r"pairs.tsv: no column score or label .* --label-column"),
     ("a\n", "sentence1\tscore\na\t1\n", "pairs.tsv: say with --text-columns"),
-    ("a\n", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\tgood\n", "pairs.tsv, row 2: score must be a number, found 'g"),
-    ("a\n", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\tnan\n", "pairs.tsv, row 2: score must be a number"),
-    ("a\n", "sentence1\tsentence2\tscore\na\t\t1\nc\td\t2\n", "row 1: sentence2 must be text, found nothing"),
+    (
+        "a\n",
+        "sentence1\tsentence2\tscore\na\tb\t1\nc\td\tgood\n",
+        "row 2: the label 'score' must be a number, found 'g",
+    ),
+    ("a\n", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\tnan\n", "pairs.tsv, row 2: the label 'score' is 'nan'"),
+    ("a\n", "sentence1\tsentence2\tscore\na\t\t1\nc\td\t2\n", "row 1: 'sentence2' must be text, found nothing"),
     ("a\n", "sentence1\tsentence2\tscore\na\tb\t1\n", "one pair only"),
-    ("a\n\nb\n", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t2\n", "lines.txt, row 2: text must be text, found noth"),
-    ("a\n  \nb\n", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t2\n", "lines.txt, row 2: text must be text"),
+    (
+        "a\n\nb\n",
+        "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t2\n",
+        "lines.txt, row 2: 'text' must be text, found",
+    ),
+    ("a\n  \nb\n", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t2\n", "lines.txt, row 2: 'text' must be text"),
+    ("a\n", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t-inf\n", "row 2: the label 'score' is '-inf'"),
     ("", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t2\n", "lines.txt: holds no rows"),
 ]
 
@@ -268,6 +281,12 @@ BAD_FILES = [
 def test_files_of_ones_own_that_cannot_be_used(tmp_path, train, dev, message):
     with pytest.raises(TrituneError, match=message):
         own(tmp_path, train, dev)
+
+
+def test_a_score_beyond_any_float_is_one_line(tmp_path):
+    rows = "".join(f'{{"sentence1": "a", "sentence2": "b", "score": {score}}}\n' for score in (1, "1" + "0" * 400))
+    with pytest.raises(TrituneError, match=r"pairs.jsonl, row 2: the label 'score' must be a number"):
+        own(tmp_path, "a\n", rows, ending="jsonl")
 
 
 @pytest.mark.parametrize(

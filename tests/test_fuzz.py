@@ -188,7 +188,7 @@ def test_a_column_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "dev.tsv"
     path.write_text("sentence\tlabel\tsentence\na\t1\tb\n")
     assert attempt(read_glue_file, get_task("sst2"), path)[1] == (
-        f"{path}, line 1: the column 'sentence' stands there twice; rename or drop one"
+        f"{path}, line 1: the header has 'sentence' more than once; rename the columns"
     )
 
 

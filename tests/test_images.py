@@ -127,7 +127,7 @@ def test_cifar10_from_a_folder_or_the_hub(tmp_path, monkeypatch):
     with pytest.raises(TrituneError, match=r"test\.parquet: there is no such file"):
         load_task_data(task, tmp_path)
     make_parquet(tmp_path / "test.parquet", 10, ("cat", "kitten"))
-    with pytest.raises(TrituneError, match=r"test\.parquet, row 2: the label 'kitten', which training does not know"):
+    with pytest.raises(TrituneError, match=r"parquet, row 2: the label 'kitten', which is not in the training data"):
         load_task_data(task, tmp_path)
 
 
@@ -146,14 +146,14 @@ def spoiled(tmp_path, name):
         return folder, r"photos/green/1\.png: not an image that can be decoded"
     if name == "empty":
         (tmp_path / "none").mkdir()
-        return tmp_path / "none", "none: must hold one folder per class, and holds none"
+        return tmp_path / "none", "none: must contain one folder per class, but contains none"
     if name == "flat":
-        return folder / "green", "green: must hold one folder per class, and holds none"
+        return folder / "green", "green: must contain one folder per class, but contains none"
     if name == "empty class":
         (folder / "yellow").mkdir()
         return folder, "photos/yellow: holds no images"
     if name == "one class":
-        return make_folder(tmp_path / "one", 1, ("red",)), "one: has 1 label; a classifier needs two"
+        return make_folder(tmp_path / "one", 1, ("red",)), "one: has 1 label; a classifier needs at least two"
     if name == "absent":
         return tmp_path / "absent", "absent: there is no such file or folder"
     if name == "csv":
@@ -183,14 +183,14 @@ def spoiled(tmp_path, name):
         message = r"photos\.parquet, row 4: there is no image"
     if name == "no label":
         table = table.set_column(1, table.schema.field("label"), pyarrow.array([0, 1, -1, 0], pyarrow.int64()))
-        message = r"photos\.parquet, row 3: no label; known are a, b"
+        message = r"photos\.parquet, row 3: no label; known are 'a', 'b'"
     if name == "not images":
         table, message = pyarrow.table({"image": [1.5, 2.5], "label": ["a", "b"]}), "its image column holds no images"
     if name == "which column":
         table, message = pyarrow.table({"x": [b""], "y": [b""], "label": [1]}), "say which column holds the images"
     if name == "mixed labels":
         table = pyarrow.table({"image": [b"", b""], "label": [1.5, 2.5]})
-        message = r"row 1: a label must be a whole number or text, all alike; got 1\.5"
+        message = r"row 1: labels must be all whole numbers or all text; got 1\.5"
     pyarrow.parquet.write_table(table, path)
     return path, message
 
@@ -212,7 +212,9 @@ def test_a_fault_is_named(tmp_path, name):
 def test_a_label_that_training_does_not_know(tmp_path):
     train, dev = make_folder(tmp_path / "train", 1, ("cat", "dog")), make_folder(tmp_path / "dev", 1, ("cat", "pig"))
     task = own_task("image-classification", {"train": train, "validation": dev})
-    with pytest.raises(TrituneError, match=r"dev, row 2: the label 'pig', which training does not know; known are cat"):
+    with pytest.raises(
+        TrituneError, match=r"dev, row 2: the label 'pig', which is not in the training data; known are 'cat"
+    ):
         load_task_data(task)
 
 

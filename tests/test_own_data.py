@@ -96,7 +96,9 @@ def test_an_option_beats_the_guess(tmp_path):
     assert labels_of(task_of(tmp_path, ["b", "a", "b"], labels=("b", "a"))) == [0, 1, 0]
     assert labels_of(task_of(tmp_path, [0, 1], labels=("LABEL_0", "LABEL_1"))) == [0, 1]
     assert task_of(tmp_path, ["a", "b"], metric="macro_f1").metric == "macro_f1"
-    with pytest.raises(TrituneError, match="metric: 'f1' is none of single_label's: accuracy, macro_f1"):
+    with pytest.raises(
+        TrituneError, match="metric: 'f1' is not one of the metrics of single_label: accuracy, macro_f1"
+    ):
         task_of(tmp_path, ["a", "b"], metric="f1")
 
 
@@ -143,10 +145,10 @@ BAD_LABELS = {
     "spelt_nan": (["0.5", "NaN"], None, "train.jsonl, row 2: the label 'label' is 'NaN'"),
     "infinite_in_dev": ([0.5, 1], [0.5, float("inf")], "dev.jsonl, row 2: the label 'label' is inf"),
     "mixed": ([1, 2, "n/a"], None, "row 3: the label 'label' is text ('n/a'), in row 1 it is a number (1); make them"),
-    "mixed_with_lists": ([["a"], "b", 3], None, "row 3: the labels 'label' must be a list, or names with | between"),
+    "mixed_with_lists": ([["a"], "b", 3], None, "row 3: the labels 'label' must be a list, or names separated by |"),
     "score_for_a_word": ([0.5, 1], [0.5, "good"], "dev.jsonl, row 2: the label 'label' must be a number, found 'good'"),
     "an_object": ([{"a": 1}, {"a": 2}], None, "row 1: the label 'label' must be text or a number, without |; found {"),
-    "missing_list": ([["a"], None, ["b"]], None, "row 2: the labels 'label' must be a list, or names with | between"),
+    "missing_list": ([["a"], None, ["b"]], None, "row 2: the labels 'label' must be a list, or names separated by |"),
     "no_label_at_all": ([[], []], [["a"], []], "train.jsonl: no row has a label (column 'label')"),
     "ids": ([f"id{i}" for i in range(30)], None, "train.jsonl: 'label' has 30 different values in 30 rows, too many"),
 }
@@ -180,7 +182,7 @@ BAD_FILES = {
     "not_utf8": (b"text,label\n\xff,a\n", {}, ", line 2: not UTF-8 text"),
     "twice": ("text,text,label\na,b,c\n", {}, ", line 1: the header has 'text' more than once"),
     "several_columns": ("text,a,b\nx,1,0\n", {"label_column": "a,b", "problem": "regression"}, "are several columns"),
-    "no_such_problem": (GOOD, {"problem": "ranking"}, "problem: 'ranking' is none of single_label, multi_label"),
+    "no_such_problem": (GOOD, {"problem": "ranking"}, "problem: 'ranking' is not one of single_label, multi_label"),
     "three_texts": (GOOD, {"columns": ["a", "b", "c"]}, "--text-columns takes one or two columns"),
     "nothing_left": ("label\na\nb\n", {}, ": there is no column for the text"),
     "text_is_label": (GOOD, {"columns": ["label"]}, ": no column 'label'; there are 'text'"),
@@ -276,7 +278,7 @@ def test_a_task_file_by_hand(tmp_path):
         ("kind: text-classification\ntrainfile: a.csv", "unknown key 'trainfile'; did you mean 'train_file'"),
         ("kind: [1]", "kind must be text, got"),
         ("kind: x\nlabels: [yes, no]", "labels must be a list of names, got"),
-        ("kind: x\nlabels: [a, a]", "labels has a name twice"),
+        ("kind: x\nlabels: [a, a]", "labels lists a name twice"),
         ("- a", "a task file is a list of `key: value` lines"),
         ("a: [", "line 1: not YAML"),
     ],
@@ -294,7 +296,7 @@ def test_bad_task_files(tmp_path, text, message):
 def test_a_model_that_was_made_for_something_else(tmp_path):
     task = task_of(tmp_path, ["a", "b", "a"])
     for config, message in (
-        (BertConfig(id2label={0: "b", 1: "a"}), "stand in the order"),
+        (BertConfig(id2label={0: "b", 1: "a"}), "are in the order"),
         (BertConfig(id2label={0: "x", 1: "y"}), "the model's labels are 'x', 'y'"),
         (BertConfig(id2label={0: "a", 1: "b"}, problem_type="multi_label_classification"), "made for multi_label"),
         (BertConfig(num_labels=3), "3 labels"),
@@ -417,7 +419,7 @@ REFUSALS = {
     "unknown": (("--task", "sst3", "--train-file", "train.csv"), "there is no task 'sst3': did you mean 'sst2'?"),
     "data_too": (
         ("--task", KIND, "--train-file", "train.csv", "--dev-file", "dev.csv", "--data", "."),
-        "has files of its own; leave --data out",
+        "has its own files; omit --data",
     ),
     "inside": (
         ("--task", KIND, "--train-file", "out/train.csv", "--dev-file", "dev.csv"),

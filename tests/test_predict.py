@@ -359,8 +359,8 @@ BAD_FILES = {
     "quote.csv": ('text,label\n"a"b,1\n', ", line 2: not CSV ("),
     "open.csv": ('text,label\n"a\nb,1\n', ", line 3: not CSV (unexpected end of data)"),
     "twice.csv": ("text,text\na,b\n", ", line 1: the header has 'text' more than once"),
-    "semicolons.csv": ("id;text\n1;a\n", ", line 1: one column 'id;text'; fields must be parted by ','"),
-    "commas.tsv": ("id,text\n1,a\n", r", line 1: one column 'id,text'; fields must be parted by '\t'"),
+    "semicolons.csv": ("id;text\n1;a\n", ", line 1: one column 'id;text'; the delimiter must be ','"),
+    "commas.tsv": ("id,text\n1,a\n", r", line 1: one column 'id,text'; the delimiter must be '\t'"),
     "latin.csv": (b"text\nok\ncaf\xe9\n", ", line 3: not UTF-8 text; convert it"),
     "latin.tsv": (b"text\ncaf\xe9\n", ", line 2: not UTF-8 text; convert it"),
     "latin.jsonl": (b'{"text": "caf\xe9"}\n', ", line 1: not UTF-8 text; convert it"),
@@ -377,7 +377,7 @@ BAD_FILES = {
     "null.jsonl": ('{"text": null}\n', ", row 1: 'text' must be text, found nothing; fill it in or drop the row"),
     "nothing.jsonl": ("{}\n", ": there is no column for the text"),
     "unknown.csv": ("a,b\nc,d\n", ": say with --text-columns which of 'a', 'b' hold the text"),
-    "three.txt": ("a\tb\n\na\tb\tc\n", ", line 3: 3 texts; a line is one, or two with a tab between"),
+    "three.txt": ("a\tb\n\na\tb\tc\n", ", line 3: 3 texts; a line holds one or two, separated by a tab"),
     "mixed.txt": ("a\nb\tc\n", ", row 1: 'text_pair' must be text, found nothing"),
     "taken.csv": ("text,prediction\na,b\n", ": has 'prediction' already; rename or drop it"),
     "rows.xlsx": ("a", ": unknown kind of file; known are .csv, .tsv, .jsonl, .json, .txt, .parquet and - for"),
@@ -417,7 +417,7 @@ def test_bad_columns(cli, run_folder, tmp_path, columns, message):
 
 
 def test_bad_overrides_and_models(cli, run_folder, workspace, tmp_path):
-    assert "no room for text: 2 tokens" in cli.refusal(run_folder, "--set", "max_length=2", stdin=b"a")
+    assert "no room for text beside 2 special" in cli.refusal(run_folder, "--set", "max_length=2", stdin=b"a")
     assert "max_length 33 is more than the 32 positions" in cli.refusal(
         run_folder, "--set", "max_length=33", stdin=b"a"
     )
@@ -438,7 +438,7 @@ def test_answers_that_are_not_numbers_are_refused(cli, workspace, tmp_path):
     weights["classifier.weight"].fill_(3e38)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     message = cli.refusal(folder, stdin=b"the actor\nthe")
-    assert message == f"{folder}: answers row 1 of standard input with NaN or infinite values; train it anew"
+    assert message == f"{folder}: gives NaN or infinite values for row 1 of standard input; train it again"
 
 
 # transformers' own pipeline

@@ -43,9 +43,10 @@ def augment(
     from ..checkpoints.load import load_masked_lm, load_tokenizer, weights_sha256
     from ..compute.devices import this_process
     from ..tasks.data.augment import PAPER_VARIANTS, VARIANTS, Augmenter, MaskedWords, whole_words
-    from ..tasks.data.augmented_file import open_output, sha256, write_augmented
+    from ..tasks.data.augmented_file import open_output, write_augmented
     from ..tasks.data.neighbours import embedding_neighbours, glove_neighbours
     from ..tasks.registry import get_task
+    from ..tasks.task_file import content_sha256
     from .show import show_augmented, show_result
 
     file = open_output(get_task(task), data, output, overwrite=overwrite, resume=resume)
@@ -56,7 +57,7 @@ def augment(
     words = whole_words(tokenizer)
     settings = {
         "mlm_sha256": weights_sha256(model),
-        "glove_sha256": None if glove is None else sha256(glove),
+        "glove_sha256": None if glove is None else content_sha256(glove),
         "probability": probability,
         "candidates": candidates,
     }

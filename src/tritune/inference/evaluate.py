@@ -27,20 +27,16 @@ from ..recipes import FinetuneRecipe, Recipe, check_evaluation_keys, load_recipe
 from ..tasks.data import load_task_data
 from ..tasks.data.rows_record import rows_sha256
 from ..tasks.heads import TEXT_CLASSIFICATION, EncodedData, Head, head_of
-from ..tasks.heads.head import Collate, Read, read_logits, stacked
+from ..tasks.heads.head import Batch, Collate, Read, read_logits, stacked
 from ..tasks.models import fit_length, load_model
 from ..tasks.registry import TASKS, Task
 
 # Lengths and batches for texts without recipe and task; with no published ones, as own files have.
-_ANY_TEXTS = Task("", "", ("text",), None, "", lambda predictions, labels: {}, 128, 32, 100, files={})
+_ANY_TEXTS = Task("", "", ("text",), None, "", lambda predictions, labels: {}, TEXT_CLASSIFICATION, files={})
 
 
 def predict(
-    model: PreTrainedModel,
-    dataset: Dataset | Sequence[dict[str, Any]],
-    collate: Collate,
-    batch_size: int,
-    read: Read = read_logits,
+    model: PreTrainedModel, dataset: Dataset, collate: Collate, batch_size: int, read: Read = read_logits
 ) -> np.ndarray:
     """What `read` takes of the outputs of `model` in evaluation mode, (rows, ...).
 
@@ -87,9 +83,7 @@ def dev_scores(logits: dict[str, np.ndarray], data: EncodedData, task: Task) -> 
     return scores[first] | {split: scores[split] for split in others}
 
 
-def _batches(
-    dataset: Dataset | Sequence[dict[str, Any]], collate: Collate, batch_size: int, device: torch.device
-) -> Iterator[dict[str, torch.Tensor]]:
+def _batches(dataset: Dataset, collate: Collate, batch_size: int, device: torch.device) -> Iterator[Batch]:
     for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collate), desc="evaluate", leave=False, delay=3):
         yield {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
 
@@ -97,23 +91,22 @@ def _batches(
 def recipe_in_force(
     source: str | Path, model: PreTrainedModel, overrides: Sequence[str] = (), task: Task | None = None
 ) -> FinetuneRecipe:
-    """The recipe that lies beside a model, its empty values taken from the task, else from what is usual for its kind.
+    """The recipe beside a model, its null values taken from the task, or else from the usual ones of its kind.
 
     Raises:
         TrituneError: the recipe cannot be read, or an override cannot be used.
     """
     check_evaluation_keys(overrides)
-    task = task or _usual_task(head_of(model.config))
-    if task.max_length is None:
-        for key in ("max_length", "padding"):
-            if any(override.partition("=")[0].strip() == key for override in overrides):
-                raise TrituneError(f"--set: {key} would change nothing: images have no tokens to cut or pad")
+    task = task or usual_task(head_of(model.config))
+    given = {override.partition("=")[0].strip() for override in overrides}
+    if task.max_length is None and (unused := given & {"max_length", "padding"}):
+        raise TrituneError(f"--set: {min(unused)} would change nothing: images have no tokens to cut or pad")
     recipe = load_recipe(recipe_beside(source), overrides, Recipe if is_quantized(model) else FinetuneRecipe)
     return recipe.resolve(fit_length(task, model), train_rows=1)
 
 
-def _usual_task(head: Head) -> Task:
-    """What a model of this kind is reckoned with where neither a recipe nor a task says more."""
+def usual_task(head: Head) -> Task:
+    """The task whose lengths and batches a model of this kind takes where nothing else says them."""
     if head is TEXT_CLASSIFICATION:
         return _ANY_TEXTS
     return next(task for task in TASKS.values() if task.head.name == head.name)
@@ -130,8 +123,8 @@ def evaluate_source(
 
     Args:
         source: a run, a teacher, or any model fine-tuned on `task`.
-        task: of the table, or of one's own files.
-        data_folder: a table task's original files; None reads the hub.
+        task: of the table, or of a user's own files.
+        data_folder: the original files of a task of the table; None reads the hub.
         overrides: `key=value` for `recipes.EVALUATION_KEYS` of the recipe beside the model.
         teacher_source: a second model to which the closeness is measured.
 
@@ -148,14 +141,15 @@ def evaluate_source(
     model.to(this_process().device)
     splits = load_task_data(task, data_folder, task.dev_splits)
     data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
-    logits = dev_logits(model, data, task, recipe.per_device_eval_batch_size)
+    batch_size = recipe.per_device_eval_batch_size or task.batch_size
+    logits = dev_logits(model, data, task, batch_size)
     scores = {"model": str(source), "task": task.name, "metric": task.metric, **dev_scores(logits, data, task)}
     if teacher_source is not None:
         # Through our attention, as in a training: the closeness is then that of metrics.json to the last bit.
-        teacher = instrument(load_model(teacher_source, task)).to(model.device)
+        teacher = instrument(load_model(teacher_source, task))
+        teacher.to(this_process().device)
         task.head.load_processor(source, teacher, recipe.max_length)
-        own = task.for_model(teacher_source)
-        teachers = dev_logits(teacher, data, own, recipe.per_device_eval_batch_size)
+        teachers = dev_logits(teacher, data, task.for_model(teacher_source), batch_size)
         scores |= task.head.closeness(logits[data.select], teachers[data.select], task, data)
     rows = splits[data.select]
     return scores | {"rows": len(rows), "rows_sha256": rows_sha256(rows), "size_bytes": size_bytes(model)}

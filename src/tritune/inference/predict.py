@@ -1,4 +1,4 @@
-"""Answers of a trained model for texts and images that have no labels."""
+"""Predictions of a trained model for texts and images without labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,31 +11,32 @@ from ..tasks.heads import IMAGE_CLASSIFICATION, Head, head_of
 from ..tasks.heads.head import Answering
 from ..tasks.heads.images import unlabelled
 from ..tasks.table import columns_of, listed
-from .evaluate import predict, recipe_in_force
+from .evaluate import predict, recipe_in_force, usual_task
+
+Rows = Sequence[dict[str, Any]]
 
 
 def predict_rows(
     source: str | Path,
-    rows: Sequence[dict[str, Any]],
+    rows: Rows,
     text_columns: Sequence[str] | None = None,
     overrides: Sequence[str] = (),
     probabilities: bool = False,
     name: str = "the table",
 ) -> list[dict[str, Any]]:
-    """Rows with the model's answers beside them.
+    """Rows with the model's predictions beside them.
 
     Args:
         source: a run, a teacher, or any fine-tuned model that reads text: a folder or a hub name.
         rows: at least one, as `read_table` gives them.
         text_columns: that hold the inputs; None looks for the usual ones.
         overrides: `key=value` for the recipe beside the model.
-        probabilities: add one column a label.
+        probabilities: add one column per label.
         name: what messages call the rows.
 
     Returns:
-        The rows with `prediction`, a label's name, a list of the labels that are more likely than not where a row may
-        have many, or a score, and with `probability_<label>` where asked for; those of other kinds of tasks with the
-        columns that `Head.predictable` names.
+        The rows with `prediction` (a label's name, a list of the labels that are more likely than not where a row may
+        have many, or a score) and, where asked for, `probability_<label>`; other kinds of tasks have other columns.
 
     Raises:
         TrituneError: the model, a row or a column cannot be used.
@@ -48,17 +49,17 @@ def predict_rows(
 def predict_images(
     source: str | Path, images: str | Path, overrides: Sequence[str] = (), probabilities: bool = False
 ) -> list[dict[str, Any]]:
-    """The model's answers for images.
+    """The model's predictions for images.
 
     Args:
         source: an image classifier: a run, a teacher, or any other; a folder or a hub name.
         images: a folder with images at any depth, one image file, or a parquet file.
         overrides: `key=value` for the recipe beside the model.
-        probabilities: add one column a label.
+        probabilities: add one column per label.
 
     Returns:
-        A row an image: `file` or, of a parquet file, `row`, counted from 1; `prediction`; `probability_<label>` where
-        asked for.
+        One row per image: `file` or, of a parquet file, `row`, counted from 1; `prediction`; and, where asked for,
+        `probability_<label>`.
 
     Raises:
         TrituneError: the model or an image cannot be used.
@@ -68,29 +69,26 @@ def predict_images(
 
 
 def _answered(
-    head: Head,
-    source: str | Path,
-    inputs: Any,
-    rows: Sequence[dict[str, Any]],
-    overrides: Sequence[str],
-    probabilities: bool,
-    name: str,
+    head: Head, source: str | Path, inputs: Any, rows: Rows, overrides: Sequence[str], probabilities: bool, name: str
 ) -> list[dict[str, Any]]:
     """The rows, each with the answer to its input beside it."""
     model = load_pretrained(head.auto_model, source)
-    recipe = recipe_in_force(source, model, overrides)
+    task = usual_task(head)
+    recipe = recipe_in_force(source, model, overrides, task)
     processor = head.load_processor(source, model, recipe.max_length)
     asked = head.predictable(inputs, Answering(model, processor, recipe.max_length, recipe.padding), name)
-    if probabilities and asked.shares is None:
+    shares = asked.shares if probabilities else None
+    if probabilities and shares is None:
         raise TrituneError(f"--probabilities would change nothing: {source} gives no labels")
-    shown = [f"probability_{label}" for label in asked.labels] if probabilities else []
+    shown = [f"probability_{label}" for label in asked.labels] if shares else []
     present = set(columns_of(rows))
     if taken := [column for column in (*asked.columns, *shown) if column in present]:
         raise TrituneError(f"{name}: has {listed(taken)} already; rename or drop it")
     model.to(this_process().device)
-    read = predict(model, asked.examples, asked.collate, recipe.per_device_eval_batch_size, head.read)
+    batch_size = recipe.per_device_eval_batch_size or task.batch_size
+    read = predict(model, asked.examples, asked.collate, batch_size, head.read)
     answered = [row | answer for row, answer in zip(rows, asked.answers(read), strict=True)]
-    if probabilities:
-        for row, shares in zip(answered, asked.shares(read), strict=True):
-            row |= {column: round(float(share), 6) for column, share in zip(shown, shares, strict=True)}
+    if shares:
+        for row, of_labels in zip(answered, shares(read), strict=True):
+            row |= {column: round(float(share), 6) for column, share in zip(shown, of_labels, strict=True)}
     return answered

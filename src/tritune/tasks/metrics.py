@@ -11,15 +11,20 @@ from ..errors import TrituneError
 Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 
-def _checked(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions `(batch, num_labels)` and labels `(batch,)` as arrays, or TrituneError if they cannot be scored."""
+def _checked(predictions: np.ndarray, labels: np.ndarray, multi_label: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions `(batch, num_labels)` and labels as arrays, or TrituneError if they cannot be scored.
+
+    Labels are `(batch,)`, with `multi_label` `(batch, num_labels)`.
+    """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.ndim == 1:
         predictions = predictions[:, None]
-    if predictions.ndim != 2 or labels.ndim != 1 or len(predictions) != len(labels) or len(labels) == 0:
+    rows = predictions.shape[:1]
+    if predictions.ndim != 2 or labels.shape != (predictions.shape if multi_label else rows) or rows == (0,):
         raise TrituneError(f"cannot score predictions of shape {predictions.shape} against labels {labels.shape}")
     # argmax of a NaN row is a class like any other, so a diverged model would get a plausible score.
-    for what, bad in (("logits", ~np.isfinite(predictions).all(axis=1)), ("labels", ~np.isfinite(labels))):
+    for what, values in (("logits", predictions), ("labels", labels)):
+        bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
         if bad.any():
             raise TrituneError(f"{bad.sum()} of {len(bad)} rows have NaN or infinite {what}: there is no score")
     return predictions, labels
@@ -60,35 +65,26 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def class_scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy, and the plain mean of every class's F1 (`macro_f1`) over the classes that are true or predicted.
 
-    `predictions` are logits `(batch, num_labels)`, `labels` class ids `(batch,)`.
-
-    Raises TrituneError as `accuracy` does.
+    Shapes and errors are those of `accuracy`.
     """
-    predicted, labels = _classes(predictions, labels)
-    macro = float(f1_score(labels, predicted, average="macro", zero_division=0.0))
-    return {"accuracy": float(accuracy_score(labels, predicted)), "macro_f1": macro}
+    predicted, classes = _classes(predictions, labels)
+    macro = float(f1_score(classes, predicted, average="macro", zero_division=0.0))
+    return accuracy(predictions, labels) | {"macro_f1": macro}
 
 
 def multi_label_scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Scores of sets of labels: a label is given where its sigmoid is above 0.5, which is a logit above 0.
 
-    `predictions` are logits and `labels` zeros and ones, both `(batch, num_labels)`.
+    `predictions` are logits and `labels` zeros and ones, both `(batch, num_labels)`. `micro_f1` is the F1 of all
+    decisions together; `macro_f1` the plain mean of every label's F1, 0 for a label that is neither true nor given
+    anywhere; `subset_accuracy` the share of rows with every decision right.
 
-    Returns:
-        `micro_f1`, the F1 of all decisions together; `macro_f1`, the plain mean of every label's F1, 0 for a label that
-        is neither true nor given anywhere; `subset_accuracy`, the share of rows with every decision right.
-
-    Raises:
-        TrituneError: shapes that do not match, non-finite logits, or labels other than 0 and 1.
+    Raises TrituneError for shapes that do not match, non-finite logits, or labels other than 0 and 1.
 
     >>> multi_label_scores(np.array([[2.0, -1.0], [1.0, 3.0]]), np.array([[1, 0], [0, 1]]))["subset_accuracy"]
     0.5
     """
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
-    if predictions.ndim != 2 or predictions.shape != labels.shape or len(labels) == 0:
-        raise TrituneError(f"cannot score predictions of shape {predictions.shape} against labels {labels.shape}")
-    if bad := int((~np.isfinite(predictions).all(axis=1)).sum()):
-        raise TrituneError(f"{bad} of {len(labels)} rows have NaN or infinite logits: there is no score")
+    predictions, labels = _checked(predictions, labels, multi_label=True)
     if not np.isin(labels, (0, 1)).all():
         raise TrituneError("a row's labels must be one 0 or 1 for each label")
     given, true = predictions > 0, labels.astype(bool)
@@ -99,9 +95,7 @@ def multi_label_scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str,
 def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Matthews correlation, CoLA's metric in GLUE (Wang et al., 2019); 0.0 where either side is constant.
 
-    `predictions` are logits `(batch, num_labels)`, `labels` class ids `(batch,)`.
-
-    Raises TrituneError as `accuracy` does.
+    Shapes and errors are those of `accuracy`.
     """
     predicted, labels = _classes(predictions, labels)
     return {"matthews_correlation": _defined(matthews_corrcoef, labels, predicted)}
@@ -110,9 +104,7 @@ def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> dict[st
 def mean_accuracy_f1(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy, F1 of class 1, and their mean: MRPC and QQP in GLUE (Wang et al., 2019). F1 is 0.0 where undefined.
 
-    `predictions` are logits `(batch, 2)`, `labels` class ids `(batch,)`.
-
-    Raises TrituneError as `accuracy` does, and for other than two classes.
+    Shapes and errors are those of `accuracy`; logits must be `(batch, 2)`.
     """
     predicted, labels = _classes(predictions, labels)
     if np.shape(predictions)[-1] != 2:
@@ -125,9 +117,7 @@ def mean_accuracy_f1(predictions: np.ndarray, labels: np.ndarray) -> dict[str, f
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Spearman's rank correlation, by which sentence encoders are compared (Reimers & Gurevych, 2019, section 4).
 
-    `predictions` are scores `(batch,)` or `(batch, 1)`, `labels` scores `(batch,)`; 0.0 where it is undefined.
-
-    Raises TrituneError as `mean_pearson_spearman` does.
+    0.0 where it is undefined; shapes and errors are those of `mean_pearson_spearman`.
     """
     return {"spearman": mean_pearson_spearman(predictions, labels)["spearman"]}
 

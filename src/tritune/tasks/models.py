@@ -19,9 +19,9 @@ def load_model(source: str | Path, task: Task, *, new_head: bool = False) -> Pre
 
     Args:
         source: a local folder or a hub name.
-        task: what it must answer.
-        new_head: whether a missing head is made anew and the labels set to the task's, as for fine-tuning;
-            otherwise the model must have been fine-tuned on this task's labels.
+        task: that it is for.
+        new_head: whether a missing head is initialized and the labels set to the task's, as for fine-tuning; otherwise
+            the model must have been fine-tuned on this task's labels.
 
     Raises:
         TrituneError: the source is not a model, its weights are incomplete or not finite, or its labels are not the
@@ -36,9 +36,11 @@ def load_model(source: str | Path, task: Task, *, new_head: bool = False) -> Pre
 
 
 def fit_length(task: Task, model: PreTrainedModel) -> Task:
-    """The task, its length cut to the model's positions; in the table lengths are published ones and stay."""
-    room = positions(model) if task.files is not None and task.max_length else None
-    return task if room is None else replace(task, max_length=min(task.max_length, room))
+    """The task, its `max_length` limited to the model's positions; those of the table are published values and stay."""
+    room = positions(model)
+    if room is None or task.files is None or task.max_length is None:
+        return task
+    return replace(task, max_length=min(task.max_length, room))
 
 
 def load_student(
@@ -61,7 +63,7 @@ def load_student(
     shapes = [{n: tensor.shape for n, tensor in m.state_dict().items() if n not in own} for m in (model, origin)]
     if shapes[0] != shapes[1] or len(instrument_of(model).anatomy.sites) != len(instrument_of(origin).anatomy.sites):
         raise TrituneError(
-            f"{source}: of another shape than the teacher, or than what --student names; give the float model that it "
-            "was made of as --student"
+            f"{source}: of another shape than the teacher or the model of --student; give the float model that it was "
+            "made from with --student"
         )
     return model

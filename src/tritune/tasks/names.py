@@ -1,4 +1,4 @@
-"""The names of tasks and of what may be said of one, to be told from mistyped ones without importing torch."""
+"""The names of tasks, kinds of tasks and problems, by which mistyped ones are refused without importing torch."""
 
 import difflib
 
@@ -33,8 +33,6 @@ KINDS = (
 # What a label column may pose.
 PROBLEMS = ("single_label", "multi_label", "regression")
 
-_ENDINGS = (".yaml", ".yml")
-
 
 def is_task_file(name: str) -> bool:
     """Whether `--task` names a file instead of a task.
@@ -42,7 +40,7 @@ def is_task_file(name: str) -> bool:
     >>> is_task_file("teacher/task.yaml"), is_task_file("sst2")
     (True, False)
     """
-    return name.lower().endswith(_ENDINGS)
+    return name.lower().endswith((".yaml", ".yml"))
 
 
 def task_name(name: str) -> str:
@@ -64,15 +62,15 @@ def task_name(name: str) -> str:
     close = difflib.get_close_matches(_letters(name), TITLES, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise TrituneError(
-        f"there is no task {name!r}: {hint}known tasks are {', '.join(TITLES)}; kinds for files of one's own are "
+        f"there is no task {name!r}: {hint}known tasks are {', '.join(TITLES)}; kinds of tasks for your own files are "
         f"{', '.join(KINDS)}"
     )
 
 
 def check_problem(problem: str | None) -> None:
-    """Raise TrituneError for a problem that is none; None goes by the label column."""
+    """Raise TrituneError for an unknown problem; None goes by the label column."""
     if problem is not None and problem not in PROBLEMS:
-        raise TrituneError(f"problem: {shown(problem)} is none of {', '.join(PROBLEMS)}")
+        raise TrituneError(f"problem: {shown(problem)} is not one of {', '.join(PROBLEMS)}")
 
 
 def _letters(name: str) -> str:

@@ -5,7 +5,6 @@ in the id order of the hub data set `nyu-mll/glue`, so a model fine-tuned elsewh
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from .heads import (
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     Head,
+    Task,
 )
 from .heads.question_answering import SQUAD, UNANSWERABLE
 from .heads.token_classification import CONLL
@@ -25,67 +25,28 @@ from .metrics import Measure, accuracy, matthews_correlation, mean_accuracy_f1, 
 from .names import TITLES, is_task_file, task_name
 from .task_file import check_files, read_task_file
 
-
-@dataclass(frozen=True)
-class Task:
-    """One row of the task table.
-
-    `measure(predictions, labels)` takes logits `(batch, num_labels)` and labels `(batch,)` and returns every metric of
-    the task, among them `metric`, the one that selects checkpoints (higher is better). `labels` holds the class names
-    in id order, or None for regression. The first of `dev_splits` is the one that selects. `head` says what is done
-    with rows and outputs. `files` gives the file of every split of a user's own data; `label_column` holds its label.
-    `multi_label` is whether a row may have any number of labels; it is then scored against `(batch, num_labels)`.
-    `repository` is the data set's name on the hub where it is none of GLUE's. `max_length` is None where inputs have no
-    length to cut.
-    """
-
-    name: str
-    title: str
-    text_columns: tuple[str, ...]
-    labels: tuple[str, ...] | None
-    metric: str
-    measure: Measure
-    max_length: int | None
-    batch_size: int
-    eval_steps: int
-    dev_splits: tuple[str, ...] = ("validation",)
-    head: Head = TEXT_CLASSIFICATION
-    files: Mapping[str, Path] | None = None
-    label_column: str = "label"
-    multi_label: bool = False
-    repository: str | None = None
-
-    @property
-    def is_regression(self) -> bool:
-        """Whether the label is a score instead of a class."""
-        return self.labels is None
-
-    @property
-    def problem(self) -> str:
-        """`single_label`, `multi_label` or `regression`."""
-        return "regression" if self.labels is None else "multi_label" if self.multi_label else "single_label"
-
-    @property
-    def num_labels(self) -> int:
-        """Width of the logits: the number of classes, or 1 for regression."""
-        return 1 if self.labels is None else len(self.labels)
-
-    def for_model(self, source: str | Path) -> "Task":
-        """The task with its head as the model at `source` wants it, see `Head.for_model`."""
-        return replace(self, head=self.head.for_model(source))
-
+__all__ = ["TASKS", "Task", "get_task", "own_task"]
 
 _ONE, _TWO, _QUESTIONS = ("sentence",), ("sentence1", "sentence2"), ("question1", "question2")
 _ENTAILED = ("entailment", "not_entailment")
 _MNLI_LABELS, _MNLI_DEV = ("entailment", "neutral", "contradiction"), ("validation_matched", "validation_mismatched")
 _ACCEPTABLE = ("unacceptable", "acceptable")
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_CIFAR = {"head": IMAGE_CLASSIFICATION, "dev_splits": ("test",), "repository": "uoft-cs/cifar10"}
+_CIFAR: dict[str, Any] = {"head": IMAGE_CLASSIFICATION, "dev_splits": ("test",), "repository": "uoft-cs/cifar10"}
+_Names = tuple[str, ...]
 
 
-def _task(name: str, columns: tuple, labels: tuple | None, measure: Measure, *lengths, **more) -> Task:
+def _task(
+    name: str,
+    columns: _Names,
+    labels: _Names | None,
+    measure: Measure,
+    *lengths: Any,
+    head: Head = TEXT_CLASSIFICATION,
+    **more: Any,
+) -> Task:
     """A table row whose selecting metric carries the name of the function that measures it."""
-    return Task(name, TITLES[name], columns, labels, measure.__name__, measure, *lengths, **more)
+    return Task(name, TITLES[name], columns, labels, measure.__name__, measure, head, *lengths, **more)
 
 
 TASKS: dict[str, Task] = {
@@ -149,12 +110,13 @@ def own_task(
     labels = None if "labels" in head.file_options else options.pop("labels", None)
     metric = None if "metric" in head.file_options else options.pop("metric", None)
     if unknown := options.keys() - {*head.file_options}:
-        raise TrituneError(f"{kind}: takes no {', '.join(sorted(unknown))}")
+        raise TrituneError(f"{kind}: does not take {', '.join(sorted(unknown))}")
     fields = head.describe(files, columns, label_column, **options)
-    title = f"{kind} of {files.get('validation', files.get('train')).name}"
-    task = Task(**{"name": kind, "title": title, "head": head, "files": files} | fields)
+    title = f"{kind} of {(files.get('validation') or files['train']).name}"
+    values: dict[str, Any] = {"name": kind, "title": title, "head": head, "files": files}
+    task = Task(**values | fields)
     if labels and task.labels is not None and tuple(labels) != task.labels:
         raise TrituneError(f"{title}: its labels are {shown(list(task.labels))}, expected {shown(list(labels))}")
     if metric and metric != task.metric:
-        raise TrituneError(f"metric: {kind} is selected by {task.metric}, not by {shown(metric)}")
+        raise TrituneError(f"metric: checkpoints of {kind} are selected by {task.metric}, not by {shown(metric)}")
     return task

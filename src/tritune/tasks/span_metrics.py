@@ -8,8 +8,8 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-
-import numpy as np
+from itertools import compress
+from statistics import fmean
 
 from ..errors import TrituneError
 
@@ -47,11 +47,11 @@ def answer_f1(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[s
     `f1_unanswerable` tell them apart.
 
     Args:
-        predicted: one answer a question, empty for none.
-        gold: the answers that are right, one list a question; an empty list where there is no answer.
+        predicted: one answer per question, empty for none.
+        gold: one list per question of the answers that are right, empty where there is no answer.
 
     Raises:
-        TrituneError: there is no question, or not one answer a question.
+        TrituneError: there is no question, or not one answer per question.
 
     >>> answer_f1(["the red house"], [["Red house", "a house"]])
     {'exact_match': 1.0, 'f1': 1.0}
@@ -65,11 +65,10 @@ def answer_f1(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[s
         exact.append(float(answer in right))
         f1.append(max(_word_f1(answer, text) for text in right))
         answerable.append(right != [""])
-    scores = {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
+    scores = {"exact_match": fmean(exact), "f1": fmean(f1)}
     if 0 < sum(answerable) < len(gold):
-        has_answer = np.array(answerable)
-        scores["f1_answerable"] = float(np.mean(np.array(f1)[has_answer]))
-        scores["f1_unanswerable"] = float(np.mean(np.array(f1)[~has_answer]))
+        scores["f1_answerable"] = fmean(compress(f1, answerable))
+        scores["f1_unanswerable"] = fmean(one for one, has_answer in zip(f1, answerable, strict=True) if not has_answer)
     return scores
 
 
@@ -118,7 +117,7 @@ def entity_f1(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]])
     are summed over all sentences. A ratio of nothing to nothing is 0.
 
     Args:
-        predicted, gold: a tag a word, one list a sentence.
+        predicted, gold: one list per sentence, with a tag per word.
 
     Raises:
         TrituneError: there are no words, or sentences differ in length.
@@ -135,14 +134,7 @@ def entity_f1(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]])
 
 
 def tag_accuracy(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, float]:
-    """`accuracy`, the share of words with the right tag.
-
-    Args:
-        predicted, gold: a tag a word, one list a sentence.
-
-    Raises:
-        TrituneError: there are no words, or sentences differ in length.
-    """
+    """`accuracy`, the share of words with the right tag; inputs and errors are those of `entity_f1`."""
     words = sum(map(len, gold))
     if not words or list(map(len, predicted)) != list(map(len, gold)):
         raise TrituneError(f"cannot score the tags of {sum(map(len, predicted))} words against those of {words}")

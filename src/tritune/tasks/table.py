@@ -1,6 +1,6 @@
-"""Texts of one's own: rows from CSV, TSV, JSON, plain lines or Parquet, and the same formats (but Parquet) out again.
+"""A user's own tables: rows from CSV, TSV, JSON, plain lines or Parquet, and the same formats (but Parquet) out again.
 
-CSV has quotes; TSV has none, as in the GLUE files: a row lies between two line feeds, a field between two tabs.
+CSV has quotes; TSV has none, as in the GLUE files: rows are separated by line feeds, fields by tabs.
 """
 
 import codecs
@@ -11,7 +11,6 @@ import os
 import reprlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,19 +33,15 @@ def read_table(path: str | Path) -> list[dict[str, Any]]:
     A plain line is a row with the one column `text`, or `text` and `text_pair` where it holds a tab. JSON is one object
     a line, or a list of objects.
 
-    Raises:
-        TrituneError: the file is missing, of another kind, empty, not UTF-8, or a row does not fit; the message names
-            file and line.
+    Raises TrituneError, naming file and line, if the file is missing, of another kind, empty, not UTF-8, or a row does
+    not fit.
     """
     name, ending = table_name(path), Path(path).suffix.lower()
     kind = "text" if str(path) == STDIN else FORMATS.get(ending)
-    if ending == PARQUET:
-        rows = _read_parquet(Path(path))
-    elif kind is None:
+    if kind is None and ending != PARQUET:
         known = ", ".join((*FORMATS, PARQUET))
         raise TrituneError(f"{path}: unknown kind of file; known are {known} and - for standard input")
-    else:
-        rows = list(_READERS[kind](_decoded(path, name), name))
+    rows = list(_READERS[kind](read_text(path), name)) if kind else _read_parquet(Path(path))
     if not rows:
         raise TrituneError(f"{name}: holds no rows")
     return rows
@@ -62,6 +57,23 @@ def columns_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
+def placed(rows: Iterable[dict[str, Any]], file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows, each with the name that a message gives its place."""
+    return ((f"{file}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def number_in(cell: Any) -> float | None:
+    """The number that a cell is or spells, NaN and infinities among them; None where there is none.
+
+    >>> number_in(" 2.5"), number_in("two"), number_in(True)
+    (2.5, None, None)
+    """
+    try:
+        return None if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 def listed(names: Iterable[str]) -> str:
     """Column names for a message, which stays one readable line whatever the file holds."""
     return _brief.repr(list(names))[1:-1]
@@ -70,34 +82,35 @@ def listed(names: Iterable[str]) -> str:
 def write_table(path: str | Path | None, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as CSV, TSV or JSON lines by the file's ending, whole or not at all; None is CSV on standard output.
 
-    Raises:
-        TrituneError: as `check_writable`, or the file cannot be written.
+    Raises TrituneError as `check_writable` does, and if the file cannot be written.
     """
     if path is None:
         _write_stdout(rows)
         return
     kind = check_writable(path, rows)
-    with _whole(Path(path)) as file:
-        _WRITERS[kind](file, rows)
+    try:
+        with replace_file(Path(path)) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            _WRITERS[kind](file, rows)
+    except OSError as error:
+        raise TrituneError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def check_writable(path: str | Path, rows: Sequence[dict[str, Any]] = ()) -> str:
     """The kind of file that `path` will be, before anything is computed.
 
-    Raises:
-        TrituneError: the ending is not of a table, its folder does not exist or is read-only, a folder lies in its
-            place, or a field of `rows` cannot stand in such a file.
+    Raises TrituneError if the ending is not that of a table, the folder does not exist or is read-only, the path is a
+    folder, or such a file cannot hold a field of `rows`.
     """
     kind = FORMATS.get(Path(path).suffix.lower())
     if kind not in _WRITERS:
         raise TrituneError(f"{path}: predictions are written as .csv, .tsv or .jsonl")
     folder = Path(path).absolute().parent
     if not folder.is_dir():
-        raise TrituneError(f"{path}: there is no folder {folder}; make it first")
+        raise TrituneError(f"{path}: there is no folder {folder}; create it first")
     if Path(path).is_dir():
         raise TrituneError(f"{path}: this is a folder; give the name of a file")
     if not os.access(folder, os.W_OK):
-        raise TrituneError(f"{path}: nothing may be written in {folder}; give a file in another folder")
+        raise TrituneError(f"{path}: {folder} is not writable; give a file in another folder")
     if kind == "tsv":
         for number, row in enumerate(rows, 1):
             if broken := [name for name, value in row.items() if {"\t", "\n"} & {*name, *_cell(value)}]:
@@ -108,7 +121,12 @@ def check_writable(path: str | Path, rows: Sequence[dict[str, Any]] = ()) -> str
     return kind
 
 
-def _decoded(path: str | Path, name: str) -> str:
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, or of standard input, without a byte order mark.
+
+    Raises TrituneError, naming file and line, if it cannot be read or is not UTF-8.
+    """
+    name = table_name(path)
     try:
         data = sys.stdin.buffer.read() if str(path) == STDIN else Path(path).read_bytes()
     except OSError as error:
@@ -121,7 +139,7 @@ def _decoded(path: str | Path, name: str) -> str:
         raise TrituneError(f"{name}, line {line}: not UTF-8 text; convert it, for example with iconv") from None
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
     """Lines with their numbers; `splitlines` would also break at lone carriage returns and at other separators."""
     lines = text.split("\n")
     for number, line in enumerate(lines, 1):
@@ -140,7 +158,7 @@ def _read_csv(text: str, name: str) -> Iterator[dict[str, str]]:
 
 
 def _read_tsv(text: str, name: str) -> Iterator[dict[str, str]]:
-    return _named(((number, line.split("\t") if line else []) for number, line in _lines(text)), name, "\t")
+    return _named(((number, line.split("\t") if line else []) for number, line in numbered_lines(text)), name, "\t")
 
 
 def _named(records: Iterable[tuple[int, list[str]]], name: str, delimiter: str) -> Iterator[dict[str, str]]:
@@ -151,7 +169,7 @@ def _named(records: Iterable[tuple[int, list[str]]], name: str, delimiter: str) 
             continue
         if not header:
             header = fields
-            _check_header(header, f"{name}, line {number}", delimiter)
+            check_names(header, f"{name}, line {number}", delimiter)
             continue
         if len(fields) != len(header):
             raise TrituneError(
@@ -160,35 +178,42 @@ def _named(records: Iterable[tuple[int, list[str]]], name: str, delimiter: str) 
         yield dict(zip(header, fields, strict=True))
 
 
-def _check_names(names: list[str], where: str) -> None:
+def check_names(names: list[str], where: str, delimiter: str = "") -> None:
+    """Raise TrituneError if a header has a name twice, or one name in which another delimiter occurs."""
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise TrituneError(f"{where}: the header has {listed(twice)} more than once; rename the columns")
-
-
-def _check_header(header: list[str], where: str, delimiter: str) -> None:
-    _check_names(header, where)
-    if len(header) == 1 and any(other in header[0] for other in {",", ";", "\t"} - {delimiter}):
-        raise TrituneError(f"{where}: one column {listed(header)}; fields must be parted by {delimiter!r}")
+    if delimiter and len(names) == 1 and any(other in names[0] for other in {",", ";", "\t"} - {delimiter}):
+        raise TrituneError(f"{where}: one column {listed(names)}; the delimiter must be {delimiter!r}")
 
 
 def _read_json(text: str, name: str) -> Iterator[dict[str, Any]]:
-    return _read_json_list(text, name) if text.lstrip().startswith("[") else _read_json_lines(text, name)
-
-
-def _read_json_list(text: str, name: str) -> Iterator[dict[str, Any]]:
-    try:
-        rows = json.loads(text)
-        json.dumps(rows, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise TrituneError(f"{name}, line {error.lineno}: not a JSON list of objects ({error.msg})") from None
-    except UnicodeEncodeError:
-        raise TrituneError(f"{name}: half of a surrogate pair (\\ud800 to \\udfff)") from None
-    except (ValueError, RecursionError):
-        raise TrituneError(f"{name}: not a JSON list of objects") from None
-    for number, row in enumerate(rows, 1):
+    """One object a line, or a list of objects."""
+    if text.lstrip().startswith("["):
+        what = "a JSON object"
+        rows: Iterable[tuple[str, Any]] = placed(_parsed(text, name, "a JSON list of objects"), name)
+    else:
+        what = "a JSON object on one line"
+        lines = ((number, line) for number, line in numbered_lines(text) if line.strip())
+        rows = ((f"{name}, line {n}", _parsed(line, name, what, line_number=n)) for n, line in lines)
+    for where, row in rows:
         if not isinstance(row, dict):
-            raise TrituneError(f"{name}, row {number}: not a JSON object")
+            raise TrituneError(f"{where}: not {what}")
         yield row
+
+
+def _parsed(text: str, name: str, what: str, line_number: int | None = None) -> Any:
+    """The value of a file's JSON, or of one line's."""
+    where = name if line_number is None else f"{name}, line {line_number}"
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except json.JSONDecodeError as error:
+        raise TrituneError(f"{name}, line {line_number or error.lineno}: not {what} ({error.msg})") from None
+    except UnicodeEncodeError:
+        raise TrituneError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff)") from None
+    except (ValueError, RecursionError):
+        raise TrituneError(f"{where}: not {what}") from None
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -197,37 +222,22 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
     try:
         with ParquetFile(path) as file:
-            _check_names(file.schema_arrow.names, str(path))
-            return file.read().to_pylist()
+            names, rows = file.schema_arrow.names, file.read().to_pylist()
     except OSError as error:
         raise TrituneError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from None
     except (ArrowException, ValueError) as error:
-        if isinstance(error, TrituneError):
-            raise
         raise TrituneError(f"{path}: not Parquet ({first_line(error)})") from None
-
-
-def _read_json_lines(text: str, name: str) -> Iterator[dict[str, Any]]:
-    for number, line in _lines(text):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise TrituneError(f"{name}, line {number}: half of a surrogate pair (\\ud800 to \\udfff)") from None
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise TrituneError(f"{name}, line {number}: not a JSON object on one line")
-        yield row
+    check_names(names, str(path))
+    return rows
 
 
 def _read_lines(text: str, name: str) -> Iterator[dict[str, str]]:
-    for number, line in _lines(text):
+    for number, line in numbered_lines(text):
         fields = line.split("\t")
         if len(fields) > 2:
-            raise TrituneError(f"{name}, line {number}: {len(fields)} texts; a line is one, or two with a tab between")
+            raise TrituneError(
+                f"{name}, line {number}: {len(fields)} texts; a line holds one or two, separated by a tab"
+            )
         yield dict(zip(("text", "text_pair"), fields, strict=False))
 
 
@@ -282,12 +292,3 @@ def _write_stdout(rows: Sequence[dict[str, Any]]) -> None:
         raise TrituneError(
             f"standard output: some text cannot be written as {sys.stdout.encoding}; give --output, or set PYTHONUTF8=1"
         ) from None
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[TextIO]:
-    try:
-        with replace_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-            yield file
-    except OSError as error:
-        raise TrituneError(f"{path}: cannot be written ({error.strerror})") from None

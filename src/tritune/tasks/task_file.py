@@ -1,7 +1,7 @@
-"""A task of one's own as a YAML file: which files, which columns, which labels in which order.
+"""A user's own task as a YAML file: which files, which columns, which labels in which order.
 
-`finetune` and `train` write one into their output folder, so that whatever comes later asks the same of the same data.
-It holds paths of this machine: it is never uploaded.
+`finetune` and `train` write one into their output folder, so that later commands use the same task and data. It holds
+paths of this machine and is never uploaded.
 """
 
 import difflib
@@ -10,11 +10,14 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..errors import TrituneError, shown
+
+if TYPE_CHECKING:
+    from .heads import Task
 
 TASK_FILE = "task.yaml"
 _SPLITS = {"train_file": "train", "dev_file": "validation"}
@@ -25,8 +28,7 @@ _LISTS = ("columns", "labels")
 def read_task_file(path: str | Path) -> dict[str, Any]:
     """The arguments of `registry.own_task` that a task file holds; its relative paths start at its own folder.
 
-    Raises:
-        TrituneError: the file is missing or not YAML, or a key is unknown, missing, or of another type.
+    Raises TrituneError if the file is missing or not YAML, or a key is unknown, missing, or of another type.
     """
     values = _read_mapping(Path(path))
     for key in values:
@@ -51,16 +53,16 @@ def read_task_file(path: str | Path) -> dict[str, Any]:
     return values | {"files": files}
 
 
-def task_to_yaml(task: Any) -> str:
-    """A task of one's own as the text of a task file; `read_task_file` gives the same task back."""
-    values = {"kind": task.head.name}
-    values |= {key: str(task.files[split]) for key, split in _SPLITS.items() if split in task.files}
+def task_to_yaml(task: "Task") -> str:
+    """A user's own task as the text of a task file; `read_task_file` gives the same task back."""
+    files = task.files or {}
+    values = {"kind": task.head.name} | {key: str(files[split]) for key, split in _SPLITS.items() if split in files}
     values |= _description(task) | {"metric": task.metric}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def task_record(task: Any) -> dict[str, Any]:
-    """What tells a task of one's own from another one in a run's record: metric, columns, labels, its files' hashes.
+def task_record(task: "Task") -> dict[str, Any]:
+    """What identifies a user's own task in a run's record: metric, columns, labels, hashes of the files.
 
     No paths, because a record may be published. Empty for a task of the table, whose name says all.
     """
@@ -70,7 +72,7 @@ def task_record(task: Any) -> dict[str, Any]:
     return {"data": _description(task) | {"sha256": hashes}, "metric": task.metric}
 
 
-def _description(task: Any) -> dict[str, Any]:
+def _description(task: "Task") -> dict[str, Any]:
     values: dict[str, Any] = {}
     if task.head.has_columns:
         values = {"columns": list(task.text_columns)} if task.text_columns else {}
@@ -85,8 +87,7 @@ def _description(task: Any) -> dict[str, Any]:
 def check_files(files: Mapping[str, str | Path], reads_hub: bool = False) -> dict[str, Path]:
     """The files of a task's splits as absolute paths; names on the hub, where these may be given, as they are.
 
-    Raises:
-        TrituneError: there is none, one does not exist, or the dev file is the train file.
+    Raises TrituneError if there is none, one does not exist, or the dev file is the train file.
     """
     if not files:
         raise TrituneError("no file is given: name them with --train-file and --dev-file")
@@ -95,10 +96,15 @@ def check_files(files: Mapping[str, str | Path], reads_hub: bool = False) -> dic
         if not path.exists() and not _on_hub(path):
             raise TrituneError(f"{path}: there is no such file or folder")
     train, dev = found.get("train"), found.get("validation")
-    local = train and dev and train.exists() and dev.exists()
-    if local and (train.samefile(dev) or (dev.is_file() and filecmp.cmp(train, dev, shallow=False))):
+    if train and dev and _are_same(train, dev):
         raise TrituneError(f"{dev}: the dev file is the train file ({train}); a score on it would say nothing")
     return found
+
+
+def _are_same(train: Path, dev: Path) -> bool:
+    if not (train.exists() and dev.exists()):
+        return False  # names on the hub
+    return train.samefile(dev) or (dev.is_file() and filecmp.cmp(train, dev, shallow=False))
 
 
 def _located(value: str | Path, folder: Path, reads_hub: bool) -> Path:
@@ -112,12 +118,18 @@ def _on_hub(path: Path) -> bool:
 
 
 def content_sha256(path: Path) -> str:
-    """A hash of a file's bytes, or of the names and sizes of all files in a folder; nothing for a name on the hub."""
+    """A hash of a file's bytes, or of the names and sizes of all files in a folder; nothing for a name on the hub.
+
+    Raises TrituneError if the file cannot be read.
+    """
+    if path.is_file():
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise TrituneError(f"{path}: cannot be read ({error.strerror})") from None
     if _on_hub(path):
         return ""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
     names = sorted(each for each in path.rglob("*") if each.is_file())
     text = "\n".join(f"{each.relative_to(path).as_posix()} {each.stat().st_size}" for each in names)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
@@ -142,5 +154,5 @@ def _names(value: Any, what: str) -> list[str]:
     if not isinstance(names, list) or not names or not all(type(name) in (str, int) for name in names):
         raise TrituneError(f"{what} must be a list of names, got {shown(value)}")
     if len({*map(str, names)}) < len(names):
-        raise TrituneError(f"{what} has a name twice: {shown(value)}")
+        raise TrituneError(f"{what} lists a name twice: {shown(value)}")
     return [str(name) for name in names]

@@ -32,14 +32,13 @@ def load_task_data(
         raise TrituneError("augmented: true needs a folder with train_aug.tsv; give it with --data FOLDER")
     if task.files is not None:
         if folder is not None:
-            raise TrituneError(f"--data {folder}: {task.title} has files of its own; leave --data out")
+            raise TrituneError(f"--data {folder}: {task.title} has its own files; omit --data")
         wanted = wanted_splits(task, splits)
-        for option, split in (("--train-file", "train"), ("--dev-file", "validation")):
-            if split in wanted and split not in task.files:
-                raise TrituneError(f"{task.title}: the {split} file is missing; give it with {option}")
+        for split in wanted:
+            task.file(split)
         return task.head.read_files(task, wanted)
     if augmented and task.head is not TEXT_CLASSIFICATION:
-        raise TrituneError(f"augmented: true is for GLUE's text tasks; {task.title} is none of them")
+        raise TrituneError(f"augmented: true is for GLUE's text tasks; {task.title} is not one of them")
     if folder is None:
         return load_hub(task, splits)
     files = task.head.folder_files(task, Path(folder))

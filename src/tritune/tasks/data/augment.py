@@ -25,6 +25,8 @@ from ...checkpoints.load import positions
 from ...errors import TrituneError
 from .neighbours import Neighbours
 
+Span = tuple[int, int]
+
 # The threshold of the paper (section 4.2).
 PROBABILITY = 0.4
 
@@ -50,15 +52,15 @@ _CLOSED_CLASSES = """
 STOP_WORDS = frozenset(_CLOSED_CLASSES.split())
 
 
-def replaceable_words(text: str) -> list[tuple[int, int]]:
+def replaceable_words(text: str) -> list[Span]:
     """Start and end of every word of a text that may be replaced: letters alone, and not a stop word.
 
     >>> text = "The cat's 2nd mat, isn't it?"
     >>> [text[start:end] for start, end in replaceable_words(text)]
     ['cat', 'mat']
     """
-    found = (match.span() for match in _WORD.finditer(text) if match[0].isalpha())
-    return [(start, end) for start, end in found if text[start:end].lower() not in STOP_WORDS]
+    words = (match for match in _WORD.finditer(text) if match[0].isalpha())
+    return [match.span() for match in words if match[0].lower() not in STOP_WORDS]
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
@@ -100,16 +102,16 @@ class MaskedWords:
         batch_size: int,
     ):
         if not tokenizer.is_fast:
-            raise TrituneError(f"{type(tokenizer).__name__}: does not say where its tokens stand; take a fast one")
+            raise TrituneError(f"{type(tokenizer).__name__}: has no character offsets; use a fast tokenizer")
         if tokenizer.mask_token_id is None:
             raise TrituneError("the tokenizer has no mask token, so its model is not a masked language model")
         if not words:
-            raise TrituneError("the tokenizer has no token that is a whole word, so there is nothing to replace one by")
+            raise TrituneError("the tokenizer has no tokens that are whole words, which words could be replaced with")
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
         self._ids, self._texts = torch.tensor(list(words), device=model.device), list(words.values())
         self._count, self._room = min(count, len(words)), positions(model)
 
-    def encode(self, text: str) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]]]:
+    def encode(self, text: str) -> tuple[dict[str, torch.Tensor], list[Span]]:
         """The token ids and the like of a text, (1, length), cut where the model ends, and where each token stands."""
         cut = {} if self._room is None else {"truncation": True, "max_length": self._room}
         encoded = self.tokenizer(text, return_offsets_mapping=True, return_tensors="pt", **cut)
@@ -126,17 +128,14 @@ class MaskedWords:
         for start in range(0, len(places), self.batch_size):
             masked = torch.tensor(places[start : start + self.batch_size], device=self.model.device)
             rows = torch.arange(len(masked), device=self.model.device)
-            batch = {
-                name: values.to(self.model.device).repeat(len(masked), *[1] * (values.ndim - 1))
-                for name, values in encoded.items()
-            }
+            batch = {name: values.to(self.model.device).repeat(len(masked), 1) for name, values in encoded.items()}
             batch["input_ids"][rows, masked] = self.tokenizer.mask_token_id
             best = _logits_at(self.model, batch, masked)[:, self._ids].topk(self._count).indices.tolist()
             answers += [tuple(sorted({self._texts[index] for index in row})) for row in best]
         return answers
 
 
-def _without_space(text: str, start: int, end: int) -> tuple[int, int]:
+def _without_space(text: str, start: int, end: int) -> Span:
     """A token's place without the space in front that some tokenizers count in."""
     while start < end and text[start].isspace():
         start += 1
@@ -146,13 +145,13 @@ def _without_space(text: str, start: int, end: int) -> tuple[int, int]:
 def _logits_at(model: PreTrainedModel, batch: dict[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
     """The head's logits at one place per row, (batch, vocabulary).
 
-    The head, which is the larger part of the work for short texts, is shown these places alone.
+    The head, which is the larger part of the work for short texts, sees these places alone.
     """
 
     def pick(module: nn.Module, inputs: tuple, output: ModelOutput) -> ModelOutput:
         """The encoder's output at these places, (batch, 1, hidden)."""
         rows = torch.arange(len(places), device=places.device)
-        output["last_hidden_state"] = output.last_hidden_state[rows, places][:, None]
+        output["last_hidden_state"] = output["last_hidden_state"][rows, places][:, None]
         return output
 
     handle = model.base_model.register_forward_hook(pick)
@@ -167,17 +166,15 @@ def _logits_at(model: PreTrainedModel, batch: dict[str, torch.Tensor], places: t
 class Augmenter:
     """Makes variants of texts.
 
-    Attributes:
-        masked: gives the candidates for words of one piece.
-        neighbours: gives those for words of several pieces.
-        probability: with which each word is replaced.
+    `masked` gives the candidates for words of one piece, `neighbours` those for words of several pieces; every word is
+    replaced with `probability`.
     """
 
     masked: MaskedWords
     neighbours: Neighbours
     probability: float = PROBABILITY
 
-    def candidates(self, text: str) -> dict[tuple[int, int], tuple[str, ...]]:
+    def candidates(self, text: str) -> dict[Span, tuple[str, ...]]:
         """The candidates of every word of a text that has any, by the word's start and end.
 
         Words beyond the length that the model reads have none.
@@ -186,7 +183,7 @@ class Augmenter:
         if not spans:
             return {}
         encoded, offsets = self.masked.encode(text)
-        found: dict[tuple[int, int], tuple[str, ...]] = dict.fromkeys(spans, ())
+        found: dict[Span, tuple[str, ...]] = dict.fromkeys(spans, ())
         single = {}
         for span in spans:
             pieces = [place for place, (start, end) in enumerate(offsets) if start < span[1] and end > span[0]]
@@ -213,9 +210,7 @@ class Augmenter:
         return list(found)
 
 
-def _replace(
-    text: str, candidates: dict[tuple[int, int], tuple[str, ...]], replaced: np.ndarray, picks: np.ndarray
-) -> str:
+def _replace(text: str, candidates: dict[Span, tuple[str, ...]], replaced: np.ndarray, picks: np.ndarray) -> str:
     parts, done = [], 0
     for (start, end), words, wanted, pick in zip(candidates, candidates.values(), replaced, picks, strict=True):
         parts += [text[done:start], like(text[start:end], words[pick]) if wanted else text[start:end]]

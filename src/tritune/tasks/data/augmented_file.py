@@ -7,7 +7,6 @@ the partial file to these bytes and continues with the next row, so that its fil
 was never stopped. Only the finished file gets the name that a training reads.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -24,6 +23,8 @@ from ...checkpoints.files import replace_file, take_place
 from ...errors import Interrupted, TrituneError
 from ..heads import TEXT_CLASSIFICATION
 from ..registry import Task
+from ..table import check_writable
+from ..task_file import content_sha256
 from .augment import Augmenter
 from .glue import AUGMENTED_FILE, GlueFile, read_glue_fields
 
@@ -34,13 +35,7 @@ _ROWS_BETWEEN_RECORDS = 50
 
 @dataclass(frozen=True)
 class AugmentedFile:
-    """Where an augmented training file lies, with what lies beside it while it is made.
-
-    Attributes:
-        path: of the finished file.
-        task: whose rows it holds.
-        source: the original file.
-    """
+    """An augmented training file at `path`, of a task's original file `source`, and what lies beside it meanwhile."""
 
     path: Path
     task: Task
@@ -57,11 +52,7 @@ class AugmentedFile:
         return self.path.with_name(f".{self.path.name}.partial")
 
     def read_record(self) -> dict[str, Any] | None:
-        """What `record` holds, or None if there is none.
-
-        Raises:
-            TrituneError: it is not a record.
-        """
+        """What `record` holds, None if there is none; TrituneError if it is not a record."""
         try:
             record = json.loads(self.record.read_text(encoding="utf-8"))
             if record["settings"].keys() and isinstance(record["rows"] + record["bytes"] + record["variants"], int):
@@ -90,7 +81,7 @@ def open_output(
             augmentation, is there already, or cannot be written.
     """
     if task.head is not TEXT_CLASSIFICATION or task.files is not None:
-        raise TrituneError(f"{task.title}: only GLUE's tasks are augmented, which are read from tsv files")
+        raise TrituneError(f"{task.title}: only GLUE tasks, which are read from tsv files, can be augmented")
     folder = Path(data_folder)
     if folder.is_file():
         raise TrituneError(f"{folder}: --data takes the folder; only its {TRAIN_FILE} is augmented, never a dev file")
@@ -99,29 +90,20 @@ def open_output(
     if overwrite and resume:
         raise TrituneError("--resume and --overwrite exclude each other")
     file = AugmentedFile(output or folder / AUGMENTED_FILE, task, folder / TRAIN_FILE)
-    path, beside = file.path, file.path.absolute().parent
+    path = file.path
     if path.suffix != ".tsv" or path.stem.partition("_")[0] in ("dev", "test") or path.name == TRAIN_FILE:
         raise TrituneError(f"{path}: an augmented file is a .tsv file with a name of its own, such as {AUGMENTED_FILE}")
-    if path.is_dir() or not beside.is_dir():
-        raise TrituneError(f"{path}: {'this is a folder' if path.is_dir() else f'there is no folder {beside}'}")
-    if not os.access(beside, os.W_OK):
-        raise TrituneError(f"{path}: nothing may be written in {beside}; give a file in another folder with --output")
+    check_writable(path)
     record = file.read_record()
     if record is None and path.exists():
         raise TrituneError(f"{path}: not a file that `tritune augment` wrote, so it is left alone; choose another one")
     if record is not None and not (overwrite or resume):
-        raise TrituneError(f"{path}: is there already, or was begun; give --resume to go on, or --overwrite")
+        raise TrituneError(f"{path}: already exists, or was begun; give --resume to continue, or --overwrite")
     return file
 
 
 def write_augmented(
-    file: AugmentedFile,
-    augmenter: Augmenter,
-    count: int,
-    seed: int,
-    settings: dict[str, Any],
-    *,
-    resume: bool = False,
+    file: AugmentedFile, augmenter: Augmenter, count: int, seed: int, settings: dict[str, Any], *, resume: bool = False
 ) -> dict[str, Any]:
     """Write every row of the original file, each followed by its variants.
 
@@ -145,8 +127,8 @@ def write_augmented(
             or was begun with other settings.
     """
     glue = read_glue_fields(file.task, file.source)
-    own = {"task": file.task.name, "train_sha256": sha256(file.source), "n": count, "seed": seed}
-    record = {"settings": own | settings, "total": len(glue.rows), "rows": 0, "variants": 0, "bytes": 0}
+    own = {"task": file.task.name, "train_sha256": content_sha256(file.source), "n": count, "seed": seed}
+    record: dict[str, Any] = {"settings": own | settings, "total": len(glue.rows), "rows": 0, "variants": 0, "bytes": 0}
     with _claimed(file):
         if resume and (begun := file.read_record()):
             _check_same(file, begun["settings"], record["settings"])
@@ -203,10 +185,9 @@ def _save(file: AugmentedFile, partial: BinaryIO, record: dict[str, Any]) -> Non
 
 
 def _check_same(file: AugmentedFile, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
-    differs = [name for name in {**begun, **wanted} if begun.get(name) != wanted.get(name)]
-    if differs:
+    if differs := [name for name in {**begun, **wanted} if begun.get(name) != wanted.get(name)]:
         raise TrituneError(
-            f"{file.path}: --resume: was begun with another {', '.join(differs)}; give the same, or --overwrite"
+            f"{file.path}: --resume: was begun with a different {', '.join(differs)}; use the same, or --overwrite"
         )
 
 
@@ -227,16 +208,3 @@ def _claimed(file: AugmentedFile) -> Iterator[None]:
         raise TrituneError(f"{file.path}: cannot be written ({error.strerror}); --resume goes on from there") from None
     except KeyboardInterrupt:
         raise Interrupted(f"{file.path}: stopped; --resume goes on from there") from None
-
-
-def sha256(path: str | Path) -> str:
-    """The hash of a file's bytes.
-
-    Raises:
-        TrituneError: it cannot be read.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise TrituneError(f"{path}: cannot be read ({error.strerror})") from None

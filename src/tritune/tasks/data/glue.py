@@ -4,24 +4,20 @@ What: `train.tsv`, `dev.tsv` (MNLI: `dev_matched.tsv`, `dev_mismatched.tsv`) bec
 Why by hand: these files have no quoting and no escapes, so a row is what lies between two line feeds and a field what
 lies between two tabs. The csv module and pandas both do more than that: csv has a field size limit and trips over a
 lone carriage return inside a sentence, pandas fills short rows with NaN, and text-mode reading by `splitlines` breaks
-rows at \x85 and \u2028. Splitting bytes also gives every complaint its line number, that of broken UTF-8 included.
+rows at \x85 and \u2028.
 """
 
-import codecs
-import reprlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict
 
-from ...errors import TrituneError
+from ...errors import TrituneError, shown
+from ..heads.text_classification import features
 from ..registry import Task
-
-# A message stays one readable line whatever the file holds.
-_brief = reprlib.Repr()
-_brief.maxlist, _brief.maxstring = 20, 60
+from ..table import check_names, listed, number_in, numbered_lines, read_text
 
 # The training rows with variants of them, see `augmented_file`.
 AUGMENTED_FILE = "train_aug.tsv"
@@ -62,78 +58,66 @@ def wanted_splits(task: Task, splits: Sequence[str] | None) -> tuple[str, ...]:
     Raises TrituneError for a split the task does not have.
     """
     known = ("train", *task.dev_splits)
-    if isinstance(splits, str):
-        splits = (splits,)
+    splits = (splits,) if isinstance(splits, str) else splits
     for split in splits or ():
         if split not in known:
             raise TrituneError(f"{task.title} has no split {split!r}: it has {', '.join(known)}")
     return known if splits is None else tuple(splits)
 
 
-def features(task: Task) -> Features:
-    """The columns every reader gives: the task's texts, and `label` as ClassLabel, or float32 for regression."""
-    label = Value("float32") if task.labels is None else ClassLabel(names=list(task.labels))
-    return Features({column: Value("string") for column in task.text_columns} | {"label": label})
-
-
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number (from 1) and fields of every line that is not blank."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TrituneError(f"cannot read {path}: {error.strerror}") from error
-    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        try:
-            text = line.removesuffix(b"\r").decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise TrituneError(
-                f"{path}, line {number}: byte {error.start + 1} is not UTF-8 ({error.reason}); save the file as UTF-8"
-            ) from error
-        if text.strip(" "):
-            yield number, text.split("\t")
+    return ((number, line.split("\t")) for number, line in numbered_lines(read_text(path)) if line.strip(" "))
 
 
-def _label(task: Task, layout: _Layout, text: str) -> int | float:
-    """The label as a class id or a score; ValueError, naming what is allowed, if it is neither."""
+def _label(task: Task, layout: _Layout, text: str, where: str) -> int | float:
+    """The label as a class id or a score."""
     if task.labels is None:
         low, high = _STSB_RANGE
-        try:
-            score = float(text)
-        except ValueError:
-            score = float("nan")
-        if not low <= score <= high:  # NaN too
-            raise ValueError(f"a number from {low:g} to {high:g}")
-        return score
-    allowed = task.labels if layout.named else tuple(map(str, range(task.num_labels)))
-    if text not in allowed:
-        raise ValueError(" or ".join(allowed))
-    return allowed.index(text)
+        if (score := number_in(text)) is not None and low <= score <= high:  # not NaN either
+            return score
+        allowed: tuple[str, ...] = (f"a number from {low:g} to {high:g}",)
+    else:
+        allowed = task.labels if layout.named else tuple(map(str, range(task.num_labels)))
+        if text in allowed:
+            return allowed.index(text)
+    raise TrituneError(f"{where}: label {shown(text)} of {task.title} must be {' or '.join(allowed)}")
 
 
-def read_glue_file(task: Task, path: Path) -> Dataset:
-    """One original tsv file as a Dataset with the columns `task.text_columns` and `label`.
+@dataclass(frozen=True)
+class GlueFile:
+    """An original tsv file with all its columns.
+
+    Attributes:
+        header: the names of the columns, or None where the file does not name them.
+        text_places: the columns of the texts, counted from 0.
+        rows: the fields of every row.
+        labels: a class id or a score for every row.
+    """
+
+    header: list[str] | None
+    text_places: list[int]
+    rows: list[list[str]]
+    labels: list[int | float]
+
+
+def read_glue_fields(task: Task, path: Path) -> GlueFile:
+    """One original tsv file as it is.
 
     Raises TrituneError, naming file and line, for a file that cannot be read, missing columns, a row with too few or
     too many fields, a label outside the task's set, bytes that are not UTF-8, and a file without rows.
     """
-    layout = _LAYOUTS[task.name]
-    rows = _rows(path)
-    number, header = (0, list(layout.header)) if layout.header else next(rows, (0, []))
+    layout, lines = _LAYOUTS[task.name], _rows(path)
+    number, header = (0, list(layout.header)) if layout.header else next(lines, (0, []))
     if not header:
         raise TrituneError(f"{path} is empty")
-    missing = [column for column in (*layout.texts, layout.label) if column not in header]
-    if missing:
-        raise TrituneError(
-            f"{path}, line {number}: {task.title} needs the columns {missing}, found {_brief.repr(header)}"
-        )
-    for column in (*layout.texts, layout.label):
-        if header.count(column) > 1:
-            raise TrituneError(f"{path}, line {number}: the column {column!r} stands there twice; rename or drop one")
-    places = [header.index(column) for column in layout.texts]
+    if missing := [column for column in (*layout.texts, layout.label) if column not in header]:
+        raise TrituneError(f"{path}, line {number}: {task.title} needs the columns {missing}, found [{listed(header)}]")
+    check_names(header, f"{path}, line {number}")
     label_place = header.index(layout.label)
-    columns: dict[str, list] = {name: [] for name in (*task.text_columns, "label")}
+    file = GlueFile(None if layout.header else header, [header.index(name) for name in layout.texts], [], [])
     cut = 0
-    for number, fields in rows:
+    for number, fields in lines:
         if layout.has_cut_rows and len(fields) < len(header):
             cut += 1
             continue
@@ -142,19 +126,21 @@ def read_glue_file(task: Task, path: Path) -> Dataset:
             raise TrituneError(
                 f"{path}, line {number}: {len(fields)} columns, expected {len(header)}; repair or drop the row"
             )
-        try:
-            columns["label"].append(_label(task, layout, fields[label_place]))
-        except ValueError as error:
-            raise TrituneError(
-                f"{path}, line {number}: label {_brief.repr(fields[label_place])} of {task.title} must be {error}"
-            ) from error
-        for name, place in zip(task.text_columns, places, strict=True):
-            columns[name].append(fields[place])
-    if not columns["label"]:
+        file.rows.append(fields)
+        file.labels.append(_label(task, layout, fields[label_place], f"{path}, line {number}"))
+    if not file.rows:
         raise TrituneError(f"{path} has no rows")
     if cut:
         warnings.warn(f"{path}: {cut} rows with missing columns were left out, as other readers do", stacklevel=2)
-    return Dataset.from_dict(columns, features=features(task))
+    return file
+
+
+def read_glue_file(task: Task, path: Path) -> Dataset:
+    """One original tsv file as a Dataset with the columns `task.text_columns` and `label`; see `read_glue_fields`."""
+    file = read_glue_fields(task, path)
+    places = zip(task.text_columns, file.text_places, strict=True)
+    texts = {name: [fields[place] for fields in file.rows] for name, place in places}
+    return Dataset.from_dict({**texts, "label": file.labels}, features=features(task))
 
 
 def load_glue_folder(
@@ -184,31 +170,3 @@ def load_glue_folder(
             expected = ", ".join(each.name for each in paths.values())
             raise TrituneError(f"{path} is missing: {task.title} is read from {expected}")
     return DatasetDict({split: read_glue_file(task, path) for split, path in paths.items()})
-
-
-@dataclass(frozen=True)
-class GlueFile:
-    """An original tsv file as it lies there: for what writes a file of the same layout.
-
-    Attributes:
-        header: the names of the columns, or None where the file does not name them.
-        text_places: the columns of the texts, counted from 0.
-        rows: the fields of every row that `read_glue_file` reads.
-    """
-
-    header: list[str] | None
-    text_places: list[int]
-    rows: list[list[str]]
-
-
-def read_glue_fields(task: Task, path: Path) -> GlueFile:
-    """One original tsv file with all its columns.
-
-    Raises TrituneError as `read_glue_file` does.
-    """
-    read_glue_file(task, path)
-    layout = _LAYOUTS[task.name]
-    rows = [fields for _, fields in _rows(path)]
-    header = list(layout.header) if layout.header else rows.pop(0)
-    whole = [fields for fields in rows if len(fields) == len(header)]
-    return GlueFile(None if layout.header else header, [header.index(name) for name in layout.texts], whole)

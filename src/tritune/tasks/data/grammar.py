@@ -1,8 +1,7 @@
 """A generated acceptability corpus: English-like sentences, half of them ungrammatical, that no word count can judge.
 
-What: labelled sentences in the manner of CoLA, made without any download, for the demo and for tests that need a task
-a tiny Transformer learns from scratch in a minute and loses again when its weights are crudely quantized.  Three
-dependencies are covered:
+Labelled sentences in the manner of CoLA, made without any download, for the demo and for tests: a tiny Transformer
+learns them from scratch in a minute and loses them again when its weights are crudely quantized. Three dependencies:
 
 * subject-verb agreement: "the dog near the cats often sleeps" / "the cats near the dog often sleeps";
 * reflexive agreement in number and gender: "the king that the girls saw praised himself" / "the girls that the king
@@ -10,26 +9,22 @@ dependencies are covered:
 * paired conjunctions: "both the king and the nurse saw either the dog or the cat" / "either the king and the nurse saw
   both the dog or the cat".
 
-Why this way: every sentence has a twin of the other label in which exactly two phrases have traded places.  Twins are
-the very same bag of words and have the same length, and both are always in the same split, so any classifier of word
-counts or of length, linear or not, is right exactly half of the time.  An adverb between the intruding noun and the
-verb, further nouns of random number, and templates in which the first noun is not the subject keep neighbouring words
-from giving most labels away, so that a model has to relate distant words: attention counts.  Easy twins of two short
-clauses ("the dog sleeps and the cats run" / "the cats sleeps and the dog run") are among them, and common words are far
-more common than rare ones, as in real text, so a model learns the rule there first and its accuracy rises gradually.
+Every sentence has a twin of the other label in which exactly two phrases have traded places. Twins are the same bag of
+words and in the same split, so any classifier of word counts or of length, linear or not, is right exactly half of the
+time. An adverb between the intruding noun and the verb, further nouns of random number, and templates in which the
+first noun is not the subject keep neighbouring words from giving most labels away: attention counts. Easy twins of two
+short clauses ("the dog sleeps and the cats run" / "the cats sleeps and the dog run") are among them, and common words
+are far more common than rare ones, as in real text, so a model learns the rule there first and improves gradually.
 
-How to learn it: twins stand side by side (rows 2k and 2k + 1) and a teacher trained from scratch should see both in one
-batch.  What the words of a sentence contribute regardless of order then cancels, and the rule is found within a few
-hundred steps; with rows shuffled one by one a small model can sit at chance for thousands.  A model that starts from a
-teacher needs no such care.
+Twins are neighbours (rows 2k and 2k + 1), and a teacher trained from scratch should see both in one batch. What the
+words contribute regardless of order then cancels, and the rule is found within a few hundred steps; with rows shuffled
+one by one a small model can stay at chance for thousands. A model that starts from a teacher needs no such care.
 
 Rejected: changing the form of a verb or reflexive to make the twin, because a nonlinear classifier of word counts then
 solves it; no easy twins at all, because a tiny model then stays at chance for minutes; negative polarity ("no dog ...
 ever"), because its twin has the word pair "that no", which no acceptable sentence has; sentences of CoLA itself,
 because they cannot be shipped and a tiny model cannot learn them from scratch.
 """
-
-from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
@@ -54,7 +49,7 @@ _COPULAS = "is are, was were, seems seem"
 
 
 def _forms(text: str) -> tuple[tuple[str, str], ...]:
-    """Read "singular plural, singular plural" into pairs."""
+    """Pairs of "singular plural, singular plural"."""
     pairs = [entry.split() for entry in text.split(",")]
     return tuple((singular, plural) for singular, plural in pairs)
 
@@ -100,13 +95,6 @@ _REFLEXIVE = (
 )
 _TWO_CLAUSES = "S V and A W"
 _CORRELATIVE = "S X c X T A X d X"
-_SHARES = {
-    "agreement": 0.22,
-    "reflexive": 0.13,
-    "correlative": 0.09,
-    "agreement easy": 0.34,
-    "reflexive easy": 0.22,
-}
 _ADJECTIVE_SHARE = 0.1
 _ADVERB_SHARE = 0.5
 _DETERMINER_SHARE = 0.5
@@ -117,24 +105,24 @@ _Piece = tuple[str, list[str]]
 
 
 def _draw(rng: random.Random, items: Sequence[_T]) -> _T:
-    """Return an item, the earlier ones far more often than the later ones."""
+    """An item, the earlier ones far more often than the later ones."""
     return items[int(len(items) * rng.random() ** _SKEW)]
 
 
 def _noun(rng: random.Random) -> tuple[str, str]:
-    """Return both forms of any noun."""
+    """Both forms of any noun."""
     return _draw(rng, rng.choice(_GENDERS))
 
 
 def _phrase(rng: random.Random, noun: tuple[str, str], number: int) -> list[str]:
-    """Return a noun phrase: a determiner that may show the number, perhaps an adjective, the noun."""
+    """A noun phrase: a determiner that may show the number, perhaps an adjective, the noun."""
     determiner = _draw(rng, _DETERMINERS)[number] if rng.random() < _DETERMINER_SHARE else "the"
     adjective = [_draw(rng, _ADJECTIVES)] if rng.random() < _ADJECTIVE_SHARE else []
     return [determiner, *adjective, noun[number]]
 
 
 def _expand(rng: random.Random, template: str, chosen: dict[str, list[str]]) -> list[_Piece]:
-    """Give every symbol of a template its words; `chosen` has those of the symbols that depend on one another."""
+    """The words of every symbol of a template; `chosen` has those of the symbols that depend on one another."""
     draw: dict[str, Callable[[], list[str]]] = {
         "X": lambda: _phrase(rng, _noun(rng), rng.randrange(2)),
         "R": lambda: [_draw(rng, _ADVERBS)],
@@ -142,21 +130,20 @@ def _expand(rng: random.Random, template: str, chosen: dict[str, list[str]]) -> 
         "P": lambda: [_draw(rng, _PREPOSITIONS)],
         "T": lambda: [_draw(rng, _PAST)],
         "C": lambda: [_draw(rng, _SAYING)],
-        "that": lambda: ["that"],
-        "and": lambda: ["and"],
     }
-    return [(symbol, chosen[symbol] if symbol in chosen else draw[symbol]()) for symbol in template.split()]
+    words = {"that": ["that"], "and": ["and"], **chosen}
+    return [(symbol, words[symbol] if symbol in words else draw[symbol]()) for symbol in template.split()]
 
 
 def _predicate(rng: random.Random, number: int) -> list[str]:
-    """Return a verb of that number, or a copula of that number and an adjective."""
+    """A verb of that number, or a copula of that number and an adjective."""
     if rng.random() < 0.5:
         return [_draw(rng, _AGREEING)[number]]
     return [_draw(rng, _LINKING)[number], _draw(rng, _ADJECTIVES)]
 
 
 def _agreement(rng: random.Random, template: str) -> list[_Piece]:
-    """Return a sentence whose V agrees with S in number, and its W (if any) with A; A has the other number."""
+    """A sentence whose V agrees with S in number, and its W (if any) with A; A has the other number."""
     number = rng.randrange(2)
     subject = other = _noun(rng)
     while other == subject:
@@ -171,7 +158,7 @@ def _agreement(rng: random.Random, template: str) -> list[_Piece]:
 
 
 def _reflexive(rng: random.Random, template: str) -> list[_Piece]:
-    """Return a sentence whose V is reflexive to S in number and gender, and its W (if any) to A; A does not match S."""
+    """A sentence whose V is reflexive to S in number and gender, and its W (if any) to A; A does not match S."""
     antecedents = {
         "himself": (_draw(rng, _GENDERED["himself"]), 0),
         "herself": (_draw(rng, _GENDERED["herself"]), 0),
@@ -188,22 +175,25 @@ def _reflexive(rng: random.Random, template: str) -> list[_Piece]:
 
 
 def _correlative(rng: random.Random, template: str) -> list[_Piece]:
-    """Return a sentence with two different paired conjunctions; S and A are their first halves."""
+    """A sentence with two different paired conjunctions; S and A are their first halves."""
     first, second = rng.sample(_CONJUNCTIONS, 2)
     chosen = {"S": [first[0]], "A": [second[0]], "c": [first[1]], "d": [second[1]]}
     return _expand(rng, template, chosen)
 
 
+# What makes a sentence, of which templates, and its share.
+_KINDS: tuple[tuple[Callable[[random.Random, str], list[_Piece]], Sequence[str], float], ...] = (
+    (_agreement, _AGREEMENT, 0.22),
+    (_reflexive, _REFLEXIVE, 0.13),
+    (_correlative, (_CORRELATIVE,), 0.09),
+    (_agreement, (_TWO_CLAUSES,), 0.34),
+    (_reflexive, (_TWO_CLAUSES,), 0.22),
+)
+
+
 def _twins(rng: random.Random) -> tuple[str, str]:
-    """Return an acceptable sentence and its unacceptable twin, in which S and A have traded places."""
-    (kind,) = rng.choices(list(_SHARES), list(_SHARES.values()))
-    make, templates = {
-        "agreement": (_agreement, _AGREEMENT),
-        "agreement easy": (_agreement, (_TWO_CLAUSES,)),
-        "reflexive": (_reflexive, _REFLEXIVE),
-        "reflexive easy": (_reflexive, (_TWO_CLAUSES,)),
-        "correlative": (_correlative, (_CORRELATIVE,)),
-    }[kind]
+    """An acceptable sentence and its unacceptable twin, in which S and A have traded places."""
+    ((make, templates, _),) = rng.choices(_KINDS, [share for *_, share in _KINDS])
     pieces = make(rng, rng.choice(templates))
     words = dict(pieces)
     traded = {"S": words["A"], "A": words["S"]}
@@ -213,7 +203,7 @@ def _twins(rng: random.Random) -> tuple[str, str]:
 
 
 def _split(size: int, seen: set[str], rng: random.Random) -> list[tuple[str, int]]:
-    """Return `size` sentences, none of them in `seen`, twins side by side; adds them to `seen`."""
+    """`size` sentences, none of them in `seen`, twins side by side; adds them to `seen`."""
     rows: list[tuple[str, int]] = []
     while len(rows) < size:
         good, bad = _twins(rng)
@@ -227,12 +217,11 @@ def _split(size: int, seen: set[str], rng: random.Random) -> list[tuple[str, int
 
 
 def generate_corpus(train_size: int, dev_size: int, seed: int) -> dict[str, list[tuple[str, int]]]:
-    """Generate a balanced acceptability corpus.
+    """A balanced acceptability corpus.
 
     Args:
-        train_size: Sentences in "train"; even, because sentences come in twins.
-        dev_size: Sentences in "validation"; even as well.
-        seed: The same seed and sizes give the same corpus.  "validation" does not depend on `train_size`.
+        train_size, dev_size: sentences in "train" and "validation"; even, because sentences come in twins.
+        seed: of all draws; "validation" does not depend on `train_size`.
 
     Returns:
         "train" and "validation", each a list of (sentence, label), label 1 for acceptable and 0 for not.  Rows 2k and
@@ -240,7 +229,7 @@ def generate_corpus(train_size: int, dev_size: int, seed: int) -> dict[str, list
         split is acceptable.
 
     Raises:
-        TrituneError: A size is negative or odd.
+        TrituneError: a size is negative or odd.
 
     Example:
         >>> corpus = generate_corpus(train_size=6, dev_size=4, seed=0)
@@ -263,12 +252,11 @@ def generate_corpus(train_size: int, dev_size: int, seed: int) -> dict[str, list
 
 
 def vocabulary() -> list[str]:
-    """Return every word a sentence can contain, sorted.
+    """Every word that a sentence can contain, sorted.
 
-    Example:
-        >>> words = vocabulary()
-        >>> len(words), words[0], "themselves" in words
-        (128, 'actor', True)
+    >>> words = vocabulary()
+    >>> len(words), words[0], "themselves" in words
+    (128, 'actor', True)
     """
     pairs = (*_GENDERS, _AGREEING, _LINKING, _CONJUNCTIONS, _DETERMINERS)
     words = {word for group in pairs for pair in group for word in pair}

@@ -3,13 +3,15 @@
 Source: Pennington et al., "GloVe", EMNLP 2014, for the vectors and the format of their files.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import TrituneError, shown
+from ..table import number_in
 
 # A GloVe file is sorted by frequency, and what comes later is mostly misspelt or foreign. TinyBERT reads as many.
 GLOVE_WORDS = 100_000
@@ -19,8 +21,7 @@ class Neighbours:
     """The nearest words to a word, the word itself left out; each word is searched once.
 
     Args:
-        words: that may be answered, alphabetic ones only are kept.
-        vectors: of these words, (words, width).
+        words, vectors: that may be answered, and theirs, (words, width); only alphabetic ones are kept.
         vector_of: the vector of any word, (width,), or None where it has none.
         count: words per answer.
 
@@ -31,11 +32,7 @@ class Neighbours:
     """
 
     def __init__(
-        self,
-        words: Sequence[str],
-        vectors: np.ndarray,
-        vector_of: Callable[[str], np.ndarray | None],
-        count: int,
+        self, words: Sequence[str], vectors: np.ndarray, vector_of: Callable[[str], np.ndarray | None], count: int
     ):
         norms = np.linalg.norm(vectors, axis=1)
         # A zero vector has no direction.
@@ -48,25 +45,23 @@ class Neighbours:
     def __call__(self, word: str) -> tuple[str, ...]:
         """At most `count` words, nearest first; none for a word without a vector."""
         if word not in self._known:
-            self._known[word] = tuple(self._nearest(word))
+            self._known[word] = self._nearest(word)
         return self._known[word]
 
-    def _nearest(self, word: str) -> Iterable[str]:
+    def _nearest(self, word: str) -> tuple[str, ...]:
         vector = self._vector_of(word)
-        norm = 0.0 if vector is None else np.linalg.norm(vector)
-        if norm == 0:
-            return []
-        order = np.argsort(-(self._directions @ (vector / norm)), kind="stable")
+        if vector is None or not vector.any():
+            return ()
+        order = np.argsort(-(self._directions @ (vector / np.linalg.norm(vector))), kind="stable")
         # The word may stand there in capitals too.
         others = (self._words[place] for place in order if self._words[place].casefold() != word.casefold())
-        return [other for other, _ in zip(others, range(self._count), strict=False)]
+        return tuple(islice(others, self._count))
 
 
 def glove_neighbours(path: str | Path, count: int) -> Neighbours:
     """Neighbours among the words of a GloVe file; a word that is not there is looked up in lower case too.
 
-    Raises:
-        TrituneError: as `read_glove`.
+    Raises TrituneError as `read_glove` does.
     """
     words, vectors = read_glove(path)
     places = {word: place for place, word in reversed(list(enumerate(words)))}
@@ -83,14 +78,10 @@ def embedding_neighbours(
 ) -> Neighbours:
     """Neighbours by the input embeddings of a language model: where there is no GloVe file.
 
-    Args:
-        model: whose embeddings, (vocabulary, width), are taken.
-        tokenizer: its own.
-        words: token id to word, for the tokens that are whole words, see `augment.whole_words`; these may be answered.
-            The vector of a word of several pieces is the mean of theirs.
-        count: words per answer.
+    Answers are of `words`, token id to word, see `augment.whole_words`. The vector of a word of several pieces is the
+    mean of theirs.
     """
-    table = model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    table = model.get_input_embeddings().state_dict()["weight"].float().cpu().numpy()
 
     def vector_of(word: str) -> np.ndarray | None:
         pieces = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
@@ -105,9 +96,8 @@ def read_glove(path: str | Path, limit: int = GLOVE_WORDS) -> tuple[list[str], n
     A row is a word and its numbers with spaces between; the first row says how many. A word that holds spaces itself,
     as some of the larger files have, is taken for what it is.
 
-    Raises:
-        TrituneError: the file cannot be read or holds no row, or a row has another width or a number that is none or
-            not finite; the message names file and line.
+    Raises TrituneError if the file cannot be read or holds no row, or a row has another width or a number that is none
+    or not finite; the message names file and line.
     """
     words: list[str] = []
     vectors: list[np.ndarray] = []
@@ -138,7 +128,7 @@ def _row(line: bytes, width: int, where: str) -> tuple[str, np.ndarray]:
         raise TrituneError(f"{where}: not UTF-8 text; --glove takes a GloVe file of text") from None
     found = len(fields) - 1
     start = len(fields) - (width or found)
-    if found < max(width, 2) or any(map(_is_number, fields[1:start])):
+    if found < max(width, 2) or any(number_in(field) is not None for field in fields[1:start]):
         wanted = f"the rows before have {width}" if width else "a word and its vector are wanted"
         raise TrituneError(f"{where}: {found} numbers, {wanted}; repair or drop the row")
     try:
@@ -150,11 +140,3 @@ def _row(line: bytes, width: int, where: str) -> tuple[str, np.ndarray]:
     if not np.isfinite(vector).all():
         raise TrituneError(f"{where}: the vector of {shown(fields[0])} holds NaN or infinite values; drop the row")
     return " ".join(fields[:start]), vector
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

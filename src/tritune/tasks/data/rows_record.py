@@ -32,11 +32,12 @@ def rows_record(read: Mapping[str, Dataset], encoded: Mapping[str, Dataset]) -> 
         Split to `read` and `encoded`, each the `count` of its rows and their `sha256`; and to the `revision`, a commit
         of the hub's data set, where the rows lie as they were loaded from there.
     """
-    record = {}
+    record: dict[str, dict[str, Any]] = {}
     for split, rows in read.items():
         # Images are decoded when a batch needs them: until then they are as they were read.
         numbers = [name for name, kind in encoded[split].features.items() if not isinstance(kind, Image)]
-        record[split] = {"read": _content(rows), "encoded": _content(encoded[split].select_columns(numbers))}
+        stages = {"read": rows, "encoded": encoded[split].select_columns(numbers)}
+        record[split] = {stage: {"count": len(of), "sha256": rows_sha256(of)} for stage, of in stages.items()}
         if revision := _revision(rows):
             record[split]["revision"] = revision
     return record
@@ -45,9 +46,7 @@ def rows_record(read: Mapping[str, Dataset], encoded: Mapping[str, Dataset]) -> 
 def other_rows(earlier: Mapping[str, Any], now: Mapping[str, Any], stage: str) -> str:
     """Which split has other rows now, as part of a message; empty where all are the same.
 
-    Args:
-        earlier, now: from `rows_record`.
-        stage: `read` or `encoded`.
+    `earlier` and `now` are of `rows_record`, `stage` is `read` or `encoded`.
 
     >>> earlier, now = ({"train": {"read": {"count": n, "sha256": f"hash of {n}"}}} for n in (160, 99))
     >>> other_rows(earlier, now, "read")
@@ -62,14 +61,7 @@ def other_rows(earlier: Mapping[str, Any], now: Mapping[str, Any], stage: str) -
 
 
 def selecting_rows(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The dev rows, as they were read, that selected the best model of a run: `count` and `sha256`.
-
-    Args:
-        metrics: of the run, or whatever else lies beside a model.
-
-    Returns:
-        None where there is no record of them.
-    """
+    """`count` and `sha256` of the dev rows, as read, that selected a run's best model; None if `metrics` lacks them."""
     try:
         read = next(record["read"] for split, record in metrics["rows"].items() if split != "train")
         return {"count": int(read["count"]), "sha256": str(read["sha256"])}
@@ -91,10 +83,6 @@ def rows_sha256(rows: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _content(rows: Dataset) -> dict[str, Any]:
-    return {"count": len(rows), "sha256": rows_sha256(rows)}
-
-
 def _add(digest: Any, array: pa.Array) -> None:
     """The values of an array: which of them are null, then lists as their lengths and what they hold, and so on."""
     array = array.storage if isinstance(array, pa.ExtensionArray) else array
@@ -109,18 +97,13 @@ def _add(digest: Any, array: pa.Array) -> None:
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         _add(digest, pc.list_value_length(array))
         _add(digest, array.flatten())
-    elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        _add_numbers(digest, array.cast(pa.int64(), safe=False), "<i8")
-    elif pa.types.is_floating(kind):
-        _add_numbers(digest, array.cast(pa.float64()), "<f8")
+    elif pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind):
+        wide, order = (pa.float64(), "<f8") if pa.types.is_floating(kind) else (pa.int64(), "<i8")
+        numbers = array.cast(wide, safe=False).fill_null(0).to_numpy(zero_copy_only=False)
+        digest.update(numbers.astype(order, copy=False).tobytes())
     else:
         values = [value if isinstance(value, bytes) else str(value).encode() for value in array.to_pylist()]
         digest.update(np.array([len(value) for value in values], "<i8").tobytes() + b"".join(values))
-
-
-def _add_numbers(digest: Any, array: pa.Array, order: str) -> None:
-    """Numbers of 8 bytes, 0 for a null."""
-    digest.update(array.fill_null(0).to_numpy(zero_copy_only=False).astype(order, copy=False).tobytes())
 
 
 def _revision(rows: Dataset) -> str | None:

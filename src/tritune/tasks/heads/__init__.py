@@ -3,7 +3,7 @@
 from transformers import PreTrainedConfig
 
 from .features import FEATURE_EXTRACTION
-from .head import EncodedData, Head
+from .head import EncodedData, Head, Predictable, Task
 from .image_classification import IMAGE_CLASSIFICATION
 from .question_answering import QUESTION_ANSWERING
 from .text_classification import TEXT_CLASSIFICATION
@@ -18,19 +18,13 @@ __all__ = [
     "TOKEN_CLASSIFICATION",
     "EncodedData",
     "Head",
+    "Predictable",
+    "Task",
     "head_of",
 ]
 
-HEADS: dict[str, Head] = {
-    head.name: head
-    for head in (
-        TEXT_CLASSIFICATION,
-        QUESTION_ANSWERING,
-        TOKEN_CLASSIFICATION,
-        FEATURE_EXTRACTION,
-        IMAGE_CLASSIFICATION,
-    )
-}
+_KINDS = (TEXT_CLASSIFICATION, QUESTION_ANSWERING, TOKEN_CLASSIFICATION, FEATURE_EXTRACTION, IMAGE_CLASSIFICATION)
+HEADS: dict[str, Head] = {head.name: head for head in _KINDS}
 
 
 def head_of(config: PreTrainedConfig) -> Head:
@@ -44,5 +38,5 @@ def head_of(config: PreTrainedConfig) -> Head:
     for ending, head in heads.items():
         if any(name.endswith(ending) for name in config.architectures or ()):
             return head
-    knows = (head for head in heads.values() if type(config) in head.auto_model._model_mapping)
+    knows = (head for head in heads.values() if type(config) in getattr(head.auto_model, "_model_mapping", ()))
     return next(knows, TEXT_CLASSIFICATION)

@@ -7,7 +7,7 @@ one with the largest sum of logits is the answer, found exactly rather than amon
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import TrituneError
-from .text import bar_only_for
+from .text import tokenized
 
 LONGEST_ANSWER = 30
 _SHORTEST_WINDOW = 24
@@ -45,7 +45,7 @@ class Span:
 
 
 def cut(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, title: str
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, title: str
 ) -> tuple[Dataset, Callable[[np.ndarray], list[Span]]]:
     """Windows of all questions, and what reads spans out of the logits of all windows.
 
@@ -62,10 +62,10 @@ def cut(
     Raises:
         TrituneError: there is no room for question and context, or a context has no tokens.
     """
-    if max_length < _SHORTEST_WINDOW:
+    if max_length is None or max_length < _SHORTEST_WINDOW:
         raise TrituneError(f"max_length {max_length}: a question and its context need at least {_SHORTEST_WINDOW}")
 
-    def tokenize(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+    def tokenize(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
         """Columns of questions to columns of windows."""
         encoded = tokenizer(
             _shortened(batch["question"], tokenizer, max_length // 6),
@@ -77,30 +77,21 @@ def cut(
             return_offsets_mapping=True,
         )
         of_row, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
-        columns = {name: list(values) for name, values in encoded.items()} | {name: [] for name in (*_PLACES, "labels")}
+        labelled = ["labels"] if "starts" in batch else []
+        columns = {name: list(values) for name, values in encoded.items()} | {n: [] for n in (*_PLACES, *labelled)}
         for window, row in enumerate(of_row):
             parts = encoded.sequence_ids(window)
             if 1 not in parts:
-                raise TrituneError(f"{title}, question {batch['id'][row]!r}: its context holds nothing to read")
+                raise TrituneError(f"{title}, question {batch['id'][row]!r}: its context has no tokens")
             first, last = parts.index(1), len(parts) - parts[::-1].index(1)
             starts, ends = (list(places) for places in zip(*offsets[window][first:last], strict=True))
-            for name, value in zip(_PLACES, (indices[row], first, starts, ends, len(parts)), strict=True):
+            for name, value in zip(_PLACES, (numbers[row], first, starts, ends, len(parts)), strict=True):
                 columns[name].append(value)
-            if "starts" in batch:
+            if labelled:
                 columns["labels"].append(_label(batch, row, first, starts, ends))
-        if not columns["labels"]:
-            del columns["labels"]
         return columns
 
-    with bar_only_for(len(rows)):
-        windows = rows.map(
-            tokenize,
-            batched=True,
-            with_indices=True,
-            remove_columns=rows.column_names,
-            keep_in_memory=True,
-            desc=title,
-        )
+    windows = tokenized(rows, tokenize, rows.column_names, title)
     return windows.remove_columns(list(_PLACES)), partial(spans, windows=windows.select_columns(list(_PLACES)))
 
 
@@ -131,14 +122,10 @@ def _label(batch: dict[str, list], row: int, first: int, starts: Sequence[int], 
 
 
 def spans(logits: np.ndarray, windows: Any) -> list[Span]:
-    """The best span of every question over all its windows.
+    """The best span of every question over all its windows, rows of `_PLACES`.
 
-    Args:
-        logits: (windows, tokens, 2), of start and end.
-        windows: rows with `question`, `first`, `starts_at`, `ends_at` and `tokens`.
-
-    Raises:
-        TrituneError: there is not one row of logits a window, or some are not finite.
+    `logits` are (windows, tokens, 2), of start and end. Raises TrituneError if their shape does not fit the windows, or
+    some are not finite.
     """
     if logits.ndim != 3 or len(logits) != len(windows) or logits.shape[2] != 2:
         raise TrituneError(f"cannot read answers from logits of shape {logits.shape} for {len(windows)} windows")
@@ -164,26 +151,22 @@ def _best(scores: np.ndarray, window: dict[str, Any]) -> Span:
     sums = np.full((min(LONGEST_ANSWER, count), count), -np.inf)
     for more in range(len(sums)):
         sums[more, : count - more] = start[: count - more] + end[more:]
-    more, token = np.unravel_index(sums.argmax(), sums.shape)
+    longer, token = map(int, np.unravel_index(sums.argmax(), sums.shape))
     total = np.logaddexp.reduce(scores, axis=0).sum()
     none = scores[0].sum()
     return Span(
         start=window["starts_at"][token],
-        end=window["ends_at"][token + more],
-        score=float(sums[more, token]),
-        probability=float(np.exp(sums[more, token] - total)),
+        end=window["ends_at"][token + longer],
+        score=float(sums[longer, token]),
+        probability=float(np.exp(sums[longer, token] - total)),
         none_score=float(none),
         none_probability=float(np.exp(none - total)),
     )
 
 
 def _merged(one: Span, other: Span) -> Span:
-    best = other if other.score > one.score else one
-    return Span(
-        best.start,
-        best.end,
-        best.score,
-        best.probability,
-        min(one.none_score, other.none_score),
-        min(one.none_probability, other.none_probability),
+    return replace(
+        max(one, other, key=lambda span: span.score),
+        none_score=min(one.none_score, other.none_score),
+        none_probability=min(one.none_probability, other.none_probability),
     )

@@ -1,4 +1,4 @@
-"""Training rows that are changed anew at every visit."""
+"""Training rows that change at every visit."""
 
 import random
 from collections.abc import Callable
@@ -16,13 +16,7 @@ class AugmentedRows(Dataset):
     So a training that was stopped sees, once resumed, what one that was never stopped sees, on however many devices.
     Rejected: the global generator, which Trainer restores as it was when a batch ahead was drawn already.
 
-    Args:
-        rows: a sequence of rows.
-        augment: takes a row and a generator made for it; returns the row to learn from.
-        seed: of all of it.
-
-    Attributes:
-        epoch: of the visits to come, see `EpochOf`.
+    `augment` takes a row and a generator made for it; `epoch` is that of the visits to come, see `EpochOf`.
     """
 
     def __init__(self, rows: Any, augment: Augment, seed: int):
@@ -36,11 +30,7 @@ class AugmentedRows(Dataset):
 
 
 class EpochOf(TrainerCallback):
-    """Tells augmented rows which epoch it is.
-
-    Args:
-        rows: that the training visits.
-    """
+    """Tells augmented rows which epoch it is."""
 
     def __init__(self, rows: AugmentedRows):
         self.rows = rows

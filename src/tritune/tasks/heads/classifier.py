@@ -1,6 +1,6 @@
 """What classifiers of texts, images and words have in common: the labels of their models, and answers by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,14 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...distil.losses import MULTI_LABEL
 from ...errors import TrituneError
 from ..table import listed
-from .head import Collate, Head, Predictable
+from .head import Collate, Head, Predictable, Task
 
 # How transformers' configs name the problems.
-PROBLEM_TYPES = {
-    "single_label": "single_label_classification",
-    "multi_label": MULTI_LABEL,
-    "regression": "regression",
-}
+PROBLEM_TYPES = {"single_label": "single_label_classification", "multi_label": MULTI_LABEL, "regression": "regression"}
 
 
 class Classifier(Head):
@@ -28,21 +24,18 @@ class Classifier(Head):
 
     file_options: ClassVar[tuple[str, ...]] = ("labels",)
 
-    def options(self, task: Any) -> dict[str, Any]:
+    def options(self, task: Task) -> dict[str, Any]:
         """The number of labels, their names and the loss that goes with them."""
-        if task.is_regression:
-            return {"num_labels": 1, "problem_type": PROBLEM_TYPES[task.problem]}
-        return {
-            "num_labels": task.num_labels,
-            "problem_type": PROBLEM_TYPES[task.problem],
-            "id2label": dict(enumerate(task.labels)),
-            "label2id": {label: index for index, label in enumerate(task.labels)},
-        }
+        options: dict[str, Any] = {"num_labels": task.num_labels, "problem_type": PROBLEM_TYPES[task.problem]}
+        if task.labels is None:
+            return options
+        ids = {label: index for index, label in enumerate(task.labels)}
+        return options | {"id2label": dict(enumerate(task.labels)), "label2id": ids}
 
-    def check(self, config: PreTrainedConfig, task: Any, source: str | Path) -> None:
+    def check(self, config: PreTrainedConfig, task: Task, source: str | Path) -> None:
         """Raise TrituneError if the model has another number or another order of labels.
 
-        Of a task of one's own also if they have other names, or are answered in another way.
+        For a user's own task also if they have other names, or the problem is another one.
         """
         if config.num_labels != task.num_labels:
             raise TrituneError(
@@ -51,7 +44,7 @@ class Classifier(Head):
         names = [name.lower() for name in _label_names(config)]
         wanted = [label.lower() for label in task.labels or ()]
         if names != wanted and sorted(names) == sorted(wanted):
-            raise TrituneError(f"{source}: the model's labels stand in the order {names}, {task.title}'s are {wanted}")
+            raise TrituneError(f"{source}: the model's labels are in the order {names}, {task.title}'s are {wanted}")
         if task.files is None:
             return
         if wanted and names != wanted and names != [f"label_{index}" for index in range(len(names))]:
@@ -67,10 +60,11 @@ class Classifier(Head):
 
 def _label_names(config: PreTrainedConfig) -> tuple[str, ...]:
     """In id order; an id stands for a name that is missing."""
-    return tuple(str(config.id2label.get(index, index)) for index in range(config.num_labels))
+    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    return tuple(names.get(index, str(index)) for index in range(len(names)))
 
 
-def measures_of(encoded: DatasetDict, task: Any) -> dict[str, Callable[[np.ndarray], dict[str, float]]]:
+def measures_of(encoded: DatasetDict, task: Task) -> dict[str, Callable[[np.ndarray], dict[str, float]]]:
     """For every dev split that there is, logits (rows, labels) to the task's metrics against the split's `labels`."""
     return {
         split: partial(task.measure, labels=np.asarray(encoded[split]["labels"]))
@@ -79,18 +73,11 @@ def measures_of(encoded: DatasetDict, task: Any) -> dict[str, Callable[[np.ndarr
     }
 
 
-def named_answers(
-    examples: Dataset | Sequence[dict[str, Any]], collate: Collate, model: PreTrainedModel, name: str
-) -> Predictable:
-    """Examples, one a row, whose logits become a `prediction`.
+def named_answers(examples: Dataset, collate: Collate, model: PreTrainedModel, name: str) -> Predictable:
+    """Examples, one per row of the table `name`, whose logits become a `prediction`.
 
     That is a label's name; where a row may have many labels, a list of those that are more likely than not, in id
     order; of a model with a single logit, the score.
-
-    Args:
-        examples, collate: see `Predictable`.
-        model: that will answer.
-        name: what messages call the rows.
     """
     config, source = model.config, model.name_or_path
     many = config.problem_type == MULTI_LABEL
@@ -101,9 +88,7 @@ def named_answers(
         """One answer a row."""
         # Argmax of a NaN row is a label like any other.
         if len(bad := np.flatnonzero(~np.isfinite(logits).all(-1))):
-            raise TrituneError(
-                f"{source}: answers row {bad[0] + 1} of {name} with NaN or infinite values; train it anew"
-            )
+            raise TrituneError(f"{source}: gives NaN or infinite values for row {bad[0] + 1} of {name}; train it again")
         if is_score:
             return [{"prediction": float(score)} for score in logits[:, 0]]
         if many:

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ...checkpoints.load import load_config, load_tokenizer
-from ...errors import TrituneError, shown
+from ...checkpoints.load import load_config
+from ...errors import TrituneError
 from ..metrics import Measure, spearman
-from ..table import columns_of, listed, read_table
-from .head import EncodedData, Head
+from ..table import columns_of, listed, placed, read_table
+from .head import Batch, EncodedData, Head, Task
+from .labels import score
 from .pooling import cosines
 from .sentence_files import SentenceFiles, SentenceProcessor, read_sentence_files
-from .text import collator, encode
+from .text import collator, encode, text_columns, text_of
 
 # The columns that are looked for where nobody names any.
 _PAIRS = (("sentence1", "sentence2"), ("text", "text_pair"), ("text1", "text2"))
@@ -36,7 +37,6 @@ class FeatureExtraction(Head):
 
     name = "feature-extraction"
     auto_model = AutoModel
-    auto_processor = AutoTokenizer
     has_logits = False
     hub_library, pipeline_tag = "sentence-transformers", "sentence-similarity"
 
@@ -48,11 +48,11 @@ class FeatureExtraction(Head):
         width = files.width or getattr(load_config(source), "hidden_size", None)
         return replace(self, files=replace(files, width=width))
 
-    def options(self, task: Any) -> dict[str, Any]:
+    def options(self, task: Task) -> dict[str, Any]:
         """Nothing: there is no head to make."""
         return {}
 
-    def check(self, config: PreTrainedConfig, task: Any, source: str | Path) -> None:
+    def check(self, config: PreTrainedConfig, task: Task, source: str | Path) -> None:
         """Raise TrituneError if the model's hidden states are not as wide as its pooling expects."""
         width = getattr(config, "hidden_size", None)
         if None not in (self.files.width, width) and self.files.width != width:
@@ -61,22 +61,21 @@ class FeatureExtraction(Head):
             )
 
     def load_processor(self, source: str | Path, model: PreTrainedModel, max_length: int | None) -> SentenceProcessor:
-        """The tokenizer, see `load.load_tokenizer`, with the model's further files."""
-        return SentenceProcessor(load_tokenizer(source, model, max_length), self.files)
+        """The tokenizer, with the model's further files."""
+        return SentenceProcessor(super().load_processor(source, model, max_length), self.files)
 
     def check_processors(self, student: SentenceProcessor, teacher: SentenceProcessor, source: str | Path) -> None:
         """Raise TrituneError if the student's tokenizer has other tokens."""
         super().check_processors(student.tokenizer, teacher.tokenizer, source)
 
     def encode(
-        self, splits: DatasetDict, task: Any, processor: SentenceProcessor, max_length: int | None, padding: str
+        self, splits: DatasetDict, task: Task, processor: SentenceProcessor, max_length: int | None, padding: str
     ) -> EncodedData:
         """Token ids of every sentence, see `text.encode`.
 
         Every different sentence of "train" is a row. In dev splits each pair is two rows, one after the other, both
         with the pair's score as `labels`.
         """
-        one = replace(task, text_columns=("sentence",))
         encoded, measures = DatasetDict(), {}
         for split, rows in splits.items():
             if split == "train":
@@ -87,7 +86,7 @@ class FeatureExtraction(Head):
                 scores = np.asarray(rows["label"], np.float64)
                 sentences = Dataset.from_dict({"sentence": both, "label": scores.repeat(2)})
                 measures[split] = partial(_score, scores=scores, measure=task.measure)
-            encoded[split] = encode(sentences, one, processor.tokenizer, max_length)
+            encoded[split] = encode(sentences, ["sentence"], processor.tokenizer, max_length, task.title)
         return EncodedData(encoded, collator(processor.tokenizer, padding, max_length), measures, task.dev_splits[0])
 
     def describe(
@@ -109,12 +108,10 @@ class FeatureExtraction(Head):
             raise TrituneError(f"--text-columns: a pair needs two columns of text, got {listed(texts)}")
         if (path := files.get("validation")) is not None:
             present = columns_of(read_table(path))
-            if columns is None:
-                texts = next((pair for pair in _PAIRS if set(pair) <= set(present)), None)
-                if texts is None:
-                    raise TrituneError(f"{path}: say with --text-columns which two of {listed(present)} hold the texts")
-            elif missing := [column for column in texts if column not in present]:
-                raise TrituneError(f"{path}: no column {listed(missing)}; there are {listed(present)}")
+            known = [pair for pair in _PAIRS if set(pair) <= set(present)]
+            if columns is None and not known:
+                raise TrituneError(f"{path}: say with --text-columns which two of {listed(present)} hold the texts")
+            texts = text_columns(present, columns or known[0], str(path))
             wanted = _SCORES if label_column is None else (label_column,)
             label_column = next((column for column in wanted if column in present), None)
             if label_column is None:
@@ -127,21 +124,18 @@ class FeatureExtraction(Head):
             "labels": None,
             "metric": spearman.__name__,
             "measure": spearman,
-            "max_length": 128,
-            "batch_size": 32,
-            "eval_steps": 100,
             "label_column": label_column or _SCORES[0],
         }
 
-    def read_files(self, task: Any, splits: Sequence[str]) -> DatasetDict:
+    def read_files(self, task: Task, splits: Sequence[str]) -> DatasetDict:
         """The texts of "train", and pairs with their scores of dev splits."""
-        return DatasetDict({split: _read(task, task.files[split], split == "train") for split in splits})
+        return DatasetDict({split: _read(task, task.file(split), split == "train") for split in splits})
 
-    def read(self, output: ModelOutput, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def read(self, output: ModelOutput, batch: Batch) -> torch.Tensor:
         """The embeddings, (batch, width)."""
-        return self.files.pooling(output.last_hidden_state, batch.get("attention_mask"))
+        return self.files.pooling(output["last_hidden_state"], batch.get("attention_mask"))
 
-    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Any, data: EncodedData) -> dict[str, float]:
+    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData) -> dict[str, float]:
         """`cosine_to_teacher`: of a student's embeddings, (rows, width), to its teacher's, mean over the rows."""
         return {"cosine_to_teacher": float(cosines(student, teacher).mean())}
 
@@ -175,40 +169,24 @@ def _lines(rows: Dataset) -> list[str]:
     return list(dict.fromkeys(text for row in zip(*columns, strict=True) for text in row))
 
 
-def _read(task: Any, path: Path, is_train: bool) -> Dataset:
+def _read(task: Task, path: Path, is_train: bool) -> Dataset:
     rows = read_table(path)
     present = columns_of(rows)
     if not is_train:
-        columns = {name: [_text(row, name, path, n) for n, row in enumerate(rows, 1)] for name in task.text_columns}
-        scores = [_number(row, task.label_column, path, number) for number, row in enumerate(rows, 1)]
+        column, places = task.label_column, list(placed(rows, str(path)))
+        columns: dict[str, list] = {
+            name: [text_of(row, name, where) for where, row in places] for name in task.text_columns
+        }
+        columns["label"] = [score(row.get(column), where, column) for where, row in places]
         if len(rows) < 2:
             raise TrituneError(f"{path}: holds one pair only; a rank correlation needs at least two")
-        return Dataset.from_dict(columns | {"label": scores})
+        return Dataset.from_dict(columns)
     names = [name for name in (*task.text_columns, "text", "text_pair") if name in present]
     names = list(dict.fromkeys(names)) or (present if len(present) == 1 else [])
     if not names:
         raise TrituneError(f"{path}: say with --text-columns which of {listed(present)} hold texts")
-    texts = [_text(row, name, path, n) for n, row in enumerate(rows, 1) for name in names if name in row]
+    texts = [text_of(row, name, where) for where, row in placed(rows, str(path)) for name in names if name in row]
     return Dataset.from_dict({"sentence": texts})
-
-
-def _text(row: Mapping[str, Any], column: str, path: Path, number: int) -> str:
-    value = row.get(column)
-    if not isinstance(value, str) or not value.strip():
-        found = "nothing" if value is None or value == "" else shown(value)
-        raise TrituneError(f"{path}, row {number}: {column} must be text, found {found}; fill it in or drop the row")
-    return value
-
-
-def _number(row: Mapping[str, Any], column: str, path: Path, number: int) -> float:
-    value = row.get(column)
-    try:
-        score = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        score = float("nan")
-    if not np.isfinite(score):
-        raise TrituneError(f"{path}, row {number}: {column} must be a number, found {shown(value)}")
-    return score
 
 
 FEATURE_EXTRACTION = FeatureExtraction()

@@ -1,10 +1,11 @@
-"""What every kind of task says: the model's class, its new head, its input files, its batches and its scores."""
+"""A task, and what every kind of task says: the model's class, its new head, its files, its batches and its scores."""
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,16 +13,82 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from ...checkpoints.load import load_tokenizer
 from ...distil.losses import IGNORED, kl_divergence
 from ...errors import TrituneError
 from .augmented import Augment, AugmentedRows
 from .text import collator
 
-if TYPE_CHECKING:
-    from pathlib import Path
+Batch = dict[str, torch.Tensor]
+# transformers' collators return mappings that are no dictionaries (BatchEncoding, BatchFeature).
+Collate = Callable[[list[dict[str, Any]]], MutableMapping[str, torch.Tensor]]
+Read = Callable[[ModelOutput, Batch], torch.Tensor]
 
-Collate = Callable[[list[dict]], dict[str, torch.Tensor]]
-Read = Callable[[ModelOutput, dict[str, torch.Tensor]], torch.Tensor]
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the task table, or a task of a user's own files.
+
+    Attributes:
+        name: as the hub spells it; of a user's own task, its kind.
+        title: as the papers spell it, for messages.
+        text_columns: the columns of the inputs.
+        labels: the class names in id order; None for regression.
+        metric: the one of `measure` that selects checkpoints; higher is better.
+        measure: predictions and labels to every metric of the task: logits `(batch, num_labels)` and labels `(batch,)`,
+            or `(batch, num_labels)` with `multi_label`; other kinds of tasks have predictions of their own.
+        head: the kind of task.
+        max_length: tokens of an input; None where inputs have no length to truncate.
+        batch_size: rows of a batch.
+        eval_steps: updates between evaluations.
+        dev_splits: the first one selects.
+        files: the file of every split of a user's own data; None for a task of the table.
+        label_column: that holds the label of a user's own data.
+        multi_label: whether a row may have any number of labels.
+        repository: the data set's name on the hub where it is none of GLUE's.
+    """
+
+    name: str
+    title: str
+    text_columns: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    metric: str
+    measure: Callable[..., dict[str, float]]
+    head: "Head"
+    max_length: int | None = 128
+    batch_size: int = 32
+    eval_steps: int = 100
+    dev_splits: tuple[str, ...] = ("validation",)
+    files: Mapping[str, Path] | None = None
+    label_column: str = "label"
+    multi_label: bool = False
+    repository: str | None = None
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the label is a score instead of a class."""
+        return self.labels is None
+
+    @property
+    def problem(self) -> str:
+        """`single_label`, `multi_label` or `regression`."""
+        return "regression" if self.labels is None else "multi_label" if self.multi_label else "single_label"
+
+    @property
+    def num_labels(self) -> int:
+        """Width of the logits: the number of classes, or 1 for regression."""
+        return 1 if self.labels is None else len(self.labels)
+
+    def file(self, split: str) -> Path:
+        """The file of a split of a user's own data; TrituneError if there is none."""
+        if self.files is None or split not in self.files:
+            option = "--train-file" if split == "train" else "--dev-file"
+            raise TrituneError(f"{self.title}: the {split} file is missing; give it with {option}")
+        return self.files[split]
+
+    def for_model(self, source: str | Path) -> "Task":
+        """The task with its head as the model at `source` wants it, see `Head.for_model`."""
+        return replace(self, head=self.head.for_model(source))
 
 
 @dataclass(frozen=True)
@@ -48,9 +115,9 @@ class EncodedData:
         return self.splits[self.select]
 
     def training_rows(self, augmentation: str | None, seed: int) -> Dataset | AugmentedRows:
-        """The rows of "train" as a training visits them, changed anew every time where `augmentation` is "standard"."""
+        """The training rows, changed at every visit where `augmentation` is "standard" and the kind of task has one."""
         rows = self.splits["train"]
-        return AugmentedRows(rows, self.augment, seed) if augmentation == "standard" else rows
+        return AugmentedRows(rows, self.augment, seed) if self.augment and augmentation == "standard" else rows
 
     def measure(self, predictions: np.ndarray) -> dict[str, float]:
         """Metrics of predictions (rows, ...) for the dev split that selects."""
@@ -59,13 +126,7 @@ class EncodedData:
 
 @dataclass(frozen=True)
 class Answering:
-    """A model that answers, and how inputs become what it takes.
-
-    Attributes:
-        model: with a head of its kind.
-        processor: its tokenizer or image processor.
-        max_length, padding: of its recipe; images have no length.
-    """
+    """A model that answers, its tokenizer or image processor, and the lengths of its recipe; images have none."""
 
     model: PreTrainedModel
     processor: Any
@@ -73,7 +134,7 @@ class Answering:
     padding: str
 
     def collate(self) -> Collate:
-        """What makes padded batches of tokenized inputs."""
+        """The collator of tokenized inputs."""
         return collator(self.processor, self.padding, self.max_length)
 
 
@@ -90,7 +151,7 @@ class Predictable:
         shares: its logits, (rows, labels), to the share of every label; None where answers are no labels.
     """
 
-    examples: Dataset | Sequence[dict[str, Any]]
+    examples: Dataset
     collate: Collate
     columns: tuple[str, ...]
     answers: Callable[[np.ndarray], list[dict[str, Any]]]
@@ -98,9 +159,9 @@ class Predictable:
     shares: Callable[[np.ndarray], np.ndarray] | None = None
 
 
-def read_logits(output: ModelOutput, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def read_logits(output: ModelOutput, batch: Batch) -> torch.Tensor:
     """The logits, (batch, classes), of a classifier's output."""
-    return output.logits
+    return output["logits"]
 
 
 def stacked(answers: list[torch.Tensor]) -> np.ndarray:
@@ -118,12 +179,12 @@ def stacked(answers: list[torch.Tensor]) -> np.ndarray:
 
 
 class Head(ABC):
-    """A kind of task. A task is any object with the attributes of `registry.Task`.
+    """A kind of task.
 
     Attributes:
         name: the hub's name of the kind, as a task file spells it.
         auto_model: the transformers class that loads such a model.
-        auto_processor: the one that loads what turns its inputs into tensors.
+        auto_processor: the one that loads its tokenizer or image processor.
         file_options: further arguments that `describe` takes: `problem`, `labels`, `metric`.
         keeps_answers: whether the answers of all batches have one shape, so that a teacher's can be cached.
         reads_hub: whether one of a user's own files may be the name of a data set on the hub.
@@ -136,7 +197,7 @@ class Head(ABC):
 
     name: ClassVar[str]
     auto_model: ClassVar[type]
-    auto_processor: ClassVar[type]
+    auto_processor: ClassVar[type] = AutoTokenizer
     file_options: ClassVar[tuple[str, ...]] = ()
     keeps_answers: ClassVar[bool] = True
     reads_hub: ClassVar[bool] = False
@@ -147,7 +208,7 @@ class Head(ABC):
     unused_keys: ClassVar[Mapping[str, str]] = {"image_augmentation": "there are no images"}
     default_keys: ClassVar[Mapping[str, Any]] = {}
 
-    def for_model(self, source: "str | Path") -> "Head":
+    def for_model(self, source: str | Path) -> "Head":
         """The same kind as the model at `source` wants it, where further files beside the model say more.
 
         Raises:
@@ -156,31 +217,31 @@ class Head(ABC):
         return self
 
     @abstractmethod
-    def options(self, task: Any) -> dict[str, Any]:
+    def options(self, task: Task) -> dict[str, Any]:
         """What `from_pretrained` takes to make a new head for `task`."""
 
     @abstractmethod
-    def check(self, config: PreTrainedConfig, task: Any, source: "str | Path") -> None:
+    def check(self, config: PreTrainedConfig, task: Task, source: str | Path) -> None:
         """Raise TrituneError, naming `source`, if a model of this config was made for other labels than the task's."""
 
-    @abstractmethod
-    def load_processor(self, source: "str | Path", model: PreTrainedModel, max_length: int | None) -> Any:
+    def load_processor(self, source: str | Path, model: PreTrainedModel, max_length: int | None) -> Any:
         """The tokenizer or image processor beside a model.
 
         Raises:
-            TrituneError: there is none, or it does not belong to the model.
+            TrituneError: there is none, it does not belong to the model, or `max_length` is beyond its positions.
         """
+        return load_tokenizer(source, model, max_length or 0)
 
-    def check_processors(self, student: Any, teacher: Any, source: "str | Path") -> None:
+    def check_processors(self, student: Any, teacher: Any, source: str | Path) -> None:
         """Raise TrituneError, naming the student's `source`, if two processors read the same inputs differently."""
         if student.get_vocab() != teacher.get_vocab():
             raise TrituneError(
-                f"{source}: the student's tokenizer has other tokens than the teacher's; both read the same"
+                f"{source}: the student's tokenizer has other tokens than the teacher's; they must be the same"
             )
 
     @abstractmethod
     def encode(
-        self, splits: DatasetDict, task: Any, processor: Any, max_length: int | None, padding: str
+        self, splits: DatasetDict, task: Task, processor: Any, max_length: int | None, padding: str
     ) -> EncodedData:
         """Rows as the readers give them to rows as the model takes them, with `labels`.
 
@@ -192,10 +253,11 @@ class Head(ABC):
         """What the config of a fine-tuned model says for `describe`, by the names of `file_options`."""
         return {}
 
+    @abstractmethod
     def describe(
-        self, files: "Mapping[str, Path]", columns: Sequence[str] | None, label_column: str | None
+        self, files: Mapping[str, Path], columns: Sequence[str] | None, label_column: str | None
     ) -> dict[str, Any]:
-        """The fields of a `registry.Task` for a user's own files: columns, labels, metric, lengths.
+        """The fields of a `Task` for a user's own files: columns, labels, metric, lengths.
 
         Args:
             files: "train" and "validation" to their files; either may be missing.
@@ -203,35 +265,34 @@ class Head(ABC):
             label_column: that holds the label; None looks for "label".
 
         Raises:
-            TrituneError: a file cannot be used, or this kind takes none.
+            TrituneError: a file cannot be used.
         """
-        raise TrituneError(f"{self.name}: files of one's own are not taken; name a task of the table")
 
-    def read_files(self, task: Any, splits: Sequence[str]) -> DatasetDict:
+    @abstractmethod
+    def read_files(self, task: Task, splits: Sequence[str]) -> DatasetDict:
         """These splits of `task.files`.
 
         Raises:
             TrituneError: a file or a row cannot be used; the message names it.
         """
-        raise TrituneError(f"{self.name}: files of one's own are not taken; name a task of the table")
 
-    def companions(self, folder: "str | Path") -> "Mapping[str, bytes]":
+    def companions(self, folder: str | Path) -> Mapping[str, bytes]:
         """What a model's folder holds beside model and processor and must be uploaded with them: path to bytes."""
         return {}
 
-    def read(self, output: ModelOutput, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def read(self, output: ModelOutput, batch: Batch) -> torch.Tensor:
         """What is scored and compared of a model's output: logits, (batch, classes), unless a kind says otherwise."""
         return read_logits(output, batch)
 
-    def model_inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def model_inputs(self, batch: Batch) -> Batch:
         """A batch with its `labels` under the names by which the model takes them for a loss of its own."""
         return batch
 
-    def folder_files(self, task: Any, folder: "Path") -> "dict[str, Path] | None":
+    def folder_files(self, task: Task, folder: Path) -> dict[str, Path] | None:
         """The file of every split in a folder of the original data; None where the GLUE reader finds them."""
         return None
 
-    def from_hub(self, rows: Dataset, task: Any, source: str) -> Dataset:
+    def from_hub(self, rows: Dataset, task: Task, source: str) -> Dataset:
         """A split of the hub's data set `task.repository` as `read_files` gives it.
 
         Raises:
@@ -253,25 +314,17 @@ class Head(ABC):
         raise TrituneError(f"{self.name}: models of this kind do not answer rows of a table")
 
     def predictable(self, inputs: Any, answering: Answering, name: str) -> Predictable:
-        """Inputs as the model takes them, and what its outputs say.
-
-        Args:
-            inputs: see `inputs`.
-            answering: the model that will answer, and how it reads.
-            name: what messages call the inputs.
+        """What `inputs` returned as the model takes it, and what its outputs say; messages call the table `name`.
 
         Raises:
             TrituneError: an input cannot be used, or this kind answers none.
         """
         raise TrituneError(f"{self.name}: `tritune predict` does not take models of this kind")
 
-    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Any, data: EncodedData) -> dict[str, float]:
-        """How close a student's logits, (rows, labels), are to its teacher's from a pass of its own.
+    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData) -> dict[str, float]:
+        """How close a student's logits, (rows, labels), are to its teacher's from a separate pass.
 
-        Args:
-            student, teacher: what `read` took of their outputs for the dev split that selects.
-            task: theirs.
-            data: that they were computed on.
+        Both are what `read` took of the outputs for the dev split that selects.
 
         Returns:
             `agreement`, the share of rows with the same answer, and `kl_to_teacher`, KL(teacher || student) per row;

@@ -15,18 +15,9 @@ from PIL import Image, ImageOps
 _LARGEST_SMALL, _PADDING = 64, 4
 _AREAS, _RATIOS, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 
-Box = tuple[int, int, int, int]
-
 
 def augmented(image: Image.Image, width: int, height: int, resample: int, generator: random.Random) -> Image.Image:
-    """A random view of an image, `width` x `height` pixels.
-
-    Args:
-        image: of any size.
-        width, height: that the model takes.
-        resample: Pillow's filter for a change of size.
-        generator: that the view is drawn from.
-    """
+    """A random view of an image, `width` x `height` pixels; `resample` is Pillow's filter for a change of size."""
     if max(width, height) <= _LARGEST_SMALL:
         view = shifted(image.resize((width, height), resample), generator)
     else:
@@ -42,7 +33,7 @@ def shifted(image: Image.Image, generator: random.Random) -> Image.Image:
     return Image.fromarray(padded[top : top + image.height, left : left + image.width])
 
 
-def random_box(width: int, height: int, generator: random.Random) -> Box:
+def random_box(width: int, height: int, generator: random.Random) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a random part of an image; the whole image where no draw fits into it."""
     for _ in range(_TRIES):
         area = width * height * generator.uniform(*_AREAS)

@@ -21,7 +21,7 @@ from ...checkpoints.hub import located
 from ...errors import TrituneError, first_line
 from ..metrics import accuracy
 from .classifier import Classifier, measures_of, named_answers
-from .head import Answering, Collate, EncodedData, Predictable
+from .head import Answering, EncodedData, Predictable, Task
 from .image_augmentation import augmented
 from .images import IMAGE, LABEL, label_names, labelled, read_labelled, with_label
 
@@ -59,17 +59,15 @@ class ImageClassification(Classifier):
         own, theirs = (_pixels(processor, [_PROBE]) for processor in (student, teacher))
         if own.shape != theirs.shape or not torch.equal(own, theirs):
             raise TrituneError(
-                f"{source}: the student's image processor gives other sizes or values than the teacher's; both read "
+                f"{source}: the student's image processor gives other sizes or values than the teacher's; they must be "
                 "the same"
             )
 
     def encode(
-        self, splits: DatasetDict, task: Any, processor: Any, max_length: int | None, padding: str
+        self, splits: DatasetDict, task: Task, processor: Any, max_length: int | None, padding: str
     ) -> EncodedData:
         """Images stay encoded: each is decoded and processed when a batch needs it, training images augmented."""
-        encoded = DatasetDict(
-            {split: as_pixels(rows, processor)[0].rename_column(LABEL, "labels") for split, rows in splits.items()}
-        )
+        encoded = DatasetDict(splits).rename_columns({IMAGE: PIXELS, LABEL: "labels"})
         height, width = _pixels(processor, [_PROBE]).shape[-2:]
         augment = partial(_augment, processor=processor, width=width, height=height)
         batches = partial(collate, processor=processor)
@@ -82,19 +80,15 @@ class ImageClassification(Classifier):
         label_column: str | None,
         labels: Sequence[str] | None = None,
     ) -> dict[str, Any]:
-        """The labels that a model knows, else of the training images, or of the others where there are none.
-
-        Raises:
-            TrituneError: the images cannot be read.
-        """
+        """The labels that a model knows, else those of the training images, or of the dev images alone."""
         if columns is not None and len(columns) != 1:
             raise TrituneError(f"{self.name} takes one column of images, got {len(columns)}")
         split, source = next((split, files[split]) for split in ("train", "validation") if split in files)
         # A dev file alone may come from a task file whose training images have columns.
         is_named = columns is not None or label_column not in (None, LABEL)
         if is_named and "train" in files and all(file.is_dir() for file in files.values()):
-            raise TrituneError(f"{source}: folders have no columns, their classes are the names of the folders inside")
-        rows = read_labelled(source, split, columns and columns[0], label_column)
+            raise TrituneError(f"{source}: folders have no columns; the classes are the names of the subfolders")
+        rows = read_labelled(source, split, columns[0] if columns else None, label_column)
         return {
             "text_columns": tuple(columns or ()),
             "labels": tuple(labels or label_names(rows, str(source))),
@@ -102,35 +96,29 @@ class ImageClassification(Classifier):
             "measure": accuracy,
             "max_length": None,
             "batch_size": 64,
-            "eval_steps": 100,
             "label_column": label_column or LABEL,
         }
 
-    def read_files(self, task: Any, splits: Sequence[str]) -> DatasetDict:
+    def read_files(self, task: Task, splits: Sequence[str]) -> DatasetDict:
         """Images of a folder, a parquet file or the hub, every one of them decodable."""
-        read, column = {}, next(iter(task.text_columns), None)
+        read, column = DatasetDict(), next(iter(task.text_columns), None)
         for split in splits:
-            source = task.files[split]
-            rows = read_labelled(source, split, column, task.label_column)
-            read[split] = labelled(rows, task.labels, str(source))
-        return DatasetDict(read)
+            rows = read_labelled(task.file(split), split, column, task.label_column)
+            read[split] = labelled(rows, task.labels or (), str(task.file(split)))
+        return read
 
-    def folder_files(self, task: Any, folder: Path) -> dict[str, Path]:
+    def folder_files(self, task: Task, folder: Path) -> dict[str, Path]:
         """A parquet file per split: `train.parquet`, `test.parquet`."""
         return {split: folder / f"{split}.parquet" for split in ("train", *task.dev_splits)}
 
-    def from_hub(self, rows: Dataset, task: Any, source: str) -> Dataset:
+    def from_hub(self, rows: Dataset, task: Task, source: str) -> Dataset:
         """Images and labels, every image decodable."""
-        return labelled(with_label(rows, None, task.label_column, source), task.labels, source)
+        return labelled(with_label(rows, None, task.label_column, source), task.labels or (), source)
 
     def predictable(self, inputs: Dataset, answering: Answering, name: str) -> Predictable:
         """Rows of the column `image`; adds `prediction`, see `classifier.named_answers`."""
-        return named_answers(*as_pixels(inputs, answering.processor), answering.model, name)
-
-
-def as_pixels(rows: Dataset, processor: Any) -> tuple[Dataset, Collate]:
-    """Rows of the column `image` under the name of a model's input, and what makes batches of them."""
-    return rows.rename_column(IMAGE, PIXELS), partial(collate, processor=processor)
+        batches = partial(collate, processor=answering.processor)
+        return named_answers(inputs.rename_column(IMAGE, PIXELS), batches, answering.model, name)
 
 
 def collate(rows: Sequence[dict[str, Any]], processor: Any) -> BatchFeature:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as Pillow
 from tqdm.auto import tqdm
 
 from ...checkpoints.hub import load_dataset
 from ...errors import TrituneError, first_line, shown
+from ..table import listed
 
 IMAGE, LABEL = "image", "label"
 # The columns that are looked for where none is of the type `Image`.
@@ -26,13 +27,10 @@ _DEV_SPLITS = ("validation", "valid", "val", "dev", "test")
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The files below `folder` whose ending Pillow knows, sorted; hidden ones and others are left out.
-
-    Raises:
-        TrituneError: there is none.
-    """
+    """The files below `folder` whose ending Pillow knows, sorted and not hidden; TrituneError if there is none."""
     known = Pillow.registered_extensions()
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_hidden(path, folder)]
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    files = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     images = [path for path in files if path.suffix.lower() in known]
     if not images:
         raise TrituneError(f"{folder}: holds no images")
@@ -41,18 +39,13 @@ def image_files(folder: Path) -> list[Path]:
     return images
 
 
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
 def read_labelled(source: str | Path, split: str, column: str | None, label_column: str | None) -> Dataset:
-    """Images with labels as they stand there, not verified: the columns `image` (`datasets.Image`) and `label`.
+    """Images with labels as they are, not verified: the columns `image` (`datasets.Image`) and `label`.
 
     Args:
         source: a folder with one folder per class, a parquet file, or the name of a data set on the hub.
         split: "train" or another; only the hub has several.
-        column: that holds the images; None looks for it.
-        label_column: None is "label".
+        column, label_column: of the table; None looks for the images, and for "label".
 
     Raises:
         TrituneError: the source or a column cannot be used.
@@ -76,19 +69,15 @@ def with_label(rows: Dataset, column: str | None, label_column: str | None, wher
 def _read_folder(folder: Path) -> Dataset:
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
-        raise TrituneError(f"{folder}: must hold one folder per class, and holds none")
-    files = [(path, number) for number, name in enumerate(classes) for path in image_files(folder / name)]
-    features = Features({IMAGE: Image(), LABEL: ClassLabel(names=classes)})
-    return Dataset.from_dict(
-        {IMAGE: [str(path) for path, _ in files], LABEL: [number for _, number in files]}, features=features
-    )
+        raise TrituneError(f"{folder}: must contain one folder per class, but contains none")
+    rows = [{IMAGE: str(path), LABEL: name} for name in classes for path in image_files(folder / name)]
+    return Dataset.from_list(rows, features=Features({IMAGE: Image(), LABEL: ClassLabel(names=classes)}))
 
 
 def read_parquet(path: Path) -> Dataset:
     """The rows of a parquet file, in memory, with the types that `datasets` may have written into it.
 
-    Raises:
-        TrituneError: it is not such a file, or holds no rows.
+    Raises TrituneError if it is not such a file, or holds no rows.
     """
     if path.suffix != ".parquet":
         raise TrituneError(f"{path}: images are taken from a folder or a .parquet file")
@@ -119,11 +108,7 @@ def _read_hub(source: str | Path, split: str) -> Dataset:
 
 
 def image_column(rows: Dataset, wanted: str | None, where: str) -> str:
-    """The column that holds the images: the one asked for, or the only one of the type `Image`, or a usual name.
-
-    Raises:
-        TrituneError: there is none, or it holds something else.
-    """
+    """The column of the images: the one wanted, the only one of the type `Image`, or a usual one; else TrituneError."""
     typed = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
     usual = [name for name in _KNOWN_COLUMNS if name in rows.column_names]
     found = wanted or next(iter(typed if len(typed) == 1 else usual), None)
@@ -134,38 +119,30 @@ def image_column(rows: Dataset, wanted: str | None, where: str) -> str:
 
 
 def label_names(rows: Dataset, where: str) -> tuple[str, ...]:
-    """The names of the labels: those of a ClassLabel in its order, else all values there are, sorted.
+    """The names of the labels: those of a ClassLabel in its order, else all values that occur, sorted.
 
-    Raises:
-        TrituneError: the labels are neither numbers nor texts, or there is only one.
+    Raises TrituneError if the labels are neither whole numbers nor text, or there is only one.
     """
     feature = rows.features[LABEL]
-    names = tuple(feature.names) if isinstance(feature, ClassLabel) else tuple(map(str, sorted(_values(rows, where))))
+    if isinstance(feature, ClassLabel):
+        names = tuple(feature.names)
+    else:
+        values = rows[LABEL]
+        for number, value in enumerate(values, 1):
+            if type(value) not in (int, str) or type(value) is not type(values[0]):
+                raise TrituneError(
+                    f"{where}, row {number}: labels must be all whole numbers or all text; got {shown(value)}"
+                )
+        names = tuple(map(str, sorted(set(values))))
     if len(names) < 2:
-        raise TrituneError(f"{where}: has {len(names)} label; a classifier needs two")
+        raise TrituneError(f"{where}: has {len(names)} label; a classifier needs at least two")
     return names
 
 
-def _values(rows: Dataset, where: str) -> set[Any]:
-    values = rows[LABEL]
-    for number, value in enumerate(values, 1):
-        if type(value) not in (int, str) or type(value) is not type(values[0]):
-            raise TrituneError(
-                f"{where}, row {number}: a label must be a whole number or text, all alike; got {shown(value)}"
-            )
-    return set(values)
-
-
 def labelled(rows: Dataset, names: Sequence[str], where: str) -> Dataset:
-    """Rows with every image decodable, and every label a `ClassLabel` of `names`.
+    """Rows of `read_labelled` with every image decodable, and every label a `ClassLabel` of `names` in id order.
 
-    Args:
-        rows: from `read_labelled`.
-        names: of the task's labels, in the order of its ids.
-        where: what messages call the rows.
-
-    Raises:
-        TrituneError: an image cannot be decoded, or a label is not among `names`; the message names file or row.
+    Raises TrituneError, naming file or row, if an image cannot be decoded or a label is not among `names`.
     """
     feature, ids = rows.features[LABEL], {name: number for number, name in enumerate(names)}
     given = rows[LABEL]
@@ -173,34 +150,23 @@ def labelled(rows: Dataset, names: Sequence[str], where: str) -> Dataset:
         given = [feature.names[value] if value is not None and value >= 0 else None for value in given]
     for number, name in enumerate(given, 1):
         if name is None or str(name) not in ids:
-            known = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-            what = "no label" if name is None else f"the label {shown(name)}, which training does not know"
-            raise TrituneError(f"{where}, row {number}: {what}; known are {known}")
+            what = "no label" if name is None else f"the label {shown(name)}, which is not in the training data"
+            raise TrituneError(f"{where}, row {number}: {what}; known are {listed(names)}")
     numbers = [ids[str(name)] for name in given]
     rows = rows.remove_columns(LABEL).add_column(LABEL, numbers, feature=ClassLabel(names=list(names)))
-    return verified(as_images(rows, where), where)
-
-
-def as_images(rows: Dataset, where: str) -> Dataset:
-    """Rows whose column `image` has the type `Image`: encoded bytes, or paths of files.
-
-    Raises:
-        TrituneError: it holds something else.
-    """
-    if isinstance(rows.features[IMAGE], Image):
-        return rows
-    try:
-        return rows.cast_column(IMAGE, Image())
-    except Exception as error:
-        raise TrituneError(f"{where}: its image column holds no images ({first_line(error)})") from None
+    return verified(rows, where)
 
 
 def verified(rows: Dataset, where: str) -> Dataset:
-    """The rows, once every image of theirs was decoded.
+    """Rows whose column `image`, of encoded bytes or paths, has the type `Image`, once every image was decoded.
 
-    Raises:
-        TrituneError: an image cannot be decoded; the message names its file or row.
+    Raises TrituneError, naming file or row, if the column holds something else or an image cannot be decoded.
     """
+    if not isinstance(rows.features[IMAGE], Image):
+        try:
+            rows = rows.cast_column(IMAGE, Image())
+        except Exception as error:  # pyarrow and datasets each fail with types of their own
+            raise TrituneError(f"{where}: its image column holds no images ({first_line(error)})") from None
     bar = tqdm(range(len(rows)), desc=f"verify the images of {where}", leave=False, delay=2)
     for number in bar:
         try:
@@ -217,22 +183,19 @@ def verified(rows: Dataset, where: str) -> Dataset:
 def unlabelled(source: str | Path) -> tuple[Dataset, list[dict[str, Any]]]:
     """Images to answer for, verified, and what to call each: `file` (below the folder), or `row`, counted from 1.
 
-    Args:
-        source: a folder with images at any depth, one image file, or a parquet file.
-
-    Raises:
-        TrituneError: there are none, or one cannot be decoded.
+    `source` is a folder with images at any depth, one image file, or a parquet file. Raises TrituneError if there are
+    none or one cannot be decoded.
     """
     path = Path(source)
     if path.is_file() and path.suffix == ".parquet":
         rows = read_parquet(path)
         column = image_column(rows, None, str(path))
-        images = rows.select_columns([column])
-        images = images if column == IMAGE else images.rename_column(column, IMAGE)
-        return verified(as_images(images, str(path)), str(path)), [{"row": row + 1} for row in range(len(rows))]
+        rows = rows.select_columns([column]).rename_columns({column: IMAGE} if column != IMAGE else {})
+        return verified(rows, str(path)), [{"row": row + 1} for row in range(len(rows))]
     if not path.exists():
         raise TrituneError(f"{path}: there is no such file or folder")
     files = image_files(path) if path.is_dir() else [path]
-    images = Dataset.from_dict({IMAGE: [str(file) for file in files]}, features=Features({IMAGE: Value("string")}))
-    names = [str(file.relative_to(path)) if path.is_dir() else str(file) for file in files]
-    return verified(as_images(images, str(path)), str(path)), [{"file": name} for name in names]
+    images = Dataset.from_dict({IMAGE: [str(file) for file in files]}, features=Features({IMAGE: Image()}))
+    return verified(images, str(path)), [
+        {"file": str(file.relative_to(path)) if path.is_dir() else str(file)} for file in files
+    ]

@@ -1,32 +1,30 @@
 """The label column of a user's own table: which problem it poses, the labels' names in id order, and a row's label.
 
 Three problems: `single_label` (one class a row), `multi_label` (any number of labels a row), `regression` (a score).
-Many labels of a row are a list (JSON, Parquet), names with `|` between (CSV), or a column of 0 and 1 for each label.
+Many labels of a row are a list (JSON, Parquet), names separated by `|` (CSV), or a column of 0 and 1 for each label.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...errors import TrituneError, shown
-from ..table import listed
+from ..table import listed, number_in, placed
 
 SEPARATOR = "|"
 LABEL_COLUMN = "label"
 
-# With more classes than that, most of them seen once, a column is a number or an id and no class.
+# With more classes than this, most of them seen once, a column holds numbers or ids and no classes.
 _MANY_CLASSES = 20
 
 Row = dict[str, Any]
-Where = str
 
 
 def label_columns(label_column: str | None, present: Sequence[str], file: str) -> tuple[str, ...]:
-    """The columns of the label: one, or several with commas between, each of a label of its own.
+    """The columns of the label: one, or several separated by commas, each for a label of its own.
 
-    Raises:
-        TrituneError: one is missing or given twice.
+    Raises TrituneError if one is missing or given twice.
     """
     wanted = label_column or LABEL_COLUMN
     columns = (wanted,) if wanted in present else tuple(column.strip() for column in wanted.split(","))
@@ -41,16 +39,15 @@ def label_columns(label_column: str | None, present: Sequence[str], file: str) -
 def guessed_problem(rows: Sequence[Row], columns: Sequence[str], file: str) -> str:
     """The problem that a label column poses, by its values.
 
-    Several columns, lists and names parted by `|` are many labels a row; numbers of which any has a fractional part are
+    Several columns, lists, and names separated by `|` are multi-label; numbers of which any has a fractional part are
     scores; words and whole numbers are classes.
 
-    Raises:
-        TrituneError: a label is missing, or some are words and some are numbers; the message names the rows.
+    Raises TrituneError, naming the rows, if a label is missing, or some are words and some are numbers.
     """
     cells = [(where, row.get(columns[0])) for where, row in placed(rows, file)]
     if len(columns) > 1 or any(isinstance(cell, list) or SEPARATOR in _text(cell) for _, cell in cells):
         return "multi_label"
-    first: dict[str, tuple[Where, Any]] = {}
+    first: dict[str, tuple[str, Any]] = {}
     for where, cell in cells:
         check_present(cell, where, columns[0])
         first.setdefault(_kind(cell), (where, cell))
@@ -58,22 +55,17 @@ def guessed_problem(rows: Sequence[Row], columns: Sequence[str], file: str) -> s
         (kind, (early, theirs)), (other, (late, cell)) = list(first.items())[:2]
         raise TrituneError(
             f"{late}: the label {columns[0]!r} is {other} ({shown(cell)}), in {early.rpartition(', ')[2]} it is {kind} "
-            f"({shown(theirs)}); make them alike, or say with --problem what they are"
+            f"({shown(theirs)}); make them all one or the other, or give --problem"
         )
-    if "a number" in first and any(float(cell) % 1 for _, cell in cells):
+    if "a number" in first and any((number_in(cell) or 0.0) % 1 for _, cell in cells):
         return "regression"
     return "single_label"
 
 
-def placed(rows: Sequence[Row], file: str) -> Iterator[tuple[Where, Row]]:
-    """Rows, each with the name that a message gives its place."""
-    return ((f"{file}, row {number}", row) for number, row in enumerate(rows, 1))
-
-
-def check_present(cell: Any, where: Where, column: str) -> None:
+def check_present(cell: Any, where: str, column: str) -> None:
     """Raise TrituneError if a cell of the label column holds nothing, or no finite number."""
     empty = cell is None or (isinstance(cell, str) and not cell.strip())
-    if empty or not math.isfinite(_number(cell, 0.0)):
+    if empty or not math.isfinite(number_in(cell) or 0.0):
         found = "empty" if empty else shown(cell)
         raise TrituneError(f"{where}: the label {column!r} is {found}; fill it in or drop the row")
 
@@ -81,8 +73,7 @@ def check_present(cell: Any, where: Where, column: str) -> None:
 def label_names(problem: str, rows: Sequence[Row], columns: Sequence[str], file: str) -> tuple[str, ...] | None:
     """The names of the labels in id order: sorted, whole numbers as numbers; None for scores.
 
-    Raises:
-        TrituneError: a label cannot be read, all are the same, or nearly every row has one of its own.
+    Raises TrituneError if a label cannot be read, all are the same, or nearly every row has one of its own.
     """
     if problem == "regression":
         scores = {score(row.get(columns[0]), where, columns[0]) for where, row in placed(rows, file)}
@@ -102,28 +93,21 @@ def label_names(problem: str, rows: Sequence[Row], columns: Sequence[str], file:
             f"{file}: {columns[0]!r} has {len(names)} different values in {len(rows)} rows, too many for classes; name "
             "another column with --label-column, or say --problem regression"
         )
-    return tuple(sorted(names, key=_order(names)))
+    return tuple(_in_order(names))
 
 
-def _order(names: Iterable[str]) -> Any:
+def _in_order(names: Iterable[str]) -> list[str]:
     try:
-        {name: int(name) for name in names}
+        return sorted(names, key=int)
     except ValueError:
-        return None
-    return int
+        return sorted(names)
 
 
 class LabelReader:
     """Reads the label of a row as the model takes it.
 
-    Args:
-        problem: one of `task_names.PROBLEMS`.
-        names: of the labels in id order; None for scores.
-        columns: of the label.
-        origin: where the names come from, for messages.
-
-    Raises:
-        TrituneError: there is not one column for every label.
+    `problem` is one of `names.PROBLEMS`, `names` are those of the labels in id order (None for scores), and `origin`
+    says in messages where they come from. Raises TrituneError for several `columns` that are not one for each label.
     """
 
     def __init__(self, problem: str, names: Sequence[str] | None, columns: Sequence[str], origin: str):
@@ -135,12 +119,10 @@ class LabelReader:
         if len(columns) > 1 and {self.ids.get(column) for column in columns} != set(range(len(self.names))):
             raise TrituneError(f"--label-column: {listed(columns)} are not {origin}: {listed(self.names)}")
 
-    def __call__(self, row: Row, where: Where) -> int | float | list[float]:
+    def __call__(self, row: Row, where: str) -> int | float | list[float]:
         """A class id, a score, or zeros and ones for every label.
 
-        Raises:
-            TrituneError: the label is missing, of another kind, or not one of the names; the message begins with
-                `where`.
+        Raises TrituneError, beginning with `where`, if the label is missing, of another kind, or not one of the names.
         """
         column = self.columns[0]
         if self.problem == "regression":
@@ -149,27 +131,26 @@ class LabelReader:
             given = [name for name in self.columns if _flag(row.get(name), where, name)]
         else:
             given = _names_in(self.problem, row.get(column), where, column)
-        for name in given:
-            if name not in self.ids:
-                raise TrituneError(
-                    f"{where}: the label {shown(name)} is not one of {self.origin}: {listed(self.names)}; rename it or "
-                    "drop the row"
-                )
+        if unknown := [name for name in given if name not in self.ids]:
+            raise TrituneError(
+                f"{where}: the label {shown(unknown[0])} is not one of {self.origin}: {listed(self.names)}; rename it "
+                "or drop the row"
+            )
         if self.problem == "single_label":
             return self.ids[given[0]]
         ids = {self.ids[name] for name in given}
         return [float(index in ids) for index in range(len(self.names))]
 
 
-def score(cell: Any, where: Where, column: str) -> float:
+def score(cell: Any, where: str, column: str) -> float:
     """A finite number, or TrituneError."""
     check_present(cell, where, column)
-    if _kind(cell) != "a number":
+    if (number := number_in(cell)) is None:
         raise TrituneError(f"{where}: the label {column!r} must be a number, found {shown(cell)}")
-    return float(cell)
+    return number
 
 
-def _names_in(problem: str, cell: Any, where: Where, column: str) -> list[str]:
+def _names_in(problem: str, cell: Any, where: str, column: str) -> list[str]:
     """The names of the labels in one cell: of many-label rows any number, else one."""
     if problem == "single_label":
         check_present(cell, where, column)
@@ -177,11 +158,11 @@ def _names_in(problem: str, cell: Any, where: Where, column: str) -> list[str]:
     if isinstance(cell, list):
         return [_name(each, where, column) for each in cell]
     if not isinstance(cell, str):
-        raise TrituneError(f"{where}: the labels {column!r} must be a list, or names with | between; got {shown(cell)}")
+        raise TrituneError(f"{where}: the labels {column!r} must be a list, or names separated by |; got {shown(cell)}")
     return [name.strip() for name in cell.split(SEPARATOR) if name.strip()]
 
 
-def _name(cell: Any, where: Where, column: str) -> str:
+def _name(cell: Any, where: str, column: str) -> str:
     if isinstance(cell, bool):
         return str(cell).lower()
     if isinstance(cell, int | float) and math.isfinite(cell):
@@ -191,29 +172,19 @@ def _name(cell: Any, where: Where, column: str) -> str:
     raise TrituneError(f"{where}: the label {column!r} must be text or a number, without |; found {shown(cell)}")
 
 
-def _flag(cell: Any, where: Where, column: str) -> bool:
+def _flag(cell: Any, where: str, column: str) -> bool:
     text = str(cell).strip().lower()
-    if text in ("1", "1.0", "true"):
-        return True
-    if text in ("0", "0.0", "false"):
-        return False
-    raise TrituneError(f"{where}: the column {column!r} of a label must hold 0 or 1, found {shown(cell)}")
+    if text not in ("1", "1.0", "true", "0", "0.0", "false"):
+        raise TrituneError(f"{where}: the column {column!r} of a label must hold 0 or 1, found {shown(cell)}")
+    return text in ("1", "1.0", "true")
 
 
 def _kind(cell: Any) -> str:
     if isinstance(cell, bool):
         return "a truth value"
     if isinstance(cell, str | int | float):
-        return "text" if math.isnan(_number(cell, math.nan)) else "a number"
+        return "text" if number_in(cell) is None else "a number"
     return "neither text nor a number"
-
-
-def _number(cell: Any, otherwise: float) -> float:
-    """The number that a cell is or spells; `otherwise` where there is none."""
-    try:
-        return otherwise if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError, OverflowError):
-        return otherwise
 
 
 def _text(cell: Any) -> str:

@@ -9,23 +9,16 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from torch.nn import functional as F
-from transformers import (
-    AutoModelForQuestionAnswering,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForQuestionAnswering, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
-from ...checkpoints.load import load_tokenizer
 from ...errors import TrituneError
 from ..span_metrics import answer_f1
-from ..table import columns_of
+from ..table import columns_of, placed
 from .answer_windows import Span, cut
-from .head import Answering, EncodedData, Head, Predictable
+from .head import Answering, Batch, EncodedData, Head, Predictable, Task
 from .squad_file import has_unanswerable, questions, read_squad
-from .text import collator, text_columns, token_by_token
+from .text import collator, text_columns, text_of, token_by_token
 
 
 @dataclass(frozen=True)
@@ -60,29 +53,28 @@ class QuestionAnswering(Head):
 
     name = "question-answering"
     auto_model = AutoModelForQuestionAnswering
-    auto_processor = AutoTokenizer
     keeps_answers = False
     has_columns = False
 
     def __init__(self, unanswerable: bool = False):
         self.unanswerable = unanswerable
 
-    def options(self, task: Any) -> dict[str, Any]:
+    def options(self, task: Task) -> dict[str, Any]:
         """Two numbers a token: that the answer starts there, and that it ends there."""
         return {"num_labels": task.num_labels}
 
-    def check(self, config: PreTrainedConfig, task: Any, source: str | Path) -> None:
+    def check(self, config: PreTrainedConfig, task: Task, source: str | Path) -> None:
         """Raise TrituneError if the model does not give two numbers a token."""
         if config.num_labels != task.num_labels:
-            raise TrituneError(f"{source}: {config.num_labels} labels; {self.name} needs 2, of start and end")
+            raise TrituneError(f"{source}: {config.num_labels} labels; {self.name} needs 2, for start and end")
 
     def load_processor(
         self, source: str | Path, model: PreTrainedModel, max_length: int | None
     ) -> PreTrainedTokenizerBase:
-        """The tokenizer, a fast one; see `load.load_tokenizer`."""
-        return token_by_token(load_tokenizer(source, model, max_length), source)
+        """The tokenizer, which must be a fast one."""
+        return token_by_token(super().load_processor(source, model, max_length), source)
 
-    def folder_files(self, task: Any, folder: Path) -> dict[str, Path]:
+    def folder_files(self, task: Task, folder: Path) -> dict[str, Path]:
         """`train.json` and `dev.json`."""
         return {"train": folder / "train.json", "validation": folder / "dev.json"}
 
@@ -94,14 +86,14 @@ class QuestionAnswering(Head):
             raise TrituneError(f"{self.name}: files are SQuAD's JSON, which has no columns to choose from")
         return SQUAD | {"head": UNANSWERABLE if any(map(has_unanswerable, files.values())) else QUESTION_ANSWERING}
 
-    def read_files(self, task: Any, splits: Sequence[str]) -> DatasetDict:
+    def read_files(self, task: Task, splits: Sequence[str]) -> DatasetDict:
         """Questions with their contexts and answers, see `squad_file.read_squad`."""
         for split in splits:
-            if split not in task.files or not Path(task.files[split]).is_file():
-                raise TrituneError(f"{task.files.get(split, split)} is missing: {task.title} is read from SQuAD's JSON")
-        return DatasetDict({split: read_squad(Path(task.files[split]), self.unanswerable) for split in splits})
+            if not task.file(split).is_file():
+                raise TrituneError(f"{task.file(split)} is missing: {task.title} is read from SQuAD's JSON")
+        return DatasetDict({split: read_squad(task.file(split), self.unanswerable) for split in splits})
 
-    def from_hub(self, rows: Dataset, task: Any, source: str) -> Dataset:
+    def from_hub(self, rows: Dataset, task: Task, source: str) -> Dataset:
         """The hub keeps an answer's texts and starts in two lists."""
         wanted = {"id", "question", "context", "answers"}
         if not wanted <= set(rows.column_names):
@@ -115,7 +107,7 @@ class QuestionAnswering(Head):
         return questions(map(raw, rows), source, self.unanswerable)
 
     def encode(
-        self, splits: DatasetDict, task: Any, processor: PreTrainedTokenizerBase, max_length: int | None, padding: str
+        self, splits: DatasetDict, task: Task, processor: PreTrainedTokenizerBase, max_length: int | None, padding: str
     ) -> EncodedData:
         """Windows of every question with `labels`, (first token, last token); see `answer_windows.cut`."""
         windows, measures = DatasetDict(), {}
@@ -125,7 +117,7 @@ class QuestionAnswering(Head):
                 measures[split] = _Answers(spans, rows["context"], rows["answers"], task.measure, self.unanswerable)
         return EncodedData(windows, collator(processor, padding, max_length), measures, task.dev_splits[0])
 
-    def model_inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def model_inputs(self, batch: Batch) -> Batch:
         """`labels`, (batch, 2), as start and end positions."""
         if "labels" not in batch:
             return batch
@@ -133,40 +125,33 @@ class QuestionAnswering(Head):
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         return inputs | {"start_positions": start, "end_positions": end}
 
-    def read(self, output: ModelOutput, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def read(self, output: ModelOutput, batch: Batch) -> torch.Tensor:
         """Start and end logits, (batch, tokens, 2)."""
-        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+        return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
 
-    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Any, data: EncodedData) -> dict[str, float]:
-        """How close a student's logits, (windows, tokens, 2), are to its teacher's from a pass of its own.
+    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData) -> dict[str, float]:
+        """As of classes, of logits (windows, tokens, 2).
 
-        Returns:
-            `agreement`, the share of questions with the same span for an answer, and `kl_to_teacher`, KL(teacher ||
-            student) over the positions of a window, mean over windows and over start and end.
+        `agreement` is the share of questions with the same span for an answer, `kl_to_teacher` KL(teacher || student)
+        over the positions of a window, mean over windows and over start and end.
         """
         measure = data.measures[data.select]
+        assert isinstance(measure, _Answers)  # `encode` put it there
         same = np.mean([one == other for one, other in zip(*map(measure.places, (student, teacher)), strict=True)])
         divergences = []
         for row, ids in enumerate(data.dev["input_ids"]):
-            logs = [torch.from_numpy(of[row, : len(ids)]).double().log_softmax(0) for of in (student, teacher)]
-            divergences.append(float(F.kl_div(*logs, reduction="sum", log_target=True)) / 2)
+            ours, theirs = (torch.from_numpy(of[row, : len(ids)]).double().log_softmax(0) for of in (student, teacher))
+            divergences.append(float(F.kl_div(ours, theirs, reduction="sum", log_target=True)) / 2)
         return {"agreement": float(same), "kl_to_teacher": float(np.mean(divergences))}
 
     def inputs(self, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None, name: str) -> dict[str, list[str]]:
         """Questions and contexts, of the columns `question` and `context` unless others are named."""
         columns = tuple(columns or ("question", "context"))
         if len(columns) != 2:
-            raise TrituneError(f"--text-columns: {self.name} takes two, of the question and of its context")
+            raise TrituneError(f"--text-columns: {self.name} takes two columns, the question and its context")
         text_columns(columns_of(rows), columns, name)
-        asked: dict[str, list[str]] = {"id": [], "question": [], "context": []}
-        for number, row in enumerate(rows, 1):
-            values = [row.get(column) for column in columns]
-            for column, value in zip(columns, values, strict=True):
-                if not isinstance(value, str) or not value.strip():
-                    raise TrituneError(f"{name}, row {number}: {column!r} must be text; fill it in or drop the row")
-            for key, value in zip(asked, (f"row {number}", *values), strict=True):
-                asked[key].append(value)
-        return asked
+        asked, contexts = ([text_of(row, column, where) for where, row in placed(rows, name)] for column in columns)
+        return {"id": [f"row {row + 1}" for row in range(len(rows))], "question": asked, "context": contexts}
 
     def predictable(self, inputs: dict[str, list[str]], answering: Answering, name: str) -> Predictable:
         """Adds `answer`, its `score`, and `no_answer_score`.
@@ -187,8 +172,7 @@ class QuestionAnswering(Head):
                 for context, span in zip(inputs["context"], spans(logits), strict=True)
             ]
 
-        columns = ("answer", "score", "no_answer_score")
-        return Predictable(windows, answering.collate(), columns, answers)
+        return Predictable(windows, answering.collate(), ("answer", "score", "no_answer_score"), answers)
 
 
 QUESTION_ANSWERING = QuestionAnswering()

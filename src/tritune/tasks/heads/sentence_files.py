@@ -52,16 +52,12 @@ class SentenceFiles:
             path.write_bytes(content)
 
 
+@dataclass(frozen=True)
 class SentenceProcessor:
-    """A tokenizer that is saved together with the files of a sentence encoder.
+    """A tokenizer that is saved together with the files of a sentence encoder."""
 
-    Attributes:
-        tokenizer: turns texts into token ids.
-        files: beside it.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, files: SentenceFiles):
-        self.tokenizer, self.files = tokenizer, files
+    tokenizer: PreTrainedTokenizerBase
+    files: SentenceFiles
 
     @property
     def padding_side(self) -> str:
@@ -77,9 +73,7 @@ class SentenceProcessor:
 def read_sentence_files(source: str | Path) -> SentenceFiles:
     """The files of a model in a folder or on the hub; the defaults where there are none.
 
-    Raises:
-        TrituneError: a file is broken, or says something of the model that is not known here; the message names file
-            and key.
+    Raises TrituneError, naming file and key, if a file is broken or asks for something that is not supported.
     """
     source = located(source)
     modules = _content(source, MODULES)
@@ -96,16 +90,14 @@ def read_sentence_files(source: str | Path) -> SentenceFiles:
             pooling_file = f"{path}/config.json"
     if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise TrituneError(
-            f"{source}/{MODULES}: the modules are {', '.join(names) or 'none'}; only Transformer, Pooling and then "
-            "perhaps Normalize can be served"
+            f"{source}/{MODULES}: the modules are {', '.join(names) or 'none'}; only Transformer, Pooling and, "
+            "optionally, Normalize are supported"
         )
     if pooling_file not in contents:
         raise TrituneError(f"{source}/{pooling_file} is missing; it says how tokens are pooled")
-    config = _json(source, pooling_file, contents[pooling_file], dict)
-    where = f"{source}/{pooling_file}"
+    config, where = _json(source, pooling_file, contents[pooling_file], dict), f"{source}/{pooling_file}"
     pooling = Pooling(_modes(config, where), normalize=names[-1] == "Normalize")
-    contents |= _options(source)
-    return SentenceFiles(pooling, _width(config, where), contents)
+    return SentenceFiles(pooling, _width(config, where), contents | _options(source))
 
 
 def _module(module: Any, where: str) -> tuple[str, str]:
@@ -116,10 +108,10 @@ def _module(module: Any, where: str) -> tuple[str, str]:
     name = kind.rpartition(".")[-1]
     if name not in ("Transformer", "Pooling", "Normalize") or not kind.startswith("sentence_transformers."):
         raise TrituneError(
-            f"{where}: type {shown(kind)} is not known; only Transformer, Pooling and Normalize can be served"
+            f"{where}: type {shown(kind)} is not known; only Transformer, Pooling and Normalize are supported"
         )
     if name == "Transformer" and path:
-        raise TrituneError(f"{where}: the model lies in {shown(path)}; save it anew with sentence-transformers")
+        raise TrituneError(f"{where}: the model is in {shown(path)}; save it again with sentence-transformers")
     # A run writes to this path.
     if name != "Transformer" and not re.fullmatch(r"\w[\w-]*", path):
         raise TrituneError(f"{where}: path {shown(path)} must be the name of a folder")
@@ -157,7 +149,7 @@ def _options(source: str | Path) -> dict[str, bytes]:
         for key in ("default_prompt_name", "do_lower_case"):
             if config.get(key):
                 raise TrituneError(
-                    f"{source}/{name}: {key}: {shown(config[key])} cannot be served; texts are read as is"
+                    f"{source}/{name}: {key}: {shown(config[key])} is not supported; texts are read as is"
                 )
     return found
 
@@ -166,10 +158,10 @@ def _content(source: str | Path, name: str) -> bytes | None:
     """The bytes of a file of a folder or a hub repository, None if it is not there."""
     try:
         if Path(source).is_dir():
-            path = Path(source) / name
-            return path.read_bytes() if path.is_file() else None
-        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        return None if path is None else Path(path).read_bytes()
+            found = str(Path(source) / name)
+        else:
+            found = cached_file(source, name, _raise_exceptions_for_missing_entries=False) or ""
+        return Path(found).read_bytes() if Path(found).is_file() else None
     except OSError as error:
         raise TrituneError(f"{source}: {name} cannot be read ({first_line(error)})") from None
 
@@ -180,5 +172,5 @@ def _json(source: str | Path, name: str, content: bytes, kind: type) -> Any:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, kind):
-        raise TrituneError(f"{source}/{name}: not a JSON {'list' if kind is list else 'object'}; fetch it anew")
+        raise TrituneError(f"{source}/{name}: not a JSON {'list' if kind is list else 'object'}; download it again")
     return value

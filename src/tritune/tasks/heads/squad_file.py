@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 
 from ...errors import TrituneError, shown
+from ..table import read_text
 
 FEATURES = Features(
     {
@@ -22,58 +23,47 @@ _SHAPE = "SQuAD's JSON has a list `data` of `paragraphs`, each a `context` with 
 
 
 def read_squad(path: Path, unanswerable: bool) -> Dataset:
-    """The questions of a file: `id`, `question`, `context`, the texts of its `answers` and where they start.
-
-    Args:
-        path: a JSON file.
-        unanswerable: whether questions may have no answer (version 2.0); their list is then empty.
-
-    Raises:
-        TrituneError: the file or a question cannot be used; the message names both.
-    """
+    """The questions of a JSON file, see `questions`; TrituneError, naming file and question, if one cannot be used."""
     return questions(_raw(path), path, unanswerable)
 
 
 def has_unanswerable(path: Path) -> bool:
-    """Whether a file marks a question as impossible to answer.
-
-    Raises:
-        TrituneError: it is not SQuAD's JSON.
-    """
+    """Whether a file marks a question as impossible to answer; TrituneError if it is not SQuAD's JSON."""
     return any(bool(raw.get("is_impossible")) for raw in _raw(path))
 
 
 def questions(raws: Iterable[dict[str, Any]], source: Path | str, unanswerable: bool) -> Dataset:
-    """Checked questions.
+    """Checked questions: `id`, `question`, `context`, the texts of their `answers` and where they start.
 
     Args:
         raws: with `id`, `question`, `context`, and `answers`, each a `text` with its `answer_start`.
         source: what messages name.
-        unanswerable: whether a question may have no answer.
+        unanswerable: whether questions may have no answer (version 2.0); their list is then empty.
 
     Raises:
         TrituneError: a question cannot be used, two have the same id, or there is none.
     """
-    columns: dict[str, list] = {name: [] for name in FEATURES}
-    seen = set()
+    rows: dict[str, dict[str, Any]] = {}
     for raw in raws:
         where = f"{source}, question {shown(raw.get('id'))}"
         for key in ("id", "question", "context"):
             if not isinstance(raw.get(key), str) or not raw[key].strip():
-                raise TrituneError(f"{where}: its {key} must be a text, found {shown(raw.get(key))}")
-        if raw["id"] in seen:
-            raise TrituneError(f"{where}: this id stands there twice; every question needs its own")
-        seen.add(raw["id"])
+                raise TrituneError(f"{where}: its {key} must be text, found {shown(raw.get(key))}")
+        if raw["id"] in rows:
+            raise TrituneError(f"{where}: this id occurs twice; every question needs its own")
         answers = list(_answers(raw, where))
         if not answers and not unanswerable:
-            raise TrituneError(f"{where}: has no answer; drop it, or take squad_v2, which has questions without one")
-        texts, starts = ([answer[place] for answer in answers] for place in (0, 1))
-        values = (raw["id"], raw["question"].strip(), raw["context"], texts, starts)
-        for name, value in zip(columns, values, strict=True):
-            columns[name].append(value)
-    if not columns["id"]:
+            raise TrituneError(f"{where}: has no answer; drop it, or use squad_v2, which allows questions without one")
+        rows[raw["id"]] = {
+            "id": raw["id"],
+            "question": raw["question"].strip(),
+            "context": raw["context"],
+            "answers": [text for text, _ in answers],
+            "starts": [start for _, start in answers],
+        }
+    if not rows:
         raise TrituneError(f"{source}: holds no questions")
-    return Dataset.from_dict(columns, features=FEATURES)
+    return Dataset.from_list(list(rows.values()), features=FEATURES)
 
 
 def _answers(raw: dict[str, Any], where: str) -> Iterator[tuple[str, int]]:
@@ -84,14 +74,13 @@ def _answers(raw: dict[str, Any], where: str) -> Iterator[tuple[str, int]]:
     if not isinstance(answers, list):
         raise TrituneError(f"{where}: its answers must be a list, found {shown(answers)}")
     for answer in answers:
-        text = answer.get("text") if isinstance(answer, dict) else None
-        start = answer.get("answer_start") if isinstance(answer, dict) else None
+        text, start = (answer.get(key) if isinstance(answer, dict) else None for key in ("text", "answer_start"))
         if not isinstance(text, str) or not text.strip() or type(start) is not int:
             raise TrituneError(f"{where}: an answer needs `text` and `answer_start`, found {shown(answer)}")
         found = raw["context"][start : start + len(text)] if start >= 0 else ""
         if found != text:
             raise TrituneError(
-                f"{where}: the answer {shown(text)} does not stand at character {start} of its context, where "
+                f"{where}: the answer {shown(text)} is not at character {start} of its context, where "
                 f"{shown(found)} is; repair answer_start or drop the question"
             )
         yield text, start
@@ -99,22 +88,21 @@ def _answers(raw: dict[str, Any], where: str) -> Iterator[tuple[str, int]]:
 
 def _raw(path: Path) -> Iterator[dict[str, Any]]:
     """Every question as the file has it, its context beside it."""
+    text = read_text(path)
     try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise TrituneError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # broken UTF-8 is a ValueError too
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise TrituneError(f"{path}: not JSON ({shown(str(error))}); {_SHAPE}") from None
     for article in _list(content, "data", path):
         for paragraph in _list(article, "paragraphs", path):
             for raw in _list(paragraph, "qas", path):
                 if not isinstance(raw, dict):
-                    raise TrituneError(f"{path}: {shown(raw)} is no question; {_SHAPE}")
+                    raise TrituneError(f"{path}: {shown(raw)} is not a question; {_SHAPE}")
                 yield raw | {"context": paragraph.get("context")}
 
 
 def _list(holder: Any, key: str, path: Path) -> list:
     value = holder.get(key) if isinstance(holder, dict) else None
     if not isinstance(value, list):
-        raise TrituneError(f"{path}: no list `{key}` where one belongs; {_SHAPE}")
+        raise TrituneError(f"{path}: the list `{key}` is missing; {_SHAPE}")
     return value

@@ -1,14 +1,13 @@
-"""Reads tagged sentences: columns of words and tags as in CoNLL's files, JSON lines, or parquet."""
+"""Reads tagged sentences: columns of words and tags as in CoNLL's files, JSON, or Parquet."""
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
 from ...errors import TrituneError, shown
 from ..span_metrics import OUTSIDE, iob2
+from ..table import placed, read_table, read_text
 
 FEATURES = Features({"tokens": List(Value("string")), "tags": List(Value("string"))})
 # A file of one sentence longer than this has lost its blank lines.
@@ -34,28 +33,30 @@ def read_tagged(
     """
     if not path.is_file():
         raise TrituneError(f"{path} is missing: give a file of tagged sentences")
-    reader = _READERS.get(path.suffix.lower(), _lines)
-    found: dict[str, list[list[str]]] = {"tokens": [], "tags": []}
-    for where, tokens, tags in _checked(reader(path, columns), path):
+    sentences = _table(path, columns) if is_table(path) else _lines(path)
+    rows = []
+    for where, tokens, tags in sentences:
+        for what, values in (("words", tokens), ("tags", tags)):
+            if not isinstance(values, list) or not values or not all(isinstance(one, str) and one for one in values):
+                raise TrituneError(f"{where}: its {what} must be a list of texts, found {shown(values)}")
+        if len(tokens) != len(tags):
+            raise TrituneError(f"{where}: {len(tokens)} words and {len(tags)} tags; every word needs one")
         tags = iob2(tags)
         if labels is not None and (unknown := [tag for tag in tags if tag not in labels]):
-            raise TrituneError(f"{where}: the tag {shown(unknown[0])} is none of {', '.join(labels)}")
-        found["tokens"].append(tokens)
-        found["tags"].append(tags)
-    return Dataset.from_dict(found, features=FEATURES)
+            raise TrituneError(f"{where}: the tag {shown(unknown[0])} is not one of {', '.join(labels)}")
+        rows.append({"tokens": tokens, "tags": tags})
+    if not rows:
+        raise TrituneError(f"{path}: holds no sentences")
+    return Dataset.from_list(rows, features=FEATURES)
 
 
 def is_table(path: Path) -> bool:
     """Whether words and tags stand in named columns of such a file."""
-    return path.suffix.lower() in _READERS
+    return path.suffix.lower() in (".jsonl", ".json", ".parquet")
 
 
 def labels_of(sentences: Dataset, source: Path) -> tuple[str, ...]:
-    """The tags that occur, `O` first; of an entity that is tagged B or I, both.
-
-    Raises:
-        TrituneError: there is nothing but `O`.
-    """
+    """The tags that occur, `O` first; of an entity that is tagged B or I, both. TrituneError if all are `O`."""
     tags = {tag for row in sentences["tags"] for tag in row}
     if tags == {OUTSIDE}:
         raise TrituneError(
@@ -67,26 +68,13 @@ def labels_of(sentences: Dataset, source: Path) -> tuple[str, ...]:
     return (*((OUTSIDE,) if OUTSIDE in tags else ()), *by_kind)
 
 
-def _checked(sentences: Iterable[Sentence], path: Path) -> Iterator[Sentence]:
-    empty = True
-    for where, tokens, tags in sentences:
-        for what, values in (("words", tokens), ("tags", tags)):
-            if not isinstance(values, list) or not values or not all(isinstance(one, str) and one for one in values):
-                raise TrituneError(f"{where}: its {what} must be a list of texts, found {shown(values)}")
-        if len(tokens) != len(tags):
-            raise TrituneError(f"{where}: {len(tokens)} words and {len(tags)} tags; every word needs one")
-        empty = False
-        yield where, tokens, tags
-    if empty:
-        raise TrituneError(f"{path}: holds no sentences")
-
-
-def _lines(path: Path, columns: Sequence[str]) -> Iterator[Sentence]:
+def _lines(path: Path) -> Iterator[Sentence]:
     """Words and tags line by line: the first column is the word, the last one the tag."""
-    words, tags, first, sentences, width = [], [], 1, 0, None
-    for number, line in enumerate([*_text(path).split("\n"), ""], 1):
-        fields = line.rstrip("\r").split("\t") if "\t" in line else line.split()
-        fields = [field.strip() for field in fields]
+    words: list[str] = []
+    tags: list[str] = []
+    first, sentences, width = 1, 0, 0
+    for number, line in enumerate([*read_text(path).split("\n"), ""], 1):
+        fields = [field.strip() for field in line.split("\t" if "\t" in line else None)]
         if not any(fields) or fields[0] == _DOCUMENT:
             if words:
                 sentences += 1
@@ -99,44 +87,11 @@ def _lines(path: Path, columns: Sequence[str]) -> Iterator[Sentence]:
         words.append(fields[0])
         tags.append(fields[-1])
         if sentences == 0 and len(words) > _LONGEST_ONLY_SENTENCE:
-            raise TrituneError(f"{path}: no blank line in the first {number}; one must stand between any two sentences")
+            raise TrituneError(f"{path}: no blank line in the first {number}; sentences are separated by one")
 
 
-def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[Sentence]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise TrituneError(f"{where}: not JSON; a line is an object with lists of words and tags") from None
-        yield where, *_fields(row, columns, where)
-
-
-def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Sentence]:
-    try:
-        rows = Dataset.from_parquet(str(path))
-    except Exception as error:  # pyarrow and datasets each fail with types of their own
-        raise TrituneError(f"{path}: not a parquet file that can be read ({type(error).__name__})") from None
-    for number, row in enumerate(rows, 1):
-        yield f"{path}, row {number}", *_fields(row, columns, f"{path}, row {number}")
-
-
-_READERS = {".jsonl": _json_lines, ".json": _json_lines, ".parquet": _parquet}
-
-
-def _fields(row: Any, columns: Sequence[str], where: str) -> tuple[Any, Any]:
-    if not isinstance(row, dict) or any(column not in row for column in columns):
-        found = ", ".join(map(shown, row)) if isinstance(row, dict) else shown(row)
-        raise TrituneError(f"{where}: needs the lists {' and '.join(columns)}, found {found}")
-    return row[columns[0]], row[columns[1]]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise TrituneError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TrituneError(f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
+def _table(path: Path, columns: Sequence[str]) -> Iterator[Sentence]:
+    for where, row in placed(read_table(path), str(path)):
+        if any(column not in row for column in columns):
+            raise TrituneError(f"{where}: needs the lists {' and '.join(columns)}, found {', '.join(map(shown, row))}")
+        yield where, row[columns[0]], row[columns[1]]

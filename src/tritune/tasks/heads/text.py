@@ -1,7 +1,6 @@
 """From rows of a table to texts, from texts to token ids, and from rows to padded batches."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -9,10 +8,10 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ...errors import TrituneError
-from ..table import listed
+from ..table import listed, number_in, placed
 
 # The columns that are looked for, in this order, where nobody names any.
-_KNOWN_COLUMNS = (
+_KNOWN_COLUMNS: tuple[tuple[str, ...], ...] = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
@@ -26,14 +25,17 @@ _KNOWN_COLUMNS = (
 _ROWS_WORTH_A_BAR = 20_000
 
 
-@contextmanager
-def bar_only_for(rows: int) -> Iterator[None]:
-    """Silences the datasets progress bar for small sets; the setting is global, so it is put back."""
-    silence = rows < _ROWS_WORTH_A_BAR and not datasets.are_progress_bars_disabled()
+def tokenized(rows: Dataset, tokenize: Callable[..., dict[str, list]], columns: Sequence[str], title: str) -> Dataset:
+    """Rows, in memory, with what `tokenize(batch, row numbers)` makes of each batch in place of `columns`.
+
+    `title` is that of the progress bar, which small sets do not have; its setting is global, so it is put back.
+    """
+    silence = len(rows) < _ROWS_WORTH_A_BAR and not datasets.are_progress_bars_disabled()
     if silence:
         datasets.disable_progress_bars()
     try:
-        yield
+        options = {"batched": True, "with_indices": True, "keep_in_memory": True, "desc": title}
+        return rows.map(tokenize, remove_columns=list(columns), **options)
     finally:
         if silence:
             datasets.enable_progress_bars()
@@ -42,8 +44,7 @@ def bar_only_for(rows: int) -> Iterator[None]:
 def text_columns(present: Sequence[str], wanted: Sequence[str] | None, name: str) -> tuple[str, ...]:
     """The one or two columns of a table that hold the texts: those wanted, those that GLUE uses, or the only one.
 
-    Raises:
-        TrituneError: a column is missing, or nothing says which it is; the message names the table.
+    Raises TrituneError, naming the table, if a column is missing or nothing says which it is.
     """
     if wanted is not None:
         if not 1 <= len(wanted) <= 2:
@@ -53,62 +54,46 @@ def text_columns(present: Sequence[str], wanted: Sequence[str] | None, name: str
         return tuple(wanted)
     if not present:
         raise TrituneError(f"{name}: there is no column for the text")
-    found = next((columns for columns in _KNOWN_COLUMNS if all(column in present for column in columns)), None)
-    if found is None and len(present) == 1:
-        found = tuple(present)
-    if found is None:
+    known = [columns for columns in _KNOWN_COLUMNS if set(columns) <= set(present)]
+    if not known and len(present) > 1:
         raise TrituneError(f"{name}: say with --text-columns which of {listed(present)} hold the text")
-    return found
+    return known[0] if known else tuple(present)
 
 
-def text_of(row: dict[str, Any], column: str, where: str) -> str:
+def text_of(row: dict[str, Any], column: str, where: str, *, may_be_empty: bool = False) -> str:
     """The text in one cell; TrituneError, naming `where`, for a cell that holds something else."""
     value = row.get(column)
-    if not isinstance(value, str):
-        found = "nothing" if value is None else listed([value])
+    if not isinstance(value, str) or not (may_be_empty or value.strip()):
+        found = "nothing" if value in (None, "") else listed([value])
         raise TrituneError(f"{where}: {listed([column])} must be text, found {found}; fill it in or drop the row")
     return value
 
 
 def training_texts(rows: Sequence[dict[str, Any]], column: str, name: str) -> list[str]:
-    """The texts of a column to learn from: none empty, and not all of them numbers.
-
-    Raises:
-        TrituneError: a row's text is missing, or the column holds numbers; the message names table and row.
-    """
-    texts = [row.get(column) for row in rows]
-    empty = [number for number, text in enumerate(texts, 1) if text is None or not str(text).strip()]
+    """The texts of a column to learn from; TrituneError, naming the row, if one is missing or all are numbers."""
+    empty = [number for number, row in enumerate(rows, 1) if row.get(column) is None or not str(row[column]).strip()]
     if empty:
         raise TrituneError(
             f"{name}, row {empty[0]}: {column!r} is empty, as in {len(empty)} of {len(rows)} rows; fill it in or drop "
             "the row"
         )
-    texts = [text_of(row, column, f"{name}, row {number}") for number, row in enumerate(rows, 1)]
-    if all(_is_number(text) for text in texts):
+    texts = [text_of(row, column, where) for where, row in placed(rows, name)]
+    if all(number_in(text) is not None for text in texts):
         raise TrituneError(f"{name}, row 1: {column!r} holds numbers ({texts[0]}), not text; name the text's column")
     return texts
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def check_room(tokenizer: PreTrainedTokenizerBase, texts: int, max_length: int) -> None:
-    """Raise TrituneError if `max_length` leaves no room beside the special tokens of one text or a pair of `texts`."""
+def check_room(tokenizer: PreTrainedTokenizerBase, texts: int, max_length: int | None) -> None:
+    """Raise TrituneError if `max_length` leaves no room beside the special tokens of one or two `texts`."""
     special = tokenizer.num_special_tokens_to_add(pair=texts == 2)
-    if max_length <= special:
-        raise TrituneError(f"max_length {max_length} leaves no room for text: {special} tokens are special ones")
+    if max_length is not None and max_length <= special:
+        raise TrituneError(f"max_length {max_length} leaves no room for text beside {special} special tokens")
 
 
 def token_by_token(tokenizer: PreTrainedTokenizerBase, source: object) -> PreTrainedTokenizerBase:
     """A tokenizer for answers at tokens; it pads on the right, so that a token has the same place in every batch.
 
-    Raises:
-        TrituneError: it cannot say from which characters of a text its tokens come.
+    Raises TrituneError if it has no character offsets.
     """
     if not tokenizer.is_fast:
         raise TrituneError(
@@ -119,29 +104,28 @@ def token_by_token(tokenizer: PreTrainedTokenizerBase, source: object) -> PreTra
     return tokenizer
 
 
-def encode(dataset: Dataset, task: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Token ids of every row, truncated to `max_length` and not padded, in memory.
+def encode(
+    rows: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None, title: str
+) -> Dataset:
+    """Token ids of the texts in one or two columns, truncated to `max_length` and not padded, in memory.
 
-    The texts are replaced by what the tokenizer returns (`input_ids` etc., each `(length,)`), `label`, where there is
-    one, becomes `labels`.
+    The texts are replaced by what the tokenizer returns (`input_ids` etc., each `(length,)`); `label`, where there is
+    one, becomes `labels`. `title` is that of the progress bar.
 
     Raises TrituneError if `max_length` leaves no room for text beside the special tokens.
     """
-    check_room(tokenizer, len(task.text_columns), max_length)
+    check_room(tokenizer, len(columns), max_length)
 
-    def tokenize(batch: dict[str, list]) -> dict[str, list]:
+    def tokenize(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
         """Columns of texts to columns of token ids."""
-        texts = [batch[column] for column in task.text_columns]
+        texts = [batch[column] for column in columns]
         return dict(tokenizer(*texts, truncation=True, max_length=max_length))
 
-    with bar_only_for(len(dataset)):
-        encoded = dataset.map(
-            tokenize, batched=True, remove_columns=list(task.text_columns), keep_in_memory=True, desc=task.title
-        )
+    encoded = tokenized(rows, tokenize, columns, title)
     return encoded.rename_column("label", "labels") if "label" in encoded.column_names else encoded
 
 
-def collator(tokenizer: PreTrainedTokenizerBase, padding: str, max_length: int) -> DataCollatorWithPadding:
+def collator(tokenizer: PreTrainedTokenizerBase, padding: str, max_length: int | None) -> DataCollatorWithPadding:
     """A function from encoded rows to a batch of tensors `(batch, length)`.
 
     `padding` is "max_length" (every batch is `max_length` long, as in the published runs) or "longest".

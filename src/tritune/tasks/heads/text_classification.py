@@ -8,23 +8,16 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import List as ListFeature
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ...checkpoints.load import load_tokenizer
 from ...distil.losses import binary_kl_divergence
 from ...errors import TrituneError, shown
 from ..metrics import Measure, class_scores, mean_pearson_spearman, multi_label_scores
 from ..names import check_problem
-from ..table import columns_of, listed, read_table
+from ..table import columns_of, listed, placed, read_table
 from .classifier import PROBLEM_TYPES, Classifier, measures_of, named_answers
-from .head import Answering, EncodedData, Predictable
-from .labels import LabelReader, guessed_problem, label_columns, label_names, placed
+from .head import Answering, EncodedData, Predictable, Task
+from .labels import LabelReader, guessed_problem, label_columns, label_names
 from .text import check_room, collator, encode, text_columns, text_of, training_texts
 
 # How the rows of each problem are scored; the first metric selects where a task file does not say another one.
@@ -33,6 +26,7 @@ _METRICS: dict[str, tuple[Measure, tuple[str, ...]]] = {
     "multi_label": (multi_label_scores, ("micro_f1", "macro_f1", "subset_accuracy")),
     "regression": (mean_pearson_spearman, ("mean_pearson_spearman", "pearson", "spearman")),
 }
+Columns = tuple[str, ...]
 
 
 class TextClassification(Classifier):
@@ -40,20 +34,14 @@ class TextClassification(Classifier):
 
     name = "text-classification"
     auto_model = AutoModelForSequenceClassification
-    auto_processor = AutoTokenizer
     file_options: ClassVar[tuple[str, ...]] = ("problem", "labels", "metric")
 
-    def load_processor(
-        self, source: str | Path, model: PreTrainedModel, max_length: int | None
-    ) -> PreTrainedTokenizerBase:
-        """The tokenizer, see `load.load_tokenizer`."""
-        return load_tokenizer(source, model, max_length)
-
     def encode(
-        self, splits: DatasetDict, task: Any, processor: PreTrainedTokenizerBase, max_length: int | None, padding: str
+        self, splits: DatasetDict, task: Task, processor: PreTrainedTokenizerBase, max_length: int | None, padding: str
     ) -> EncodedData:
         """Token ids of every text, see `text.encode`."""
-        encoded = DatasetDict({name: encode(rows, task, processor, max_length) for name, rows in splits.items()})
+        columns, title = task.text_columns, task.title
+        encoded = DatasetDict({split: encode(splits[split], columns, processor, max_length, title) for split in splits})
         collate = collator(processor, padding, max_length)
         return EncodedData(encoded, collate, measures_of(encoded, task), task.dev_splits[0])
 
@@ -77,7 +65,7 @@ class TextClassification(Classifier):
 
         Args:
             files, columns, label_column: see `Head.describe`; several label columns have commas between.
-            problem: one of `task_names.PROBLEMS`; None goes by the values of the label column.
+            problem: one of `names.PROBLEMS`; None goes by the values of the label column.
             labels: the names in id order, as a model knows them; None takes those that occur.
             metric: that selects checkpoints; None takes the problem's first.
 
@@ -86,22 +74,18 @@ class TextClassification(Classifier):
         """
         check_problem(problem)
         path = files.get("train") or files["validation"]
-        rows, file = read_table(path), str(path)
-        present = columns_of(rows)
-        targets = label_columns(label_column, present, file)
-        texts = text_columns([name for name in present if name not in targets], columns, file)
+        rows, targets, texts = _table(path, label_column, columns)
+        file = str(path)
         if problem is None:
             problem = guessed_problem(rows, targets, file)
             problem = "single_label" if labels and problem == "regression" else problem
         if len(targets) > 1 and problem != "multi_label":
             raise TrituneError(f"--label-column: {listed(targets)} are several columns, and {problem} takes one")
-        if problem == "regression":
-            labels = None
-        if not labels:
+        if problem == "regression" or not labels:
             labels = label_names(problem, rows, targets, file)
         measure, metrics = _METRICS[problem]
         if metric is not None and metric not in metrics:
-            raise TrituneError(f"metric: {shown(metric)} is none of {problem}'s: {', '.join(metrics)}")
+            raise TrituneError(f"metric: {shown(metric)} is not one of the metrics of {problem}: {', '.join(metrics)}")
         return {
             "text_columns": texts,
             "label_column": ",".join(targets),
@@ -109,29 +93,16 @@ class TextClassification(Classifier):
             "multi_label": problem == "multi_label",
             "metric": metric or metrics[0],
             "measure": measure,
-            "max_length": 128,
-            "batch_size": 32,
-            "eval_steps": 100,
         }
 
-    def read_files(self, task: Any, splits: Sequence[str]) -> DatasetDict:
+    def read_files(self, task: Task, splits: Sequence[str]) -> DatasetDict:
         """The texts of every row, and as `label` a class id, a score, or zeros and ones for all labels."""
-        return DatasetDict({split: self._read(task, task.files[split]) for split in splits})
-
-    def _read(self, task: Any, path: Path) -> Dataset:
-        rows, file = read_table(path), str(path)
-        present = columns_of(rows)
-        targets = label_columns(task.label_column, present, file)
-        text_columns([name for name in present if name not in targets], task.text_columns, file)
-        columns: dict[str, list] = {name: training_texts(rows, name, file) for name in task.text_columns}
-        read = LabelReader(task.problem, task.labels, targets, _origin(task, path))
-        columns["label"] = [read(row, where) for where, row in placed(rows, file)]
-        return Dataset.from_dict(columns, features=_features(task))
+        return DatasetDict({split: _read(task, task.file(split)) for split in splits})
 
     def inputs(self, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None, name: str) -> list[list[str]]:
         """The texts of one or two columns."""
         return [
-            [text_of(row, column, f"{name}, row {number}") for number, row in enumerate(rows, 1)]
+            [text_of(row, column, where, may_be_empty=True) for where, row in placed(rows, name)]
             for column in text_columns(columns_of(rows), columns, name)
         ]
 
@@ -139,10 +110,9 @@ class TextClassification(Classifier):
         """Adds `prediction`, see `classifier.named_answers`."""
         check_room(answering.processor, len(inputs), answering.max_length)
         encoded = answering.processor(*inputs, truncation=True, max_length=answering.max_length)
-        examples = [{key: values[row] for key, values in encoded.items()} for row in range(len(inputs[0]))]
-        return named_answers(examples, answering.collate(), answering.model, name)
+        return named_answers(Dataset.from_dict(dict(encoded)), answering.collate(), answering.model, name)
 
-    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Any, data: EncodedData) -> dict[str, float]:
+    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData) -> dict[str, float]:
         """As of classes; with many labels a row agrees where every label's answer is the same, and the KL is summed."""
         if task.problem != "multi_label":
             return super().closeness(student, teacher, task, data)
@@ -151,17 +121,29 @@ class TextClassification(Classifier):
         return {"agreement": agreement, "kl_to_teacher": float(divergence)}
 
 
-def _origin(task: Any, path: Path) -> str:
-    train = task.files.get("train")
-    return "the labels" if train is None or train == path else f"the labels in training ({train})"
+def _table(path: Path, label_column: str | None, columns: Sequence[str] | None) -> tuple[list, Columns, Columns]:
+    """The rows of a file, the columns of the label, and those of the texts."""
+    rows = read_table(path)
+    present = columns_of(rows)
+    targets = label_columns(label_column, present, str(path))
+    return rows, targets, text_columns([name for name in present if name not in targets], columns, str(path))
 
 
-def _features(task: Any) -> Features:
-    label = {
-        "single_label": lambda: ClassLabel(names=list(task.labels)),
-        "multi_label": lambda: ListFeature(Value("float32"), length=task.num_labels),
-        "regression": lambda: Value("float32"),
-    }[task.problem]()
+def _read(task: Task, path: Path) -> Dataset:
+    rows, targets, _ = _table(path, task.label_column, task.text_columns)
+    columns: dict[str, list] = {name: training_texts(rows, name, str(path)) for name in task.text_columns}
+    train = (task.files or {}).get("train", path)
+    origin = "the labels" if train == path else f"the labels in training ({train})"
+    read = LabelReader(task.problem, task.labels, targets, origin)
+    columns["label"] = [read(row, where) for where, row in placed(rows, str(path))]
+    return Dataset.from_dict(columns, features=features(task))
+
+
+def features(task: Task) -> Features:
+    """The columns of a split: the texts, and `label` as ClassLabel, float32, or one float32 for each of many labels."""
+    label = Value("float32") if task.labels is None else ClassLabel(names=list(task.labels))
+    if task.multi_label:
+        label = ListFeature(Value("float32"), length=task.num_labels)
     return Features({column: Value("string") for column in task.text_columns} | {"label": label})
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset, DatasetDict
 from transformers import (
     AutoModelForTokenClassification,
@@ -17,14 +16,14 @@ from transformers import (
 )
 
 from ...checkpoints.hub import located
-from ...checkpoints.load import load_tokenizer
-from ...distil.losses import IGNORED, kl_divergence
+from ...distil.losses import IGNORED
 from ...errors import TrituneError
 from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
+from ..table import placed
 from .classifier import Classifier
-from .head import Answering, EncodedData, Predictable
+from .head import Answering, EncodedData, Predictable, Task
 from .tag_files import FEATURES, is_table, labels_of, read_tagged
-from .text import bar_only_for, check_room, collator, token_by_token
+from .text import check_room, collator, token_by_token, tokenized
 
 _KNOWN_COLUMNS = ("tokens", "words", "text", "sentence")
 
@@ -54,23 +53,22 @@ class TokenClassification(Classifier):
 
     name = "token-classification"
     auto_model = AutoModelForTokenClassification
-    auto_processor = AutoTokenizer
     keeps_answers = False
 
     def load_processor(
         self, source: str | Path, model: PreTrainedModel, max_length: int | None
     ) -> PreTrainedTokenizerBase:
-        """The tokenizer, a fast one; see `load.load_tokenizer`.
+        """The tokenizer, which must be a fast one.
 
         A byte-level one (RoBERTa's) writes the space before a word into its tokens, so it must be told to.
         """
-        tokenizer = token_by_token(load_tokenizer(source, model, max_length), source)
-        if '"add_prefix_space":false' in tokenizer.backend_tokenizer.to_str():
-            tokenizer = AutoTokenizer.from_pretrained(located(source), trust_remote_code=False, add_prefix_space=True)
-            tokenizer = token_by_token(tokenizer, source)
-        return tokenizer
+        tokenizer = token_by_token(super().load_processor(source, model, max_length), source)
+        if '"add_prefix_space":false' not in tokenizer.backend_tokenizer.to_str():
+            return tokenizer
+        options = {"trust_remote_code": False, "add_prefix_space": True}
+        return token_by_token(AutoTokenizer.from_pretrained(located(source), **options), source)
 
-    def folder_files(self, task: Any, folder: Path) -> dict[str, Path]:
+    def folder_files(self, task: Task, folder: Path) -> dict[str, Path]:
         """`train.txt` and `dev.txt`, or CoNLL's own name of it, `valid.txt`."""
         dev = folder / "dev.txt"
         return {"train": folder / "train.txt", "validation": dev if dev.is_file() else folder / "valid.txt"}
@@ -82,11 +80,7 @@ class TokenClassification(Classifier):
         label_column: str | None,
         labels: Sequence[str] | None = None,
     ) -> dict[str, Any]:
-        """The tags that a model knows, else of the training file, or of the other where there is none; CoNLL's lengths.
-
-        Raises:
-            TrituneError: a file or a column cannot be used.
-        """
+        """The tags that a model knows, else those of the training file, or of the dev file alone; CoNLL's lengths."""
         if columns is not None and len(columns) != 1:
             raise TrituneError(f"{self.name}: one column holds the words, got {', '.join(columns)}")
         words, tags = (columns or ("tokens",))[0], label_column or "tags"
@@ -96,52 +90,43 @@ class TokenClassification(Classifier):
             raise TrituneError(
                 f"{self.name}: lines of word and tag have no columns to name; .jsonl, .json and .parquet do"
             )
-        source = Path(next(files[split] for split in ("train", "validation") if split in files))
+        source = files.get("train") or files["validation"]
         labels = tuple(labels or labels_of(read_tagged(source, (words, tags)), source))
-        measure = entity_f1 if names_entities(labels) else tag_accuracy
-        metric = "entity_f1" if names_entities(labels) else "accuracy"
-        own = {"text_columns": (words,), "label_column": tags, "labels": labels, "measure": measure, "metric": metric}
-        return CONLL | own
+        own = {"text_columns": (words,), "label_column": tags, "labels": labels}
+        return CONLL | own | ({} if names_entities(labels) else {"measure": tag_accuracy, "metric": "accuracy"})
 
-    def read_files(self, task: Any, splits: Sequence[str]) -> DatasetDict:
+    def read_files(self, task: Task, splits: Sequence[str]) -> DatasetDict:
         """Words and tags of every sentence, see `tag_files.read_tagged`."""
         columns = (*task.text_columns, task.label_column)
-        return DatasetDict({split: read_tagged(Path(task.files[split]), columns, task.labels) for split in splits})
+        return DatasetDict({split: read_tagged(task.file(split), columns, task.labels) for split in splits})
 
-    def from_hub(self, rows: Dataset, task: Any, source: str) -> Dataset:
+    def from_hub(self, rows: Dataset, task: Task, source: str) -> Dataset:
         """The hub keeps the tags as numbers."""
         names = getattr(getattr(rows.features.get("ner_tags"), "feature", None), "names", None)
-        if "tokens" not in rows.column_names or names is None or not set(names) <= set(task.labels):
+        if "tokens" not in rows.column_names or names is None or not set(names) <= set(task.labels or ()):
             raise TrituneError(f"{source} gives {task.title} as {dict(rows.features)}, expected tokens and ner_tags")
         tags = [iob2([names[tag] for tag in row]) for row in rows["ner_tags"]]
         return Dataset.from_dict({"tokens": list(rows["tokens"]), "tags": tags}, features=FEATURES)
 
     def encode(
-        self, splits: DatasetDict, task: Any, processor: PreTrainedTokenizerBase, max_length: int | None, padding: str
+        self, splits: DatasetDict, task: Task, processor: PreTrainedTokenizerBase, max_length: int | None, padding: str
     ) -> EncodedData:
         """Token ids of every sentence with `labels`, one a token, `IGNORED` where no word begins."""
-        encoded, measures = DatasetDict(), {}
+        encoded, measures, labels = DatasetDict(), {}, task.labels or ()
         for split, rows in splits.items():
-            encoded[split], first_tokens = _encode(rows, processor, max_length, task.title, task.labels)
+            encoded[split], first_tokens = _encode(rows, processor, max_length, task.title, labels)
             if split in task.dev_splits:
-                measures[split] = _Tags(first_tokens, rows["tags"], task.labels, task.measure)
-        collate = _collator(processor, padding, max_length)
+                measures[split] = _Tags(first_tokens, rows["tags"], labels, task.measure)
+        padded = vars(collator(processor, padding, max_length))
+        collate = DataCollatorForTokenClassification(**padded, label_pad_token_id=IGNORED)
         return EncodedData(encoded, collate, measures, task.dev_splits[0])
 
-    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Any, data: EncodedData) -> dict[str, float]:
-        """How close a student's logits, (sentences, tokens, labels), are to its teacher's from a pass of its own.
-
-        Returns:
-            `agreement`, the share of words with the same tag, and `kl_to_teacher`, KL(teacher || student) per word.
-        """
-        labels = data.dev["labels"]
+    def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData) -> dict[str, float]:
+        """As of classes, of logits (sentences, tokens, labels): agreement and KL are means over the words."""
         words = np.zeros(student.shape[:2], bool)
-        for row, ids in enumerate(labels):
+        for row, ids in enumerate(data.dev["labels"]):
             words[row, : len(ids)] = np.asarray(ids) != IGNORED
-        student, teacher = student[words], teacher[words]
-        divergence = kl_divergence(torch.from_numpy(student).double(), torch.from_numpy(teacher).double())
-        agreement = float(np.mean(student.argmax(-1) == teacher.argmax(-1)))
-        return {"agreement": agreement, "kl_to_teacher": float(divergence)}
+        return super().closeness(student[words], teacher[words], task, data)
 
     def inputs(self, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None, name: str) -> list[list[str]]:
         """The words of every row, of one column: a list of them, or a text that is split at spaces."""
@@ -149,11 +134,11 @@ class TokenClassification(Classifier):
         if column is None or (columns is not None and len(columns) != 1):
             raise TrituneError(f"{name}: say with --text-columns which one of {', '.join(rows[0])} holds the words")
         sentences = []
-        for number, row in enumerate(rows, 1):
+        for where, row in placed(rows, name):
             words = row.get(column)
             words = words.split() if isinstance(words, str) else words
             if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-                raise TrituneError(f"{name}, row {number}: {column!r} must hold words; fill it in or drop the row")
+                raise TrituneError(f"{where}: {column!r} must hold words; fill it in or drop the row")
             sentences.append(words)
         return sentences
 
@@ -171,40 +156,31 @@ class TokenClassification(Classifier):
 
 
 def tags_of(logits: np.ndarray, first_tokens: Sequence[Sequence[int]], labels: Sequence[str]) -> list[list[str]]:
-    """The tags of all words.
+    """The tags of all words, from logits (sentences, tokens, labels).
 
-    Args:
-        logits: (sentences, tokens, labels).
-        first_tokens: every word's first token; -1 for a word without one, which is tagged `O`.
-        labels: names in the order of the logits.
-
-    Raises:
-        TrituneError: the shapes do not fit, or a word's logits are not finite.
+    A word takes the label of its first token; one that has none, -1, is tagged `O`. Raises TrituneError if the shapes
+    do not fit or a word's logits are not finite.
     """
     if logits.ndim != 3 or len(logits) != len(first_tokens) or logits.shape[2] != len(labels):
         raise TrituneError(f"cannot read {len(labels)} tags from logits of shape {logits.shape}")
     read = [row[[place for place in places if place >= 0]] for row, places in zip(logits, first_tokens, strict=True)]
     if bad := sum(not np.isfinite(row).all() for row in read):
         raise TrituneError(f"{bad} of {len(logits)} sentences have NaN or infinite logits: there is no score")
-    tags = []
-    for row, places in zip(read, first_tokens, strict=True):
-        best = iter(row.argmax(-1))
-        tags.append([labels[next(best)] if place >= 0 else OUTSIDE for place in places])
-    return tags
+    best = (iter(row.argmax(-1)) for row in read)
+    return [
+        [labels[next(row)] if place >= 0 else OUTSIDE for place in places]
+        for row, places in zip(best, first_tokens, strict=True)
+    ]
 
 
 def _encode(
-    rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    title: str,
-    labels: Sequence[str] | None = None,
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, title: str, labels: Sequence[str] = ()
 ) -> tuple[Dataset, list[list[int]]]:
     """Token ids of every sentence, with `labels` where names are given; and every word's first token, or -1."""
     check_room(tokenizer, 1, max_length)
-    ids = {label: index for index, label in enumerate(labels or ())}
+    ids = {label: index for index, label in enumerate(labels)}
 
-    def tokenize(batch: dict[str, list]) -> dict[str, list]:
+    def tokenize(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
         """Columns of words to columns of token ids."""
         encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=max_length)
         columns = dict(encoded) | {"first_tokens": [], **({"labels": []} if labels else {})}
@@ -219,17 +195,8 @@ def _encode(
                 columns["labels"].append(tags)
         return columns
 
-    with bar_only_for(len(rows)):
-        encoded = rows.map(tokenize, batched=True, remove_columns=rows.column_names, keep_in_memory=True, desc=title)
+    encoded = tokenized(rows, tokenize, rows.column_names, title)
     return encoded.remove_columns("first_tokens"), list(encoded["first_tokens"])
-
-
-def _collator(tokenizer: PreTrainedTokenizerBase, padding: str, max_length: int) -> DataCollatorForTokenClassification:
-    """As `text.collator`, with labels padded too."""
-    plain = collator(tokenizer, padding, max_length)
-    return DataCollatorForTokenClassification(
-        tokenizer, padding=plain.padding, max_length=plain.max_length, label_pad_token_id=IGNORED
-    )
 
 
 TOKEN_CLASSIFICATION = TokenClassification()

@@ -1,7 +1,7 @@
 """What an analysis works on: a teacher, students of the same shape, and rows of a task's dev set."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,7 +101,7 @@ class Subjects:
         tokens = self.tokenizer.convert_ids_to_tokens(encoded["input_ids"])
         return self._moved(self.data.collate([dict(encoded)])), list(tokens)
 
-    def _moved(self, batch: Batch) -> Batch:
+    def _moved(self, batch: Mapping[str, torch.Tensor]) -> Batch:
         device = next(iter(self.models.values())).device
         return {name: tensor.to(device) for name, tensor in batch.items()}
 

@@ -1,7 +1,7 @@
 """The analyses of both papers: each a plain function of models and batches that returns numbers.
 
 Every analysis is one file with one function, which returns a small dataclass; the functions next to it draw and
-summarize that, `result.write_result` writes it.
+summarize that, `result.write_result` writes it. Begin with `layers.py`; what all read is opened by `subjects.py`.
 """
 
 from .attention import attention

@@ -1,1 +1,4 @@
-"""The command line: one subcommand per file."""
+"""The command line: one subcommand per file; nobody imports from here.
+
+Begin with `main.py`, then `train.py`; options that several subcommands share are in `options.py`.
+"""

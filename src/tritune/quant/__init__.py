@@ -1,4 +1,7 @@
-"""Quantizers, one per file: floor 0, torch only. `registry` is the table of their names."""
+"""Quantizers, one per file: floor 0, torch only.
+
+Begin with `quantizer.py`, what every one of them can do, then `ternary.py`; `registry.py` is the table of their names.
+"""
 
 from .binary import Binary
 from .calibrated import Calibrated, Learned, StoredCodes

@@ -1,4 +1,7 @@
-"""Recipes: frozen dataclasses filled from YAML. The YAML files beside this one are what ships."""
+"""Recipes: frozen dataclasses filled from YAML. The YAML files beside this one are what ships.
+
+Begin with `recipe.py`, the keys; `reader.py` fills them, `space.py` holds the files of `tritune sweep`.
+"""
 
 from .reader import (
     EVALUATION_KEYS,

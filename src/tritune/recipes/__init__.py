@@ -1,7 +1,6 @@
 """Recipes: frozen dataclasses filled from YAML. The YAML files beside this one are what ships."""
 
 from .reader import (
-    EVALUATION_KEYS,
     RECIPE_FILE,
     check_evaluation_keys,
     load_recipe,
@@ -10,21 +9,20 @@ from .reader import (
     shipped_recipes,
     to_yaml,
 )
-from .recipe import AUTO, OPTIMIZERS, FinetuneRecipe, Recipe
-from .space import SWEEP_FILE, Range, Sweep, label, load_sweeps, shipped_spaces, sweeps_to_yaml
+from .recipe import FinetuneRecipe, Kind, Recipe
+from .space import SWEEP_FILE, Range, Sweep, label, listed, load_sweeps, shipped_spaces, sweeps_to_yaml
 
 __all__ = [
-    "AUTO",
-    "EVALUATION_KEYS",
-    "OPTIMIZERS",
     "RECIPE_FILE",
     "SWEEP_FILE",
     "FinetuneRecipe",
+    "Kind",
     "Range",
     "Recipe",
     "Sweep",
     "check_evaluation_keys",
     "label",
+    "listed",
     "load_recipe",
     "load_sweeps",
     "parse_overrides",

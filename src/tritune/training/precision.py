@@ -3,17 +3,15 @@
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from accelerate.utils import broadcast_object_list
 
 from ..compute.devices import multiplies_bf16, this_process
 from ..errors import TrituneError
-from ..recipes import AUTO, FinetuneRecipe, recipe_beside
+from ..recipes import Kind, recipe_beside
 from ..recipes.reader import parse
-
-Kind = TypeVar("Kind", bound=FinetuneRecipe)
+from ..recipes.recipe import AUTO
 
 
 def settle(recipe: Kind, begun: Path | None = None) -> Kind:

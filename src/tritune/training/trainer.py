@@ -27,7 +27,7 @@ from ..distil.schedule import SCHEDULES
 from ..errors import TrituneError
 from ..modeling.instrument import instrument_of, is_instrumented
 from ..modeling.trace import Intervention, Site
-from ..recipes import OPTIMIZERS
+from ..recipes.recipe import OPTIMIZERS
 from ..tasks.heads import TEXT_CLASSIFICATION, Head
 from .arguments import bert_adam, separate_learned_scales, takes_kernels, without_clip_and_schedule
 from .head_trainer import HeadTrainer

@@ -63,12 +63,7 @@ def load_recipe(name: str | Path | None, overrides: Sequence[str] = (), kind: ty
 
 
 def changed(recipe: Kind, values: Mapping[str, Any], where: str) -> Kind:
-    """A copy of `recipe` with some keys changed.
-
-    Args:
-        recipe: the recipe to start from.
-        values: the new values by key, as parsed from YAML.
-        where: prefix of error messages.
+    """A copy of `recipe` with the keys of `values`, as parsed from YAML; messages begin with `where`.
 
     Raises:
         TrituneError: an unknown key, a value of a wrong type or out of range, or one that has no effect.
@@ -184,6 +179,21 @@ def _read(name: str, kind: type, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     return {**below, "name": Path(name).stem, "description": f"{base}, changed", **values}
 
 
+class _GivenTwice(yaml.YAMLError):
+    """A mapping has two equal keys, of which YAML would silently take the last one."""
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, if all of its keys are different."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and key.value in seen:
+                raise _GivenTwice(f"line {key.start_mark.line + 1}: {shown(key.value)} is given twice")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def parse(text: str, where: str) -> dict[str, Any]:
     """Parse a YAML file of keys.
 
@@ -191,34 +201,16 @@ def parse(text: str, where: str) -> dict[str, Any]:
         TrituneError: it is not YAML or not a mapping, or a key occurs twice; the message begins with `where`.
     """
     try:
-        root, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
+    except _GivenTwice as error:
+        raise TrituneError(f"{where}, {error}") from None
     except Exception as error:  # PyYAML raises errors of many types for dates, numbers and depths that it cannot hold
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise TrituneError(f"{where}{line}: not YAML") from None
-    if root is None or not isinstance(values, dict):
+    if not isinstance(values, dict):
         raise TrituneError(f"{where}: must be a list of `key: value` lines")
-    _check_unique_keys(root, where)
     return values
-
-
-def _check_unique_keys(root: yaml.Node, where: str) -> None:
-    """Of two equal keys YAML would silently take the last one."""
-    nodes, visited = [root], set()
-    while nodes:
-        node = nodes.pop()
-        if id(node) in visited or isinstance(node, yaml.ScalarNode):
-            continue
-        visited.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-            continue
-        seen = set()
-        for key, value in node.value:
-            if isinstance(key.value, str) and key.value in seen:
-                raise TrituneError(f"{where}, line {key.start_mark.line + 1}: {shown(key.value)} is given twice")
-            seen.add(str(key.value))
-            nodes.append(value)
 
 
 def typed(

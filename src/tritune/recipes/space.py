@@ -149,11 +149,7 @@ class Sweep:
         return (dict(zip(self.space, values, strict=True)) for values in combinations)
 
     def point(self, values: Mapping[str, Any], seed: int) -> Recipe:
-        """The recipe of one run.
-
-        Args:
-            values: a value for every key of the space.
-            seed: one of `seeds`.
+        """The recipe of one run, from a value for every key of the space and one of the seeds.
 
         Raises:
             TrituneError: the values cannot be combined, or one of them has no effect.

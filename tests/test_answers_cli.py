@@ -114,7 +114,7 @@ def test_fine_tuning_selects_by_the_score_that_evaluate_gives(workspace):
 def test_what_is_refused_in_one_line(workspace, cli, tmp_path):
     folder = workspace[1]
     code, _, err = trained(workspace, cli, "cache_teacher=true", "schedule=null")
-    assert code == 2 and "whose answers differ in length" in err
+    assert code == 2 and "whose outputs differ in length" in err
     table = tmp_path / "rows.jsonl"
     table.write_text('{"other": 1}\n')
     code, _, err = cli("predict", folder / "teacher", "--input", table)

@@ -252,7 +252,7 @@ def test_bad_input_to_train(cli, workspace, tmp_path, case):
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="only a CPU refuses")
 def test_fp16_on_a_cpu(cli, workspace, tmp_path):
     code, _, err = cli(*_train(workspace, tmp_path / "run"), "--set", "fp16=true")
-    assert code == 2 and "fp16: a CPU does not train in float16" in err and not (tmp_path / "run").exists()
+    assert code == 2 and "fp16: a CPU cannot train in float16" in err and not (tmp_path / "run").exists()
 
 
 def _folder(path: Path, files: dict[str, str]) -> Path:

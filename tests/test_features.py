@@ -442,7 +442,7 @@ def test_a_cached_teacher_changes_nothing(cli, inputs):
 )
 def test_losses_that_need_a_head_are_refused(cli, inputs, override, message):
     code, _, err = train(cli, inputs, "run", "--set", override)
-    assert code == 2 and message in err and "take recipe features" in err and not (inputs / "run").exists()
+    assert code == 2 and message in err and "use recipe features" in err and not (inputs / "run").exists()
 
 
 def test_a_cross_encoder_is_a_classifier(inputs):
@@ -473,7 +473,7 @@ def test_the_trainer_refuses_losses_that_do_not_fit(tmp_path):
     student = prepare(load_model(tmp_path / "encoder", task))
     with pytest.raises(TrituneError, match="embedding: only for sentence encoders"):
         DistillationTrainer(student, teacher, coefficients={"embedding": 1.0})
-    with pytest.raises(TrituneError, match="logits: a model whose embeddings are read"):
+    with pytest.raises(TrituneError, match="logits: sentence encoders have no logits"):
         DistillationTrainer(student, teacher, head=task.head)
     DistillationTrainer(student, teacher, head=task.head, coefficients={"embedding": 1.0})
     trained = {name.partition(".")[0] for name, weight in student.named_parameters() if weight.requires_grad}

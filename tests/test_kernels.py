@@ -392,7 +392,7 @@ def test_a_run_that_goes_on_the_other_way_is_told_so(compiler, cli, workspace):
         assert cli(*run)[0] == 130
     compiler("exit 1")
     forget_attempts()
-    with pytest.warns(UserWarning, match="begun with fused kernels and going on without them"):
+    with pytest.warns(UserWarning, match="started with fused kernels and resumed without them"):
         code, _, err = cli(*run, "--resume")
     assert code == 0, err
     assert json.loads((workspace / "resumed" / "metrics.json").read_text())["fused_kernels"] is True, "as it began"

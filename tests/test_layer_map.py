@@ -353,7 +353,9 @@ def test_a_projected_run_resumes_on_the_same_bits(tmp_path, optimizer):
 def test_a_projection_and_an_optimizer_of_ones_own(tmp_path):
     student = tritune.prepare(bert(4, seed=0, **NARROW))
     own = (torch.optim.SGD(student.parameters(), 0.1), None)
-    with pytest.raises(TrituneError, match="hidden states of widths 12 and 16 need maps that an optimizer of your own"):
+    with pytest.raises(
+        TrituneError, match="hidden states of widths 12 and 16 need projections that your own optimizer"
+    ):
         trainer(tmp_path, student, bert(4), coefficients=FITTING, optimizers=own)
 
 
@@ -368,7 +370,7 @@ def test_a_projection_and_an_optimizer_of_ones_own(tmp_path):
                 r"block_output \(width 12 against 16\), projection \(width 12 against 16\)",
                 "set block_output_coefficient, projection_coefficient to 0",
                 r"schedule gradual plugs in context \(head width 6 against 8\), projection \(width 12 against 16\)",
-                "take map, or null",
+                "set it to map, or null",
             ),
         ),
         (
@@ -378,14 +380,14 @@ def test_a_projection_and_an_optimizer_of_ones_own(tmp_path):
             (
                 r"attention_scores \(heads 4 against 2\), attention_map \(heads 4 against 2\): set "
                 "attention_scores_coefficient, attention_map_coefficient to 0",
-                r"schedule map plugs in map \(heads 4 against 2\): take null",
+                r"schedule map plugs in map \(heads 4 against 2\): set it to null",
             ),
         ),
         (
             {"num_attention_heads": 4},
             {"logits": 1.0},
             "stochastic",
-            (r"context \(heads 4 against 2, head width 4 against 8\): take projection, or null",),
+            (r"context \(heads 4 against 2, head width 4 against 8\): set it to projection, or null",),
         ),
     ],
 )

@@ -17,7 +17,7 @@ from workspace import make_workspace, train_arguments
 
 SEEDS = (42, 52, 62)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SLOWER = "has no instructions that multiply bfloat16"
+SLOWER = "has no bfloat16 multiplication"
 
 
 @pytest.fixture(scope="module")

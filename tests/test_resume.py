@@ -111,7 +111,7 @@ def test_interrupt_leaves_a_resumable_run(workspace, undisturbed, capsys):
     stopped = _run(workspace, "interrupted", at="open checkpoints/*/trainer_state.json", how=signal.SIGINT)
     assert stopped.returncode == 130, stopped.stderr[-2000:]
     message = stopped.stderr.strip().splitlines()[-1]
-    assert "--resume goes on from there" in message
+    assert "--resume continues from there" in message
     assert _here(workspace, "interrupted", "--resume", "--set", "learning_rate=1e-4") == 2
     assert "another task or recipe" in capsys.readouterr().err
     assert _here(workspace, "interrupted", "--resume") == 0

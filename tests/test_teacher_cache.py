@@ -164,13 +164,14 @@ def test_a_disk_without_room_is_refused(tmp_path, teacher, monkeypatch, when):
     assert not (tmp_path / "cache").exists()
 
 
-def test_rows_without_numbers_are_refused(tmp_path, teacher):
-    with pytest.raises(TrituneError, match="carry no number in a column 'row'"):
+@pytest.mark.parametrize("data", [rows(3), None], ids=["rows", "nothing"])
+def test_rows_without_numbers_are_refused(tmp_path, teacher, data):
+    with pytest.raises(TrituneError, match="must number its rows in a column 'row'"):
         DistillationTrainer(
             model=tritune.prepare(BERT.build()),
             teacher=teacher,
             args=arguments(tmp_path),
-            train_dataset=rows(3),
+            train_dataset=data,
             teacher_cache=make_cache(tmp_path / "cache", teacher),
         )
 
@@ -243,7 +244,7 @@ def test_what_a_cache_cannot_help_is_refused_before_anything_is_written(workspac
     arguments = train_arguments(workspace, workspace / "short", "--set", "max_steps=8", "--set", "cache_teacher=true")
     for more in ((), ("--dry-run",)):
         code, _, err = cli(*arguments, *more)
-        assert code == 2 and "cache_teacher would change nothing: step two comes to no row a second time" in err
+        assert code == 2 and "cache_teacher would change nothing: step two sees no row a second time" in err
         assert not (workspace / "short").exists()
 
 

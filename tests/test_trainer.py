@@ -14,7 +14,8 @@ from tritune.distil.losses import LOSSES, Pair, distillation_losses
 from tritune.distil.schedule import SCHEDULES
 from tritune.modeling.trace import TRACE_FIELDS
 from tritune.training import trainer as training
-from tritune.training.optimizer import BertAdam
+from tritune.training.head_trainer import HeadTrainer
+from tritune.training.optimizer import BertAdam, learning_rate
 from tritune.training.trainer import DistillationTrainer
 
 BERT = FAMILIES["bert"]
@@ -72,6 +73,14 @@ def decay_groups(model, decay):
     decayed = [p for name, p in model.named_parameters() if "bias" not in name and "LayerNorm" not in name]
     spared = [p for name, p in model.named_parameters() if "bias" in name or "LayerNorm" in name]
     return [{"params": decayed, "weight_decay": decay}, {"params": spared, "weight_decay": 0.0}]
+
+
+def test_a_float_model_trained_by_the_published_optimizer_logs_the_rates_of_its_schedule(tmp_path):
+    training = HeadTrainer(BERT.build(), arguments(tmp_path), train_dataset=rows(), optimizer="bert_adam")
+    training.train()
+    logged = [line["learning_rate"] for line in training.state.log_history if "loss" in line]
+    assert logged == [learning_rate(LR, step, STEPS, 0.1) for step in range(STEPS)]
+    assert isinstance(training.optimizer.optimizer, BertAdam)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +168,7 @@ def test_training_twice(tmp_path):
 
 
 def test_fp16_on_a_cpu_is_refused(tmp_path):
-    with pytest.raises(TrituneError, match="fp16: a CPU does not train in float16"):
+    with pytest.raises(TrituneError, match="fp16: a CPU cannot train in float16"):
         trainer(tmp_path, arguments_values={"fp16": True})
 
 

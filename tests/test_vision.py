@@ -151,7 +151,7 @@ def test_a_stopped_training_goes_on_as_if_never_stopped(workspace, monkeypatch, 
             return ends(self, args, state, control, **kwargs)
 
         patch.setattr(StopOnSignal, "on_step_end", stop_at_four)
-        with pytest.raises(TrituneError, match="--resume goes on from there"):
+        with pytest.raises(TrituneError, match="--resume continues from there"):
             start(name)
     start(name, resume=True)
     weights = [(workspace / folder / "model.safetensors").read_bytes() for folder in (whole, name)]
@@ -178,7 +178,7 @@ def test_augmentation_changes_what_is_learned_and_can_be_left_out(workspace):
 @pytest.mark.parametrize(
     "values, message",
     [
-        (("cache_teacher=true", "max_steps=40"), "cache_teacher: no image is seen twice alike"),
+        (("cache_teacher=true", "max_steps=40"), "cache_teacher: augmented images differ at every visit"),
         (("max_length=16",), "max_length would change nothing for CIFAR-10: images are not cut"),
         (("train_sampling_strategy=group_by_length",), "train_sampling_strategy: CIFAR-10 has no lengths"),
         (("image_augmentation=much",), "image_augmentation must be one of None, standard, none"),

@@ -4,7 +4,6 @@ Begin with `recipe.py`, the keys; `reader.py` fills them, `space.py` holds the f
 """
 
 from .reader import (
-    EVALUATION_KEYS,
     RECIPE_FILE,
     check_evaluation_keys,
     load_recipe,
@@ -13,21 +12,20 @@ from .reader import (
     shipped_recipes,
     to_yaml,
 )
-from .recipe import AUTO, OPTIMIZERS, FinetuneRecipe, Recipe
-from .space import SWEEP_FILE, Range, Sweep, label, load_sweeps, shipped_spaces, sweeps_to_yaml
+from .recipe import FinetuneRecipe, Kind, Recipe
+from .space import SWEEP_FILE, Range, Sweep, label, listed, load_sweeps, shipped_spaces, sweeps_to_yaml
 
 __all__ = [
-    "AUTO",
-    "EVALUATION_KEYS",
-    "OPTIMIZERS",
     "RECIPE_FILE",
     "SWEEP_FILE",
     "FinetuneRecipe",
+    "Kind",
     "Range",
     "Recipe",
     "Sweep",
     "check_evaluation_keys",
     "label",
+    "listed",
     "load_recipe",
     "load_sweeps",
     "parse_overrides",

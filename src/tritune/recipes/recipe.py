@@ -1,8 +1,9 @@
 """The keys of a recipe. They are flat, and named as in transformers' `TrainingArguments` or as in the papers."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ..distil.choices import ALL_LAYERS, AVERAGES, check_distil_layers, check_registered
 from ..distil.layer_map import check_layer_map
@@ -13,9 +14,7 @@ from ..modeling.quantization import SAME, Quantization
 if TYPE_CHECKING:
     from ..tasks.registry import Task
 
-Section = TypeVar("Section")
-
-# Whether these change something only losses and quantizers know, which need torch. Few recipes give one of them.
+# Only losses and quantizers know whether these change anything, and they need torch. Few recipes give one of them.
 _OF_LOSSES = frozenset(("distil_layers", "layer_map"))
 _OF_QUANTIZERS = frozenset(("fused_kernels", "threshold_factor", "clip", "learned_scale_learning_rate"))
 
@@ -31,32 +30,32 @@ class FinetuneRecipe:
     """How a model is trained, distilled or not.
 
     Attributes:
-        name, description: for people.
-        max_steps: updates in total; -1 takes `num_train_epochs` passes over the data instead.
-        num_train_epochs: passes over the data.
-        learning_rate: at the peak of its schedule.
+        name, description: shown to people.
+        max_steps: total number of updates; -1 trains for `num_train_epochs` instead.
+        num_train_epochs: passes over the training data.
+        learning_rate: peak learning rate.
         optimizer: `bert_adam` (the published one: no bias correction, clipping per tensor, schedule per parameter) or
             `adamw`.
-        adam_beta1, adam_beta2, adam_epsilon: of either.
-        weight_decay: decoupled, off biases and norms.
-        warmup_ratio: the fraction of steps spent warming up.
-        max_grad_norm: of each tensor's gradient by itself with `bert_adam`, of all together with `adamw`; 0 is off.
+        adam_beta1, adam_beta2, adam_epsilon: hyperparameters of either optimizer.
+        weight_decay: decoupled weight decay, not applied to biases and norms.
+        warmup_ratio: fraction of the steps used for warm-up.
+        max_grad_norm: maximum gradient norm, per tensor with `bert_adam`, global with `adamw`; 0 disables clipping.
         per_device_train_batch_size, per_device_eval_batch_size: null takes the task's batch size.
         gradient_accumulation_steps: batches per update.
-        bf16, fp16: compute in that precision where it is safe (autocast); weights, statistics of quantizers and losses
-            stay float32. fp16 needs a GPU. bf16 may be `auto`, see `settled`.
-        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
-        train_sampling_strategy: order of the rows: `random`, `sequential`, or `group_by_length`.
-        augmented: read `train_aug.tsv`, which `tritune augment` wrote, in place of `train.tsv`.
-        max_length: tokens per example; null takes the task's.
+        bf16, fp16: mixed precision (autocast); weights, quantizer statistics and losses stay float32. fp16 needs a GPU.
+            bf16 may be `auto`, see `settled`.
+        gradient_checkpointing: recompute activations in the backward pass instead of storing them.
+        train_sampling_strategy: order of the training rows: `random`, `sequential`, or `group_by_length`.
+        augmented: train on `train_aug.tsv`, written by `tritune augment`, instead of `train.tsv`.
+        max_length: sequence length in tokens; null takes the task's.
         padding: `max_length` or `longest`.
         eval_steps: updates between evaluations; null takes the task's.
         logging_steps: updates between lines of `history.jsonl`.
-        save_steps: updates between checkpoints of the running training.
-        report_to: `none`, `tensorboard`, `trackio`, `wandb`, or whatever else transformers reports to.
+        save_steps: updates between checkpoints.
+        report_to: `none`, `tensorboard`, `trackio`, `wandb`, or any other integration of transformers.
         image_augmentation: `standard`, random views of the training images (see `heads.image_augmentation`), or
-            `none`; null is `standard` for images and nothing for texts.
-        seed: of everything that is random.
+            `none`; null is `standard` for images and has no effect on text.
+        seed: random seed.
     """
 
     name: str = ""
@@ -89,10 +88,10 @@ class FinetuneRecipe:
     seed: int = 42
 
     def __post_init__(self):
-        _one_of(self, "optimizer", OPTIMIZERS)
-        _one_of(self, "padding", PADDINGS)
-        _one_of(self, "train_sampling_strategy", SAMPLING_STRATEGIES)
-        _one_of(self, "image_augmentation", (None, *IMAGE_AUGMENTATIONS))
+        check_among(self, "optimizer", OPTIMIZERS)
+        check_among(self, "padding", PADDINGS)
+        check_among(self, "train_sampling_strategy", SAMPLING_STRATEGIES)
+        check_among(self, "image_augmentation", (None, *IMAGE_AUGMENTATIONS))
         for key in ("learning_rate", "adam_epsilon"):
             _check(self, key, lambda value: value > 0, "must be positive")
         for key in ("weight_decay", "max_grad_norm"):
@@ -108,17 +107,17 @@ class FinetuneRecipe:
         _check(self, "num_train_epochs", lambda value: 0 < value <= 1e6, "must be above 0 and at most a million")
         _check(self, "seed", lambda value: 0 <= value < 2**32, "must be a whole number from 0 to 2^32 - 1")
 
-    def resolve(self, task: "Task", train_rows: int, processes: int = 1) -> "FinetuneRecipe":
-        """The recipe in force: every value that depends on the task, the data or the number of processes filled in.
+    def resolve(self, task: "Task", train_rows: int, processes: int = 1) -> Self:
+        """The recipe in force: every value that depends on the task, the data or the number of processes is filled in.
 
         Raises:
-            TrituneError: a key was given a value that means nothing to this kind of task.
+            TrituneError: a key is set that has no effect for this kind of task.
         """
         for key, reason in task.head.unused_keys.items():
             if getattr(self, key) is not None:
                 raise TrituneError(f"{key} would change nothing for {task.title}: {reason}")
         if task.max_length is None and self.train_sampling_strategy == "group_by_length":
-            raise TrituneError(f"train_sampling_strategy: {task.title} has no lengths to group by; take random")
+            raise TrituneError(f"train_sampling_strategy: {task.title} has no lengths to group by; use random")
         batch = self.per_device_train_batch_size or task.batch_size
         steps = self.max_steps
         if steps < 0:
@@ -135,24 +134,30 @@ class FinetuneRecipe:
         )
 
     @property
+    def batch_sizes(self) -> tuple[int, int]:
+        """Rows per device in a batch of training and of evaluation, of a recipe in force.
+
+        Raises:
+            ValueError: the recipe is not resolved yet.
+        """
+        train, evaluation = self.per_device_train_batch_size, self.per_device_eval_batch_size
+        if train is None or evaluation is None:
+            raise ValueError("the batch sizes depend on the task: resolve the recipe first")
+        return train, evaluation
+
+    @property
     def precision(self) -> str:
-        """What a settled recipe computes in: `bfloat16`, `float16` or `float32`."""
+        """Compute precision of a settled recipe: `bfloat16`, `float16` or `float32`."""
         return "bfloat16" if self.bf16 else "float16" if self.fp16 else "float32"
 
-    def settled(self, bf16: bool) -> "FinetuneRecipe":
-        """The recipe with `bf16: auto` spelt out; any other is returned as it is.
-
-        Args:
-            bf16: what `auto` stands for. With `fp16` it is false, whatever this is.
-        """
+    def settled(self, bf16: bool) -> Self:
+        """The recipe with `bf16: auto` replaced by `bf16`, or by false with `fp16`; any other is returned unchanged."""
         return replace(self, bf16=bf16 and not self.fp16) if self.bf16 == AUTO else self
 
     def unused_keys(self, given: set[str]) -> dict[str, str]:
-        """Those of the keys a person gave that change nothing, with the reason."""
-        unused = {}
-        if {"max_steps", "num_train_epochs"} <= given and self.max_steps > 0:
-            unused["num_train_epochs"] = "max_steps is given too"
-        return {key: reason for key, reason in unused.items() if key in given}
+        """Those of the `given` keys that have no effect, with the reason."""
+        both = {"max_steps", "num_train_epochs"} <= given and self.max_steps > 0
+        return {"num_train_epochs": "max_steps is given too"} if both else {}
 
 
 @dataclass(frozen=True)
@@ -173,22 +178,22 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Recipe(FinetuneRecipe, Coefficients, Quantization):
-    """How a QAT student is made: what is quantized, what is distilled, which schedule of intervention, how trained.
+    """How a QAT student is made: quantization, distillation losses, intervention schedule and training.
 
     Attributes:
         loss_average: `padded` (as published) or `valid` (independent of padding), see `distil.losses.means`.
         temperature: of the logits loss, see `distil.losses.soft_cross_entropy`.
-        distil_layers: whose tensors the losses taken per layer compare: `all`, `last`, `every-n`, or a list counted
-            from 0; see `distil.layer_map.distilled_layers`.
-        layer_map: the teacher's layer that each of the student's learns from: `uniform`, `last`, or a list counted from
-            0; null for the same depth, or for the layers that `tritune shrink` kept. See `layer_map.mapped_layers`.
-        losses: name to coefficient of losses that `register_loss` added; null for none.
+        distil_layers: layers compared by the per-layer losses: `all`, `last`, `every-n`, or a list counted from 0; see
+            `distil.layer_map.distilled_layers`.
+        layer_map: teacher layer that each student layer learns from: `uniform`, `last`, or a list counted from 0; null
+            for models of the same depth, or for the layers kept by `tritune shrink`. See `layer_map.mapped_layers`.
+        losses: coefficients of losses that `register_loss` added, by name; null for none.
         schedule: `map`, `context`, `projection`, `gradual`, `inverted`, `stochastic`; null for no intervention.
-        cache_teacher: keep the teacher's outputs on disk and read them back from the second epoch on.
-        fused_kernels: whether training in bf16 on a CPU takes the kernels of `compute.kernels`, which need a C++
-            compiler; null takes them where there is one.
-        learned_scale_learning_rate: of the scales and clips that quantizers learn, at the peak of its schedule. They
-            are not decayed.
+        cache_teacher: store the teacher's outputs on disk and read them from the second epoch on.
+        fused_kernels: use the kernels of `compute.kernels`, which need a C++ compiler, when training in bf16 on a CPU;
+            null uses them if there is a compiler.
+        learned_scale_learning_rate: peak learning rate of the scales and clips that quantizers learn, which are not
+            decayed.
         step_one_steps: length of step one; null is min(60, total // 4), or 120 for 60 with CoLA and 4-layer students.
     """
 
@@ -208,8 +213,8 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
     def __post_init__(self):
         FinetuneRecipe.__post_init__(self)
         Quantization.__post_init__(self)
-        _one_of(self, "loss_average", AVERAGES)
-        _one_of(self, "schedule", (None, *SCHEDULES), OWN)
+        check_among(self, "loss_average", AVERAGES)
+        check_among(self, "schedule", (None, *SCHEDULES), OWN)
         _check(self, "layers", lambda value: value != (), "must name at least one layer, or be null for all")
         for coefficient in fields(Coefficients):
             _check(self, coefficient.name, lambda value: value >= 0, "must not be negative")
@@ -225,7 +230,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         if self.cache_teacher and self.padding == "longest" and self.loss_average == "padded":
             raise TrituneError(
                 "cache_teacher: with padding longest the padding differs from epoch to epoch, and loss_average padded "
-                "counts it; take padding max_length or loss_average valid"
+                "counts it; use padding max_length or loss_average valid"
             )
         if self.cache_teacher and self.augmented:
             raise TrituneError(
@@ -235,28 +240,28 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         _check(self, "step_one_steps", lambda value: value is None or value >= 1, "must be at least 1")
         _check(self, "learned_scale_learning_rate", lambda value: value > 0, "must be positive")
 
-    def section(self, kind: type[Section]) -> Section:
-        """The values of one of the dataclasses that this one is made of."""
+    def section(self, kind: type["Section"]) -> "Section":
+        """The values of one of the base classes, as an instance of it."""
         return kind(**{one.name: getattr(self, one.name) for one in fields(kind)})
 
     def coefficients(self) -> dict[str, float]:
-        """Loss name to coefficient."""
+        """Coefficient of each loss of `distil.losses.LOSSES`."""
         shipped = {one.name.removesuffix("_coefficient"): getattr(self, one.name) for one in fields(Coefficients)}
         return shipped | (self.losses or {})
 
-    def settled(self, bf16: bool) -> "Recipe":
-        """As of any recipe."""
+    def settled(self, bf16: bool) -> Self:
+        """See `FinetuneRecipe.settled`."""
         recipe = super().settled(bf16)
         if recipe is self or recipe.bf16 or recipe.fused_kernels is not False:
             return recipe
         # Kernels are for bfloat16; without it the key would be refused when this recipe is read again.
         return replace(recipe, fused_kernels=None)
 
-    def with_split(self, task: "Task", student_layers: int) -> "Recipe":
-        """The recipe with the length of step one filled in, where there is a schedule.
+    def with_split(self, task: "Task", student_layers: int) -> Self:
+        """The recipe with the length of step one filled in if there is a schedule.
 
         Raises:
-            TrituneError: the budget leaves no step for step two.
+            TrituneError: no steps are left for step two.
         """
         if self.schedule is None:
             return self
@@ -269,13 +274,12 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         return replace(self, step_one_steps=step_one)
 
     def unused_keys(self, given: set[str]) -> dict[str, str]:
-        """Those of the keys a person gave that change nothing, with the reason."""
-        unused = super().unused_keys(given)
+        """Those of the `given` keys that have no effect, with the reason."""
+        unused = super().unused_keys(given) | self._unused_parts()
         if self.schedule is None:
             unused["step_one_steps"] = "there is no schedule, so there is no step one"
         if not self.logits_coefficient:
             unused["temperature"] = "only the logits loss has one, and logits_coefficient is 0"
-        unused |= self._unused_parts()
         if given & _OF_LOSSES:
             unused |= self._unused_of_losses()
         if given & _OF_QUANTIZERS:
@@ -283,7 +287,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         return {key: reason for key, reason in unused.items() if key in given}
 
     def has_kernels(self) -> bool:
-        """Whether a training by this recipe may run fused kernels, given a CPU."""
+        """Whether training with this recipe may run fused kernels on a CPU."""
         from ..compute.kernels import has_kernel
         from ..quant import QUANTIZERS
 
@@ -308,9 +312,9 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
 
         if trace_fields(self.coefficients()):
             return {}
-        unused = {"distil_layers": "no loss that is taken per layer has a coefficient"}
+        unused = {"distil_layers": "the coefficient of every per-layer loss is 0"}
         if self.schedule is None:
-            unused["layer_map"] = "no loss that is taken per layer has a coefficient, and there is no schedule"
+            unused["layer_map"] = "the coefficient of every per-layer loss is 0, and there is no schedule"
         return unused
 
     def _unused_of_quantizers(self) -> dict[str, str]:
@@ -330,11 +334,17 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         return unused
 
 
-def _check(recipe: object, key: str, holds, message: str) -> None:
-    value = getattr(recipe, key)
+# What `Recipe.section` gives, and either kind of recipe.
+Section = TypeVar("Section", Coefficients, Quantization)
+Kind = TypeVar("Kind", FinetuneRecipe, Recipe)
+
+
+def check_among(values: object, key: str, allowed: tuple[str | None, ...], hint: str = "") -> None:
+    """Raise TrituneError if the attribute `key` of `values` is not one of `allowed`; the message ends with `hint`."""
+    _check(values, key, lambda value: value in allowed, f"must be one of {', '.join(map(str, allowed))}{hint}")
+
+
+def _check(values: object, key: str, holds: Callable[[Any], bool], message: str) -> None:
+    value = getattr(values, key)
     if not holds(value):
         raise TrituneError(f"{key} {message}; got {shown(value)}")
-
-
-def _one_of(recipe: object, key: str, allowed: tuple, hint: str = "") -> None:
-    _check(recipe, key, lambda value: value in allowed, f"must be one of {', '.join(map(str, allowed))}{hint}")

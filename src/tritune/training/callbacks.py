@@ -1,4 +1,4 @@
-"""What happens beside the training steps: the best student is kept, history is written, bars tell phase and site."""
+"""Callbacks of a training: the best student is saved, history is written, progress bars show phase and site."""
 
 import json
 import time
@@ -17,39 +17,32 @@ _NOT_SHOWN = ("_loss", "_runtime", "_per_second")
 
 
 class EvaluateAtEnd(TrainerCallback):
-    """Every phase ends with an evaluation and a line of history, whatever the intervals."""
+    """Ends every phase with an evaluation and a line of history, regardless of the intervals."""
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Ask for both after the last step."""
+        """Request both after the last step."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_log = True
         return control
 
 
 class BestModel(TrainerCallback):
-    """Keeps the model with the highest value of one metric in a folder of its own.
+    """Saves the model with the highest value of one metric in a folder of its own.
 
-    Beside the model lies `selection.json` with metric, value and step, from which a resumed training goes on.
+    `selection.json` beside the model holds metric, value and step, for a resumed training.
 
     Args:
-        folder: where it is kept; replaced whole each time.
-        metric: of the evaluation's metrics, without `eval_`.
+        folder: where it is saved; replaced as a whole each time.
+        metric: name of the metric, without `eval_`.
         processor: tokenizer or image processor, saved beside the model.
-        recipe: saved beside them, so that the folder can be scored as it was trained.
-        first_step: steps that earlier phases made.
+        recipe: saved beside the model, which is evaluated with its settings.
+        first_step: number of steps in earlier phases.
 
     Attributes:
-        value, step: of the model kept; None before the first.
+        value, step: of the saved model; None before the first.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        metric: str,
-        processor: Any,
-        recipe: FinetuneRecipe,
-        first_step: int = 0,
-    ):
+    def __init__(self, folder: Path, metric: str, processor: Any, recipe: FinetuneRecipe, first_step: int = 0):
         self.folder, self.metric, self.processor, self.recipe = folder, metric, processor, recipe
         self.first_step = first_step
         self.value: float | None = None
@@ -59,7 +52,7 @@ class BestModel(TrainerCallback):
             self.value, self.step = kept["value"], kept["step"]
 
     def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
-        """Save the model if it beats the best so far; the earlier one wins a tie."""
+        """Save the model if it is better than the best so far."""
         value = metrics[f"eval_{self.metric}"]
         if state.is_world_process_zero and (self.value is None or value > self.value):
             self.value, self.step = value, self.first_step + state.global_step
@@ -71,20 +64,16 @@ class BestModel(TrainerCallback):
 
 
 class History(TrainerCallback):
-    """Appends every log to a file of JSON lines, with the phase, the step since the run began and the site in force.
+    """Appends every log to a JSON Lines file, with phase, step (counted from the beginning of the run) and site.
 
-    Args:
-        path: the file.
-        phase: name of the phase.
-        first_step: steps that earlier phases made.
-        site: returns the site in force as text, or None; without it lines have no site.
+    `site` returns the current site of intervention as text, or None; without it lines have no site.
     """
 
     def __init__(self, path: Path, phase: str, first_step: int = 0, site: Callable[[], str | None] | None = None):
         self.path, self.phase, self.first_step, self.site = path, phase, first_step, site
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Drop what this phase wrote after the checkpoint that it goes on from."""
+        """Drop lines that this phase wrote after the checkpoint from which it is resumed."""
         if state.is_world_process_zero and self.path.is_file():
             lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if self._stays(line, state)]
             write_text(self.path, "".join(f"{line}\n" for line in lines))
@@ -97,44 +86,36 @@ class History(TrainerCallback):
         return row["phase"] != self.phase or row["step"] <= self.first_step + state.global_step
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """One line a log."""
+        """Append a line."""
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
-        line: dict[str, Any] = {"phase": self.phase, "step": self.first_step + state.global_step}
-        if "loss" in logs and self.site is not None:
-            line["site"] = self.site()
+        site = {"site": self.site()} if "loss" in logs and self.site is not None else {}
+        line = {"phase": self.phase, "step": self.first_step + state.global_step, **site, **logs}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line | logs) + "\n")
+            file.write(json.dumps(line) + "\n")
 
 
 class Watch(TrainerCallback):
-    """Tells somebody every dev score of the student alone.
+    """Calls `tell` with step, counted from the beginning of the run, and score after every evaluation of the student.
 
-    Args:
-        tell: takes the step, counted since the run began, and the score. What it raises ends the training.
-        metric: of the evaluation's metrics, without `eval_`.
-        first_step: steps that earlier phases made.
+    An exception raised by it ends the training. `metric` is named without `eval_`.
     """
 
     def __init__(self, tell: Callable[[int, float], None], metric: str, first_step: int = 0):
         self.tell, self.metric, self.first_step = tell, metric, first_step
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        """Tell it."""
+        """Report the score."""
         self.tell(self.first_step + state.global_step, metrics[f"eval_{self.metric}"])
 
 
 class PhaseProgress(ProgressCallback):
-    """Trainer's bar, named after the phase, with loss, site and score beside it instead of lines on stdout.
-
-    Args:
-        phase: shown before the bar.
-        site: returns the site in force as text, or None.
-    """
+    """Trainer's progress bar with the phase, and with loss, site and score instead of lines on stdout."""
 
     def __init__(self, phase: str, site: Callable[[], str | None] = lambda: None):
         super().__init__()
-        self.phase, self.site, self.shown = phase, site, {}
+        self.phase, self.site = phase, site
+        self.shown: dict[str, str | None] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the bar."""
@@ -143,7 +124,7 @@ class PhaseProgress(ProgressCallback):
             self.training_bar.set_description(self.phase)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Show the newest numbers beside the bar."""
+        """Show the newest numbers after the bar."""
         if self.training_bar is None:
             return
         numbers = {
@@ -151,12 +132,12 @@ class PhaseProgress(ProgressCallback):
             for name, value in (logs or {}).items()
             if name == "loss" or (name.startswith("eval_") and not name.endswith(_NOT_SHOWN))
         }
-        self.shown |= numbers | ({"site": self.site()} if self.site() else {})
+        self.shown |= numbers | ({"site": site} if (site := self.site()) else {})
         self.training_bar.set_postfix(self.shown)
 
 
 class StepTimer(TrainerCallback):
-    """Seconds that the training steps took, evaluations and checkpoints not counted."""
+    """Measures the seconds spent in training steps, without evaluations and checkpoints."""
 
     def __init__(self):
         self.seconds, self.steps = 0.0, 0

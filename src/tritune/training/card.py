@@ -1,4 +1,4 @@
-"""The model card of a run: README.md in its folder, and what a hub shows."""
+"""The model card of a run: README.md in its folder and on the hub."""
 
 from pathlib import Path
 from typing import Any
@@ -14,34 +14,27 @@ CARD = "README.md"
 _TEXT = """\
 # {title}
 
-A ternary student of `{teacher}`: weights of {weight_bits} bits, activations of {activation_bits} bits, made by
+A ternary student of `{teacher}` with {weight_bits}-bit weights and {activation_bits}-bit activations, made by
 quantization-aware training with distillation (recipe `{recipe}` of tritune) on {task}.
 
 | model | {metric} | size |
 |---|---|---|
 {rows}
 
-Trained for {steps} steps in {precision}. Scores are on the dev set, one seed ({seed}); `best` was chosen on that very
-set, `last` was not chosen. Sizes are computed from the bit widths; the weights here are the latent float ones, from
-which training can go on.
+Trained for {steps} steps in {precision}. Scores are on the dev set, from one seed ({seed}); `best` was selected on that
+same set, `last` was not. Sizes are computed from the bit widths; the weights here are the latent float ones, with which
+training can be continued.
 
 ```python
 {usage}
 ```
 
-`metrics.json` has everything that was measured, `recipe.yaml` every value that was in force.
+`metrics.json` holds all measurements, `recipe.yaml` the complete recipe.
 """
 
 
 def model_card(metrics: dict[str, Any], task: Task, recipe: Recipe, name: str) -> ModelCard:
-    """The card of a finished run.
-
-    Args:
-        metrics: what `metrics.json` holds.
-        task: that it was made for.
-        recipe: in force.
-        name: how the model will be loaded: its folder or hub name.
-    """
+    """The card of a finished run, from its `metrics.json`; `name` is the folder or hub name that loads the model."""
     head, metric = task.head, metrics["metric"]
     labels = {"teacher": "teacher", "float_student": "float student", "untrained": "quantized, untrained"}
     labels |= {"best": "best", "last": "last"}
@@ -82,11 +75,7 @@ def model_card(metrics: dict[str, Any], task: Task, recipe: Recipe, name: str) -
 
 
 def check_login() -> None:
-    """Check that there is a token to upload with, before a training is spent on it.
-
-    Raises:
-        TrituneError: there is none.
-    """
+    """Raise TrituneError if there is no token to upload with, before any training."""
     if get_token() is None:
         raise TrituneError("--push-to-hub: not logged in; run `hf auth login` or set HF_TOKEN")
 
@@ -95,15 +84,16 @@ def push(folder: Path, metrics: dict[str, Any], task: Task, recipe: Recipe, name
     """Upload the student of a run folder, its tokenizer or image processor, and its card to the hub repository `name`.
 
     Raises:
-        TrituneError: the hub refuses or cannot be reached; the run folder is complete all the same.
+        TrituneError: the hub refuses or cannot be reached; the run folder is complete nevertheless.
     """
+    kinds: tuple[Any, ...] = (task.head.auto_model, task.head.auto_processor)  # Auto classes have no common base
     try:
-        for kind in (task.head.auto_model, task.head.auto_processor):
+        for kind in kinds:
             kind.from_pretrained(folder).push_to_hub(name)
         for path, content in task.head.companions(folder).items():
             upload_file(path_or_fileobj=content, path_in_repo=path, repo_id=name)
         model_card(metrics, task, recipe, name).push_to_hub(name)
     except Exception as error:
         raise TrituneError(
-            f"--push-to-hub {name}: {first_line(error)}; {folder} is complete, it can be pushed again"
+            f"--push-to-hub {name}: {first_line(error)}; {folder} is complete, and the push can be repeated"
         ) from None

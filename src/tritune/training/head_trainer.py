@@ -1,12 +1,15 @@
-"""transformers' Trainer for every kind of task: what it scores is what the task's head reads."""
+"""transformers' Trainer for every kind of task, with the optimizer of the published recipes."""
 
+import copy
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, SchedulerType, TrainingArguments
 
 from ..checkpoints.files import usual_modes
 from ..tasks.heads import TEXT_CLASSIFICATION, Head
+from .optimizer import BertAdam, learning_rate
 from .resume import ResumableTrainer
 
 
@@ -14,21 +17,59 @@ class HeadTrainer(ResumableTrainer):
     """Trains a float model on the task's own loss; its evaluations give the scores of `evaluate.dev_scores`.
 
     Args:
-        *args: as Trainer takes them.
+        model: the model to train.
+        args: `TrainingArguments`. `bert_adam` clips each tensor by itself to its `max_grad_norm`, and replaces
+            `lr_scheduler_type` by a schedule of its own.
         head: the kind of task.
-        **kwargs: as Trainer takes them.
+        optimizer: `adamw`, Trainer's own, or `bert_adam`, see `BertAdam`. `optimizers` in `kwargs` overrides both.
+        warmup_ratio: of `bert_adam`, the fraction of steps used for warm-up.
+        **kwargs: passed to Trainer.
     """
 
-    # A mean over the batch, whatever it is that the model counts.
+    # A mean over the batch, whatever the model counts.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args: Any, head: Head = TEXT_CLASSIFICATION, **kwargs: Any):
-        self.head = head
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments | None = None,
+        *,
+        head: Head = TEXT_CLASSIFICATION,
+        optimizer: str = "adamw",
+        warmup_ratio: float = 0.1,
+        **kwargs: Any,
+    ):
+        args = TrainingArguments() if args is None else args
+        self.head, self.warmup_ratio, self.max_grad_norm = head, warmup_ratio, args.max_grad_norm
+        self.takes_bert_adam = optimizer == "bert_adam" and kwargs.get("optimizers", (None, None))[0] is None
+        if self.takes_bert_adam:  # it clips and schedules by itself, so Trainer must do neither
+            args = copy.copy(args)
+            args.max_grad_norm, args.lr_scheduler_type, args.warmup_steps = 0, SchedulerType.CONSTANT, 0
+        super().__init__(model=model, args=args, **kwargs)
         if self.args.label_names is None:
-            # Of every kind; Trainer would take the names of the model's own arguments.
+            # Of every kind of task; Trainer would take the names of the model's own arguments.
             self.label_names = ["labels"]
         self.model_accepts_loss_kwargs = False
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer that was chosen; biases and norms are not decayed."""
+        if self.takes_bert_adam:
+            options = {
+                "lr": self.args.learning_rate,
+                "total_steps": self.state.max_steps,
+                "warmup": self.warmup_ratio,
+                "betas": (self.args.adam_beta1, self.args.adam_beta2),
+                "eps": self.args.adam_epsilon,
+                "max_grad_norm": self.max_grad_norm,
+            }
+            self.optimizer_cls_and_kwargs = (BertAdam, options)
+        return super().create_optimizer(model)
+
+    def _get_learning_rate(self) -> float:
+        """The rate of the update just made; Trainer's own scheduler is constant under `bert_adam`."""
+        if not self.takes_bert_adam:
+            return super()._get_learning_rate()
+        return learning_rate(self.args.learning_rate, self.state.global_step, self.state.max_steps, self.warmup_ratio)
 
     def compute_loss(
         self,
@@ -37,19 +78,12 @@ class HeadTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The model's own loss.
-
-        Args:
-            model: wrapped or not.
-            inputs: the batch, `labels` among it.
-            return_outputs: whether to return the model's output too.
-            num_items_in_batch: accepted because Trainer passes it; the loss is a mean, so it is not needed.
-        """
+        """The model's own loss, and its output with `return_outputs`; a mean, whatever `num_items_in_batch`."""
         return super().compute_loss(model, self.head.model_inputs(inputs), return_outputs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's; others may read the files if the umask lets them."""
-        with usual_modes(output_dir or self.args.output_dir) if self.args.should_save else nullcontext():
+        """See Trainer; the files get the modes that the umask allows."""
+        with usual_modes(output_dir or self.folder) if self.args.should_save else nullcontext():
             super().save_model(output_dir, _internal_call)
 
     def prediction_step(
@@ -61,11 +95,7 @@ class HeadTrainer(ResumableTrainer):
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """The loss of a batch (None without logits), what the head reads of the output, (batch, ...), and the labels.
 
-        Args:
-            model: wrapped or not.
-            inputs: the batch, `labels` among it.
-            prediction_loss_only: whether the loss is enough.
-            ignore_keys: of the output; only Trainer's own way, which serves rows without labels, looks at them.
+        Trainer's own method serves batches without `labels`.
         """
         if "labels" not in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)

@@ -1,4 +1,4 @@
-"""The learned maps that bring a student's hidden states to the teacher's width (TinyBERT, EMNLP Findings 2020)."""
+"""Learned projections of a student's hidden states to the teacher's width (TinyBERT, EMNLP Findings 2020)."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,11 @@ from torch import nn
 class HiddenProjection(nn.Module):
     """H W_h for the layers' hidden states and E W_e for the embeddings' (TinyBERT, eq. 8 and 9).
 
-    It belongs to the training, not to the student: it starts anew with every phase, and nothing of it is saved but in
-    checkpoints.
+    It belongs to the training, not to the student: it is initialized in every phase, and saved in checkpoints only.
 
     Args:
         student_width, teacher_width: of the hidden states.
-        seed: of the first weights, which keep the size of what goes through.
+        seed: of the initial weights, which preserve the scale of their input.
     """
 
     def __init__(self, student_width: int, teacher_width: int, seed: int):
@@ -26,6 +25,6 @@ class HiddenProjection(nn.Module):
         )
 
     def forward(self, states: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """The embeddings and every layer's output, (batch, tokens, student width), in the teacher's width."""
+        """Project embeddings and layer outputs, each (batch, tokens, student width), to the teacher's width."""
         embeddings, *layers = (state.to(self.layers.dtype) for state in states)
         return embeddings @ self.embeddings, *(state @ self.layers for state in layers)

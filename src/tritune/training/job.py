@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from transformers import PreTrainedModel, set_seed
 from transformers.integrations import get_available_reporting_integrations
@@ -14,39 +14,42 @@ from ..distil.choices import check_temperature
 from ..distil.layer_map import distilled_layers
 from ..errors import TrituneError
 from ..modeling.instrument import instrument, instrument_of
-from ..recipes import FinetuneRecipe, Recipe
+from ..recipes import RECIPE_FILE, Kind, Recipe, to_yaml
 from ..tasks.data import load_task_data
 from ..tasks.data.rows_record import other_rows, rows_record
 from ..tasks.heads import EncodedData
 from ..tasks.models import fit_length, load_model
 from ..tasks.registry import Task
+from ..tasks.task_file import TASK_FILE, task_record, task_to_yaml
 from .pairing import check_hidden_states, pairing
 from .precision import check_precision, settle
-from .run_folder import check_free
+from .run_folder import CHECKPOINTS, METRICS, check_free, write_json, write_text
+from .versions import library_versions
 
 
 @dataclass(frozen=True)
-class Job:
-    """A model, a task with its data, a recipe in force and a folder.
+class Job(Generic[Kind]):
+    """A model, a task with its data, a recipe in force and an output folder.
 
     Attributes:
         model: the teacher to distil, or the model to fine-tune.
         processor: its tokenizer or image processor.
-        task, data: what it is trained and measured on.
+        task, data: what it is trained and evaluated on.
         recipe: in force, see `FinetuneRecipe.resolve`.
         output: the run's folder.
-        source: where the model came from, for the record.
-        measured: of the teacher and of untrained students on the dev splits; runs on the same models and data share it.
-        student: a float model that the student begins as; None for a copy of the teacher.
-        student_source: where it came from, for the record.
-        rows: what tells the rows of `data` from others, see `rows_record`.
+        source: folder or hub name of the model, for the record.
+        measured: scores of the teacher and of untrained students on the dev splits, shared by runs on the same models
+            and data.
+        student: a float model that the student is initialized from; None for a copy of the teacher.
+        student_source: its folder or hub name, for the record.
+        rows: fingerprint of the rows of `data`, see `rows_record`.
     """
 
     model: PreTrainedModel
     processor: Any
     task: Task
     data: EncodedData
-    recipe: FinetuneRecipe
+    recipe: Kind
     output: Path
     source: str
     measured: dict[Hashable, dict[str, Any]] = field(default_factory=dict)
@@ -55,14 +58,14 @@ class Job:
     rows: Mapping[str, Any] = field(default_factory=dict)
 
     def check_rows(self, earlier: Mapping[str, Any], stage: str = "read") -> None:
-        """Check that a run which is to go on was made of the rows of this job.
+        """Check that a run to resume, with the metrics `earlier`, was trained on the rows of this job.
 
         Args:
-            earlier: what is known of that run; one that kept no record of its rows passes.
-            stage: of the rows: `read`, or `encoded`.
+            earlier: without a record of its rows it passes.
+            stage: of the rows, `read` or `encoded`.
 
         Raises:
-            TrituneError: it was made of others.
+            TrituneError: it was trained on other rows.
         """
         if earlier.get("task") != self.task.name or "rows" not in earlier:
             return
@@ -70,9 +73,36 @@ class Job:
             cause = "was made of other rows" if stage == "read" else "read the same rows with another tokenizer"
             raise TrituneError(f"{self.output}: --resume: the run there {cause} ({found})")
 
+    def facts(self, steps: Mapping[str, int]) -> dict[str, Any]:
+        """What `metrics.json` says of a run before it has measured anything; `steps` of every phase, by its name."""
+        return {
+            "task": self.task.name,
+            "metric": self.task.metric,
+            "recipe": self.recipe.name,
+            "seed": self.recipe.seed,
+            "precision": self.recipe.precision,
+            "steps": dict(steps),
+            "versions": library_versions(),
+            **task_record(self.task),
+        }
+
+    @property
+    def record(self) -> Path:
+        """The file that keeps what is known of an unfinished run."""
+        return self.output / CHECKPOINTS / METRICS
+
+    def begin(self, known: dict[str, Any]) -> None:
+        """Write recipe and task of a run, and what is `known` of it."""
+        # The recipe first: a folder that holds one is a run that can be resumed.
+        write_text(self.output / RECIPE_FILE, to_yaml(self.recipe))
+        if self.task.files is not None:
+            write_text(self.output / TASK_FILE, task_to_yaml(self.task))
+        self.record.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.record, known)
+
     @property
     def float_student(self) -> PreTrainedModel:
-        """What the student is before it is quantized."""
+        """The float model that becomes the student."""
         return self.model if self.student is None else self.student
 
 
@@ -81,10 +111,10 @@ class Phase:
     """One training with one optimizer and one schedule.
 
     Attributes:
-        name: "step one", "step two", or "training" where there is only one.
-        steps: updates it makes.
+        name: "step one", "step two", or "training" if there is only one.
+        steps: number of updates.
         schedule: of the intervention, or None.
-        first_step: updates that earlier phases made.
+        first_step: number of updates in earlier phases.
     """
 
     name: str
@@ -97,39 +127,39 @@ def open_job(
     source: str | Path,
     task: Task,
     data_folder: Path | None,
-    recipe: FinetuneRecipe,
+    recipe: Kind,
     output: Path,
     *,
     overwrite: bool = False,
     resume: bool = False,
     other_inputs: tuple[str | Path, ...] = (),
     student_source: str | Path | None = None,
-) -> Job:
+) -> Job[Kind]:
     """Read and check everything a run needs; nothing is written.
 
     Args:
         source: the model's folder or hub name.
         task: of the table, or of one's own files.
-        data_folder: a table task's original files; None reads the hub.
-        recipe: not resolved yet. A `Recipe` takes a fine-tuned teacher, a plain `FinetuneRecipe` gives a new head.
+        data_folder: folder of a table task's original files; None reads the hub.
+        recipe: not resolved yet. A `Recipe` needs a fine-tuned teacher, a plain `FinetuneRecipe` adds a new head.
         output: the folder that the run will write.
-        overwrite: whether a run that lies there may be replaced.
-        resume: whether a run that lies there is to go on.
+        overwrite: replace a run that lies there.
+        resume: continue a run that lies there.
         other_inputs: further folders that are read.
-        student_source: folder or hub name of a float model that the student begins as, of another depth or width than
-            the teacher perhaps; None begins with a copy of the teacher.
+        student_source: folder or hub name of a float model that the student is initialized from, possibly of another
+            depth or width than the teacher; None starts from a copy of the teacher.
 
     Raises:
-        TrituneError: anything that is missing, does not fit, or is in the way; one line that says what to do.
+        TrituneError: something is missing, incompatible, or in the way; one line that says what to do.
     """
-    inputs = (source, *filter(None, (*other_inputs, student_source, data_folder)), *(task.files or {}).values())
-    check_free(output, overwrite, resume, inputs=inputs)
+    given = (source, student_source, data_folder, *other_inputs, *(task.files or {}).values())
+    check_free(output, overwrite, resume, inputs=[path for path in given if path])
     recipe = settle(recipe, output if resume else None)
-    # A new classifier is drawn while the model is loaded.
+    # A new classifier is initialized while the model is loaded.
     set_seed(recipe.seed)
     distils = isinstance(recipe, Recipe)
     if not (distils or task.head.has_logits):
-        raise TrituneError(f"{task.title}: there are no labels to fine-tune on; distil a model as it comes")
+        raise TrituneError(f"{task.title}: there are no labels to fine-tune on; distil the model as it is")
     splits = load_task_data(task, data_folder, augmented=recipe.augmented)
     task = task.for_model(source)
     model = load_model(source, task, new_head=not distils)
@@ -139,19 +169,17 @@ def open_job(
     if is_quantized(model):
         raise TrituneError(f"{source}: quantized already; give a float model")
     student = None if student_source is None else _open_student(student_source, task, processor, recipe.max_length)
-    if distils:
-        recipe = _fitted(recipe, task, model, student)
+    recipe = _fitted(recipe, task, model, student)
     data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
-    if len(data.splits["train"]) != len(splits["train"]):  # a row may become several, or none: these are passed over
-        recipe = _resolved(asked, task, len(data.splits["train"]))
-        recipe = _fitted(recipe, task, model, student) if distils else recipe
-    started = {"student": student, "student_source": str(student_source or "")}
+    if len(data.splits["train"]) != len(splits["train"]):  # a row may become several, or none
+        recipe = _fitted(_resolved(asked, task, len(data.splits["train"])), task, model, student)
     rows = rows_record(splits, data.splits)
-    return Job(model, processor, task, data, recipe, output, str(source), rows=rows, **started)
+    begun_as = str(student_source or "")
+    return Job(model, processor, task, data, recipe, output, str(source), {}, student, begun_as, rows)
 
 
 def _open_student(source: str | Path, task: Task, processor: Any, max_length: int | None) -> PreTrainedModel:
-    """A float student, which will read what the teacher reads."""
+    """A float student, which must read its inputs as the teacher does."""
     model = load_model(source, task)
     if is_quantized(model):
         raise TrituneError(f"{source}: quantized already; --student takes a float model, --from a QAT student")
@@ -159,13 +187,13 @@ def _open_student(source: str | Path, task: Task, processor: Any, max_length: in
     return model
 
 
-def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path) -> Job:
-    """The same teacher and task under another recipe; the data is read again only if the recipe cuts it otherwise.
+def with_recipe(job: Job[Recipe], recipe: Recipe, data_folder: Path | None, output: Path) -> Job[Recipe]:
+    """A job with the same teacher and task and another recipe; data is encoded again only if the recipe requires it.
 
     Args:
-        job: a distillation's; its model may have been a teacher already.
+        job: its model may have been a teacher already.
         recipe: not resolved yet.
-        data_folder: that `job` was opened with.
+        data_folder: the one that `job` was opened with.
         output: the folder that the run will write.
 
     Raises:
@@ -176,20 +204,20 @@ def with_recipe(job: Job, recipe: Recipe, data_folder: Path | None, output: Path
         splits = load_task_data(job.task, data_folder, augmented=fitted.augmented)
         data = job.task.head.encode(splits, job.task, job.processor, fitted.max_length, fitted.padding)
         job = replace(job, data=data, rows=rows_record(splits, data.splits), measured={})
-        # A long text is cut into windows, each of them a row: an epoch of shorter ones takes more steps.
+        # Long texts are split into windows, each of them a row: an epoch of shorter ones takes more steps.
         fitted = fit(job, recipe)
-    # A trainer freezes its teacher; the student begins as a copy of it.
+    # A trainer freezes its teacher, and the student starts as a copy of it.
     job.model.requires_grad_(True)
     return replace(job, recipe=fitted, output=output)
 
 
-def fit(job: Job, recipe: Recipe) -> Recipe:
-    """Another recipe for a job's model and task, resolved and checked; nothing of the job changes.
+def fit(job: Job[Recipe], recipe: Recipe) -> Recipe:
+    """Resolve and check another recipe for a job's model and task; the job is not changed.
 
     Raises:
         TrituneError: the recipe does not fit the model or the task.
     """
-    if recipe.augmented != job.recipe.augmented:  # the budget would be reckoned from the wrong number of rows
+    if recipe.augmented != job.recipe.augmented:  # the steps would be computed from the wrong number of rows
         raise TrituneError("augmented: all runs of a sweep read the same training rows; set it with --set")
     recipe = _resolved(settle(recipe), job.task, len(job.data.splits["train"]))
     recipe = _fitted(recipe, job.task, job.model, job.student)
@@ -198,20 +226,22 @@ def fit(job: Job, recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _resolved(recipe: FinetuneRecipe, task: Task, train_rows: int) -> FinetuneRecipe:
-    """The recipe in force, and a check of what does not depend on the model."""
+def _resolved(recipe: Kind, task: Task, train_rows: int) -> Kind:
+    """The recipe in force, after the checks that do not depend on the model."""
     process = this_process()
     recipe = recipe.resolve(task, train_rows, process.num_processes)
     _check_reporting(recipe.report_to)
-    check_precision(recipe.bf16, recipe.fp16, process.device)
+    check_precision(bool(recipe.bf16), recipe.fp16, process.device)
     return recipe
 
 
-def _fitted(recipe: Recipe, task: Task, teacher: PreTrainedModel, student: PreTrainedModel | None) -> Recipe:
-    """A resolved recipe with its budget and its layer map spelt out, and a check of what depends on the models."""
+def _fitted(recipe: Kind, task: Task, teacher: PreTrainedModel, student: PreTrainedModel | None) -> Kind:
+    """A resolved recipe with budget and layer map filled in, after the checks that depend on the models."""
+    if not isinstance(recipe, Recipe):
+        return recipe
     for name in ("embedding",) if task.head.has_logits else ("logits", "ground_truth"):
         if recipe.coefficients()[name]:
-            advice = "" if task.head.has_logits else "; take recipe features, or features-ti-g"
+            advice = "" if task.head.has_logits else "; use recipe features, or features-ti-g"
             raise TrituneError(f"{name}_coefficient: {task.title} has no such loss, so it must be 0{advice}")
     student = teacher if student is None else student
     layers = len(instrument_of(instrument(student)).anatomy.sites)

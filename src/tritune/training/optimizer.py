@@ -1,36 +1,37 @@
-"""The optimizer of the published recipes: Adam as the first BERT release had it.
+"""The optimizer of the published recipes: Adam as in the first BERT release.
 
-No bias correction, decoupled weight decay, every parameter's gradient clipped by itself, and the learning-rate schedule
-inside, counted per parameter. The last point matters here: while the teacher stands in for a layer's context, V and W_O
-get no gradient, and when they finally do, they begin their own warm-up. torch's AdamW with an outside schedule takes
-steps 3 to 6 times smaller over the first sixty updates, which is most of step one.
+No bias correction, decoupled weight decay, per-tensor gradient clipping, and a built-in learning-rate schedule that is
+counted per parameter. The last point matters here: while the teacher's context is plugged in, V and W_O get no
+gradient, and when they finally do, they start their own warm-up. torch's AdamW with an external schedule takes steps 3
+to 6 times smaller over the first sixty updates, which is most of step one.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any, overload
 
 import torch
 from torch.optim.adamw import adamw
 
-# torch's kernel makes one pass over parameter, gradient and moments. After so many steps its bias correction is 1.
+# torch's fused kernel makes one pass over all tensors. After so many steps its bias correction is 1.
 _NO_BIAS = 1e9
 
 
 class BertAdam(torch.optim.Optimizer):
-    """Adam without bias correction, with a per-parameter warm-up and linear decay.
+    """Adam without bias correction, with warm-up and linear decay per parameter.
 
-    With s the updates a parameter has had and T = `total_steps`, its rate is lr * (s/T) / warmup while s/T < warmup,
-    else lr * (1 - s/T) / (1 - warmup). A parameter whose gradient is None is left alone entirely: no moments, no decay,
-    no step counted.
+    With s the number of updates of a parameter and T = `total_steps`, its rate is lr * (s/T) / warmup while s/T <
+    warmup, else lr * (1 - s/T) / (1 - warmup). A parameter whose gradient is None is skipped entirely: no moments, no
+    decay, no step counted.
 
     Args:
         params: parameters or groups, as for any torch optimizer; a group may set its own `weight_decay`.
-        lr: the peak learning rate.
-        total_steps: updates that the schedule spans.
-        warmup: the fraction of them spent warming up.
+        lr: peak learning rate.
+        total_steps: number of updates of the schedule.
+        warmup: fraction of them used for warm-up.
         betas: decay rates of the first and second moment.
         eps: added to the root of the second moment.
         weight_decay: decoupled decay, times the current rate.
-        max_grad_norm: each parameter tensor's gradient is clipped to this norm by itself; 0 turns it off.
+        max_grad_norm: maximum norm of each parameter tensor's gradient; 0 disables clipping.
 
     Raises:
         ValueError: `total_steps` is below 1 or `warmup` outside [0, 1).
@@ -38,7 +39,7 @@ class BertAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable,
+        params: Iterable[Any],
         lr: float = 2e-5,
         *,
         total_steps: int,
@@ -63,8 +64,14 @@ class BertAdam(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient; returns the closure's loss if one is given."""
         loss = None
         if closure is not None:
@@ -73,10 +80,10 @@ class BertAdam(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
         return loss
 
-    def _update(self, parameter: torch.Tensor, group: dict) -> None:
+    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = 0
@@ -84,7 +91,7 @@ class BertAdam(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         adamw(
             [parameter],
-            [_clipped(parameter.grad, group["max_grad_norm"])],
+            [_clipped(gradient, group["max_grad_norm"])],
             [state["exp_avg"]],
             [state["exp_avg_sq"]],
             [],
@@ -106,12 +113,12 @@ def _clipped(gradient: torch.Tensor, max_norm: float) -> torch.Tensor:
     if not max_norm:
         return gradient
     factor = (max_norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0)
-    # Only on a CPU is a look at a value free; elsewhere it would stall the queue.
+    # Reading a value is free on a CPU only; elsewhere it would synchronize.
     return gradient if gradient.is_cpu and factor == 1 else gradient * factor
 
 
 def learning_rate(peak: float, step: int, total_steps: int, warmup: float) -> float:
-    """The rate of the update number `step` (from 0): linear warm-up, then linear decay to zero.
+    """Learning rate of update `step` (from 0): linear warm-up, then linear decay to zero.
 
     >>> [round(learning_rate(1.0, step, 10, 0.2), 3) for step in (0, 1, 2, 9)]
     [0.0, 0.5, 1.0, 0.125]

@@ -1,8 +1,8 @@
-"""A training that may be killed at any moment and goes on from its newest whole checkpoint.
+"""Training that may be killed at any moment and resumes from its newest complete checkpoint.
 
-Trainer writes a checkpoint in place, its `trainer_state.json` last, and takes the highest number even when half of it
-is missing; here a folder counts only with all of its files readable. Ctrl-C and SIGTERM end the training after the step
-at hand, with a checkpoint.
+Trainer writes a checkpoint in place, its `trainer_state.json` last, and resumes from the highest number even if half of
+it is missing; here a folder counts only if all of its files are readable. Ctrl-C and SIGTERM end the training after the
+current step, with a checkpoint.
 """
 
 import errno
@@ -10,7 +10,7 @@ import json
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -34,7 +34,7 @@ _FILES = (_WEIGHTS, "optimizer.pt", "scheduler.pt", _STATE)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step among those that are whole, or None."""
+    """The complete checkpoint of the highest step, or None."""
     found = [
         (int(match[1]), path) for path in folder.glob("*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
     ]
@@ -42,16 +42,14 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoints(output: Path, phase: str) -> Path:
-    """Where in a run's folder the checkpoints of a phase lie."""
+    """The folder of a phase's checkpoints in a run's folder."""
     return output / CHECKPOINTS / phase.replace(" ", "_")
 
 
-def last_step(output: Path, first_steps: Mapping[str, int]) -> int:
-    """The step after which the newest whole checkpoint of a run was written, counted since the run began.
+def last_step(output: Path, first_steps: dict[str, int]) -> int:
+    """The step of a run's newest complete checkpoint, counted from the beginning of the run.
 
-    Args:
-        output: the run's folder.
-        first_steps: the phases in their order, each with the steps before it.
+    `first_steps` is the number of steps before each phase, by its name, in order.
     """
     for phase, before in reversed(first_steps.items()):
         if checkpoint := newest_checkpoint(checkpoints(output, phase)):
@@ -75,24 +73,24 @@ def _is_whole(path: Path, step: int) -> bool:
 
 @torch.no_grad()
 def load_weights(model: PreTrainedModel, path: Path) -> None:
-    """Put the weights of a checkpoint into a model.
+    """Load the weights of a checkpoint into a model.
 
-    `save_pretrained` writes some families (ViT) under older names than their parameters have now, and some parameters
-    (DINOv2's SwiGLU) together as one.
+    `save_pretrained` writes some families (ViT) under older names than those of their parameters, and some parameters
+    (DINOv2's SwiGLU) merged into one.
 
     Raises:
-        TrituneError: the file has no value for a weight.
+        TrituneError: a weight is missing in the file.
     """
     found, own = load_file(path), {name: tensor.detach() for name, tensor in model.state_dict().items()}
     written = revert_weight_conversion(model, own)
     for name in written.keys() & found.keys():
         written[name].copy_(found[name])
-    # What modules share is written once.
+    # Shared parameters are written once.
     came = {written[name].data_ptr() for name in written.keys() & found.keys()}
     left = {name: tensor for name, tensor in own.items() if tensor.data_ptr() not in came}
     if not left:
         return
-    # Written as one with others: of numbers in the place of the weights one sees where each value has gone.
+    # Merged with others: numbers in place of the weights show where each value has gone.
     ends = list(accumulate(tensor.numel() for tensor in left.values()))
     numbers = torch.arange(ends[-1]).tensor_split(ends[:-1])
     places = {name: n.view(tensor.shape) for (name, tensor), n in zip(left.items(), numbers, strict=True)}
@@ -106,39 +104,46 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
 
 
 class ResumableTrainer(Trainer):
-    """transformers' Trainer, which would go on from what it does not find by its name as if it were trained."""
+    """transformers' Trainer, which by itself resumes even if weights are missing under their names."""
+
+    model: PreTrainedModel
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the checkpoints; `TrainingArguments` chooses one if none is given."""
+        return Path(str(self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_weights(self.model if model is None else model, Path(resume_from_checkpoint) / _WEIGHTS)
+        load_weights(self.model, Path(resume_from_checkpoint) / _WEIGHTS)
 
 
 def train(
-    trainer: Trainer,
+    trainer: ResumableTrainer,
     name: str,
     callbacks: list[TrainerCallback],
     site: Callable[[], str | None] = lambda: None,
     bar: bool = True,
 ) -> None:
-    """Run a trainer to its last step, from its newest checkpoint if it has one.
+    """Run a trainer to its last step, from its newest checkpoint if there is one.
 
     Args:
-        trainer: not run yet; its checkpoints are looked for in its own folder, `<run>/checkpoints/<phase>`.
-        name: of the phase, for the bar and the messages.
-        callbacks: beside the bar and the evaluation at the end.
-        site: returns the site of intervention in force as text, or None.
-        bar: whether to draw a bar.
+        trainer: not run yet; its checkpoints are in its own folder, `<run>/checkpoints/<phase>`.
+        name: name of the phase, for the progress bar and messages.
+        callbacks: in addition to the progress bar and the evaluation at the end.
+        site: returns the current site of intervention as text, or None; for the progress bar.
+        bar: show a progress bar.
 
     Raises:
-        Interrupted: a signal came; a checkpoint of the step at hand was written.
-        CannotWriteError: a checkpoint could not be written; earlier ones are whole.
+        Interrupted: a signal was received; a checkpoint of the current step was written.
+        CannotWriteError: a checkpoint could not be written; earlier ones are complete.
     """
-    folder = Path(trainer.args.output_dir)
+    folder = trainer.folder
     checkpoint = newest_checkpoint(folder)
     if checkpoint is not None and _step(checkpoint) == trainer.args.max_steps:
         load_weights(trainer.model, checkpoint / _WEIGHTS)
         return
     for callback in trainer.callback_handler.callbacks:
-        # Beside the checkpoints, which are removed in the end, curves would be lost.
+        # The checkpoints are removed in the end, and curves beside them would be lost.
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(folder.parent.parent / "runs" / folder.name)
     stop = StopOnSignal()
@@ -149,17 +154,17 @@ def train(
         trainer.add_callback(callback)
     with stop.listening(), _writable(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    # accelerate leaves an autocast around the forward of a model trained in half precision; what is measured and saved
-    # from here on is float32. Its own way to take it off takes transformers' decorators off too.
+    # accelerate leaves an autocast around the forward of a model trained in half precision; from here on everything is
+    # evaluated and saved in float32. Its own way to remove it removes transformers' decorators, too.
     for wrapped in ("forward", "_original_forward"):
         vars(trainer.model).pop(wrapped, None)
     if stop.asked:
-        raise Interrupted(f"stopped in {name} after step {trainer.state.global_step}; --resume goes on from there")
+        raise Interrupted(f"stopped in {name} after step {trainer.state.global_step}; --resume continues from there")
 
 
 @contextmanager
-def _writable(trainer: Trainer) -> Iterator[None]:
-    """Failures to write become one line that says what is left."""
+def _writable(trainer: ResumableTrainer) -> Iterator[None]:
+    """Turn failures to write into one line that says what is left."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -170,19 +175,19 @@ def _writable(trainer: Trainer) -> Iterator[None]:
             raise
         cause = getattr(error, "strerror", None) or first_line(error)
         raise CannotWriteError(
-            f"{trainer.args.output_dir}: cannot be written to after step {trainer.state.global_step} ({cause}); "
-            "what was saved before is whole: make room, then --resume"
+            f"{trainer.folder}: cannot be written to after step {trainer.state.global_step} ({cause}); "
+            "earlier checkpoints are complete: free some space, then --resume"
         ) from error
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns the first SIGINT or SIGTERM into a checkpoint and an end after the step at hand; a second one kills."""
+    """Ends the training with a checkpoint after the current step at the first SIGINT or SIGTERM; a second one kills."""
 
     def __init__(self):
         self.asked = False
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Save and stop if a signal came."""
+        """Save and stop if a signal was received."""
         if self.asked:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
@@ -190,7 +195,7 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Catch the signals within the context (in the main thread; elsewhere they are not ours to catch)."""
+        """Catch the signals within the context (only the main thread may)."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -199,7 +204,7 @@ class StopOnSignal(TrainerCallback):
 
         def ask(number: int, frame: object) -> None:
             self.asked = True
-            signal.signal(number, before[number])
+            signal.signal(number, before[signal.Signals(number)])
 
         for number in caught:
             signal.signal(number, ask)

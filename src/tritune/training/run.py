@@ -1,4 +1,4 @@
-"""The main job: a teacher, a task and a recipe become a folder with a QAT student and what was measured on the way.
+"""The main job: a teacher, a task and a recipe become a folder with a QAT student and its measurements.
 
 Step one trains with the teacher's tensors plugged in, step two without, each with a fresh optimizer and schedule
 (Teacher Intervention, EACL 2023, section 4). A recipe without intervention has a single phase.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import EvalPrediction, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from ..checkpoints.prepare import prepare
 from ..compute.devices import this_process
@@ -21,8 +21,7 @@ from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
 from ..modeling.quantization import Quantization
 from ..recipes import Recipe
-from ..tasks.heads import EncodedData
-from .arguments import takes_kernels, training_arguments
+from .arguments import data_arguments, takes_kernels, training_arguments
 from .callbacks import BestModel, History, StepTimer, Watch
 from .card import CARD, model_card
 from .job import Job, Phase
@@ -33,16 +32,16 @@ from .teacher_cache import ROW, TeacherCache
 from .trainer import DistillationTrainer
 
 
-def plan(job: Job, only: str | None = None) -> list[Phase]:
+def plan(job: Job[Recipe], only: str | None = None) -> list[Phase]:
     """The phases of a job.
 
     Args:
         job: what to work on.
-        only: "one" or "two" to make one step alone.
+        only: "one" or "two" for a single step.
 
     Raises:
-        TrituneError: `only` names a step of a recipe that has none, or `cache_teacher` can do nothing for the last one,
-            or `fused_kernels` cannot be had or would change nothing.
+        TrituneError: `only` names a step of a recipe that has none, `cache_teacher` has no effect in the last phase, or
+            `fused_kernels` are not available or have no effect.
     """
     recipe, one = job.recipe, job.recipe.step_one_steps
     if one is None:
@@ -61,7 +60,7 @@ def plan(job: Job, only: str | None = None) -> list[Phase]:
 
 
 def run(
-    job: Job,
+    job: Job[Recipe],
     phases: list[Phase],
     start: PreTrainedModel | None = None,
     start_source: str = "",
@@ -74,26 +73,26 @@ def run(
     Args:
         job: what to work on.
         phases: from `plan`.
-        start: an earlier run's student to go on from, changed in place; None takes the teacher, or the job's own float
-            student, quantized.
-        start_source: where `start` came from, for the record.
-        resume: go on with the run that lies in `job.output`, if one does; the final weights are those of a run that
-            was never stopped.
-        watch: told the step and the student's score after every evaluation, in place of bars.
-        resumed: of a run that goes on, told after which step of how many.
+        start: an earlier run's student to start from, changed in place; None quantizes the teacher, or the job's own
+            float student.
+        start_source: origin of `start`, for the record.
+        resume: continue the run in `job.output`, if there is one; the final weights are those of an uninterrupted run.
+        watch: called with step and score after every evaluation of the student, instead of progress bars.
+        resumed: called with the last step and the number of steps if a run is continued.
 
     Returns:
-        What `metrics.json` holds.
+        The contents of `metrics.json`.
 
     Raises:
-        Interrupted: a signal came; the run can be resumed.
-        TrituneError: the recipe's `layers` do not fit the model, the folder belongs to another run, or it cannot be
-            written to.
+        Interrupted: a signal was received; the run can be resumed.
+        TrituneError: the recipe's `layers` do not fit the model, the folder belongs to another run, or is not writable.
     """
     process = this_process()
     for model in (job.model, job.float_student):
         model.to(process.device)
-    untrained = prepare(copy.deepcopy(job.float_student), job.recipe.section(Quantization), _sample(job))
+    untrained = prepare(
+        copy.deepcopy(job.float_student), job.recipe.section(Quantization), _inputs(job, job.recipe.batch_sizes[0])
+    )
     student = untrained if start is None else start.to(process.device)
     with claimed(job.output, resume):
         recorder = Recorder(job, phases)
@@ -106,13 +105,16 @@ def run(
         cache = _teacher_cache(job) if job.recipe.cache_teacher else None
         recorder.begin(untrained, start, start_source, step)
         set_seed(job.recipe.seed)
-        best = None
+        keeper = BestModel(job.output / BEST, job.task.metric, job.processor, job.recipe, phases[-1].first_step)
         for phase in phases:
-            best = _train(job, student, phase, recorder, cache, watch, is_last=phase is phases[-1])
+            callbacks: list[TrainerCallback] = [keeper] if phase is phases[-1] else []
+            if watch is not None:
+                callbacks.append(Watch(watch, job.task.metric, phase.first_step))
+            _train(job, student, phase, recorder, cache, callbacks, bar=watch is None)
         process.wait_for_everyone()
         if cache is not None:
             recorder.metrics["teacher_cache_bytes"] = cache.used_bytes()
-        metrics = recorder.finish(student, best)
+        metrics = recorder.finish(student, keeper.step)
         if process.is_main_process:
             student.save_pretrained(job.output)
             job.processor.save_pretrained(job.output)
@@ -122,49 +124,49 @@ def run(
     return metrics
 
 
-def _sample(job: Job) -> dict[str, torch.Tensor]:
-    """The first rows of the training data: learned ranges of activations start from them, on every device alike."""
+def _inputs(job: Job[Recipe], count: int) -> dict[str, torch.Tensor]:
+    """The first `count` training rows as a batch without labels, on the model's device."""
     rows = job.data.splits["train"]
-    batch = job.data.collate([rows[i] for i in range(min(len(rows), job.recipe.per_device_train_batch_size))])
-    batch.pop("labels", None)
-    return batch.to(job.model.device)
+    batch = job.data.collate([rows[i] for i in range(min(len(rows), count))])
+    return {name: tensor.to(job.model.device) for name, tensor in batch.items() if name != "labels"}
 
 
 def _check_kernels(recipe: Recipe) -> None:
     if not recipe.bf16:
         raise TrituneError(
-            "fused_kernels would change nothing: bf16 auto is float32 here; take bf16=true, or leave it out"
+            "fused_kernels would change nothing: bf16 auto is float32 here; set bf16=true, or leave it out"
         )
     device = this_process().device
     if not takes_kernels(recipe.fused_kernels, recipe.has_kernels(), device):
         raise TrituneError(f"fused_kernels would change nothing: they are for a CPU, and this is {device.type}")
 
 
-def _check_cache(job: Job, phase: Phase) -> None:
+def _check_cache(job: Job[Recipe], phase: Phase) -> None:
     if not job.task.head.keeps_answers:
-        raise TrituneError(f"cache_teacher: not for {job.task.head.name} yet, whose answers differ in length")
+        raise TrituneError(f"cache_teacher: not supported for {job.task.head.name}, whose outputs differ in length")
     recipe, rows = job.recipe, len(job.data.splits["train"])
-    visits = phase.steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    visits = phase.steps * recipe.batch_sizes[0] * recipe.gradient_accumulation_steps
     if phase.schedule is not None or visits <= rows:
         raise TrituneError(
-            f"cache_teacher would change nothing: {phase.name} comes to no row a second time without intervention "
+            f"cache_teacher would change nothing: {phase.name} sees no row a second time without intervention "
             f"({visits} visits, {rows} rows)"
         )
     if recipe.image_augmentation == "standard":
-        raise TrituneError("cache_teacher: no image is seen twice alike; take image_augmentation none, or do without")
+        raise TrituneError(
+            "cache_teacher: augmented images differ at every visit; set image_augmentation none, or do without"
+        )
     if recipe.padding == "longest" and getattr(job.processor, "padding_side", "right") != "right":
         raise TrituneError("cache_teacher: this tokenizer pads on the left, so it needs padding: max_length")
     if this_process().num_processes > 1:
-        raise TrituneError("cache_teacher: only for a single process")
+        raise TrituneError("cache_teacher: only supported in a single process")
 
 
-def _teacher_cache(job: Job) -> TeacherCache:
+def _teacher_cache(job: Job[Recipe]) -> TeacherCache:
     recipe, rows = job.recipe, job.data.splits["train"]
     fields, teacher = trace_fields(recipe.coefficients()), instrument(job.model)
-    batch = job.data.collate([rows[0]])
-    batch.pop("labels", None)
+    batch = _inputs(job, 1)
     with evaluation_mode(job.model), torch.no_grad():
-        sample = teacher(**batch.to(job.model.device), output_trace=fields)
+        sample = teacher(**batch, output_trace=fields)
     if fields:
         sample.trace = sample.trace.mapped(recipe.layer_map)
     length = None
@@ -175,19 +177,17 @@ def _teacher_cache(job: Job) -> TeacherCache:
 
 
 def _train(
-    job: Job,
+    job: Job[Recipe],
     student: PreTrainedModel,
     phase: Phase,
     recorder: Recorder,
     cache: TeacherCache | None,
-    watch: Callable[[int, float], None] | None,
-    is_last: bool,
-) -> BestModel | None:
-    """One phase; returns the keeper of the best student in the last one."""
-    recipe = job.recipe
-    # Another order of the data in every phase: step two must not begin with the batches that step one saw.
+    callbacks: list[TrainerCallback],
+    bar: bool,
+) -> None:
+    recipe, rows = job.recipe, job.data.splits["train"]
+    # Another order of the data in every phase: step two must not begin with the batches of step one.
     data_seed = recipe.seed + phase.first_step
-    rows = job.data.training_rows(recipe.image_augmentation, data_seed)
     trainer = DistillationTrainer(
         model=student,
         teacher=job.model,
@@ -203,23 +203,14 @@ def _train(
         learned_scale_learning_rate=recipe.learned_scale_learning_rate,
         teacher_cache=cache,
         fused_kernels=recorder.takes_kernels,
-        train_dataset=rows if cache is None else rows.add_column(ROW, range(len(rows))),
-        eval_dataset=job.data.dev,
-        data_collator=job.data.collate,
-        compute_metrics=metrics_function(job.data),
-        head=job.task.head,
+        train_dataset=(
+            job.data.training_rows(recipe.image_augmentation, data_seed)
+            if cache is None
+            else rows.add_column(ROW, range(len(rows)))
+        ),
+        **data_arguments(job),
     )
-    best = BestModel(job.output / BEST, job.task.metric, job.processor, recipe, phase.first_step) if is_last else None
     history = History(job.output / HISTORY, phase.name, phase.first_step, trainer.site_name)
-    timer = StepTimer()
-    watching = [Watch(watch, job.task.metric, phase.first_step)] if watch else []
-    started = time.perf_counter()
-    callbacks = [history, timer, *([best] if best else []), *watching]
-    train(trainer, phase.name, callbacks, trainer.site_name, bar=watch is None)
-    recorder.phase(student, phase, timer, time.perf_counter() - started)
-    return best
-
-
-def metrics_function(data: EncodedData) -> Callable[[EvalPrediction], dict[str, float]]:
-    """What Trainer calls with the student's logits to select the best."""
-    return lambda prediction: data.measure(prediction.predictions)
+    timer, started = StepTimer(), time.perf_counter()
+    train(trainer, phase.name, [history, timer, *callbacks], trainer.site_name, bar)
+    recorder.phase(student, phase, trainer.layer_map, timer, time.perf_counter() - started)

@@ -1,8 +1,8 @@
-"""The output folder of a run: claimed only when free, files in it replaced whole or not at all."""
+"""The output folder of a run: used by one process at a time, files in it are replaced as a whole or not at all."""
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,27 @@ METRICS = "metrics.json"
 DEMO = "demo.json"
 SHRUNK = "shrunk.json"
 HISTORY = "history.jsonl"
-_PARTIAL = ".partial"
 
 
 def check_free(
-    folder: Path, overwrite: bool, resume: bool = False, *, inputs: tuple[str, ...] = (), mark: str = RECIPE_FILE
+    folder: Path,
+    overwrite: bool,
+    resume: bool = False,
+    *,
+    inputs: Iterable[str | Path] = (),
+    mark: str = RECIPE_FILE,
 ) -> None:
-    """Check that `folder` may become a run's output; nothing is written.
+    """Check that `folder` can be a run's output; nothing is written.
 
     Args:
-        folder: wanted as output; may not exist yet.
-        overwrite: whether a run that lies there may be replaced.
-        resume: whether a run that lies there is to go on.
-        inputs: what the run reads, which must not lie in the folder.
-        mark: the file that a run which can go on has.
+        folder: the output folder; need not exist.
+        overwrite: replace a run that lies there.
+        resume: continue a run that lies there.
+        inputs: paths that the run reads, which must not be in the folder.
+        mark: a file that every resumable run has.
 
     Raises:
-        TrituneError: it is a file, it holds something already, or it is one of the inputs.
+        TrituneError: it is a file, it is not empty, or it holds one of the inputs.
     """
     if folder.exists() and not folder.is_dir():
         raise TrituneError(f"{folder}: this is a file; --output takes a folder")
@@ -48,50 +52,44 @@ def check_free(
             raise TrituneError(f"{folder}: the output folder is also an input, or holds {source}; choose another one")
     if overwrite and resume:
         raise TrituneError("--resume and --overwrite exclude each other")
-    taken = folder.is_dir() and any(not _is_passing(path.name) for path in folder.iterdir())
+    # A run killed at its very beginning leaves no more than a lock or a partial file.
+    taken = folder.is_dir() and any(path.name != LOCK and not path.match(".*.partial") for path in folder.iterdir())
     if taken and resume and not (folder / mark).is_file():
         raise TrituneError(f"{folder}: holds other files but no run to resume; choose another folder")
     if taken and overwrite and not any((folder / name).is_file() for name in (RECIPE_FILE, METRICS, DEMO, SHRUNK)):
-        raise TrituneError(f"{folder}: holds files but no run, so --overwrite leaves it alone; choose another folder")
+        raise TrituneError(f"{folder}: holds files but no run, so --overwrite does not touch it; choose another folder")
     if taken and not (overwrite or resume):
         raise TrituneError(
-            f"{folder}: holds a run or other files already; give --resume to go on with a run, --overwrite, or another "
+            f"{folder}: holds a run or other files already; give --resume to continue a run, --overwrite, or another "
             "folder"
         )
 
 
-def _is_passing(name: str) -> bool:
-    """Whether a file is no more than what a run that was killed at its very beginning leaves."""
-    return name == LOCK or (name.startswith(".") and name.endswith(_PARTIAL))
-
-
 @contextmanager
 def claimed(folder: Path, resume: bool = False) -> Iterator[None]:
-    """Within the context the folder is this run's alone; a killed run's claim ends with its process.
+    """Lock the folder for this run within the context; the lock of a killed run ends with its process.
 
-    Unless the run resumes, what an earlier run left is removed first; files that no run writes stay. Of many processes
-    the first one claims and writes, the others wait for it.
+    Unless the run is resumed, the files of an earlier run are removed first; other files stay. With several processes
+    the main one locks and writes, the others wait for it.
 
     Raises:
-        CannotWriteError: another run is writing there, or the folder cannot be written to.
+        CannotWriteError: another run is writing there, or the folder is not writable.
     """
     process = this_process()
     if not process.is_main_process:
         process.wait_for_everyone()
         yield
         return
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
         lock.acquire(timeout=0)
     except Timeout:
-        raise CannotWriteError(
-            f"{folder}: another run is writing into this folder; choose another one, or wait"
-        ) from None
+        raise CannotWriteError(f"{folder}: another run is writing into this folder; choose another, or wait") from None
     except OSError as error:
         raise CannotWriteError(f"{folder}: cannot be written to ({error.strerror})") from None
     try:
-        for partial in folder.glob(f".{BEST}.*"):  # a run that was killed while it replaced its best student
+        for partial in folder.glob(f".{BEST}.*"):  # left by a run that was killed while replacing its best student
             remove(partial)
         if not resume:
             for name in (CHECKPOINTS, BEST, ANALYSIS):
@@ -106,7 +104,7 @@ def claimed(folder: Path, resume: bool = False) -> Iterator[None]:
 
 
 def remove_students(output: Path) -> None:
-    """Delete the students of a finished run and leave what was measured, as a sweep of many runs wants it."""
+    """Delete the students of a finished run, but not its measurements."""
     remove(output / BEST)
     for path in output.iterdir():
         if path.is_file() and path.name not in (METRICS, RECIPE_FILE, TASK_FILE, HISTORY, LOCK):
@@ -114,22 +112,22 @@ def remove_students(output: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder if it is there."""
+    """Delete a folder if it exists."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file whole."""
+    """Write a JSON file as `write_text` does."""
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file that a run wrote; empty if it is not there."""
+    """A JSON object from a file that a run wrote; empty if it does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def metrics_beside(model: str | Path) -> Any:
-    """What a file says that lies where a run keeps what is known of a model; None for a model that no run left there.
+    """The content of a model's `metrics.json`, finished or not; None for a model that no run wrote.
 
     Args:
         model: a run's folder, its `best/`, or any other model.
@@ -138,13 +136,13 @@ def metrics_beside(model: str | Path) -> Any:
     places = [folder / METRICS]
     if folder.name == BEST:
         places += [folder.parent / METRICS, folder.parent / CHECKPOINTS / METRICS]
-    with suppress(OSError, ValueError):  # of a file that is none of ours nothing is asked
+    with suppress(OSError, ValueError):  # a foreign file may hold anything
         return next((read_json(place) for place in places if place.is_file()), None)
     return None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole: a reader sees the old one or the new one. Of many processes the first one writes."""
+    """Write a text file atomically: a reader sees the old one or the new one. Only the main process writes."""
     if not this_process().is_main_process:
         return
     with replace_file(path) as partial:

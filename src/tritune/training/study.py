@@ -1,9 +1,9 @@
-"""An Optuna study that many processes work off together, each point once, whoever of them is killed.
+"""An Optuna study that many processes work on together, each point once, even if some of them are killed.
 
-Optuna's own grid hands a point to two processes now and then, and a study alone does not know which of its running
-trials nobody runs any more. So the points are numbered here: a trial carries the number of its point, and a point is
-done, or being done, if it has a trial that counts. A trial counts unless it failed without a reason, as one does whose
-process was killed or interrupted. Where two processes begin the same point at the same moment the older trial counts.
+Optuna's own grid occasionally gives a point to two processes, and a study does not know which of its running trials
+have been abandoned. So the points are numbered here: a trial carries the number of its point, and a point is done, or
+in progress, if it has a trial that counts. A trial counts unless it failed without a reason, as happens if its process
+was killed or interrupted. If two processes start the same point at the same moment, the older trial counts.
 """
 
 import platform
@@ -30,23 +30,23 @@ from .run_folder import LOCK
 POINT, WORKER, REASON = "point", "worker", "reason"
 DATABASE = "study.db"
 
-# How often a process tells the others that it is alive, and when they take it for dead.
+# How often a process signals that it is alive, and when others assume that it is dead.
 _HEARTBEAT_SECONDS, _GRACE_SECONDS = 60, 300
-# A trial between its start and the note of who runs it; nobody is slower than this.
+# The longest time from the start of a trial to the note of its worker.
 _UNCLAIMED_SECONDS = 600
 
 
 class Taken(Exception):
-    """Another process has the point already."""
+    """Another process already has the point."""
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """Where a study is kept.
+    """Open the storage of a study.
 
     Args:
-        url: a database as SQLAlchemy writes it (`postgresql://…`, `mysql://…`, `sqlite:///…`), `redis://…`, or the path
-            of a journal, a file `*.log` that may lie in a network folder; None is an SQLite file in `folder`.
-        folder: of the sweep; it exists.
+        url: a database URL as for SQLAlchemy (`postgresql://…`, `mysql://…`, `sqlite:///…`), `redis://…`, or the path
+            of a journal `*.log`, which may be in a network folder; None is an SQLite file in `folder`.
+        folder: of the sweep; must exist.
 
     Raises:
         TrituneError: it cannot be opened.
@@ -55,12 +55,14 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     url = url or own
     try:
         if url == own:
-            (folder / DATABASE).touch()  # an empty database; in one that SQLite makes no group may write
+            (
+                folder / DATABASE
+            ).touch()  # with the modes of the umask; SQLite itself creates files that no group may write
         if url.endswith(".log") and "://" not in url:
             return JournalStorage(JournalFileBackend(url))
         if url.startswith("redis://"):
             return JournalStorage(JournalRedisBackend(url))
-        # SQLite lets one process write at a time; the others are to wait for it.
+        # SQLite lets one process write at a time; the others wait.
         patience = {"connect_args": {"timeout": 120}} if url.startswith("sqlite") else None
         alone = FileLock(folder / LOCK) if patience else nullcontext()
         with alone, warnings.catch_warnings():
@@ -75,7 +77,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
 
 
 def without_password(url: str) -> str:
-    """An address as it may be shown.
+    """A URL with its password masked.
 
     >>> without_password("postgresql://me:secret@host/db")
     'postgresql://me:***@host/db'
@@ -84,9 +86,9 @@ def without_password(url: str) -> str:
 
 
 class Worker:
-    """A process that works on a study, and how another one on the same machine sees that it is gone.
+    """A process that works on a study; others on the same machine can tell whether it is still alive.
 
-    It holds a lock that ends with the process. From other machines a lock cannot be seen; they go by heartbeats.
+    It holds a lock that ends with the process. Other machines cannot see the lock and rely on heartbeats.
     """
 
     def __init__(self, folder: Path):
@@ -105,12 +107,12 @@ class Worker:
             self.path.unlink(missing_ok=True)
 
     def card(self) -> dict[str, str]:
-        """What a trial says of who runs it."""
+        """The attributes by which a trial names its worker."""
         return {"host": platform.node(), "lock": str(self.path)}
 
 
 def _is_gone(card: Mapping[str, str]) -> bool:
-    """Whether a worker has ended; False where that cannot be told from here."""
+    """Whether a worker has ended; False if this machine cannot tell."""
     if card["host"] != platform.node() or not Path(card["lock"]).parent.is_dir():
         return False
     if not Path(card["lock"]).exists():
@@ -137,10 +139,10 @@ class Queue:
     """The points of one study.
 
     Attributes:
-        study: Optuna's.
-        count: how many points there are.
+        study: the Optuna study.
+        count: number of points.
         worker: this process.
-        fixed: point to Optuna's parameters where they are known beforehand; otherwise the sampler chooses them.
+        fixed: the Optuna parameters of a point; empty if the sampler chooses them.
     """
 
     study: optuna.Study
@@ -149,7 +151,7 @@ class Queue:
     fixed: Callable[[int], dict[str, Any]]
 
     def trials(self) -> dict[int, FrozenTrial]:
-        """Point to the trial that counts, in the order of the points."""
+        """The trial that counts for each point, in the order of the points."""
         found: dict[int, FrozenTrial] = {}
         for trial in sorted(self.study.get_trials(deepcopy=False), key=lambda trial: trial.number):
             if counts(trial):
@@ -157,7 +159,7 @@ class Queue:
         return dict(sorted((point, trial) for point, trial in found.items() if point < self.count))
 
     def prepare(self) -> bool:
-        """See to it that a trial waits for whoever asks next; False if every point is done or in work."""
+        """Enqueue a trial for the next point; False if every point is done or in progress."""
         self._bury()
         trials = self.trials()
         if any(trial.state == TrialState.WAITING for trial in trials.values()):
@@ -166,8 +168,8 @@ class Queue:
         if missing is None:
             return False
         earlier = [trial for trial in self.study.get_trials(deepcopy=False) if trial.user_attrs.get(POINT) == missing]
-        # A killed trial goes on with its values and with the seeds that it had finished.
-        params, attributes = self.fixed(missing), {}
+        # A killed trial is continued with its values and finished seeds.
+        params, attributes = self.fixed(missing), dict[str, Any]()
         for trial in earlier:
             params = trial.params or params
             attributes |= trial.user_attrs
@@ -176,28 +178,28 @@ class Queue:
         return True
 
     def claim(self, trial: optuna.Trial) -> int:
-        """The number of the point that a trial just begun is to work on.
+        """The number of the point that a new trial is to work on.
 
         Raises:
             Taken: another trial counts for it.
         """
         trial.set_user_attr(WORKER, self.worker.card())
-        point = trial.user_attrs.get(POINT)
+        point = trial.user_attrs.get(POINT, -1)
         counting = self.trials().get(point)
         if counting is None or counting.number != trial.number:
             raise Taken
         return point
 
     def _bury(self) -> None:
-        """Fail the running trials whose processes are gone."""
+        """Mark running trials as failed if their processes are gone."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            optuna.storages.fail_stale_trials(self.study)  # by heartbeats, where the storage keeps them
+            optuna.storages.fail_stale_trials(self.study)  # by heartbeats, if the storage has them
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             card = trial.user_attrs.get(WORKER)
-            age = time.time() - trial.datetime_start.timestamp()
+            age = time.time() - trial.datetime_start.timestamp() if trial.datetime_start else 0.0
             if _is_gone(card) if card else age > _UNCLAIMED_SECONDS:
                 try:
                     self.study.tell(trial.number, state=TrialState.FAIL)
                 except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
-                    continue  # somebody else was faster
+                    continue  # another process was faster

@@ -1,7 +1,7 @@
-"""Sweeps: the points of a space, each trained once per seed, on as many processes and machines as share the storage.
+"""Sweeps: every point of a space is trained once per seed, by all processes and machines that share a storage.
 
-A trial of the study is a point, its value the mean over the seeds of the task's metric. A run's folder is named after
-sweep, point and seed: a point that was interrupted goes on from its newest checkpoint, whichever process takes it up.
+A trial of the study is a point; its value is the mean of the task's metric over the seeds. A run's folder is named
+after sweep, point and seed, so that any process can continue an interrupted point from its newest checkpoint.
 """
 
 import copy
@@ -23,7 +23,7 @@ from ..checkpoints.prepare import prepare
 from ..compute.devices import this_process
 from ..errors import CannotWriteError, Interrupted, TrituneError, first_line
 from ..modeling.quantization import Quantization
-from ..recipes import SWEEP_FILE, Range, Sweep, label, sweeps_to_yaml
+from ..recipes import SWEEP_FILE, Range, Recipe, Sweep, label, listed, sweeps_to_yaml
 from ..tasks.data.rows_record import other_rows
 from ..tasks.registry import Task
 from ..tasks.task_file import task_record
@@ -47,27 +47,31 @@ class SweepJob:
     """What a sweep works on.
 
     Attributes:
-        title: of the file; the studies are named after it.
-        sweeps: of the file.
-        job: with the teacher and the data; its recipe is the first run's.
+        title: name of the sweep file, and prefix of the studies' names.
+        sweeps: the sweeps of the file.
+        job: teacher and data; its recipe is that of the first run.
         data: folder of the task's files, or None.
         output: the sweep's folder.
-        storage: address of the studies, see `study.open_storage`.
+        storage: URL of the studies, see `study.open_storage`.
     """
 
     title: str
     sweeps: list[Sweep]
-    job: Job
+    job: Job[Recipe]
     data: Path | None
     output: Path
     storage: str | None
 
     def folder(self, sweep: Sweep, point: int, seed: int) -> Path:
-        """Where one run lies."""
+        """The folder of one run."""
         return self.output / TRIALS / sweep.name / f"{point:03d}" / f"seed-{seed}"
 
+    def runs(self) -> int:
+        """Number of runs of all sweeps."""
+        return sum(sweep.count() * len(sweep.seeds) for sweep in self.sweeps)
+
     def steps(self, sweep: Sweep) -> int:
-        """Updates of all runs of one sweep. What a sampler will choose is not known: there the first option counts."""
+        """Total number of updates of one sweep, estimated from the first option if a sampler chooses."""
         rows = len(self.job.data.splits["train"])
         points = list(sweep.grid()) if sweep.sampler == "grid" else [next(sweep.corners())] * sweep.count()
         recipes = (sweep.point(values, sweep.seeds[0]).resolve(self.job.task, rows) for values in points)
@@ -87,23 +91,22 @@ def open_sweep(
     """Read and check everything a sweep needs; nothing is written.
 
     Args:
-        source: the teacher's folder or hub name.
+        source: folder or hub name of the teacher.
         task: of the table.
-        data: the task's original files; None reads the hub.
+        data: folder of the task's original files; None reads the hub.
         title, sweeps: from `load_sweeps`.
         output: the folder to write.
         storage: of the studies, see `study.open_storage`; None is a file in `output`.
-        resume: whether a sweep that lies there is to go on.
+        resume: continue a sweep that lies there.
 
     Raises:
-        TrituneError: anything that is missing, does not fit, or is in the way, the recipe of a point among it.
+        TrituneError: something is missing, incompatible, or in the way, or the recipe of a point is invalid.
     """
     if this_process().num_processes > 1:
         raise TrituneError("sweep: start one process per device, all with the same --storage, instead of torchrun")
-    inputs = (str(source), *([str(data)] if data else []))
-    # A process that has just begun makes its study first.
-    mark = next((name for name in (SWEEP_FILE, DATABASE) if (output / name).is_file()), SWEEP_FILE)
-    check_free(output, overwrite=False, resume=resume, inputs=inputs, mark=mark)
+    # A process that has just started creates its study first.
+    mark = DATABASE if (output / DATABASE).is_file() else SWEEP_FILE
+    check_free(output, overwrite=False, resume=resume, inputs=[source, data] if data else [source], mark=mark)
     first = sweeps[0]
     recipe = first.point(next(first.corners()), first.seeds[0])
     job = open_job(source, task, data, recipe, output / TRIALS / "none")  # every run has a folder of its own
@@ -123,19 +126,19 @@ def open_sweep(
 
 
 def run_sweep(job: SweepJob, stop_after: int | None = None, report: Callable[[], None] = lambda: None) -> int:
-    """Work off every point that is not done and that no other process works on.
+    """Train every point that is not done and that no other process works on.
 
     Args:
         job: from `open_sweep`.
-        stop_after: leave after so many points.
-        report: called after every point, to write down how things stand.
+        stop_after: number of points to train; None for all.
+        report: called after every point, to write intermediate results.
 
     Returns:
-        How many points this process made.
+        The number of points trained by this process.
 
     Raises:
-        Interrupted: a signal came; the sweep can be resumed.
-        TrituneError: the studies belong to another sweep, or a folder cannot be written to.
+        Interrupted: a signal was received; the sweep can be resumed.
+        TrituneError: the studies belong to another sweep, or a folder is not writable.
     """
     job.output.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -143,8 +146,7 @@ def run_sweep(job: SweepJob, stop_after: int | None = None, report: Callable[[],
     queues = open_queues(job, worker)
     write_text(job.output / SWEEP_FILE, sweeps_to_yaml(job.title, job.sweeps))
     made: list[int] = []
-    total = sum(sweep.count() * len(sweep.seeds) for sweep in job.sweeps)
-    with _interruptible(), worker.at_work(), tqdm(total=total, unit="run", desc=job.title) as bar:
+    with _interruptible(), worker.at_work(), tqdm(total=job.runs(), unit="run", desc=job.title) as bar:
         for sweep, queue in zip(job.sweeps, queues, strict=True):
             objective = _Objective(job, sweep, queue, bar, made)
             while (stop_after is None or len(made) < stop_after) and queue.prepare():
@@ -159,17 +161,17 @@ def run_sweep(job: SweepJob, stop_after: int | None = None, report: Callable[[],
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Between two trainings, too, Ctrl-C is a wish and no error; a storage that goes away is one line."""
+    """Report Ctrl-C between two trainings, and a storage that fails, in one line."""
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted("stopped between two trainings; --resume goes on from there") from None
+        raise Interrupted("stopped between two trainings; --resume continues from there") from None
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-        raise TrituneError(f"the storage of the study failed ({first_line(error)}); --resume goes on") from error
+        raise TrituneError(f"the storage of the study failed ({first_line(error)}); --resume continues") from error
 
 
 def open_queues(job: SweepJob, worker: Worker) -> list[Queue]:
-    """The studies of a sweep's parts; made if they are not there.
+    """The studies of all sweeps, created if they do not exist.
 
     Raises:
         TrituneError: the storage cannot be opened, or has a study of this name with another space, teacher or task.
@@ -187,17 +189,17 @@ def open_queues(job: SweepJob, worker: Worker) -> list[Queue]:
             study.set_user_attr(_MADE_OF, made_of)
         elif other := _difference(earlier, made_of):
             raise TrituneError(
-                f"the study {name} there has {other}; take another --output or --storage, or give the sweep "
-                "file another name"
+                f"the study {name} there has {other}; choose another --output or --storage, or another name for the "
+                "sweep file"
             )
-        if _BF16 not in study.user_attrs:  # what auto stands for in all its runs, whichever machine makes them
+        if _BF16 not in study.user_attrs:  # what auto means in all its runs, on any machine
             study.set_user_attr(_BF16, takes_bf16())
         queues.append(Queue(study, sweep.count(), worker, _fixed(sweep)))
     return queues
 
 
 def finished_runs(sweeps: list[Sweep], queues: list[Queue]) -> Iterator[dict[str, Any]]:
-    """Every run that was made: sweep, point, values, seed, state, scores, steps, seconds and reason."""
+    """Every finished run: sweep, point, values, seed, state, scores, steps, seconds and reason."""
     for sweep, queue in zip(sweeps, queues, strict=True):
         for point, trial in queue.trials().items():
             for seed in sweep.seeds:
@@ -206,7 +208,7 @@ def finished_runs(sweeps: list[Sweep], queues: list[Queue]) -> Iterator[dict[str
 
 
 class _Objective:
-    """What Optuna calls with a trial: trains its point with every seed and returns the mean score."""
+    """Optuna's objective: trains the point of a trial with every seed and returns the mean score."""
 
     def __init__(self, job: SweepJob, sweep: Sweep, queue: Queue, bar: tqdm, made: list[int]):
         self.job, self.sweep, self.queue, self.bar, self.made = job, sweep, queue, bar, made
@@ -216,8 +218,8 @@ class _Objective:
 
         Raises:
             Taken: another process has this point.
-            optuna.TrialPruned: the point was given up.
-            _PointFailed: a run of it failed; the trial says why.
+            optuna.TrialPruned: the point was pruned.
+            _PointFailed: a run failed; the trial says why.
         """
         point = self.queue.claim(trial)
         values = _suggested(trial, self.sweep)
@@ -231,7 +233,7 @@ class _Objective:
         return fmean(scores)
 
     def _run(self, trial: optuna.Trial, point: int, values: dict[str, Any], index: int) -> dict[str, Any]:
-        """One run, or what is known of it if it was finished before; noted in the trial."""
+        """Make one run and note its results in the trial."""
         seed = self.sweep.seeds[index]
         folder = self.job.folder(self.sweep, point, seed)
         self.bar.set_description(f"{self.sweep.name}: {label(values)}, seed {seed}")
@@ -240,14 +242,8 @@ class _Objective:
         watch = _Watch(trial, self.bar, index * job.recipe.max_steps, self.sweep.pruner is not None)
 
         def note(state: str, **more: Any) -> dict[str, Any]:
-            made = {
-                "state": state,
-                "last": None,
-                "best": None,
-                "steps": watch.step,
-                "seconds": None,
-                REASON: None,
-            } | more
+            unknown = dict.fromkeys(("last", "best", "seconds", REASON))
+            made = {"state": state, **unknown, "steps": watch.step, **more}
             trial.set_user_attr(_attribute(seed), made)
             return made
 
@@ -274,14 +270,15 @@ class _Objective:
 
 
 class _Watch:
-    """Follows a run: the bar shows its score, and the study may give it up."""
+    """Follows a run: the bar shows its score, and the study may prune it."""
 
     def __init__(self, trial: optuna.Trial, bar: tqdm, before: int, prunes: bool):
         self.trial, self.bar, self.before, self.prunes = trial, bar, before, prunes
-        self.step, self.score = 0, None
+        self.step = 0
+        self.score: float | None = None
 
     def __call__(self, step: int, score: float) -> None:
-        """Raise `optuna.TrialPruned` if the point is worse than others were at this step."""
+        """Raise `optuna.TrialPruned` if the pruner says so at this step."""
         self.step, self.score = step, score
         self.bar.set_postfix(step=step, score=f"{score:.4g}")
         if self.prunes:
@@ -298,9 +295,10 @@ def _made_of(job: SweepJob, sweep: Sweep) -> dict[str, Any]:
     """What two processes must have in common to share a study."""
     space = {key: asdict(options) if isinstance(options, Range) else options for key, options in sweep.space.items()}
     settings = ("seeds", "sampler", "sampler_seed", "objective", "pruner", "pruner_startup_trials")
+    record = task_record(job.job.task)
     return {
         "task": job.job.task.name,
-        **({"dataset": record} if (record := task_record(job.job.task)) else {}),
+        **({"dataset": record} if record else {}),
         "teacher": weights_sha256(job.job.model),
         "rows": job.job.rows,
         "recipe": asdict(sweep.base),
@@ -311,8 +309,8 @@ def _made_of(job: SweepJob, sweep: Sweep) -> dict[str, Any]:
 
 
 def _difference(earlier: dict[str, Any], made_of: dict[str, Any]) -> str:
-    """What a study has that a sweep has not, in words; empty where they have all in common."""
-    rows = earlier.get("rows", made_of["rows"])  # older studies kept no record of them
+    """In what a study differs from a sweep, in words; empty if in nothing."""
+    rows = earlier.get("rows", made_of["rows"])  # older studies have no record of them
     if earlier["task"] == made_of["task"] and (found := other_rows(rows, made_of["rows"], "read")):
         return f"other rows ({found})"
     if other := [key for key in made_of if key != "rows" and made_of[key] != earlier.get(key)]:
@@ -328,20 +326,20 @@ def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
 
 
 def _sampler(sweep: Sweep, begun: int) -> optuna.samplers.BaseSampler:
-    """Seeded by how many points there are already, so that a sweep that goes on does not draw the same ones again."""
+    """Seeded by the number of points so far, so that a resumed sweep does not draw the same ones again."""
     if sweep.sampler == "tpe":
         return optuna.samplers.TPESampler(seed=sweep.sampler_seed + begun)
     return optuna.samplers.RandomSampler(seed=sweep.sampler_seed)
 
 
 def _fixed(sweep: Sweep) -> Callable[[int], dict[str, Any]]:
-    """Point to Optuna's parameters; none where the sampler chooses as it goes."""
+    """The Optuna parameters of each point; empty if the sampler chooses them one after another."""
     if sweep.sampler == "tpe":
         return lambda point: {}
     if sweep.sampler == "grid":
         points = [{key: json.dumps(value) for key, value in values.items()} for values in sweep.grid()]
         return points.__getitem__
-    # All points of a random search are known from the start, so every process knows the same ones.
+    # All points of a random search are known beforehand, and the same in every process.
     study = optuna.create_study(sampler=_sampler(sweep, 0))
     points = []
     for _ in range(sweep.count()):
@@ -352,19 +350,18 @@ def _fixed(sweep: Sweep) -> Callable[[int], dict[str, Any]]:
 
 
 def _suggested(trial: optuna.Trial, sweep: Sweep) -> dict[str, Any]:
-    """The values of a trial's point. A list's entries may be anything YAML has; Optuna sees them as JSON."""
+    """The values of a trial's point. Entries of a list may be any YAML values; Optuna gets them as JSON."""
     values = {}
     for key, options in sweep.space.items():
         if isinstance(options, Range) and sweep.sampler != "grid":
             values[key] = _number(trial, key, options)
         else:
-            choices = options.values() if isinstance(options, Range) else options
-            values[key] = json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in choices]))
+            values[key] = json.loads(trial.suggest_categorical(key, list(map(json.dumps, listed(options)))))
     return values
 
 
 def _number(trial: optuna.Trial, key: str, options: Range) -> float | int:
+    low, high, step, log = options.low, options.high, options.step, options.log
     if options.is_whole:
-        return trial.suggest_int(key, options.low, options.high, step=options.step or 1, log=options.log)
-    value = trial.suggest_float(key, options.low, options.high, step=options.step, log=options.log)
-    return float(f"{value:.12g}")
+        return trial.suggest_int(key, int(low), int(high), step=int(step or 1), log=log)
+    return float(f"{trial.suggest_float(key, low, high, step=step, log=log):.12g}")

@@ -1,10 +1,12 @@
-"""What a sweep found: a table of runs, a picture, and the best recipe."""
+"""The results of a sweep: a table of runs, a figure, and the best recipe."""
 
 import csv
 import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from statistics import fmean, stdev
 from typing import Any
 
@@ -28,11 +30,11 @@ class Point:
     """One point of a sweep and its scores.
 
     Attributes:
-        sweep: that it belongs to.
-        values: of the keys of the space.
-        scores: of the seeds that were finished, by the sweep's objective.
+        sweep: the sweep of the point.
+        values: values of the keys of the space.
+        scores: scores of the finished seeds, by the sweep's objective.
         state: `complete`, `pruned`, or `failed`; `unfinished` while seeds are missing.
-        reason: of a failure.
+        reason: reason of a failure.
     """
 
     sweep: Sweep
@@ -43,24 +45,25 @@ class Point:
 
     @property
     def mean(self) -> float | None:
-        """Of the scores; None before the first."""
+        """Mean of the scores; None before the first."""
         return fmean(self.scores) if self.scores else None
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over the seeds (of a sample: divided by n - 1); None for fewer than two."""
+        """Sample standard deviation over the seeds (divided by n - 1); None for fewer than two."""
         return stdev(self.scores) if len(self.scores) > 1 else None
 
 
 @dataclass(frozen=True)
 class Results:
-    """A sweep as far as it has come.
+    """The state of a sweep.
 
     Attributes:
-        title, metric: of the file and of the task.
-        runs: as `finished_runs` yields them.
-        points: made from them.
-        total: runs that there will be.
+        title: name of the sweep file.
+        metric: metric of the task.
+        runs: from `finished_runs`.
+        points: points of these runs.
+        total: number of runs in the end.
     """
 
     title: str
@@ -73,29 +76,29 @@ class Results:
     def best(self) -> Point | None:
         """The complete point with the highest mean, the first of equal ones; None if there is none."""
         complete = [point for point in self.points if point.state == "complete"]
-        return max(complete, key=lambda point: point.mean, default=None)
+        return max(complete, key=lambda point: fmean(point.scores), default=None)
 
     def open(self) -> int:
-        """Runs that are still to be made."""
+        """Number of runs that are still to be made."""
         settled = sum(len(point.sweep.seeds) for point in self.points if point.state != "unfinished")
         return self.total - settled - sum(len(point.scores) for point in self.points if point.state == "unfinished")
 
 
 def read_results(job: SweepJob) -> Results:
-    """How a sweep stands, from its storage, whichever machine made the runs."""
+    """The state of a sweep according to its storage, whichever machine made the runs."""
     runs = list(finished_runs(job.sweeps, open_queues(job, Worker(job.output))))
-    total = sum(sweep.count() * len(sweep.seeds) for sweep in job.sweeps)
-    return Results(job.title, job.job.task.metric, runs, _points(job.sweeps, runs), total)
+    return Results(job.title, job.job.task.metric, runs, _points(job.sweeps, runs), job.runs())
 
 
 def write_results(job: SweepJob, final: bool = True) -> Results:
-    """Write `sweep.csv`, and at the end the picture and the best recipe; returns what was read."""
+    """Write `sweep.csv`, and with `final` the figure and the best recipe; returns the results."""
     with FileLock(job.output / _LOCK):
         results = read_results(job)
         write_text(job.output / CSV, to_csv(results))
-        if not (final and results.best):
+        best = results.best
+        if not final or best is None:
             return results
-        write_text(job.output / BEST_RECIPE, best_recipe(results))
+        write_text(job.output / BEST_RECIPE, best_recipe(results, best))
         drawn = [(point.sweep.name, point.values, point.scores) for point in results.points if point.scores]
         figure = sweep_figure(drawn, results.metric, _log_keys(job.sweeps))
         for name in FIGURES:
@@ -104,7 +107,7 @@ def write_results(job: SweepJob, final: bool = True) -> Results:
 
 
 def to_csv(results: Results) -> str:
-    """One row a run: sweep, point, every key that any sweep tries, seed, state, scores, steps, seconds, and reason."""
+    """One row per run: sweep, point, every key that any sweep tries, seed, state, scores, steps, seconds and reason."""
     sweeps = {point.sweep.name: point.sweep for point in results.points}
     keys = list(dict.fromkeys(key for run in results.runs for key in run[VALUES]))
     file = io.StringIO()
@@ -117,21 +120,19 @@ def to_csv(results: Results) -> str:
     return file.getvalue()
 
 
-def best_recipe(results: Results) -> str:
-    """The best point's recipe, with the first of its seeds, as YAML for `tritune train --recipe`."""
-    best = results.best
+def best_recipe(results: Results, best: Point) -> str:
+    """The recipe of the `best` point, with the first of its seeds, as YAML for `tritune train --recipe`."""
     recipe = best.sweep.point(best.values, best.sweep.seeds[0])
     spread = f" ± {best.deviation:.4f}" if best.deviation is not None else ""
-    score = f"{results.metric} {best.mean:.4f}{spread} over {len(best.scores)} seeds"
+    score = f"{results.metric} {fmean(best.scores):.4f}{spread} over {len(best.scores)} seeds"
     found = f"best of the sweep {results.title}: {label(best.values)} ({score})"
     return to_yaml(replace(recipe, name=f"{results.title}-best", description=found))
 
 
 def _points(sweeps: list[Sweep], runs: Iterable[dict[str, Any]]) -> list[Point]:
-    by_name, grouped = {sweep.name: sweep for sweep in sweeps}, {}
-    for run in runs:
-        grouped.setdefault((run["sweep"], run["point"]), []).append(run)
-    return [_point(by_name[name], group) for (name, _), group in grouped.items()]
+    by_name = {sweep.name: sweep for sweep in sweeps}
+    groups = groupby(runs, key=itemgetter("sweep", "point"))
+    return [_point(by_name[name], list(group)) for (name, _), group in groups]
 
 
 def _point(sweep: Sweep, runs: list[dict[str, Any]]) -> Point:
@@ -139,7 +140,7 @@ def _point(sweep: Sweep, runs: list[dict[str, Any]]) -> Point:
     ended = next((run for run in runs if run["state"] != "complete"), None)
     state = ended["state"] if ended else "complete" if len(complete) == len(sweep.seeds) else "unfinished"
     scores = tuple(run[sweep.objective] for run in complete)
-    return Point(sweep, runs[0][VALUES], scores, state, ended and ended["reason"])
+    return Point(sweep, runs[0][VALUES], scores, state, ended["reason"] if ended else None)
 
 
 def _log_keys(sweeps: list[Sweep]) -> set[str]:

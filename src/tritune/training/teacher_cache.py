@@ -1,8 +1,8 @@
-"""What the teacher says of every training row, computed once and read back in later epochs.
+"""The teacher's outputs for every training row, computed once and read back in later epochs.
 
 The teacher never changes, so from the second epoch on its forward pass, about a quarter of a step, can be looked up.
-The price is disk: attention scores grow with the square of the length. Values are kept in float32, so
-training with the cache is training without it, up to the last bits that a row owes to its batch mates.
+The price is disk space: attention scores grow with the square of the sequence length. Values are stored in float32, so
+training with and without the cache agree up to the last bits, in which a row depends on the rest of its batch.
 """
 
 import math
@@ -20,7 +20,7 @@ from ..modeling.trace import LayerTrace, ModelTrace
 
 ROW = "row"
 _HIDDEN = "hidden_states"
-# Of an output beside its trace: logits, or the state that a sentence's embedding is pooled of.
+# Outputs beside the trace: logits, or the state from which a sentence embedding is pooled.
 _ANSWERS = ("logits", "last_hidden_state")
 # Fields with a key axis beside the token axis.
 _SQUARE = ("attention_scores", "attention_probs")
@@ -34,16 +34,15 @@ class TeacherCache:
     """Outputs of a frozen model by row number, in one file per field.
 
     Args:
-        folder: where the files lie; what lies there already is replaced. A run that goes on fills them again: it cannot
-            know what a crash left of them.
-        rows: of the training set.
-        length: tokens of its longest batch. Shorter batches must be padded on the right. None where all have as many.
-        fields: of `LayerTrace`, or "hidden_states", that are kept beside the logits or the last state.
-        sample: the model's output, with a trace of `fields` if there are any, for any batch; its shapes are taken.
-        layers: whose fields are kept, see `distil.layer_map.distilled_layers`; None for all, and the embeddings too.
+        folder: of the files; existing ones are replaced, since a crash may have left them in any state.
+        rows: number of rows in the training set.
+        length: tokens of its longest batch; shorter ones must be padded on the right. None if all have the same length.
+        fields: of `LayerTrace`, or "hidden_states", stored in addition to the logits or the last hidden state.
+        sample: an output of the model, with a trace of `fields` if there are any; its shapes are used.
+        layers: whose fields are stored, from `distil.layer_map.distilled_layers`; None for all and the embeddings.
 
     Raises:
-        TrituneError: the disk has no room; the message says how much is needed and how much there is.
+        TrituneError: the disk is too small; the message says how much space is needed and how much is free.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class TeacherCache:
         layers: tuple[int, ...] | None = None,
     ):
         self.folder, self.fields, self.layers = folder, fields, layers
-        self.count = len(sample.trace.layers) if fields else 0
+        self.count = len(sample["trace"].layers) if fields else 0
         packed = self._packed(sample)
         shapes = {name: (rows, *_row_shape(name, tensor, length)) for name, tensor in packed.items()}
         shutil.rmtree(folder, ignore_errors=True)
@@ -70,20 +69,20 @@ class TeacherCache:
             shutil.rmtree(folder)
             raise TrituneError(
                 f"cache_teacher: needs {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; turn it "
-                "off, or take fewer rows or a shorter max_length"
+                "off, or use fewer rows or a shorter max_length"
             ) from None
         self.filled = np.zeros(rows, bool)
 
     def used_bytes(self) -> int:
-        """What the files take on disk."""
+        """Size of the files on disk."""
         return sum(512 * path.stat().st_blocks for path in self.folder.iterdir())
 
     def outputs(self, batch: dict[str, torch.Tensor], rows: torch.Tensor, forward: Forward) -> ModelOutput:
-        """The model's output with its trace for a batch, read if every row is known, else computed and kept.
+        """The model's output with its trace for a batch, read if every row is stored, else computed and stored.
 
         Args:
-            batch: what `forward` takes; (batch, tokens) and the like.
-            rows: row numbers, (batch).
+            batch: inputs of `forward`.
+            rows: row numbers, (batch,).
             forward: the frozen model.
         """
         index = rows.cpu().numpy()
@@ -112,18 +111,18 @@ class TeacherCache:
         if hidden is None:
             return ModelOutput(**answers, trace=ModelTrace(layers))
         states = dict(zip(self._kept(hidden.shape[1], after=1), hidden.unbind(1), strict=True))
-        length = self.count + 1 if self.layers is not None else hidden.shape[1]
-        return ModelOutput(**answers, trace=ModelTrace(layers, tuple(map(states.get, range(length)))))
+        length, missing = self.count + 1 if self.layers is not None else hidden.shape[1], hidden.new_empty(0)
+        return ModelOutput(**answers, trace=ModelTrace(layers, [states.get(i, missing) for i in range(length)]))
 
     def _kept(self, count: int, after: int = 0) -> Sequence[int]:
-        """Places that are kept of `count`; hidden state l + 1 comes `after` layer l."""
+        """The stored ones of `count` places; hidden state l + 1 comes `after` layer l."""
         return range(count) if self.layers is None else [layer + after for layer in self.layers]
 
     def _packed(self, output: ModelOutput) -> dict[str, torch.Tensor]:
-        """Field to one tensor, (batch, layers, ...), or for what is no layer's (batch, ...)."""
+        """One tensor for each field, (batch, layers, ...), or (batch, ...) if it belongs to no layer."""
         packed = {name: output[name] for name in _ANSWERS if output.get(name) is not None}
         for name in sorted(self.fields):
-            hidden, trace = name == _HIDDEN, output.trace
+            hidden, trace = name == _HIDDEN, output["trace"]
             tensors = trace.hidden_states if hidden else [getattr(layer, name) for layer in trace.layers]
             packed[name] = torch.stack([tensors[place] for place in self._kept(len(tensors), after=hidden)], dim=1)
         return packed
@@ -141,14 +140,14 @@ def _row_shape(name: str, tensor: torch.Tensor, length: int | None) -> tuple[int
 
 
 def _cut(name: str, tokens: int | None) -> tuple:
-    """The part of a row's array that a batch of so many tokens fills; None is all of it."""
+    """The part of a row's array that a batch of `tokens` tokens fills; None for all of it."""
     if name in _SQUARE:
         return (..., slice(tokens), slice(tokens))
     return (..., slice(tokens), slice(None)) if name in _PER_TOKEN else (...,)
 
 
 def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """A file of float32 whose place on the disk is taken now: a disk that fills up later would kill the process."""
+    """A float32 file whose disk space is allocated now: a disk that fills up later would kill the process."""
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))

@@ -1,12 +1,12 @@
 """`DistillationTrainer`: transformers' Trainer with a teacher, named losses and an intervention schedule."""
 
-from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_utils import TrainOutput
@@ -16,16 +16,16 @@ from ..compute.kernels import fused_kernels
 from ..distil.choices import ALL_LAYERS, AVERAGES, check_temperature
 from ..distil.layer_map import distilled_layers
 from ..distil.losses import LOSSES, MULTI_LABEL, Pair, distillation_losses, trace_fields
+from ..distil.losses.means import total
 from ..distil.schedule import SCHEDULES
 from ..errors import TrituneError
 from ..modeling.instrument import instrument_of, is_instrumented
 from ..modeling.trace import Intervention, Site
-from ..recipes import OPTIMIZERS
+from ..recipes.recipe import OPTIMIZERS
 from ..tasks.heads import TEXT_CLASSIFICATION, Head
-from .arguments import bert_adam, separate_learned_scales, takes_kernels, without_clip_and_schedule
+from .arguments import separate_learned_scales, takes_kernels
 from .head_trainer import HeadTrainer
 from .hidden_projection import HiddenProjection
-from .optimizer import learning_rate
 from .pairing import check_hidden_states, pairing
 from .precision import check_precision
 from .teacher_cache import ROW, TeacherCache
@@ -34,23 +34,21 @@ HIDDEN_PROJECTION = "hidden_projection.pt"
 TERNARYBERT = {"logits": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
 
 
-class _ForgetWeights(TrainerCallback):
-    """Some optimizers write to `weight.data`, which autograd does not count as a change."""
+class _AfterUpdate(TrainerCallback):
+    """Forgets what is no longer valid: quantized weights and gradients of the projection of hidden states.
+
+    Some optimizers write to `weight.data`, which autograd does not count as a change, and Trainer clears only the
+    gradients of its model.
+    """
+
+    def __init__(self, projection: HiddenProjection | None):
+        self.projection = projection
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        """Quantize anew after every update."""
+        """Forget both after every update."""
         forget_weights()
-
-
-class _ClearGradients(TrainerCallback):
-    """Trainer clears those of its model alone."""
-
-    def __init__(self, module: torch.nn.Module):
-        self.module = module
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        """Clear them after every update."""
-        self.module.zero_grad()
+        if self.projection is not None:
+            self.projection.zero_grad()
 
 
 class DistillationTrainer(HeadTrainer):
@@ -61,33 +59,33 @@ class DistillationTrainer(HeadTrainer):
         trainer.train()
 
     Args:
-        model: the student, as `tritune.prepare` returns it.
+        model: the student, from `tritune.prepare`.
         teacher: a float model, usually of the same shape; it is instrumented, frozen and put into evaluation mode.
-        args: `TrainingArguments`. `bert_adam` clips each tensor by itself to its `max_grad_norm`, and brings its own
-            schedule in place of `lr_scheduler_type`.
-        coefficients: the weight of each loss of `distil.losses.LOSSES`; TernaryBERT's three when None.
+        args: `TrainingArguments`, see `HeadTrainer` for `bert_adam`.
+        coefficients: the weight of each loss of `distil.losses.LOSSES`; None for TernaryBERT's three.
         schedule: a name of `schedule.SCHEDULES`, or None for no intervention.
         loss_average: `padded` or `valid`, see `distil.losses.means`.
         temperature: of the logits loss, see `distil.losses.soft_cross_entropy`.
-        distil_layers: that the losses taken per layer read: `all`, `last`, `every-n` or a list, counted from 0; see
-            `distil.layer_map.distilled_layers`. The student's layers are meant.
-        layer_map: the teacher's layer that each of the student's learns from: `uniform`, `last` or a list; None for
-            the same depth, see `pairing.pairing`. Where hidden states differ in width, a `HiddenProjection` is trained
-            along.
+        distil_layers: student layers that the per-layer losses compare: `all`, `last`, `every-n` or a list counted from
+            0; see `distil.layer_map.distilled_layers`.
+        layer_map: the teacher layer that each student layer learns from: `uniform`, `last` or a list; None for the same
+            depth, see `pairing.pairing`. If hidden states differ in width, a `HiddenProjection` is trained as well.
         optimizer: `bert_adam`, the published algorithm with rate, betas, eps and decay from `args` (the recipes hold
-            the published values), or `adamw`, Trainer's own. `optimizers` among the further arguments beats both.
-        warmup_ratio: of `bert_adam`, the fraction of steps spent warming up.
-        learned_scale_learning_rate: of what quantizers learn, in a group of its own that is not decayed.
-        head: the kind of task; of a model without logits, its `read` gives the embeddings that are compared.
-        teacher_cache: where the teacher's outputs are kept between epochs; the rows of `train_dataset` then carry
-            their numbers in a column "row". None computes them every time.
-        fused_kernels: whether bf16 training on a CPU takes the kernels of `compute.kernels`; None takes them where they
-            can be compiled, and warns where not.
-        **kwargs: as Trainer takes them.
+            the published values), or `adamw`, Trainer's own. `optimizers` in `kwargs` overrides both.
+        warmup_ratio: of `bert_adam`, the fraction of steps used for warm-up.
+        learned_scale_learning_rate: of what quantizers learn, in a parameter group without weight decay.
+        head: the kind of task; for models without logits, its `read` gives the embeddings that are compared.
+        teacher_cache: stores the teacher's outputs between epochs; the rows of `train_dataset` then need their numbers
+            in a column "row". None computes the outputs every time.
+        fused_kernels: use the kernels of `compute.kernels` for bf16 training on a CPU; None uses them if they can be
+            compiled, and warns otherwise.
+        **kwargs: passed to Trainer.
 
     Raises:
-        TrituneError: the student is not prepared, or teacher and student do not match, or a name is unknown.
+        TrituneError: the student is not prepared, teacher and student do not match, or a name is unknown.
     """
+
+    _signature_columns: list[str] | None  # type: ignore[assignment]  # Trainer initializes it with None, its only type
 
     def __init__(
         self,
@@ -111,8 +109,7 @@ class DistillationTrainer(HeadTrainer):
     ):
         self.coefficients = dict(TERNARYBERT if coefficients is None else coefficients)
         self.schedule, self.loss_average, self.temperature = schedule, loss_average, temperature
-        self.optimizer_name, self.warmup_ratio, self.teacher_cache = optimizer, warmup_ratio, teacher_cache
-        self.fused_kernels = fused_kernels
+        self.teacher_cache, self.fused_kernels = teacher_cache, fused_kernels
         self.learned_scale_learning_rate = learned_scale_learning_rate
         _check_names(self.coefficients, schedule, loss_average, optimizer)
         layers = _check_models(model, teacher)
@@ -121,31 +118,24 @@ class DistillationTrainer(HeadTrainer):
         self.layers, self.layer_map = distilled_layers(distil_layers, layers), pair.layer_map
         check_hidden_states(model, self.coefficients, self.layers)
         check_temperature(temperature, teacher.config.num_labels == 1)
-        # What the losses read, of which layers; none of the rest is recorded.
+        # What the losses read, and of which layers; nothing else is recorded.
         self.trace_wanted = dict.fromkeys(trace_fields(self.coefficients), self.layers)
         self.teacher_trace_wanted = dict.fromkeys(self.trace_wanted, _taught(self.layers, self.layer_map))
         self.hidden_projection: HiddenProjection | None = None
         self.site: Site | None = None
-        self._loss_sums: dict[str, float | torch.Tensor] = defaultdict(float)
+        self._loss_sums: dict[str, torch.Tensor] = {}
         self._loss_steps = 0.0
         self.current_gradient_accumulation_steps = 1  # as Trainer counts them once it trains
-        self.optimizer_args = args = args if args is not None else TrainingArguments()
-        if kwargs.get("optimizers", (None, None))[0] is not None:
-            self.optimizer_name = optimizer = "adamw"
-        if optimizer == "bert_adam":
-            args = without_clip_and_schedule(args)
-        super().__init__(model=model, args=args, head=head, **kwargs)
-        self.add_callback(_ForgetWeights())
+        super().__init__(model, args, head=head, optimizer=optimizer, warmup_ratio=warmup_ratio, **kwargs)
         if pair.hidden_widths is not None:
-            self._add_hidden_projection(pair.hidden_widths, kwargs.get("optimizers", (None, None))[0])
+            self._add_hidden_projection(pair.hidden_widths, has_own_optimizer=self.optimizer is not None)
+        self.add_callback(_AfterUpdate(self.hidden_projection))
         self._check_devices()
         self._check_cache()
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The published optimizer unless `adamw` was asked for; biases, norms and learned scales are not decayed."""
-        if self.optimizer_name == "bert_adam":
-            self.optimizer_cls_and_kwargs = bert_adam(self.optimizer_args, self.state.max_steps, self.warmup_ratio)
+        """The optimizer that was chosen; biases, norms and learned scales are not decayed."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new:
@@ -156,12 +146,16 @@ class DistillationTrainer(HeadTrainer):
         return optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As Trainer's; a weight is quantized once per update, however many batches that takes.
+        """See Trainer; a weight is quantized once per update, regardless of the number of batches.
 
-        Under gradient checkpointing, which is there to save memory, it is quantized as often as it is needed.
+        With gradient checkpointing, which saves memory, it is quantized as often as it is needed.
         """
         self._forget_losses()
-        with self._kernels(), nullcontext() if self.args.gradient_checkpointing else weights_held():
+        takes = takes_kernels(self.fused_kernels, self.args.bf16, self.args.device)
+        with (
+            fused_kernels() if takes else nullcontext(),
+            nullcontext() if self.args.gradient_checkpointing else weights_held(),
+        ):
             return super().train(*args, **kwargs)
 
     def compute_loss(
@@ -173,12 +167,6 @@ class DistillationTrainer(HeadTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """In training the weighted sum of the distillation losses; in evaluation the student's own loss.
 
-        Args:
-            model: the student, wrapped or not.
-            inputs: the batch, `labels` among it.
-            return_outputs: whether to return the model's output too.
-            num_items_in_batch: accepted because Trainer passes it; the losses are means, so it is not needed.
-
         Raises:
             TrituneError: a loss is not finite; the message names the step and the loss.
         """
@@ -186,11 +174,11 @@ class DistillationTrainer(HeadTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         batch = {name: value for name, value in inputs.items() if name not in ("labels", ROW)}
         self.site = self._site()
-        teacher = self._teacher_output(batch, inputs.get(ROW))
+        teacher = self._teacher_output(batch, inputs)
         student = model(
             **batch,
             output_trace=self.trace_wanted,
-            intervention=Intervention(self.site, teacher.trace) if self.site else None,
+            intervention=Intervention(self.site, teacher["trace"]) if self.site else None,
         )
         if self.hidden_projection is not None:
             student.trace.hidden_states = self.hidden_projection(student.trace.hidden_states)
@@ -205,33 +193,29 @@ class DistillationTrainer(HeadTrainer):
             layers=self.layers,
             causal=_is_language_model(self.teacher, teacher),
             multi_label=self.teacher.config.problem_type == MULTI_LABEL,
-            embeddings=None if self.head.has_logits else tuple(self.head.read(o, batch) for o in (student, teacher)),
+            embeddings=(
+                None if self.head.has_logits else (self.head.read(student, batch), self.head.read(teacher, batch))
+            ),
         )
         losses = distillation_losses(pair, self.coefficients)
         self._check_and_sum(losses)
-        loss = sum(self.coefficients[name] * value for name, value in losses.items())
+        loss = total(self.coefficients[name] * value for name, value in losses.items())
         return (loss, student) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's log with every loss beside their sum, each the same mean: over updates, batches and processes."""
+        """See Trainer; the log also has every single loss, averaged over updates, batches and processes."""
         if "loss" in logs and self._loss_sums:
-            sums = self.accelerator.reduce(torch.stack([*self._loss_sums.values()]), reduction="mean")
+            sums = self.accelerator.reduce(torch.stack(list(self._loss_sums.values())), reduction="mean")
             for name, value in zip(self._loss_sums, sums.tolist(), strict=True):
                 logs[f"{name}_loss"] = value / self._loss_steps
             self._forget_losses()
         super().log(logs, start_time)
 
     def site_name(self) -> str | None:
-        """The site of the newest step's intervention as text, or None."""
+        """The site of the current step's intervention as text, or None."""
         return self.site.value if self.site else None
 
-    def _get_learning_rate(self) -> float:
-        """The rate of the update just made; Trainer's own scheduler is constant under the published optimizer."""
-        if self.optimizer_name != "bert_adam":
-            return super()._get_learning_rate()
-        return learning_rate(self.args.learning_rate, self.state.global_step, self.state.max_steps, self.warmup_ratio)
-
-    def _teacher_output(self, batch: dict[str, torch.Tensor], rows: torch.Tensor | None) -> ModelOutput:
+    def _teacher_output(self, batch: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> ModelOutput:
         wanted = self.teacher_trace_wanted | ({self.site.field: None} if self.site else {})
 
         def forward(batch: dict[str, torch.Tensor]) -> ModelOutput:
@@ -242,27 +226,24 @@ class DistillationTrainer(HeadTrainer):
                 output.trace = output.trace.mapped(self.layer_map)
             return output
 
-        # Step one is short and needs tensors of its own, so the cache serves the steps without intervention.
+        # Step one is short and needs tensors of its own, so the cache serves steps without intervention.
         if self.teacher_cache is None or self.site is not None:
             return forward(batch)
         if self.teacher.training:
-            raise TrituneError("cache_teacher: the teacher is in training mode, so no two of its answers are the same")
-        return self.teacher_cache.outputs(batch, rows, forward)
+            raise TrituneError("cache_teacher: the teacher is in training mode, so its outputs differ every time")
+        return self.teacher_cache.outputs(batch, inputs[ROW], forward)
 
-    def _kernels(self) -> AbstractContextManager[None]:
-        takes = takes_kernels(self.fused_kernels, self.args.bf16, self.args.device)
-        return fused_kernels() if takes else nullcontext()
-
-    def _add_hidden_projection(self, widths: tuple[int, int], optimizer: torch.optim.Optimizer | None) -> None:
+    def _add_hidden_projection(self, widths: tuple[int, int], has_own_optimizer: bool) -> None:
         if self.args.world_size > 1:
-            raise TrituneError(f"hidden states of widths {widths[0]} and {widths[1]}: only for a single process")
-        if optimizer is not None:
             raise TrituneError(
-                f"hidden states of widths {widths[0]} and {widths[1]} need maps that an optimizer of your own does not "
-                "know: leave `optimizers` out, or set hidden_states_coefficient to 0"
+                f"hidden states of widths {widths[0]} and {widths[1]}: only supported in a single process"
+            )
+        if has_own_optimizer:
+            raise TrituneError(
+                f"hidden states of widths {widths[0]} and {widths[1]} need projections that your own optimizer does "
+                "not know: leave `optimizers` out, or set hidden_states_coefficient to 0"
             )
         self.hidden_projection = HiddenProjection(*widths, self.args.seed).to(self.args.device)
-        self.add_callback(_ClearGradients(self.hidden_projection))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -277,37 +258,37 @@ class DistillationTrainer(HeadTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if not self.head.has_logits and "labels" not in self._signature_columns:
-            # Such a model takes none, and Trainer would drop those of its dev set.
-            self._signature_columns = [*self._signature_columns, "labels"]
-        if self.teacher_cache is not None and ROW not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, ROW]
+        columns = self._signature_columns or []
+        if self.teacher_cache is not None and ROW not in columns:
+            self._signature_columns = [*columns, ROW]
 
     def _check_devices(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise TrituneError("FSDP and DeepSpeed are not supported: run under torchrun or accelerate with plain DDP")
         check_precision(self.args.bf16, self.args.fp16, self.args.device)
-        if self.args.gradient_checkpointing and (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        options = self.args.gradient_checkpointing_kwargs
+        if self.args.gradient_checkpointing and isinstance(options, dict) and options.get("use_reentrant"):
             raise TrituneError(
                 "reentrant gradient checkpointing loses the gradients of the traces: use_reentrant=False"
             )
         if self.args.n_gpu > 1:
-            raise TrituneError(f"{self.args.n_gpu} GPUs in one process: start one process a GPU with torchrun")
+            raise TrituneError(f"{self.args.n_gpu} GPUs in one process: start one process per GPU with torchrun")
         if (
             self.args.world_size > 1
             and not self.coefficients.get("logits")
             and not self.coefficients.get("ground_truth")
             and self.head.has_logits
         ):
-            raise TrituneError("on many devices the classifier must be trained: give logits_coefficient a value")
+            raise TrituneError("with several processes the classifier must be trained: set logits_coefficient above 0")
 
     def _check_cache(self) -> None:
         if self.teacher_cache is None:
             return
         if self.args.world_size > 1:
-            raise TrituneError("cache_teacher: only for a single process")
-        if ROW not in self.train_dataset[0]:
-            raise TrituneError(f"cache_teacher: the rows of train_dataset carry no number in a column {ROW!r}")
+            raise TrituneError("cache_teacher: only supported in a single process")
+        rows = self.train_dataset
+        if rows is None or isinstance(rows, IterableDataset) or ROW not in rows[0]:
+            raise TrituneError(f"cache_teacher: train_dataset must number its rows in a column {ROW!r}")
 
     def _site(self) -> Site | None:
         if self.schedule is None:
@@ -323,7 +304,7 @@ class DistillationTrainer(HeadTrainer):
                     f"step {self.state.global_step + 1}: the {name} loss is {value.item()}; lower learning_rate, or "
                     "check the teacher's weights"
                 )
-            self._loss_sums[name] += value / self.current_gradient_accumulation_steps
+            self._loss_sums[name] = self._loss_sums.get(name, 0) + value / self.current_gradient_accumulation_steps
         self._loss_steps += 1 / self.current_gradient_accumulation_steps
 
     def _forget_losses(self) -> None:
@@ -345,26 +326,26 @@ def _check_names(coefficients: dict[str, float], schedule: str | None, average: 
 
 
 def _is_language_model(model: PreTrainedModel, output: ModelOutput) -> bool:
-    """Whether the logits at a token of a causal model are about the next one."""
+    """Whether the logits at a token predict the next one."""
     logits = output.get("logits")
     return instrument_of(model).anatomy.is_causal and logits is not None and logits.ndim == 3
 
 
 def _check_head(coefficients: dict[str, float], student: PreTrainedModel, head: Head) -> None:
-    """Check that the losses fit what the model ends in."""
+    """Check that the losses fit the head of the model."""
     if head.has_logits:
         if coefficients.get("embedding"):
-            raise TrituneError("embedding: only for sentence encoders; give `head`, which reads a sentence's embedding")
+            raise TrituneError("embedding: only for sentence encoders; pass a `head` that reads sentence embeddings")
         return
     if named := [name for name in ("logits", "ground_truth") if coefficients.get(name)]:
-        raise TrituneError(f"{named[0]}: a model whose embeddings are read has no logits; give the coefficient 0")
+        raise TrituneError(f"{named[0]}: sentence encoders have no logits; set the coefficient to 0")
     # The embedding does not come from the pooler: without a gradient, DDP would wait for it forever.
     for name in instrument_of(student).anatomy.pooler:
         student.get_submodule(name).requires_grad_(False)
 
 
 def _check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> int:
-    """The number of the student's layers."""
+    """The number of the student's layers, after checks."""
     if not is_instrumented(student):
         raise TrituneError("the student is a plain model; make it with tritune.prepare(model)")
     if getattr(teacher.config, "quantization_config", None) is not None:
@@ -378,7 +359,7 @@ def _check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> int:
 
 
 def _taught(layers: tuple[int, ...] | None, layer_map: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """The teacher's layers that the losses read; None for all."""
+    """The teacher layers that the losses read; None for all."""
     if layer_map is None:
         return layers
     return layer_map if layers is None else tuple(layer_map[layer] for layer in layers)

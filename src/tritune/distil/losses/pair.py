@@ -2,19 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 
 from ...errors import TrituneError
-from ...modeling.trace import LayerTrace, ModelTrace
-
-
-class Output(Protocol):
-    """What a model returns for a batch."""
-
-    logits: torch.Tensor
-    trace: ModelTrace
+from ...modeling.trace import LayerTrace
 
 
 @dataclass(frozen=True)
@@ -37,8 +30,8 @@ class Pair:
         embeddings: the student's and the teacher's pooled embeddings, each (batch, width), of a sentence encoder.
     """
 
-    student: Output
-    teacher: Output
+    student: Any  # as a ModelOutput, which declares none of its fields
+    teacher: Any
     token_mask: torch.Tensor | None = None
     labels: torch.Tensor | None = None
     average: str = "padded"

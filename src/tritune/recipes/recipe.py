@@ -135,11 +135,7 @@ class FinetuneRecipe:
 
     @property
     def batch_sizes(self) -> tuple[int, int]:
-        """Rows per device in a batch of training and of evaluation, of a recipe in force.
-
-        Raises:
-            ValueError: the recipe is not resolved yet.
-        """
+        """Batch sizes per device of a recipe in force, in training and in evaluation; ValueError before `resolve`."""
         train, evaluation = self.per_device_train_batch_size, self.per_device_eval_batch_size
         if train is None or evaluation is None:
             raise ValueError("the batch sizes depend on the task: resolve the recipe first")

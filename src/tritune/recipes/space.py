@@ -5,6 +5,7 @@ a point fail its checks is found here, before anything is trained.
 """
 
 import itertools
+import json
 import math
 import os
 import re
@@ -201,10 +202,7 @@ def load_sweeps(
     values = parse(text_of(str(name), "space", _FOLDER), where)
     values.pop("description", None)
     title = values.get("name", path.stem)
-    try:
-        _check_name(title)
-    except TrituneError as error:
-        raise TrituneError(f"{where}: {error}") from None
+    _check_name(title, f"{where}: ")
     parts = values.pop("sweeps", None)
     if parts is None:
         parts = {title: {}}
@@ -220,20 +218,16 @@ def load_sweeps(
     return title, sweeps
 
 
-def _check_name(name: Any) -> None:
+def _check_name(name: Any, where: str = "") -> None:
     if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,60}", name)):
-        raise TrituneError(f"name must consist of letters, digits, dots and hyphens; got {shown(name)}")
+        raise TrituneError(f"{where}name must consist of letters, digits, dots and hyphens; got {shown(name)}")
 
 
 def sweeps_to_yaml(title: str, sweeps: list[Sweep]) -> str:
     """The sweeps as YAML that `load_sweeps` reads back to equal ones."""
     parts = {}
     for sweep in sweeps:
-        values = {**asdict(sweep), "seeds": list(sweep.seeds), "set": dict(sweep.set)}
-        values["space"] = {
-            key: asdict(options) if isinstance(options, Range) else list(options)
-            for key, options in sweep.space.items()
-        }
+        values = json.loads(json.dumps(asdict(sweep)))  # tuples become lists
         parts[sweep.name] = {key: values[key] for key in values if key not in {"name", *_unused(sweep)}}
     return yaml.safe_dump({"name": title, "sweeps": parts}, sort_keys=False, allow_unicode=True)
 

@@ -37,10 +37,9 @@ def model_card(metrics: dict[str, Any], task: Task, recipe: Recipe, name: str) -
     """The card of a finished run, from its `metrics.json`; `name` is the folder or hub name that loads the model."""
     head, metric = task.head, metrics["metric"]
     labels = {"teacher": "teacher", "float_student": "float student", "untrained": "quantized, untrained"}
-    labels |= {"best": "best", "last": "last"}
     rows = [
         f"| {label} | {100 * row[metric]:.1f} | {row.get('size_bytes', metrics['size_bytes']) / 1e6:.1f} MB |"
-        for key, label in labels.items()
+        for key, label in (labels | {"best": "best", "last": "last"}).items()
         if (row := metrics.get(key))
     ]
     result = EvalResult(

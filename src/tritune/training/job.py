@@ -230,7 +230,11 @@ def _resolved(recipe: Kind, task: Task, train_rows: int) -> Kind:
     """The recipe in force, after the checks that do not depend on the model."""
     process = this_process()
     recipe = recipe.resolve(task, train_rows, process.num_processes)
-    _check_reporting(recipe.report_to)
+    known = ("none", "all", *get_available_reporting_integrations())
+    if recipe.report_to not in known:
+        raise TrituneError(
+            f"report_to: {recipe.report_to!r} is not installed or not known; available are {', '.join(known)}"
+        )
     check_precision(bool(recipe.bf16), recipe.fp16, process.device)
     return recipe
 
@@ -249,9 +253,3 @@ def _fitted(recipe: Kind, task: Task, teacher: PreTrainedModel, student: PreTrai
     check_temperature(recipe.temperature, task.is_regression)
     pair = pairing(student, teacher, recipe.coefficients(), recipe.schedule, recipe.layer_map)
     return replace(recipe, layer_map=pair.layer_map).with_split(task, layers)
-
-
-def _check_reporting(tracker: str) -> None:
-    known = ("none", "all", *get_available_reporting_integrations())
-    if tracker not in known:
-        raise TrituneError(f"report_to: {tracker!r} is not installed or not known; available are {', '.join(known)}")

@@ -22,51 +22,6 @@ from .job import Job, Phase
 from .run_folder import BEST, METRICS, read_json, write_json
 
 
-class _Measure:
-    """Scores of models for `metrics.json`; the teacher's logits come from a pass of its own."""
-
-    def __init__(self, job: Job[Recipe]):
-        self.job, self.batch_size = job, job.recipe.batch_sizes[1]
-        self.teacher_logits = self._once(
-            ("teacher", self.batch_size), lambda: dev_logits(job.model, job.data, job.task, self.batch_size)
-        )
-
-    def _once(self, key: Hashable, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if key not in self.job.measured:
-            self.job.measured[key] = measure()
-        return self.job.measured[key]
-
-    def teacher(self) -> dict[str, Any]:
-        """The teacher's scores, origin and size."""
-        job = self.job
-        return dev_scores(self.teacher_logits, job.data, job.task) | _origin(job.model, job.source)
-
-    def untrained(self, student: PreTrainedModel) -> dict[str, Any]:
-        """Scores of the quantized float model, which depend on its quantization and on the calibration rows."""
-        recipe = self.job.recipe
-        # The first pattern that matches wins, so their order counts, which comparisons of dictionaries ignore.
-        made_of = recipe.section(Quantization), repr(recipe.modules), recipe.per_device_train_batch_size
-        return self._once(("untrained", *made_of, self.batch_size), lambda: self.student(student))
-
-    def student(self, student: PreTrainedModel) -> dict[str, Any]:
-        """A student's own scores, and its closeness to the teacher."""
-        job = self.job
-        logits = dev_logits(student, job.data, job.task, self.batch_size)
-        pair = logits[job.data.select], self.teacher_logits[job.data.select]
-        return dev_scores(logits, job.data, job.task) | job.task.head.closeness(*pair, job.task, job.data)
-
-    def assisted(self, student: PreTrainedModel, site: Site, layer_map: tuple[int, ...] | None) -> dict[str, Any]:
-        """A student's scores with the teacher's tensors plugged in, under names that say so."""
-        job, read = self.job, self.job.task.head.read
-        data = job.data.dev, job.data.collate, self.batch_size
-        scores = job.data.measure(assisted_logits(student, job.model, site, *data, read, layer_map))
-        return {f"assisted_{name}": value for name, value in scores.items()} | {"site": site.value}
-
-
-def _origin(model: PreTrainedModel, source: str) -> dict[str, Any]:
-    return {"path": source, "sha256": weights_sha256(model), "size_bytes": size_bytes(model)}
-
-
 class Recorder:
     """Collects `metrics.json` during a run, in a file of its own so that a resumed run measures nothing twice.
 
@@ -79,7 +34,7 @@ class Recorder:
     """
 
     def __init__(self, job: Job[Recipe], phases: list[Phase]):
-        self.job = job
+        self.job, self.batch_size = job, job.recipe.batch_sizes[1]
         self.last_step = phases[-1].first_step + phases[-1].steps
         self.metrics = job.facts({phase.name: phase.steps for phase in phases}) | {"rows": job.rows}
         recipe = job.recipe
@@ -115,21 +70,46 @@ class Recorder:
 
     def begin(self, untrained: PreTrainedModel, start: PreTrainedModel | None, start_source: str, step: int) -> None:
         """Measure the models before training, unless a resumed run did; that one continues after `step`."""
-        self.measure = _Measure(self.job)
+        job = self.job
+        self.teacher_logits = self._once(
+            ("teacher", self.batch_size), lambda: dev_logits(job.model, job.data, job.task, self.batch_size)
+        )
         if self.begun:
             self.metrics = self.begun | {"resumed": [*self.begun.get("resumed", ()), step]}
-            write_json(self.job.record, self.metrics)
+            write_json(job.record, self.metrics)
             return
-        student, source = self.job.student, self.job.student_source
-        self.metrics["teacher"] = self.measure.teacher()
-        if student is not None:
-            self.metrics["float_student"] = self.measure.student(student) | _origin(student, source)
-        self.metrics["untrained"] = self.measure.untrained(untrained)
+        self.metrics["teacher"] = dev_scores(self.teacher_logits, job.data, job.task) | _origin(job.model, job.source)
+        if job.student is not None:
+            self.metrics["float_student"] = self._scores(job.student) | _origin(job.student, job.student_source)
+        # The first pattern that matches wins, so their order counts, which comparisons of dictionaries ignore.
+        made_of = job.recipe.section(Quantization), repr(job.recipe.modules), job.recipe.per_device_train_batch_size
+        self.metrics["untrained"] = self._once(
+            ("untrained", *made_of, self.batch_size), lambda: self._scores(untrained)
+        )
         if start is not None:
-            origin = {"path": start_source, "sha256": weights_sha256(start)}
-            self.metrics["start"] = origin | self.measure.student(start)
+            self.metrics["start"] = {"path": start_source, "sha256": weights_sha256(start), **self._scores(start)}
         self.metrics["seconds"] = 0.0
-        self.job.begin(self.metrics)
+        job.begin(self.metrics)
+
+    def _once(self, key: Hashable, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What runs on the same models and data share."""
+        if key not in self.job.measured:
+            self.job.measured[key] = measure()
+        return self.job.measured[key]
+
+    def _scores(self, student: PreTrainedModel) -> dict[str, Any]:
+        """A student's own scores, and its closeness to the teacher, whose logits come from a pass of its own."""
+        job = self.job
+        logits = dev_logits(student, job.data, job.task, self.batch_size)
+        pair = logits[job.data.select], self.teacher_logits[job.data.select]
+        return dev_scores(logits, job.data, job.task) | job.task.head.closeness(*pair, job.task, job.data)
+
+    def _assisted(self, student: PreTrainedModel, site: Site, layer_map: tuple[int, ...] | None) -> dict[str, Any]:
+        """A student's scores with the teacher's tensors plugged in, under names that say so."""
+        job, read = self.job, self.job.task.head.read
+        data = job.data.dev, job.data.collate, self.batch_size
+        scores = job.data.measure(assisted_logits(student, job.model, site, *data, read, layer_map))
+        return {f"assisted_{name}": value for name, value in scores.items()} | {"site": site.value}
 
     def phase(
         self,
@@ -142,7 +122,7 @@ class Recorder:
         """Record a complete phase."""
         if phase.schedule is not None and "assisted" not in self.metrics:
             site = SCHEDULES[phase.schedule](phase.steps - 1, phase.steps, self.job.recipe.seed)
-            assisted = self.measure.assisted(student, site, layer_map)
+            assisted = self._assisted(student, site, layer_map)
             self.metrics["assisted"] = assisted | {"step": phase.first_step + phase.steps}
         self.metrics["seconds"] = round(self.metrics["seconds"] + seconds, 1)
         self.metrics["seconds_per_step"] = timer.per_step() or self.metrics.get("seconds_per_step")
@@ -150,12 +130,16 @@ class Recorder:
 
     def finish(self, student: PreTrainedModel, best_step: int | None) -> dict[str, Any]:
         """The metrics with the scores of the best student, made at `best_step`, and of the last one."""
-        last = kept = self.measure.student(student)
+        last = kept = self._scores(student)
         if best_step != self.last_step:
             best = type(student).from_pretrained(self.job.output / BEST, dtype=torch.float32)
-            kept = self.measure.student(best.to(this_process().device))
+            kept = self._scores(best.to(this_process().device))
         return self.metrics | {
             "best": kept | {"step": best_step},
             "last": last | {"step": self.last_step},
             "size_bytes": size_bytes(student),
         }
+
+
+def _origin(model: PreTrainedModel, source: str) -> dict[str, Any]:
+    return {"path": source, "sha256": weights_sha256(model), "size_bytes": size_bytes(model)}

@@ -35,10 +35,8 @@ _FILES = (_WEIGHTS, "optimizer.pt", "scheduler.pt", _STATE)
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of the highest step, or None."""
-    found = [
-        (int(match[1]), path) for path in folder.glob("*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    ]
-    return next((path for step, path in sorted(found, reverse=True) if _is_whole(path, step)), None)
+    found = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    return next(filter(_is_whole, sorted(found, key=_step, reverse=True)), None)
 
 
 def checkpoints(output: Path, phase: str) -> Path:
@@ -61,12 +59,12 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _is_whole(path: Path, step: int) -> bool:
+def _is_whole(path: Path) -> bool:
     if not all((path / name).is_file() for name in _FILES):
         return False
     try:
         with safe_open(path / _WEIGHTS, framework="pt"):
-            return json.loads((path / _STATE).read_text(encoding="utf-8"))["global_step"] == step
+            return json.loads((path / _STATE).read_text(encoding="utf-8"))["global_step"] == _step(path)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return False
 

@@ -239,11 +239,20 @@ class _Objective:
         self.bar.set_description(f"{self.sweep.name}: {label(values)}, seed {seed}")
         recipe = self.sweep.point(values, seed).settled(self.queue.study.user_attrs[_BF16])
         job = with_recipe(self.job.job, recipe, self.job.data, folder)
-        watch = _Watch(trial, self.bar, index * job.recipe.max_steps, self.sweep.pruner is not None)
+        known: dict[str, Any] = dict.fromkeys(("state", "last", "best", "steps", "seconds", REASON)) | {"steps": 0}
+
+        def watch(step: int, score: float) -> None:
+            """Show the newest score, and prune the point if the pruner says so at this step."""
+            known.update(last=score, steps=step)
+            self.bar.set_postfix(step=step, score=f"{score:.4g}")
+            if self.sweep.pruner is not None:
+                trial.report(score, index * job.recipe.max_steps + step)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
 
         def note(state: str, **more: Any) -> dict[str, Any]:
-            unknown = dict.fromkeys(("last", "best", "seconds", REASON))
-            made = {"state": state, **unknown, "steps": watch.step, **more}
+            """Keep what is known of the run."""
+            made = known | {"state": state, **more}
             trial.set_user_attr(_attribute(seed), made)
             return made
 
@@ -251,12 +260,12 @@ class _Objective:
             metrics = run(job, plan(job), resume=True, watch=watch, resumed=self._say_resumed)
         except optuna.TrialPruned:
             remove(folder / CHECKPOINTS)
-            note("pruned", last=watch.score)
+            note("pruned")
             raise
         except (Interrupted, CannotWriteError):
             raise
         except TrituneError as error:
-            note("failed", reason=str(error))
+            note("failed", last=None, reason=str(error))
             trial.set_user_attr(REASON, str(error))
             raise _PointFailed from None
         if not self.sweep.keep_students:
@@ -269,42 +278,23 @@ class _Objective:
         self.bar.write(f"{self.bar.desc}resumed: goes on after step {step} of {steps}", sys.stderr)
 
 
-class _Watch:
-    """Follows a run: the bar shows its score, and the study may prune it."""
-
-    def __init__(self, trial: optuna.Trial, bar: tqdm, before: int, prunes: bool):
-        self.trial, self.bar, self.before, self.prunes = trial, bar, before, prunes
-        self.step = 0
-        self.score: float | None = None
-
-    def __call__(self, step: int, score: float) -> None:
-        """Raise `optuna.TrialPruned` if the pruner says so at this step."""
-        self.step, self.score = step, score
-        self.bar.set_postfix(step=step, score=f"{score:.4g}")
-        if self.prunes:
-            self.trial.report(score, self.before + step)
-            if self.trial.should_prune():
-                raise optuna.TrialPruned
-
-
 def _attribute(seed: int) -> str:
     return f"seed {seed}"
 
 
 def _made_of(job: SweepJob, sweep: Sweep) -> dict[str, Any]:
     """What two processes must have in common to share a study."""
-    space = {key: asdict(options) if isinstance(options, Range) else options for key, options in sweep.space.items()}
-    settings = ("seeds", "sampler", "sampler_seed", "objective", "pruner", "pruner_startup_trials")
     record = task_record(job.job.task)
+    settings = asdict(sweep)
+    for key in ("name", "recipe", "trials", "keep_students"):
+        del settings[key]
     return {
         "task": job.job.task.name,
         **({"dataset": record} if record else {}),
         "teacher": weights_sha256(job.job.model),
         "rows": job.job.rows,
         "recipe": asdict(sweep.base),
-        "set": dict(sweep.set),
-        "space": space,
-        **{key: getattr(sweep, key) for key in (*settings, "pruner_warmup_steps")},
+        **settings,
     }
 
 

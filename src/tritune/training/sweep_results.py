@@ -80,8 +80,9 @@ class Results:
 
     def open(self) -> int:
         """Number of runs that are still to be made."""
-        settled = sum(len(point.sweep.seeds) for point in self.points if point.state != "unfinished")
-        return self.total - settled - sum(len(point.scores) for point in self.points if point.state == "unfinished")
+        return self.total - sum(
+            len(point.scores if point.state == "unfinished" else point.sweep.seeds) for point in self.points
+        )
 
 
 def read_results(job: SweepJob) -> Results:

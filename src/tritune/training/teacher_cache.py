@@ -130,11 +130,9 @@ class TeacherCache:
 
 def _row_shape(name: str, tensor: torch.Tensor, length: int | None) -> tuple[int, ...]:
     shape = list(tensor.shape[1:])
-    if length is None:
-        return tuple(shape)
-    if name in (*_SQUARE, *_PER_TOKEN):
+    if length is not None and name in (*_SQUARE, *_PER_TOKEN):
         shape[-2] = length
-    if name in _SQUARE:
+    if length is not None and name in _SQUARE:
         shape[-1] = length
     return tuple(shape)
 

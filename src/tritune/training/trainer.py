@@ -173,7 +173,8 @@ class DistillationTrainer(HeadTrainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         batch = {name: value for name, value in inputs.items() if name not in ("labels", ROW)}
-        self.site = self._site()
+        step, steps = self.state.global_step, self.state.max_steps
+        self.site = SCHEDULES[self.schedule](step, steps, self.args.seed) if self.schedule else None
         teacher = self._teacher_output(batch, inputs)
         student = model(
             **batch,
@@ -273,27 +274,16 @@ class DistillationTrainer(HeadTrainer):
             )
         if self.args.n_gpu > 1:
             raise TrituneError(f"{self.args.n_gpu} GPUs in one process: start one process per GPU with torchrun")
-        if (
-            self.args.world_size > 1
-            and not self.coefficients.get("logits")
-            and not self.coefficients.get("ground_truth")
-            and self.head.has_logits
-        ):
+        trains_classifier = self.coefficients.get("logits") or self.coefficients.get("ground_truth")
+        if self.args.world_size > 1 and self.head.has_logits and not trains_classifier:
             raise TrituneError("with several processes the classifier must be trained: set logits_coefficient above 0")
 
     def _check_cache(self) -> None:
-        if self.teacher_cache is None:
-            return
-        if self.args.world_size > 1:
+        if self.teacher_cache is not None and self.args.world_size > 1:
             raise TrituneError("cache_teacher: only supported in a single process")
         rows = self.train_dataset
-        if rows is None or isinstance(rows, IterableDataset) or ROW not in rows[0]:
+        if self.teacher_cache is not None and (rows is None or isinstance(rows, IterableDataset) or ROW not in rows[0]):
             raise TrituneError(f"cache_teacher: train_dataset must number its rows in a column {ROW!r}")
-
-    def _site(self) -> Site | None:
-        if self.schedule is None:
-            return None
-        return SCHEDULES[self.schedule](self.state.global_step, self.state.max_steps, self.args.seed)
 
     def _check_and_sum(self, losses: dict[str, torch.Tensor]) -> None:
         values = torch.stack([value.detach() for value in losses.values()])

@@ -18,7 +18,7 @@ QUANTIZATIONS = {
     "rows_and_tokens": Quantization(weight_granularity="row", activation_granularity="token"),
     "least_squares": Quantization(weight_quantizer="least_squares", embedding_granularity="tensor"),
     "weights_only": Quantization(weight_bits=4, activation_bits=None, classifier=True),
-    "activations_only": Quantization(weight_bits=None, activation_bits=4, clip=1.5),
+    "activations_only": Quantization(weight_bits=None, activation_bits=4, activation_clip=1.5),
     "parts": Quantization(ffn_in=False, embeddings=False, attention_products=False, threshold_factor=0.5),
     "layers": Quantization(layers=(1,)),
     "learned_steps": Quantization(weight_bits=4, weight_quantizer="lsq", activation_quantizer="lsq"),
@@ -35,7 +35,7 @@ QUANTIZATIONS = {
         embedding_bits=8,
         modules={
             "*.0.*": {"weight_bits": 4, "weight_quantizer": "lsq", "activation_bits": None},
-            "*": {"weight_bits": 1, "clip": 2.0, "activation_bits": 4, "activation_quantizer": "moving_min_max"},
+            "*": {"weight_bits": 1, "weight_clip": 2.0, "activation_bits": 4, "activation_quantizer": "moving_min_max"},
         },
     ),
     "nothing": Quantization(weight_bits=None, activation_bits=None),

@@ -43,7 +43,7 @@ QUANTIZATIONS = {
     **{f"{bits} bits": Quantization(weight_bits=bits) for bits in range(3, 9)},
     "8 bits deploy": Quantization(weight_bits=8, weight_granularity="row", activation_granularity="token"),
     "weights_only": Quantization(weight_bits=4, weight_granularity="row", activation_bits=None, classifier=True),
-    "activations_only": Quantization(weight_bits=None, activation_bits=4, clip=1.5),
+    "activations_only": Quantization(weight_bits=None, activation_bits=4, activation_clip=1.5),
     "parts": Quantization(ffn_in=False, embeddings=False, attention_products=False, threshold_factor=0.5),
     "layers": Quantization(layers=(1,)),
     "learned": Quantization(

@@ -52,11 +52,21 @@ def test_a_pattern_decides_over_the_float_classifier():
 
 
 def test_a_pattern_keeps_what_it_does_not_set():
-    model = prepared(weight_granularity="row", clip=1.5, modules={"*.query": {"weight_bits": 4}, "*.key": {"clip": 2}})
+    model = prepared(
+        weight_granularity="row", weight_clip=1.5, modules={"*.query": {"weight_bits": 4}, "*.key": {"weight_clip": 2}}
+    )
     self_attention = model.get_submodule(f"{LAYER}.0.attention.self")
     assert self_attention.query.weight_quantizer == Uniform(4, "row", 1.5)
     assert self_attention.key.weight_quantizer == Ternary("row", 2)
     assert self_attention.value.weight_quantizer == Ternary("row", 1.5)
+
+
+def test_weights_and_activations_are_clipped_apart():
+    model = prepared(weight_clip=None, activation_clip=3.0, modules={"*.key": {"activation_clip": None}})
+    query, key = (model.get_submodule(f"{LAYER}.0.attention.self.{name}") for name in ("query", "key"))
+    assert query.weight_quantizer.clip == key.weight_quantizer.clip == math.inf
+    assert query.input_quantizer.clip == 3.0 and key.input_quantizer.clip == math.inf
+    assert model.get_submodule("bert.embeddings.word_embeddings").weight_quantizer.clip == math.inf
 
 
 def test_a_named_quantizer_gives_way_where_it_does_not_serve_the_bits():
@@ -150,7 +160,7 @@ def test_a_mix_of_bits_is_one_line(name, weight_bits, activation_bits, tmp_path)
 
 
 def test_modules_from_the_command_line_and_back(tmp_path):
-    recipe = load_recipe("ti-g", ["modules={'*.0.*': {weight_bits: 4, activation_bits: null}, '*': {clip: 2}}"])
+    recipe = load_recipe("ti-g", ["modules={'*.0.*': {weight_bits: 4, activation_bits: null}, '*': {weight_clip: 2}}"])
     assert list(recipe.modules) == ["*.0.*", "*"]
     path = tmp_path / "mine.yaml"
     path.write_text(to_yaml(recipe))
@@ -164,7 +174,9 @@ def test_modules_from_the_command_line_and_back(tmp_path):
     [
         (["embeddings=false", "embedding_bits=8"], "embedding_bits"),
         (["embedding_bits=null", "embedding_granularity=tensor"], "embedding_granularity"),
-        (["weight_bits=4", "weight_quantizer=lsq", "activation_quantizer=lsq", "clip=2"], "clip"),
+        (["weight_bits=4", "weight_quantizer=lsq", "activation_quantizer=lsq", "activation_clip=2"], "activation_clip"),
+        (["weight_bits=4", "weight_quantizer=lsq", "weight_clip=null"], "weight_clip"),
+        (["activation_bits=null", "activation_clip=null"], "activation_clip"),
         (["learned_scale_learning_rate=1e-3"], "learned_scale_learning_rate"),
         (["weight_bits=null", "embedding_bits=4", "threshold_factor=0.5"], "threshold_factor"),
     ],

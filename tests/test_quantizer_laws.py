@@ -282,6 +282,19 @@ def test_powers_of_two_pass_through_below_the_clip(case):
         torch.testing.assert_close(result, started(case, values)(values) * factor, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.parametrize("case", [case for case in CASES.values() if "clip" in arguments_of(case[0])], ids=str)
+def test_no_clip_is_one_beyond_every_value(case):
+    name, bits, granularity = case
+    results = []
+    for clip in (math.inf, 1e6):
+        values = (10 * sample()).requires_grad_()
+        quantizer = make_quantizer(name, bits=bits, granularity=granularity, clip=clip, threshold_factor=0.7)
+        quantizer(values).square().sum().backward()
+        results.append((quantizer(values), values.grad))
+    assert values.abs().max() > 2 * CLIP and values.grad.ne(0).any()
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
 @every_case
 def test_zeros_and_zero_rows_stay_finite(case):
     some_zero = sample() * torch.arange(6)[:, None].clamp(max=1)

@@ -126,70 +126,79 @@ space:
 
 
 def test_parts_take_over_what_stands_above_them(tmp_path):
-    text = GRID + "sweeps:\n  a: {}\n  b: {seeds: [7], set: {max_steps: 5}, space: {clip: [1e0, 2]}}\n"
+    text = GRID + "sweeps:\n  a: {}\n  b: {seeds: [7], set: {max_steps: 5}, space: {weight_clip: [1e0, 2]}}\n"
     _, (a, b) = load_sweeps(file(tmp_path, text))
     assert (a.seeds, a.set["max_steps"], len(a.space)) == ((1, 2), 2, 2)
-    assert (b.seeds, b.set["max_steps"], b.set["eval_steps"], b.space) == ((7,), 5, 1, {"clip": (1.0, 2.0)})
+    assert (b.seeds, b.set["max_steps"], b.set["eval_steps"], b.space) == ((7,), 5, 1, {"weight_clip": (1.0, 2.0)})
 
 
 def test_a_recipe_beside_the_file_is_found(tmp_path):
     file(tmp_path, "base: ti-g\nseed: 5\n", "own.yaml")
-    _, (sweep,) = load_sweeps(file(tmp_path, "recipe: own.yaml\nspace: {clip: [2.0, 2.5]}\n"))
-    assert sweep.point({"clip": 2.0}, 1).schedule == "gradual"
+    _, (sweep,) = load_sweeps(file(tmp_path, "recipe: own.yaml\nspace: {weight_clip: [2.0, 2.5]}\n"))
+    assert sweep.point({"weight_clip": 2.0}, 1).schedule == "gradual"
 
 
 BAD_FILES = {
     "not YAML": ("space: [", "line 1: not YAML"),
     "a list": ("- a\n", "must be a list of"),
     "unknown key": ("spice: 1\n", "unknown key 'spice'; did you mean space"),
-    "key twice": ("space: {clip: [1.0, 2.0]}\nspace: {clip: [1.0]}\n", "'space' is given twice"),
-    "part twice": ("sweeps:\n  a: {space: {clip: [1.0]}}\n  a: {space: {clip: [2.0]}}\n", "line 3: 'a' is given twice"),
+    "key twice": ("space: {weight_clip: [1.0, 2.0]}\nspace: {weight_clip: [1.0]}\n", "'space' is given twice"),
+    "part twice": (
+        "sweeps:\n  a: {space: {weight_clip: [1.0]}}\n  a: {space: {weight_clip: [2.0]}}\n",
+        "line 3: 'a' is given twice",
+    ),
     "no space": ("seeds: [1]\n", "space is missing"),
-    "no values": ("space: {clip: []}\n", "space: clip must be a list of values"),
-    "one value": ("space: {clip: 2.5}\n", "space: clip must be a list of values"),
-    "a value twice": ("space: {clip: [1.0, 1.0]}\n", "clip has a value twice"),
-    "unknown recipe key": ("space: {clipp: [1.0]}\n", "unknown key 'clipp'; did you mean clip"),
-    "bad value": ("space: {clip: [1.0, -1.0]}\n", "clip=-1.0: clip must be a positive number"),
-    "bad type": ("space: {clip: [wide]}\n", "clip must be a number"),
+    "no values": ("space: {weight_clip: []}\n", "space: weight_clip must be a list of values"),
+    "one value": ("space: {weight_clip: 2.5}\n", "space: weight_clip must be a list of values"),
+    "a value twice": ("space: {weight_clip: [1.0, 1.0]}\n", "weight_clip has a value twice"),
+    "unknown recipe key": ("space: {weight_clipp: [1.0]}\n", "unknown key 'weight_clipp'; did you mean weight_clip"),
+    "bad value": ("space: {weight_clip: [1.0, -1.0]}\n", "weight_clip=-1.0: weight_clip must be a positive number"),
+    "bad type": ("space: {weight_clip: [wide]}\n", "weight_clip must be a number"),
     "unused": ("set: {weight_bits: null}\nspace: {threshold_factor: [0.6]}\n", "threshold_factor would change nothing"),
     "unused by one point": (
         "space: {weight_bits: [2, 4], threshold_factor: [0.6]}\n",
         "weight_bits=4, threshold_factor=0.6: threshold_factor would change nothing",
     ),
-    "swept and set": ("set: {clip: 1.0}\nspace: {clip: [2.0]}\n", "clip is both swept and set"),
+    "swept and set": ("set: {weight_clip: 1.0}\nspace: {weight_clip: [2.0]}\n", "weight_clip is both swept and set"),
     "seed": ("space: {seed: [1, 2]}\n", "seed cannot be swept"),
-    "seed set": ("set: {seed: 1}\nspace: {clip: [2.0]}\n", "seed cannot be set"),
-    "seeds": ("seeds: [1, 1]\nspace: {clip: [2.0]}\n", "seeds must be a list of different numbers"),
-    "no seeds": ("seeds: []\nspace: {clip: [2.0]}\n", "seeds must be a list of different numbers"),
-    "negative seed": ("seeds: [-1]\nspace: {clip: [2.0]}\n", "seed must be a whole number"),
-    "recipe": ("recipe: ti_g\nspace: {clip: [2.0]}\n", "there is no recipe 'ti_g'"),
-    "sampler": ("sampler: bayes\nspace: {clip: [2.0]}\n", "sampler must be one of grid, random, tpe; got 'bayes'"),
-    "objective": ("objective: first\nspace: {clip: [2.0]}\n", "objective must be one of"),
-    "pruner": ("pruner: hard\nspace: {clip: [2.0]}\n", "pruner must be one of"),
-    "no pruner": ("pruner_warmup_steps: 5\nspace: {clip: [2.0]}\n", "would change nothing: there is no pruner"),
-    "trials of a grid": ("trials: 5\nspace: {clip: [2.0]}\n", "trials would change nothing"),
-    "no trials": ("sampler: tpe\nspace: {clip: [2.0]}\n", "trials must be the number of points that tpe tries"),
-    "no step": ("space: {clip: {low: 1, high: 2}}\n", "a grid needs a step"),
-    "no high": ("space: {clip: {low: 1}}\n", "space: clip: high is missing"),
-    "unknown range key": ("space: {clip: {low: 1, high: 2, steps: 1}}\n", "unknown key 'steps'; did you mean step"),
-    "upside down": ("space: {clip: {low: 2, high: 1, step: 1}}\n", "low must be below high"),
-    "step and log": ("space: {clip: {low: 1, high: 2, step: 1, log: true}}\n", "excludes log"),
+    "seed set": ("set: {seed: 1}\nspace: {weight_clip: [2.0]}\n", "seed cannot be set"),
+    "seeds": ("seeds: [1, 1]\nspace: {weight_clip: [2.0]}\n", "seeds must be a list of different numbers"),
+    "no seeds": ("seeds: []\nspace: {weight_clip: [2.0]}\n", "seeds must be a list of different numbers"),
+    "negative seed": ("seeds: [-1]\nspace: {weight_clip: [2.0]}\n", "seed must be a whole number"),
+    "recipe": ("recipe: ti_g\nspace: {weight_clip: [2.0]}\n", "there is no recipe 'ti_g'"),
+    "sampler": (
+        "sampler: bayes\nspace: {weight_clip: [2.0]}\n",
+        "sampler must be one of grid, random, tpe; got 'bayes'",
+    ),
+    "objective": ("objective: first\nspace: {weight_clip: [2.0]}\n", "objective must be one of"),
+    "pruner": ("pruner: hard\nspace: {weight_clip: [2.0]}\n", "pruner must be one of"),
+    "no pruner": ("pruner_warmup_steps: 5\nspace: {weight_clip: [2.0]}\n", "would change nothing: there is no pruner"),
+    "trials of a grid": ("trials: 5\nspace: {weight_clip: [2.0]}\n", "trials would change nothing"),
+    "no trials": ("sampler: tpe\nspace: {weight_clip: [2.0]}\n", "trials must be the number of points that tpe tries"),
+    "no step": ("space: {weight_clip: {low: 1, high: 2}}\n", "a grid needs a step"),
+    "no high": ("space: {weight_clip: {low: 1}}\n", "space: weight_clip: high is missing"),
+    "unknown range key": (
+        "space: {weight_clip: {low: 1, high: 2, steps: 1}}\n",
+        "unknown key 'steps'; did you mean step",
+    ),
+    "upside down": ("space: {weight_clip: {low: 2, high: 1, step: 1}}\n", "low must be below high"),
+    "step and log": ("space: {weight_clip: {low: 1, high: 2, step: 1, log: true}}\n", "excludes log"),
     "log of nothing": (
-        "sampler: tpe\ntrials: 1\nspace: {clip: {low: 0, high: 2, log: true}}\n",
+        "sampler: tpe\ntrials: 1\nspace: {weight_clip: {low: 0, high: 2, log: true}}\n",
         "low must be positive",
     ),
     "range out of bounds": (
-        "sampler: random\ntrials: 1\nspace: {clip: {low: -1.0, high: 2.0}}\n",
-        "clip=-1.0: clip must",
+        "sampler: random\ntrials: 1\nspace: {weight_clip: {low: -1.0, high: 2.0}}\n",
+        "weight_clip=-1.0: weight_clip must",
     ),
-    "endless": ("space: {clip: {low: 1, high: 2, step: 1e-9}}\n", "more than 10000 values"),
+    "endless": ("space: {weight_clip: {low: 1, high: 2, step: 1e-9}}\n", "more than 10000 values"),
     "huge grid": (
-        "space: {clip: {low: 1, high: 2, step: .001}, learning_rate: {low: 1, high: 2, step: .001}}\n",
+        "space: {weight_clip: {low: 1, high: 2, step: .001}, learning_rate: {low: 1, high: 2, step: .001}}\n",
         "a grid of more than 10000 points",
     ),
-    "name": ("name: a/b\nspace: {clip: [2.0]}\n", "name must consist of letters"),
-    "no text": ("name: [a]\nspace: {clip: [2.0]}\n", "name must consist of letters"),
-    "part's name": ("sweeps: {../x: {space: {clip: [2.0]}}}\n", "name must consist of letters"),
+    "name": ("name: a/b\nspace: {weight_clip: [2.0]}\n", "name must consist of letters"),
+    "no text": ("name: [a]\nspace: {weight_clip: [2.0]}\n", "name must consist of letters"),
+    "part's name": ("sweeps: {../x: {space: {weight_clip: [2.0]}}}\n", "name must consist of letters"),
     "parts": ("sweeps: [a]\n", "sweeps must be a list of"),
 }
 
@@ -384,9 +393,13 @@ BAD_SWEEPS = {
     "points that do not fit": ("space: {distil_layers: [last, [9]]}\n", (), "distil_layers=[9]: distil_layers: [9]"),
     "layers": ("space: {layers: [null, [9]]}\n", (), "layers=[9]: layers"),
     "a budget": ("recipe: ti-g\nspace: {max_steps: [8, 1]}\n", (), "max_steps=1: step one of 1 steps leaves none"),
-    "a swept key set": ("space: {clip: [2.0, 2.5]}\n", ("--set", "clip=1.0"), "clip is both swept and set"),
-    "storage": ("space: {clip: [2.0]}\n", ("--storage", "nowhere"), "--storage 'nowhere': cannot be opened"),
-    "trials": ("space: {clip: [2.0]}\n", ("--trials", "3"), "trials would change nothing"),
+    "a swept key set": (
+        "space: {weight_clip: [2.0, 2.5]}\n",
+        ("--set", "weight_clip=1.0"),
+        "weight_clip is both swept and set",
+    ),
+    "storage": ("space: {weight_clip: [2.0]}\n", ("--storage", "nowhere"), "--storage 'nowhere': cannot be opened"),
+    "trials": ("space: {weight_clip: [2.0]}\n", ("--trials", "3"), "trials would change nothing"),
     "positions": ("space: {max_length: [16, 99]}\n", (), "max_length 99 is more than the 32 positions"),
 }
 
@@ -410,8 +423,8 @@ def made_up(monkeypatch):
 
     def run(job, phases, resume, watch, resumed):
         recipe = job.recipe
-        score = 1 - abs(recipe.clip - 2.0) - recipe.seed / 1000
-        runs.append((recipe.clip, recipe.seed))
+        score = 1 - abs(recipe.weight_clip - 2.0) - recipe.seed / 1000
+        runs.append((recipe.weight_clip, recipe.seed))
         for step in range(1, recipe.max_steps + 1):
             watch(step, score * step / recipe.max_steps)
         job.output.mkdir(parents=True)
@@ -427,9 +440,9 @@ def stubbed(workspace, output, more: str, resume=False, **values):
 
 
 SAMPLERS = {
-    "grid": "space: {clip: {low: 1.0, high: 3.0, step: 1.0}, ffn_in: [true, false]}\n",
-    "random": "sampler: random\ntrials: 6\nspace: {clip: {low: 1.0, high: 3.0}, ffn_in: [true, false]}\n",
-    "tpe": "sampler: tpe\ntrials: 6\nspace: {clip: {low: 1.0, high: 3.0}, ffn_in: [true, false]}\n",
+    "grid": "space: {weight_clip: {low: 1.0, high: 3.0, step: 1.0}, ffn_in: [true, false]}\n",
+    "random": "sampler: random\ntrials: 6\nspace: {weight_clip: {low: 1.0, high: 3.0}, ffn_in: [true, false]}\n",
+    "tpe": "sampler: tpe\ntrials: 6\nspace: {weight_clip: {low: 1.0, high: 3.0}, ffn_in: [true, false]}\n",
 }
 
 
@@ -453,11 +466,11 @@ def test_samplers_go_on_where_they_stopped(workspace, tmp_path, made_up, sampler
     assert len(set(points)) == 6, "no point twice"
     results = write_results(job)
     for point in results.points:
-        scores = [1 - abs(point.values["clip"] - 2.0) - seed / 1000 for seed in (1, 2)]
+        scores = [1 - abs(point.values["weight_clip"] - 2.0) - seed / 1000 for seed in (1, 2)]
         assert point.scores == pytest.approx(scores)
         assert (point.mean, point.deviation) == pytest.approx((fmean(scores), stdev(scores)))
     header, *lines = (parts / "sweep.csv").read_text().splitlines()
-    assert header.startswith("sweep,point,clip,ffn_in,seed,state,last,best,") and len(lines) == 12
+    assert header.startswith("sweep,point,weight_clip,ffn_in,seed,state,last,best,") and len(lines) == 12
     assert results.best.mean == max(point.mean for point in results.points) and results.open() == 0
 
 
@@ -469,20 +482,21 @@ def test_more_trials_go_on_with_the_same_points(workspace, tmp_path, made_up):
 
 
 def test_the_objective_may_be_the_best(workspace, tmp_path, made_up):
-    job = stubbed(workspace, tmp_path / "sweep", "objective: best\nspace: {clip: [2.0]}\n")
+    job = stubbed(workspace, tmp_path / "sweep", "objective: best\nspace: {weight_clip: [2.0]}\n")
     run_sweep(job)
     assert read_results(job).best.scores == pytest.approx((1.009, 1.008))
 
 
 def test_pruning_gives_up_what_is_worse_than_the_median(workspace, tmp_path, made_up):
-    text = "pruner: median\npruner_startup_trials: 2\npruner_warmup_steps: 2\nspace: {clip: [2.0, 2.1, 2.9, 2.01]}\n"
+    text = "pruner: median\npruner_startup_trials: 2\npruner_warmup_steps: 2\n"
+    text += "space: {weight_clip: [2.0, 2.1, 2.9, 2.01]}\n"
     job = stubbed(workspace, tmp_path / "sweep", text)
     run_sweep(job)
     results = write_results(job)
     assert [point.state for point in results.points] == ["complete", "complete", "pruned", "complete"]
     assert made_up == [(2.0, 1), (2.0, 2), (2.1, 1), (2.1, 2), (2.9, 1), (2.01, 1), (2.01, 2)]
     (pruned,) = (run for run in results.runs if run["state"] == "pruned")
-    assert pruned["steps"] == 2 and results.open() == 0 and results.best.values == {"clip": 2.0}
+    assert pruned["steps"] == 2 and results.open() == 0 and results.best.values == {"weight_clip": 2.0}
 
 
 def test_auto_is_one_precision_in_a_whole_study(workspace, tmp_path, monkeypatch):
@@ -496,7 +510,7 @@ def test_auto_is_one_precision_in_a_whole_study(workspace, tmp_path, monkeypatch
 
     monkeypatch.setattr(sweeping, "run", run)
     monkeypatch.setattr(precision, "multiplies_bf16", lambda device: True)
-    text = "recipe: ti-g-deploy\nspace: {clip: [2.0, 2.5]}\n"
+    text = "recipe: ti-g-deploy\nspace: {weight_clip: [2.0, 2.5]}\n"
     for output, fast in ((tmp_path / "fast", True), (tmp_path / "slow", False)):
         monkeypatch.setattr(precision, "multiplies_bf16", lambda device, fast=fast: fast)
         assert run_sweep(stubbed(workspace, output, text), stop_after=1) == 1
@@ -509,20 +523,20 @@ def test_auto_is_one_precision_in_a_whole_study(workspace, tmp_path, monkeypatch
 
 def test_another_sweep_in_the_study_is_refused(workspace, tmp_path, made_up):
     output = tmp_path / "sweep"
-    run_sweep(stubbed(workspace, output, "space: {clip: [2.0]}\n"))
+    run_sweep(stubbed(workspace, output, "space: {weight_clip: [2.0]}\n"))
     for text, what in (
-        ("space: {clip: [2.0, 2.1]}\n", "space"),
-        ("space: {clip: [2.0]}\nrecipe: ti-g\n", "recipe"),
-        ("space: {clip: [2.0]}\nobjective: best\n", "objective"),
+        ("space: {weight_clip: [2.0, 2.1]}\n", "space"),
+        ("space: {weight_clip: [2.0]}\nrecipe: ti-g\n", "recipe"),
+        ("space: {weight_clip: [2.0]}\nobjective: best\n", "objective"),
     ):
         with pytest.raises(TrituneError, match=f"another {what}"):
             run_sweep(stubbed(workspace, output, text, resume=True))
     with pytest.raises(TrituneError, match="give --resume"):
-        stubbed(workspace, output, "space: {clip: [2.0]}\n")
+        stubbed(workspace, output, "space: {weight_clip: [2.0]}\n")
 
 
 def test_a_sweep_does_not_go_on_with_other_rows(workspace, tmp_path, made_up):
-    text, output = "space: {clip: [2.0]}\n", tmp_path / "sweep"
+    text, output = "space: {weight_clip: [2.0]}\n", tmp_path / "sweep"
     run_sweep(stubbed(workspace, output, text))
     for name in ("data", "teacher", "spaces"):
         shutil.copytree(workspace / name, tmp_path / name)
@@ -542,9 +556,9 @@ def test_a_run_that_goes_on_is_said_beside_the_bar(workspace, tmp_path, made_up,
         return stub(job, phases, resume, watch, resumed)
 
     monkeypatch.setattr(sweeping, "run", resumed_run)
-    run_sweep(stubbed(workspace, tmp_path / "sweep", "space: {clip: [2.0]}\n"))
+    run_sweep(stubbed(workspace, tmp_path / "sweep", "space: {weight_clip: [2.0]}\n"))
     said = capsys.readouterr()
-    assert said.out == "" and "stub: clip=2.0, seed 1: resumed: goes on after step 3 of 4" in said.err
+    assert said.out == "" and "stub: weight_clip=2.0, seed 1: resumed: goes on after step 3 of 4" in said.err
 
 
 def queue(folder: Path, storage: str | None = None) -> Queue:

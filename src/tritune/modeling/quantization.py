@@ -4,7 +4,7 @@ Recipes are read where nothing else is done, so the quantizers, which need torch
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ KINDS = ("weight", "embedding", "activation")
 # What a pattern of `modules` may set.
 WEIGHT_KEYS = ("weight_bits", "weight_quantizer", "weight_granularity")
 ACTIVATION_KEYS = ("activation_bits", "activation_quantizer", "activation_granularity")
-MODULE_KEYS = (*WEIGHT_KEYS, *ACTIVATION_KEYS, "clip", "threshold_factor")
+MODULE_KEYS = (*WEIGHT_KEYS, *ACTIVATION_KEYS, "weight_clip", "activation_clip", "threshold_factor")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Quantization:
         activation_bits: 2 to 8, or None for float activations.
         activation_quantizer: the name of a quantizer; None is uniform.
         activation_granularity: `tensor`, or `token`, with which no answer depends on its batch mates.
-        clip: weights and activations are clipped to plus or minus this.
+        weight_clip, activation_clip: weights and activations are clipped to plus or minus this; None for no clip. The
+            published 2.5 costs accuracy where activations are larger, as those of sentence encoders are.
         threshold_factor: TWN's 0.7.
         query_key_value, attention_projection, ffn_in, ffn_out, embeddings, patch_embedding, pooler, classifier: the
             parts of the model that are quantized. Only image models have a patch embedding, whose input are pixels.
@@ -73,7 +74,8 @@ class Quantization:
     activation_bits: int | None = 8
     activation_quantizer: str | None = None
     activation_granularity: str = "tensor"
-    clip: float = 2.5
+    weight_clip: float | None = 2.5
+    activation_clip: float | None = 2.5
     threshold_factor: float = 0.7
     query_key_value: bool = True
     attention_projection: bool = True
@@ -100,10 +102,13 @@ class Quantization:
             self._check_among(key, allowed)
         for kind in KINDS:
             self._check_served(kind)
-        for key in ("clip", "threshold_factor"):
+        for key in ("weight_clip", "activation_clip", "threshold_factor"):
             value = getattr(self, key)
+            if value is None and key != "threshold_factor":
+                continue
             if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise TrituneError(f"{key} must be a positive number; got {shown(value)}")
+                or_null = "" if key == "threshold_factor" else ", or null for no clip"
+                raise TrituneError(f"{key} must be a positive number{or_null}; got {shown(value)}")
         for key in SWITCHES:
             if type(getattr(self, key)) is not bool:
                 raise TrituneError(f"{key} must be true or false; got {shown(getattr(self, key))}")
@@ -132,9 +137,9 @@ class Quantization:
         """Its own settings, and those of every pattern of `modules`."""
         return [self, *(self._with(settings) for settings in (self.modules or {}).values())]
 
-    def quantizer_names(self) -> set[str]:
-        """The names in the table of all quantizers that may be at work."""
-        kinds = [kind for kind in KINDS if kind != "embedding" or self.embeddings]
+    def quantizer_names(self, kinds: Collection[str] = KINDS) -> set[str]:
+        """The names in the table of all quantizers of these kinds that may be at work."""
+        kinds = [kind for kind in kinds if kind != "embedding" or self.embeddings]
         return {name for one in self.variants() for kind in kinds if (name := one._name(kind)) is not None}
 
     def names_per_tensor(self) -> set[str]:
@@ -209,13 +214,14 @@ class Quantization:
 
         granularity = granularity or getattr(self, f"{kind}_granularity")
         per_row = granularity == Granularity.ROW
+        clip = self.activation_clip if kind == "activation" else self.weight_clip
         return make_quantizer(
             name,
             bits=self._bits(kind),
             granularity=Granularity(granularity),
             groups=(rows, 1) if per_row else (),
             sharing=columns if per_row else rows * columns,
-            clip=self.clip,
+            clip=math.inf if clip is None else clip,
             threshold_factor=self.threshold_factor,
         )
 

@@ -6,6 +6,8 @@ nothing is kept and the gradient passes as it is; else the latent values are kep
 anyway. The backward pass is itself made of differentiable operations, so Hessian-vector products go through it.
 """
 
+import math
+
 import torch
 
 from ..errors import TrituneError
@@ -112,11 +114,13 @@ def surely_inside(peak: torch.Tensor | None, clip: float) -> bool:
 
     Args:
         peak: largest magnitudes, any shape; None when they are not known.
-        clip: the half-width of the range.
+        clip: the half-width of the range; infinite where nothing is clipped.
 
     >>> surely_inside(torch.tensor([0.3, 2.5]), clip=2.5)
     False
     """
+    if clip == math.inf:
+        return True
     if peak is None or not peak.is_cpu or torch.compiler.is_compiling():
         return False
     return (peak if peak.numel() == 1 else peak.amax()).item() < clip

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 # Only losses and quantizers know whether these change anything, and they need torch. Few recipes give one of them.
 _OF_LOSSES = frozenset(("distil_layers", "layer_map"))
-_OF_QUANTIZERS = frozenset(("fused_kernels", "threshold_factor", "clip", "learned_scale_learning_rate"))
+_OF_QUANTIZERS = frozenset(
+    ("fused_kernels", "threshold_factor", "weight_clip", "activation_clip", "learned_scale_learning_rate")
+)
 
 PADDINGS = ("max_length", "longest")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
@@ -323,8 +325,11 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             unused["fused_kernels"] = f"only {fused} with a scale per tensor have one, and in bf16 alone"
         if "twn" not in names:
             unused["threshold_factor"] = "only twn has a threshold factor"
-        if not any("clip" in arguments_of(name) for name in names):
-            unused["clip"] = f"no quantizer in force has a fixed clip ({', '.join(sorted(names)) or 'none'})"
+        for key, kinds in (("weight_clip", ("weight", "embedding")), ("activation_clip", ("activation",))):
+            own = self.quantizer_names(kinds)
+            if not any("clip" in arguments_of(name) for name in own):
+                named = ", ".join(sorted(own)) or "none"
+                unused[key] = f"no quantizer of {kinds[0]}s in force has a fixed clip ({named})"
         if not any(issubclass(QUANTIZERS[name], Learned) for name in names):
             unused["learned_scale_learning_rate"] = "no quantizer in force learns anything"
         return unused

@@ -1,0 +1,219 @@
+"""Block-wise reconstruction: one part of the student after another learns to give what the teacher's part gives.
+
+Each block's parameters are trained by Adam to match the teacher's output of that block in the mean squared error, from
+what the finished quantized blocks before it give. The straight-through gradient crosses one block only, and no label is
+read. The idea is that of BRECQ (Li et al., ICLR 2021, arXiv 2102.05426) and MREM (Bai et al., NeurIPS 2022, arXiv
+2109.15082); EfficientQAT (ACL 2025) trains all parameters of a block. Before the blocks the embeddings learn the same
+way, and after them whatever lies between the last block and the answer.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import TrituneError
+from ..modeling.blocks import Batch, BlockCall, Blocks
+from ..modeling.modes import evaluation_mode
+from .losses import token_mse
+from .losses.means import total
+from .states import States
+
+# (student's output, teacher's output, batch) to a scalar.
+AnswerLoss = Callable[[Any, Any, Batch], torch.Tensor]
+# Batches that the error before and after a stage is measured on.
+MEASURED = 8
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of a reconstruction did.
+
+    Attributes:
+        number: from 0.
+        name: "embeddings", "block 0" and so on ("blocks 0-2" where layers share their weights), or "head".
+        before, after: mean loss over the same few batches, before and after the stage.
+    """
+
+    number: int
+    name: str
+    before: float
+    after: float
+
+
+class Reconstruction:
+    """Trains a student, stage by stage.
+
+    Args:
+        student: as `tritune.prepare` returns it; trained in place, without dropout.
+        teacher: instrumented, of the same width as the student.
+        batches: model inputs without labels, on the models' device; every stage uses the same ones.
+        answer_loss: what the last stage minimises, given both models' outputs and the batch.
+        steps: updates of every stage.
+        learning_rate: at the beginning; it falls linearly to 0.
+        layer_map: the teacher's layer for each of the student's, in ascending order, see `layer_map.mapped_layers`;
+            None for models of the same depth.
+        seed: of the order of the batches.
+        cache_bytes: memory for hidden states; beyond it they are kept in float16, then on disk.
+
+    Raises:
+        TrituneError: there are no batches, or the models do not fit each other.
+        UnsupportedModelError: a model's layers are not blocks that follow each other.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        batches: Sequence[Batch],
+        answer_loss: AnswerLoss,
+        *,
+        steps: int = 100,
+        learning_rate: float = 1e-3,
+        layer_map: Sequence[int] | None = None,
+        seed: int = 0,
+        cache_bytes: int = 2**31,
+    ):
+        if not batches:
+            raise TrituneError("reconstruct: there are no batches to learn from")
+        self.student, self.teacher, self.batches, self.answer_loss = student, teacher, batches, answer_loss
+        self.steps, self.learning_rate, self.seed, self.cache_bytes = steps, learning_rate, seed, cache_bytes
+        self.own, self.theirs = Blocks(student), Blocks(teacher)
+        layers = len(self.own.names)
+        self.taught_by = list(range(layers)) if layer_map is None else list(layer_map)
+        if len(self.taught_by) != layers or max(self.taught_by) >= len(self.theirs.names):
+            raise TrituneError(
+                f"reconstruct: the student has {layers} layers and the teacher {len(self.theirs.names)}; give a "
+                "layer_map that names one of the teacher's layers for each of the student's"
+            )
+        if self.taught_by != sorted(set(self.taught_by)):
+            raise TrituneError("reconstruct: the layers of layer_map must ascend")
+
+    def stages(self, finished: int = 0) -> Iterator[Stage]:
+        """Train stage after stage; each is yielded when it is done.
+
+        Args:
+            finished: how many stages the student's weights have been through already. What follows is, to the bit,
+                what follows in a call that begins with the first.
+        """
+        with evaluation_mode(self.student), evaluation_mode(self.teacher):
+            yield from (stage for stage in self._all(finished) if stage is not None)
+
+    def _all(self, finished: int) -> Iterator[Stage | None]:
+        places = range(len(self.batches))
+        own, theirs = (States(self.cache_bytes // 2, len(places)) for _ in range(2))
+        with torch.no_grad():
+            calls = [self.theirs.stem(batch) for batch in self.batches]
+            for place in places:
+                theirs[place] = calls[place][0]
+        their_calls = [of_batch for _, of_batch in calls]
+        stem = self._reached(self.own.stem(self.batches[0])[0])
+        if stem and finished < 1:
+            yield self._train(0, "embeddings", stem, lambda place: self._stem_loss(place, theirs[place]))
+        own_calls = []
+        for place in places:
+            with torch.no_grad():
+                own[place], of_batch = self.own.stem(self.batches[place])
+            own_calls.append(of_batch)
+        number, reached = 0, 0
+        for number, layers in enumerate(_grouped(self.own.names), start=1):
+            targets: list[list[torch.Tensor]] = []
+            for layer in layers:
+                self._advance(self.theirs, theirs, their_calls, range(reached, self.taught_by[layer] + 1))
+                reached = self.taught_by[layer] + 1
+                targets.append([theirs[place] for place in places] if len(layers) > 1 else [])
+            if finished <= number:
+                module = self.student.get_submodule(self.own.names[layers[0]])
+                loss_at = partial(self._block_loss, own, theirs, own_calls, layers, targets)
+                yield self._train(number, _stage_name(layers), list(module.parameters()), loss_at)
+            self._advance(self.own, own, own_calls, layers)
+        self._advance(self.theirs, theirs, their_calls, range(reached, len(self.theirs.names)))
+        head = [one for one in self._reached(self._answer_loss(0, own, theirs)) if id(one) not in set(map(id, stem))]
+        if head and finished <= number + 1:
+            yield self._train(number + 1, "head", head, lambda place: self._answer_loss(place, own, theirs))
+
+    def _stem_loss(self, place: int, target: torch.Tensor) -> torch.Tensor:
+        return self._error(place, self.own.stem(self.batches[place])[0], target)
+
+    def _block_loss(
+        self,
+        own: States,
+        theirs: States,
+        calls: list[list[BlockCall]],
+        layers: Sequence[int],
+        targets: list[list[torch.Tensor]],
+        place: int,
+    ) -> torch.Tensor:
+        """Of layers that share weights the sum; each gets what the one before it gave, without its gradient."""
+        state, losses = own[place], []
+        for layer, kept in zip(layers, targets, strict=True):
+            state = self.own.block(layer, state.detach(), calls[place][layer])
+            losses.append(self._error(place, state, kept[place] if kept else theirs[place]))
+        return total(losses)
+
+    def _error(self, place: int, state: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return token_mse(state, target, self.batches[place].get("attention_mask"), "valid")
+
+    def _answer_loss(self, place: int, own: States, theirs: States) -> torch.Tensor:
+        batch = self.batches[place]
+        with torch.no_grad():
+            expected = self.theirs.answer(batch, theirs[place])
+        return self.answer_loss(self.own.answer(batch, own[place]), expected, batch)
+
+    def _advance(self, blocks: Blocks, states: States, calls: list[list[BlockCall]], layers: Iterable[int]) -> None:
+        """Replace every state by the one behind these layers."""
+        with torch.no_grad():
+            for layer in layers:
+                for place in range(len(self.batches)):
+                    states[place] = blocks.block(layer, states[place], calls[place][layer])
+
+    def _reached(self, output: torch.Tensor) -> list[nn.Parameter]:
+        """The student's parameters that an output depends on."""
+        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        if not output.requires_grad:
+            return []
+        gradients = torch.autograd.grad(output.sum(), trained, allow_unused=True)
+        return [one for one, gradient in zip(trained, gradients, strict=True) if gradient is not None]
+
+    def _train(
+        self, number: int, name: str, parameters: list[nn.Parameter], loss_at: Callable[[int], torch.Tensor]
+    ) -> Stage:
+        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / self.steps)
+        before = self._measured(loss_at)
+        for place in self._order(number):
+            loss = loss_at(place)
+            if not loss.isfinite():
+                raise TrituneError(f"reconstruct: the loss of {name} is not finite; take a lower learning rate")
+            loss.backward()
+            optimizer.step()
+            rate.step()
+            self.student.zero_grad()
+        return Stage(number, name, before, self._measured(loss_at))
+
+    def _order(self, number: int) -> Iterator[int]:
+        """The batches of a stage's updates: all of them in random order, then again."""
+        generator = torch.Generator().manual_seed(1009 * self.seed + number)
+        order: list[int] = []
+        for _ in range(self.steps):
+            order = order or torch.randperm(len(self.batches), generator=generator).tolist()
+            yield order.pop()
+
+    @torch.no_grad()
+    def _measured(self, loss_at: Callable[[int], torch.Tensor]) -> float:
+        places = range(min(MEASURED, len(self.batches)))
+        return sum(loss_at(place).item() for place in places) / len(places)
+
+
+def _grouped(names: Sequence[str]) -> list[list[int]]:
+    """The layers, those together that share a block."""
+    return [list(layers) for _, layers in groupby(range(len(names)), key=lambda layer: names[layer])]
+
+
+def _stage_name(layers: Sequence[int]) -> str:
+    return f"block {layers[0]}" if len(layers) == 1 else f"blocks {layers[0]}-{layers[-1]}"

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +207,7 @@ class DistillationTrainer(HeadTrainer):
         )
         losses = distillation_losses(pair, self.coefficients)
         self._check_and_sum(losses)
-        loss = sum((self.coefficients[name] * value for name, value in losses.items()), torch.zeros(()))
+        loss = reduce(add, (self.coefficients[name] * value for name, value in losses.items()))
         return (loss, student) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -272,8 +274,8 @@ class DistillationTrainer(HeadTrainer):
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise TrituneError("FSDP and DeepSpeed are not supported: run under torchrun or accelerate with plain DDP")
         check_precision(self.args.bf16, self.args.fp16, self.args.device)
-        options = self.args.gradient_checkpointing_kwargs
-        if self.args.gradient_checkpointing and isinstance(options, dict) and options.get("use_reentrant"):
+        options = self.args.gradient_checkpointing and self.args.gradient_checkpointing_kwargs
+        if isinstance(options, dict) and options.get("use_reentrant"):
             raise TrituneError(
                 "reentrant gradient checkpointing loses the gradients of the traces: use_reentrant=False"
             )

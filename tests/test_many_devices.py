@@ -143,7 +143,7 @@ PLAIN |= {"bf16": False, "fp16": False}
                 "args": PLAIN | {"world_size": 2},
                 "coefficients": {"block_output": 1.0},
             },
-            "give logits_coefficient a value",
+            "set logits_coefficient above 0",
         ),
     ],
 )

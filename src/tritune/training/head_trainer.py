@@ -8,6 +8,8 @@ import torch
 from transformers import PreTrainedModel, SchedulerType, TrainingArguments
 
 from ..checkpoints.files import usual_modes
+from ..errors import TrituneError
+from ..recipes.recipe import OPTIMIZERS
 from ..tasks.heads import TEXT_CLASSIFICATION, Head
 from .optimizer import BertAdam, learning_rate
 from .resume import ResumableTrainer
@@ -24,6 +26,9 @@ class HeadTrainer(ResumableTrainer):
         optimizer: `adamw`, Trainer's own, or `bert_adam`, see `BertAdam`. `optimizers` in `kwargs` overrides both.
         warmup_ratio: of `bert_adam`, the fraction of steps used for warm-up.
         **kwargs: passed to Trainer.
+
+    Raises:
+        TrituneError: the optimizer is unknown.
     """
 
     # A mean over the batch, whatever the model counts.
@@ -39,6 +44,8 @@ class HeadTrainer(ResumableTrainer):
         warmup_ratio: float = 0.1,
         **kwargs: Any,
     ):
+        if optimizer not in OPTIMIZERS:
+            raise TrituneError(f"unknown optimizer {optimizer!r}; known are {', '.join(OPTIMIZERS)}")
         args = TrainingArguments() if args is None else args
         self.head, self.warmup_ratio, self.max_grad_norm = head, warmup_ratio, args.max_grad_norm
         self.takes_bert_adam = optimizer == "bert_adam" and kwargs.get("optimizers", (None, None))[0] is None
@@ -100,12 +107,12 @@ class HeadTrainer(ResumableTrainer):
         if "labels" not in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
-        if not self.head.has_logits:
-            labels = inputs.pop("labels")
-            with torch.no_grad(), self.compute_loss_context_manager():
-                return None, self.head.read(model(**inputs), inputs).detach(), labels
         with torch.no_grad(), self.compute_loss_context_manager():
+            if not self.head.has_logits:
+                labels = inputs.pop("labels")
+                return None, self.head.read(model(**inputs), inputs).detach(), labels
             loss, output = self.compute_loss(model, inputs, return_outputs=True)
+        loss = loss.detach().mean()
         if prediction_loss_only:
-            return loss.detach().mean(), None, None
-        return loss.detach().mean(), self.head.read(output, inputs).detach(), inputs["labels"].detach()
+            return loss, None, None
+        return loss, self.head.read(output, inputs).detach(), inputs["labels"].detach()

@@ -1,5 +1,6 @@
 """`DistillationTrainer`: transformers' Trainer with a teacher, named losses and an intervention schedule."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,7 +22,6 @@ from ..distil.schedule import SCHEDULES
 from ..errors import TrituneError
 from ..modeling.instrument import instrument_of, is_instrumented
 from ..modeling.trace import Intervention, Site
-from ..recipes.recipe import OPTIMIZERS
 from ..tasks.heads import TEXT_CLASSIFICATION, Head
 from .arguments import separate_learned_scales, takes_kernels
 from .head_trainer import HeadTrainer
@@ -111,7 +111,7 @@ class DistillationTrainer(HeadTrainer):
         self.schedule, self.loss_average, self.temperature = schedule, loss_average, temperature
         self.teacher_cache, self.fused_kernels = teacher_cache, fused_kernels
         self.learned_scale_learning_rate = learned_scale_learning_rate
-        _check_names(self.coefficients, schedule, loss_average, optimizer)
+        _check_names(self.coefficients, schedule, loss_average)
         layers = _check_models(model, teacher)
         _check_head(self.coefficients, model, head)
         pair = pairing(model, teacher, self.coefficients, schedule, layer_map)
@@ -123,8 +123,7 @@ class DistillationTrainer(HeadTrainer):
         self.teacher_trace_wanted = dict.fromkeys(self.trace_wanted, _taught(self.layers, self.layer_map))
         self.hidden_projection: HiddenProjection | None = None
         self.site: Site | None = None
-        self._loss_sums: dict[str, torch.Tensor] = {}
-        self._loss_steps = 0.0
+        self._sums: torch.Tensor | None = None
         self.current_gradient_accumulation_steps = 1  # as Trainer counts them once it trains
         super().__init__(model, args, head=head, optimizer=optimizer, warmup_ratio=warmup_ratio, **kwargs)
         if pair.hidden_widths is not None:
@@ -150,7 +149,7 @@ class DistillationTrainer(HeadTrainer):
 
         With gradient checkpointing, which saves memory, it is quantized as often as it is needed.
         """
-        self._forget_losses()
+        self._sums = None
         takes = takes_kernels(self.fused_kernels, self.args.bf16, self.args.device)
         with (
             fused_kernels() if takes else nullcontext(),
@@ -205,11 +204,11 @@ class DistillationTrainer(HeadTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """See Trainer; the log also has every single loss, averaged over updates, batches and processes."""
-        if "loss" in logs and self._loss_sums:
-            sums = self.accelerator.reduce(torch.stack(list(self._loss_sums.values())), reduction="mean")
-            for name, value in zip(self._loss_sums, sums.tolist(), strict=True):
-                logs[f"{name}_loss"] = value / self._loss_steps
-            self._forget_losses()
+        if "loss" in logs and self._sums is not None:
+            *sums, updates = self.accelerator.reduce(self._sums, reduction="mean").tolist()
+            names = [name for name, weight in self.coefficients.items() if weight]
+            logs.update({f"{name}_loss": value / updates for name, value in zip(names, sums, strict=True)})
+            self._sums = None
         super().log(logs, start_time)
 
     def site_name(self) -> str | None:
@@ -267,8 +266,8 @@ class DistillationTrainer(HeadTrainer):
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise TrituneError("FSDP and DeepSpeed are not supported: run under torchrun or accelerate with plain DDP")
         check_precision(self.args.bf16, self.args.fp16, self.args.device)
-        options = self.args.gradient_checkpointing_kwargs
-        if self.args.gradient_checkpointing and isinstance(options, dict) and options.get("use_reentrant"):
+        options = self.args.gradient_checkpointing and self.args.gradient_checkpointing_kwargs
+        if isinstance(options, dict) and options.get("use_reentrant"):
             raise TrituneError(
                 "reentrant gradient checkpointing loses the gradients of the traces: use_reentrant=False"
             )
@@ -286,28 +285,23 @@ class DistillationTrainer(HeadTrainer):
             raise TrituneError(f"cache_teacher: train_dataset must number its rows in a column {ROW!r}")
 
     def _check_and_sum(self, losses: dict[str, torch.Tensor]) -> None:
+        """Add the losses, and a one that counts them, to the sums since the last log."""
         values = torch.stack([value.detach() for value in losses.values()])
-        finite = torch.isfinite(values).tolist()
-        for name, value, is_finite in zip(losses, values, finite, strict=True):
-            if not is_finite:
+        for name, value in zip(losses, values.tolist(), strict=True):
+            if not math.isfinite(value):
                 raise TrituneError(
-                    f"step {self.state.global_step + 1}: the {name} loss is {value.item()}; lower learning_rate, or "
-                    "check the teacher's weights"
+                    f"step {self.state.global_step + 1}: the {name} loss is {value}; lower learning_rate, or check the "
+                    "teacher's weights"
                 )
-            self._loss_sums[name] = self._loss_sums.get(name, 0) + value / self.current_gradient_accumulation_steps
-        self._loss_steps += 1 / self.current_gradient_accumulation_steps
-
-    def _forget_losses(self) -> None:
-        self._loss_sums.clear()
-        self._loss_steps = 0.0
+        summand = torch.cat([values, values.new_ones(1)]) / self.current_gradient_accumulation_steps
+        self._sums = summand if self._sums is None else self._sums + summand
 
 
-def _check_names(coefficients: dict[str, float], schedule: str | None, average: str, optimizer: str) -> None:
+def _check_names(coefficients: dict[str, float], schedule: str | None, average: str) -> None:
     for what, value, known in (
         *(("coefficient", name, LOSSES) for name in coefficients),
         ("schedule", schedule, (None, *SCHEDULES)),
         ("loss_average", average, AVERAGES),
-        ("optimizer", optimizer, OPTIMIZERS),
     ):
         if value not in known:
             raise TrituneError(f"unknown {what} {value!r}; known are {', '.join(str(name) for name in known)}")

@@ -74,7 +74,7 @@ def test_the_scale_of_a_whole_sequence_would_give_it_away():
 
 
 @pytest.mark.parametrize(
-    "quantization", [Quantization(), Quantization(activation_bits=8, modules={"*": {"clip": 3.0}})]
+    "quantization", [Quantization(), Quantization(activation_bits=8, modules={"*": {"activation_clip": 3.0}})]
 )
 def test_scales_over_tokens_are_refused(quantization):
     model = LLAMA.build()
@@ -87,7 +87,8 @@ def test_scales_over_tokens_are_refused(quantization):
 
 def test_a_module_may_not_share_scales_either():
     pattern = {"*.layers.1.mlp.up_proj": {"activation_granularity": "tensor"}}
-    with pytest.raises(TrituneError, match=r"show model\.layers\.1\.mlp\.up_proj"):
+    message = r"lets model\.layers\.1\.mlp\.up_proj of this causal model see later tokens"
+    with pytest.raises(TrituneError, match=message):
         tritune.prepare(LLAMA.build(), Quantization(activation_granularity="token", modules=pattern))
     tritune.prepare(LLAMA.build(), Quantization(activation_bits=None))  # weights alone have no scales over tokens
 

@@ -14,6 +14,7 @@ ALLOWED = {
     "compute/kernels/fused.py: _in_use is a ContextVar": "set for a block; every thread has its own",
     "modeling/attention.py: _observer is a ContextVar": "set for a block; every thread has its own",
     "modeling/instrument.py: _ATTACHING is a Lock": "two threads that instrument one teacher do so once",
+    "checkpoints/load.py: _LOADING is a RLock": "two threads load one after the other; transformers needs that",
     "compute/kernels/build.py: _LOADING is a Lock": "two threads that need the kernels load them once",
     "modeling/instrument.py: _with_trace remembers": "a class made of a class; made twice it would be the same",
     "compute/kernels/build.py: kernels_available remembers": "a warning that is given once",

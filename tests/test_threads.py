@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from transformers import AutoModelForTokenClassification
+from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 import tritune
 from families import FAMILIES, VOCABULARY, one_layer
@@ -22,6 +22,7 @@ from tritune.compute import held
 from tritune.deploy.export.onnx import export_onnx
 from tritune.modeling.forward_pass import ForwardPass, _running, checkpointed, pass_of
 from tritune.modeling.instrument import instrument_of
+from tritune.training.trainer import DistillationTrainer
 
 THREADS, CALLS = 8, 50
 
@@ -280,10 +281,13 @@ def test_a_thread_that_inherits_held_weights():
     assert in_threads([lambda job=job: context.copy().run(job) for job in jobs]) == []
 
 
-def trained(folder, seed: int) -> list[torch.Tensor]:
-    own = trainer(
+def of_seed(folder, seed: int) -> DistillationTrainer:
+    return trainer(
         folder, teacher=FAMILIES["bert"].build(seed), schedule="gradual", arguments_values={"data_seed": seed}
     )
+
+
+def trained(own: DistillationTrainer) -> list[torch.Tensor]:
     own.train()
     return [parameter.detach() for parameter in own.model.parameters()]
 
@@ -291,13 +295,15 @@ def trained(folder, seed: int) -> list[torch.Tensor]:
 def test_two_trainings_and_a_prediction(tmp_path):
     """Three threads; the models have no dropout, whose random numbers torch draws for the whole process."""
     model, batch = packed(), BATCHES["mixed"][2]
-    alone = [trained(tmp_path / f"alone {seed}", seed) for seed in range(2)]
+    alone = [trained(of_seed(tmp_path / f"alone {seed}", seed)) for seed in range(2)]
+    # Made here: accelerate's state, which all share, is taken apart and put together when a trainer is made.
+    trainers = [of_seed(tmp_path / f"together {seed}", seed) for seed in range(2)]
     with torch.no_grad():
         expected = model(**batch).logits
     found, answers, done = {}, [], threading.Event()
 
     def train(seed: int) -> None:
-        found[seed] = trained(tmp_path / f"together {seed}", seed)
+        found[seed] = trained(trainers[seed])
 
     @torch.no_grad()
     def predict() -> None:
@@ -380,7 +386,7 @@ def test_loading_in_threads_leaves_the_log_of_transformers_as_it_was(tmp_path):
     level = logger.level
     logger.setLevel(logging.WARNING)  # the command line, tested in this process, sets another
     logger.addHandler(records)
-    start = threading.Barrier(THREADS)
+    start, tie_weights = threading.Barrier(THREADS), PreTrainedModel.tie_weights
 
     def load() -> None:
         start.wait()
@@ -394,6 +400,7 @@ def test_loading_in_threads_leaves_the_log_of_transformers_as_it_was(tmp_path):
         for thread in threads:
             thread.join()
         assert records.said == []
+        assert PreTrainedModel.tie_weights is tie_weights, "transformers takes it away while it loads"
         AutoModelForTokenClassification.from_pretrained(tmp_path)
         assert "LOAD REPORT" in "".join(records.said), "one that is not ours tells what it always told"
     finally:

@@ -30,6 +30,9 @@ from .hub import located
 from .integrity import bytes_of
 from .plugin import METHOD, TrituneConfig, is_packed
 
+# transformers replaces methods of its classes while it loads; of two threads one would leave them replaced.
+_LOADING = threading.RLock()
+
 
 def load_pretrained(kind: Any, source: str | Path, **head: Any) -> PreTrainedModel:
     """A model on the CPU in float32.
@@ -140,7 +143,7 @@ def _from_pretrained(
         raise TrituneError(f"{source}: no model.safetensors; save weights in other formats as safetensors first")
     try:
         _check_no_pickle(found, config)
-        with _quiet():
+        with _LOADING, _quiet():
             return kind.from_pretrained(
                 found, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
             )

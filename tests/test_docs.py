@@ -544,7 +544,7 @@ def test_layer_maps_of_shrink():
             assert tuple(map(int, cell.split(", "))) == mapped_layers(choice, student, 12)
 
 
-@pytest.mark.parametrize("name", ["index.md", "use.md", "analyse.md", "format.md", "tasks.md"])
+@pytest.mark.parametrize("name", ["index.md", "use.md", "analyse.md", "format.md", "tasks.md", "reconstruct.md"])
 def test_python_blocks_run(at_demo, name):
     for block in blocks(DOCS / name, "python"):
         exec(compile(block, name, "exec"), {})

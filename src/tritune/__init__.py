@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .modeling.sites import Site
     from .modeling.trace import Intervention, LayerTrace, ModelTrace
     from .quant import register_quantizer
+    from .training.reconstruct import reconstruct
     from .training.trainer import DistillationTrainer
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ __all__ = [
     "instrument",
     "load",
     "prepare",
+    "reconstruct",
     "register_loss",
     "register_quantizer",
     "register_schedule",
@@ -70,6 +72,7 @@ _HOMES = {
     "instrument": "modeling.instrument",
     "load": "checkpoints.load",
     "prepare": "checkpoints.prepare",
+    "reconstruct": "training.reconstruct",
     "register_loss": "distil.losses",
     "register_quantizer": "quant",
     "register_schedule": "distil.schedule",

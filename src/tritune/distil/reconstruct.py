@@ -10,7 +10,6 @@ way, and after them whatever lies between the last block and the answer.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ MEASURED = 8
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage of a reconstruction did.
+    """What one stage of a reconstruction did. It never ends worse than it began: then the weights stay as they were.
 
     Attributes:
         number: from 0.
@@ -102,40 +101,42 @@ class Reconstruction:
                 what follows in a call that begins with the first.
         """
         with evaluation_mode(self.student), evaluation_mode(self.teacher):
-            yield from (stage for stage in self._all(finished) if stage is not None)
+            yield from self._all(finished)
 
-    def _all(self, finished: int) -> Iterator[Stage | None]:
+    def _all(self, finished: int) -> Iterator[Stage]:
         places = range(len(self.batches))
         own, theirs = (States(self.cache_bytes // 2, len(places)) for _ in range(2))
-        with torch.no_grad():
-            calls = [self.theirs.stem(batch) for batch in self.batches]
-            for place in places:
-                theirs[place] = calls[place][0]
-        their_calls = [of_batch for _, of_batch in calls]
-        stem = self._reached(self.own.stem(self.batches[0])[0])
+        their_calls = self._begin(self.theirs, theirs)
+        stem = self._parameters_of(lambda: self.own.stem(self.batches[0])[0])
         if stem and finished < 1:
             yield self._train(0, "embeddings", stem, lambda place: self._stem_loss(place, theirs[place]))
-        own_calls = []
-        for place in places:
-            with torch.no_grad():
-                own[place], of_batch = self.own.stem(self.batches[place])
-            own_calls.append(of_batch)
+        own_calls = self._begin(self.own, own)
         number, reached = 0, 0
-        for number, layers in enumerate(_grouped(self.own.names), start=1):
+        for number, layers in enumerate(grouped(self.own.names), start=1):
             targets: list[list[torch.Tensor]] = []
             for layer in layers:
                 self._advance(self.theirs, theirs, their_calls, range(reached, self.taught_by[layer] + 1))
                 reached = self.taught_by[layer] + 1
                 targets.append([theirs[place] for place in places] if len(layers) > 1 else [])
             if finished <= number:
-                module = self.student.get_submodule(self.own.names[layers[0]])
+                modules = nn.ModuleList(self.student.get_submodule(self.own.names[layer]) for layer in layers)
                 loss_at = partial(self._block_loss, own, theirs, own_calls, layers, targets)
-                yield self._train(number, _stage_name(layers), list(module.parameters()), loss_at)
+                yield self._train(number, _stage_name(layers), list(modules.parameters()), loss_at)
             self._advance(self.own, own, own_calls, layers)
         self._advance(self.theirs, theirs, their_calls, range(reached, len(self.theirs.names)))
-        head = [one for one in self._reached(self._answer_loss(0, own, theirs)) if id(one) not in set(map(id, stem))]
+        behind = self._parameters_of(lambda: self._answer_loss(0, own, theirs))
+        head = [one for one in behind if id(one) not in set(map(id, stem))]  # those of tied embeddings stay
         if head and finished <= number + 1:
             yield self._train(number + 1, "head", head, lambda place: self._answer_loss(place, own, theirs))
+
+    @torch.no_grad()
+    def _begin(self, blocks: Blocks, states: States) -> list[list[BlockCall]]:
+        """Fill in the states before the first block; what every block is called with, by batch."""
+        calls = []
+        for place, batch in enumerate(self.batches):
+            states[place], of_batch = blocks.stem(batch)
+            calls.append(of_batch)
+        return calls
 
     def _stem_loss(self, place: int, target: torch.Tensor) -> torch.Tensor:
         return self._error(place, self.own.stem(self.batches[place])[0], target)
@@ -172,29 +173,40 @@ class Reconstruction:
                 for place in range(len(self.batches)):
                     states[place] = blocks.block(layer, states[place], calls[place][layer])
 
-    def _reached(self, output: torch.Tensor) -> list[nn.Parameter]:
-        """The student's parameters that an output depends on."""
+    @torch.enable_grad()
+    def _parameters_of(self, compute: Callable[[], torch.Tensor]) -> list[nn.Parameter]:
+        """The student's parameters that a result depends on."""
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        if not output.requires_grad:
+        if not (result := compute()).requires_grad:
             return []
-        gradients = torch.autograd.grad(output.sum(), trained, allow_unused=True)
+        gradients = torch.autograd.grad(result.sum(), trained, allow_unused=True)
         return [one for one, gradient in zip(trained, gradients, strict=True) if gradient is not None]
 
     def _train(
         self, number: int, name: str, parameters: list[nn.Parameter], loss_at: Callable[[int], torch.Tensor]
     ) -> Stage:
+        before = self._measured(loss_at)
+        if before == 0:  # of a part that is not quantized
+            return Stage(number, name, 0.0, 0.0)
+        start = [parameter.detach().clone() for parameter in parameters]
         optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / self.steps)
-        before = self._measured(loss_at)
         for place in self._order(number):
-            loss = loss_at(place)
+            with torch.enable_grad():
+                loss = loss_at(place)
             if not loss.isfinite():
-                raise TrituneError(f"reconstruct: the loss of {name} is not finite; take a lower learning rate")
+                raise TrituneError(f"reconstruct: the loss of {name} is not finite; take a lower learning_rate")
             loss.backward()
             optimizer.step()
             rate.step()
             self.student.zero_grad()
-        return Stage(number, name, before, self._measured(loss_at))
+        after = self._measured(loss_at)
+        if after > before:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, start, strict=True):
+                    parameter.copy_(value)
+            after = before
+        return Stage(number, name, before, after)
 
     def _order(self, number: int) -> Iterator[int]:
         """The batches of a stage's updates: all of them in random order, then again."""
@@ -210,9 +222,17 @@ class Reconstruction:
         return sum(loss_at(place).item() for place in places) / len(places)
 
 
-def _grouped(names: Sequence[str]) -> list[list[int]]:
-    """The layers, those together that share a block."""
-    return [list(layers) for _, layers in groupby(range(len(names)), key=lambda layer: names[layer])]
+def grouped(names: Sequence[str]) -> list[list[int]]:
+    """The layers in groups that are trained together, because they share a block or lie between two that do.
+
+    >>> grouped(["a", "b", "c"]), grouped(["a", "a", "b"]), grouped(["a", "b", "a", "c"])
+    ([[0], [1], [2]], [[0, 1], [2]], [[0, 1, 2], [3]])
+    """
+    groups: list[list[int]] = []
+    for layer, name in enumerate(names):
+        known = [place for place, group in enumerate(groups) if any(names[other] == name for other in group)]
+        groups[known[0] if known else len(groups) :] = [list(range(groups[known[0]][0] if known else layer, layer + 1))]
+    return groups
 
 
 def _stage_name(layers: Sequence[int]) -> str:

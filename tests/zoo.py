@@ -117,7 +117,7 @@ SERVED = {
             _classes("Albert"),
             "AlbertConfig",
             _TEXT | _SHORT | {"embedding_size": 12, "classifier_dropout_prob": 0.0},
-            remark="no layer ranges: all layers are one",
+            remark="no layer ranges: all layers share their weights",
         ),
         Served(
             "MobileBERT",
@@ -135,7 +135,7 @@ SERVED = {
             | {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2, "num_hidden_layers": 3},
             layers=3,
             post_norm=False,
-            remark="Q, K and V are one Linear with a scale for each; `min_max` weights only with a scale per row",
+            remark="Q, K and V are one Linear, with separate scales; `min_max` weights only with a scale per row",
         ),
         Served("ViT", ("ViTForImageClassification", "ViTModel"), "ViTConfig", _IMAGE, post_norm=False, image=True),
         Served(
@@ -173,7 +173,7 @@ SERVED = {
             layers=3,
             post_norm=False,
             image=True,
-            remark="hidden states are those of stages, not of layers: no choice of `distil_layers` among them",
+            remark="hidden states are per stage, not per layer, so `distil_layers` cannot select among them",
         ),
         Served(
             "CLIP text",
@@ -231,7 +231,7 @@ SERVED = {
             _DECODER | {"bos_token_id": 1, "eos_token_id": 2, "resid_pdrop": 0.0},
             post_norm=False,
             quantization=PER_TOKEN,
-            remark="causal: `activation_granularity: token`; Q, K and V are one Linear with a scale for each",
+            remark="causal: `activation_granularity: token`; Q, K and V are one Linear, with separate scales",
         ),
     )
 }
@@ -332,6 +332,6 @@ def table() -> list[str]:
 # Where the error's words are about one module of a model.
 _PLAIN = {
     "GPT-2": "its weights are `Conv1D`, not `Linear`",
-    "GPT-NeoX": "one Linear whose rows of Q, K and V are mixed, head by head",
+    "GPT-NeoX": "Q, K and V are interleaved head by head in one Linear",
     "Gemma 2": "it caps the attention scores",
 }

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tritune
+from combinations import crossed
 from families import FAMILIES
 from tritune import Quantization, TrituneConfig, TrituneError
 from tritune.modeling.instrument import instrument_of
@@ -52,8 +53,7 @@ def quantized(model: torch.nn.Module) -> dict[str, str]:
     return {name: str(m) for name, m in model.named_modules() if isinstance(m, QuantLinear | QuantEmbedding)}
 
 
-@pytest.mark.parametrize("quantization", QUANTIZATIONS.values(), ids=QUANTIZATIONS)
-@every_family
+@pytest.mark.parametrize(("family", "quantization"), crossed(FAMILIES, QUANTIZATIONS))
 @torch.no_grad()
 def test_round_trip(family, quantization, tmp_path):
     if quantization.layers and family.name == "albert":

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import tritune
+from combinations import crossed
 from families import FAMILIES, Family
 from test_packing import CASES, weights
 from test_quantizer_laws import started
@@ -157,11 +158,15 @@ def test_packed_logits_are_those_of_the_qat_model(family, quantization):
     assert not any(".weight_quantizer." in name for name in packed.state_dict())
 
 
-@pytest.mark.parametrize("name", ["default", "deploy", "3 bits", "weights_only", "layers", *LEARNED])
-@every_family
+COMING_BACK = {
+    name: QUANTIZATIONS[name] for name in ("default", "deploy", "3 bits", "weights_only", "layers", *LEARNED)
+}
+
+
+@pytest.mark.parametrize(("family", "quantization"), crossed(FAMILIES, COMING_BACK))
 @torch.no_grad()
-def test_a_packed_checkpoint_comes_back(family, name, tmp_path):
-    batch, packed = family.batch(), tritune.convert(student(family, QUANTIZATIONS[name]))
+def test_a_packed_checkpoint_comes_back(family, quantization, tmp_path):
+    batch, packed = family.batch(), tritune.convert(student(family, quantization))
     expected = packed(**batch).logits
     packed.save_pretrained(tmp_path / "one")
     loaded = family.loader.from_pretrained(tmp_path / "one")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tritune
+from combinations import crossed
 from families import FAMILIES
 from tritune import Intervention, Quantization, Site, TrituneError
 from tritune.distil.losses import Pair, distillation_losses, trace_fields
@@ -154,8 +155,9 @@ def test_an_intervention_ends_with_a_step_that_failed():
 STUDENTS = [name for name in shipped_recipes() if name != "finetune"]
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize(
+    ("name", "bf16"), crossed({name: name for name in STUDENTS}, {"float32": False, "bfloat16": True})
+)
 def test_gradient_checkpointing_changes_no_gradient(name, bf16):
     """Every recipe, at every site its schedule comes to and without any."""
     recipe, family = load_recipe(name), FAMILIES["bert"]

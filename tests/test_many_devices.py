@@ -1,9 +1,11 @@
 """Two processes, accumulated batches and gradient checkpointing give what one plain process gives."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +23,12 @@ from tritune.training import precision
 from workspace import make_workspace, train_arguments
 
 MODES = ("none", "map", "context", "projection", "stochastic", "learned", "features")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Callable[[str], dict[str, torch.Tensor]]:
+    """What one plain process gives, by mode; made once each."""
+    return functools.cache(lambda mode: _here(tmp_path_factory.mktemp("plain") / mode, mode))
 
 
 def _here(folder: Path, schedule: str, *flags: str) -> dict[str, torch.Tensor]:
@@ -47,8 +55,8 @@ def _every_mode(folder: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", MODES)
-def test_two_processes_equal_one(tmp_path, two_processes, schedule):
-    one = _here(tmp_path / "one", schedule)
+def test_two_processes_equal_one(plain, two_processes, schedule):
+    one = plain(schedule)
     ranks = [torch.load(two_processes / f"{schedule}-rank{rank}.pt") for rank in range(2)]
     for name in one:
         assert torch.equal(ranks[0][name], ranks[1][name]), name
@@ -65,11 +73,10 @@ def test_the_parts_of_the_loss_add_up_on_two_processes(two_processes, schedule):
 
 @pytest.mark.parametrize("flag", ["accumulate", "checkpoint"])
 @pytest.mark.parametrize("schedule", MODES)
-def test_accumulation_and_checkpointing_equal_the_plain_run(tmp_path, schedule, flag):
-    plain = _here(tmp_path / "plain", schedule)
+def test_accumulation_and_checkpointing_equal_the_plain_run(tmp_path, plain, schedule, flag):
     other = _here(tmp_path / flag, schedule, flag)
-    for name in plain:
-        torch.testing.assert_close(other[name], plain[name], rtol=1e-6, atol=1e-6, msg=name)
+    for name, expected in plain(schedule).items():
+        torch.testing.assert_close(other[name], expected, rtol=1e-6, atol=1e-6, msg=name)
 
 
 def _torchrun(*arguments: str) -> str:

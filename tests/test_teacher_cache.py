@@ -195,17 +195,26 @@ def _losses(run: Path) -> list[float]:
     return [row["loss"] for row in map(json.loads, (run / "history.jsonl").open()) if "loss" in row]
 
 
-def test_a_run_with_a_cache(workspace, cli):
-    for name, settings in (("asked", SETTINGS), ("looked-up", CACHED)):
-        code, _, err = cli(*train_arguments(workspace, workspace / name, *settings))
+@pytest.fixture
+def looked_up(workspace, cli) -> Path:
+    """A run with a cache; made once."""
+    run = workspace / "looked-up"
+    if not run.exists():
+        code, _, err = cli(*train_arguments(workspace, run, *CACHED))
         assert code == 0, err
-    asked, looked_up = _losses(workspace / "asked"), _losses(workspace / "looked-up")
-    assert len(asked) == 20 and asked == pytest.approx(looked_up, rel=1e-4)
-    assert json.loads((workspace / "looked-up" / "metrics.json").read_text())["teacher_cache_bytes"] > 1e5
-    assert not (workspace / "looked-up" / "checkpoints").exists()
+    return run
 
 
-@pytest.mark.parametrize("schedule", ["null", "gradual"])
+def test_a_run_with_a_cache(workspace, looked_up, cli):
+    code, _, err = cli(*train_arguments(workspace, workspace / "asked", *SETTINGS))
+    assert code == 0, err
+    asked = _losses(workspace / "asked")
+    assert len(asked) == 20 and asked == pytest.approx(_losses(looked_up), rel=1e-4)
+    assert json.loads((looked_up / "metrics.json").read_text())["teacher_cache_bytes"] > 1e5
+    assert not (looked_up / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("schedule", ["null", pytest.param("gradual", marks=pytest.mark.slow)])
 def test_a_run_that_compares_nothing_but_logits(workspace, cli, schedule):
     trace_losses = [f"{name}_coefficient=0" for name, loss in LOSSES.items() if loss.fields]
     only_logits = [word for value in (*trace_losses, f"schedule={schedule}") for word in ("--set", value)]
@@ -218,7 +227,7 @@ def test_a_run_that_compares_nothing_but_logits(workspace, cli, schedule):
     assert len(results[0]) == 20 and results[0] == pytest.approx(results[1], rel=1e-4)
 
 
-def test_a_run_with_a_cache_goes_on_after_a_stop(workspace, cli, monkeypatch):
+def test_a_run_with_a_cache_goes_on_after_a_stop(workspace, looked_up, cli, monkeypatch):
     """Stopped in step two, when the cache is half full."""
     step, calls = DistillationTrainer.training_step, []
 
@@ -233,8 +242,7 @@ def test_a_run_with_a_cache_goes_on_after_a_stop(workspace, cli, monkeypatch):
         patch.setattr(DistillationTrainer, "training_step", stopping)
         assert cli(*arguments)[0] == 130
     assert cli(*arguments, "--resume")[0] == 0
-    assert cli(*train_arguments(workspace, workspace / "whole", *CACHED))[0] == 0
-    weights = [load_file(workspace / name / "model.safetensors") for name in ("stopped", "whole")]
+    weights = [load_file(run / "model.safetensors") for run in (workspace / "stopped", looked_up)]
     for name, tensor in weights[0].items():
         # A row that was cached in one batch is asked in another one after the stop: its last bits differ.
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-5)

@@ -1,5 +1,6 @@
 """Fixtures that every test file may use, and what keeps runs repeatable."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -35,6 +36,12 @@ LONG = [
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is looked for among what tests make, not among what libraries are: every training collects twice."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 A process of its own costs seconds for its imports alone. What tests the start itself uses `subprocess`.
 """
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -40,6 +41,7 @@ def _alone(folder: Path, environment: dict[str, str], function: Callable, argume
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
+    gc.freeze()
     function(*arguments)
 
 

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 import tritune
+from bounds import rounding
 from tritune import DistillationTrainer, Intervention, Quantization, Site, TrituneError
 from tritune.modeling.instrument import instrument_of, instrument_skeleton
 from tritune.modeling.layers import QuantEmbedding, QuantLinear, RowLinear, twin_of
@@ -147,7 +148,10 @@ def test_other_classes_are_packed_too(family, index, tmp_path):
     tritune.convert(student).save_pretrained(tmp_path)
     loaded = type(student).from_pretrained(tmp_path)(**batch).to_tuple()
     for own, other in zip(expected, loaded, strict=True):
-        assert not isinstance(own, torch.Tensor) or torch.equal(own, other)
+        if isinstance(own, torch.Tensor):
+            # A product with a float weight may be summed in another order where the file's weights lie elsewhere.
+            atol = rounding(own.dtype, 16, 16 * own.abs().max())
+            torch.testing.assert_close(own, other, rtol=0, atol=float(atol))
 
 
 @pytest.mark.parametrize("coefficients", [{"block_output": 1.0}, {"hidden_states": 1.0}], ids=list)

@@ -63,5 +63,6 @@ def test_it_works_in_an_empty_environment(wheel, tmp_path):
     programs = tmp_path / "venv" / "bin"
     run(programs / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    run(programs / "tritune", "demo", "--output", tmp_path / "demo", env=environment, cwd=tmp_path)
-    assert (tmp_path / "demo" / "report.html").is_file()
+    run(programs / "tritune", "demo", "--output", "demo", env=environment, cwd=tmp_path)
+    run(programs / "tritune", "report", "demo", "--output", "page.html", env=environment, cwd=tmp_path)
+    assert "ti-g" in (tmp_path / "page.html").read_text()

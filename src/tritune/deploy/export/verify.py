@@ -27,6 +27,7 @@ def compare_on_dev(
         `differing_rows`; `largest_logit_difference` and `median_logit_difference`; the metric of both.
     """
     # `dev_logits` asks of a model only that it can be called and has a device.
+    # The exported file is no model of transformers, but is called like one.
     logits = [dev_logits(each, data, task, batch_size) for each in (model, exported)]  # type: ignore[arg-type]
     ours, theirs = (np.concatenate([of[split] for split in task.dev_splits]) for of in logits)
     difference = np.abs(ours - theirs)

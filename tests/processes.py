@@ -6,6 +6,7 @@ A process of its own costs seconds for its imports alone. What tests the start i
 import gc
 import multiprocessing
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -31,6 +32,7 @@ class Job:
     def wait(self) -> subprocess.CompletedProcess:
         self.process.join()
         out, err = ((self.folder / name).read_text() for name in ("out", "err"))
+        shutil.rmtree(self.folder)
         return subprocess.CompletedProcess(self.process.name, self.process.exitcode, out, err)
 
 

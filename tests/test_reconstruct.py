@@ -245,6 +245,31 @@ def test_states_come_back(budget, exact, on_disk):
             assert file.get_tensor("state").dtype is torch.float16
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("budget", [10**6, 0])
+def test_states_keep_their_precision(dtype, budget):
+    states = States(budget, 1)
+    states[0] = torch.ones(2, 3, 4, dtype=dtype)
+    copied = states.copy()
+    states[0] = torch.zeros(2, 3, 4, dtype=dtype)
+    assert states[0].dtype is copied[0].dtype is dtype
+    assert not states[0].any() and copied[0].all()
+
+
+def test_an_update_that_ends_in_nothing_is_taken_back():
+    """A loss that is finite at every step and not a number at the end."""
+    student, teacher, batch = pair("bert")
+    before, calls = weights(student), []
+
+    def breaking(own, theirs, batch):
+        calls.append(1)
+        return logits_mse(own, theirs, batch) + (torch.nan if len(calls) > 5 else 0.0)  # 1 probe, 1 before, 3 steps
+
+    stages = list(Reconstruction(student, teacher, [batch], breaking, steps=3).stages())
+    assert stages[-1].name == "head" and stages[-1].after == stages[-1].before
+    assert all(torch.equal(value, before[name]) for name, value in weights(student).items() if "classifier" in name)
+
+
 def test_less_memory_gives_nearly_the_same_errors():
     """Before anything is trained; what follows drifts apart, as two trainings that differ in a last bit do."""
     whole, halved = (trained("bert", batches(3), cache_bytes=bytes_)[1] for bytes_ in (2**30, 0))

@@ -3,10 +3,8 @@
 import functools
 import importlib
 import inspect
-import os
 import sys
 from collections.abc import Callable
-from importlib import util
 from pathlib import Path
 from typing import Annotated
 
@@ -18,29 +16,25 @@ from ..errors import TrituneError, first_line
 def _import(modules: list[str] | None) -> None:
     for module in modules or ():
         try:
-            _import_file(Path(module)) if module.endswith(".py") else _import_name(module)
+            _import_one(module)
         except TrituneError as error:
             raise TrituneError(f"--plugin {module}: {error}") from None
         except Exception as error:
             raise TrituneError(f"--plugin {module}: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _import_name(module: str) -> None:
-    """With the working folder among the places, as `python -m` has it and a console script has not."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    importlib.import_module(module)
-
-
-def _import_file(path: Path) -> None:
-    """As a module of the file's name; once in a process, as any module."""
-    path = path.absolute()
-    if getattr(sys.modules.get(path.stem), "__file__", None) == str(path):
-        return
-    spec = util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # it ends in .py
-    module = sys.modules[path.stem] = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def _import_one(module: str) -> None:
+    """A module by its name, from the working folder too, as with `python -m`; or a file, as a module of its name."""
+    path = Path(module).absolute()
+    is_file = path.suffix == ".py"
+    if is_file and not path.is_file():
+        raise TrituneError("there is no such file")
+    folder = str(path.parent if is_file else Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    found = importlib.import_module(path.stem if is_file else module)
+    if is_file and found.__file__ != str(path):
+        raise TrituneError(f"another module is called {path.stem} ({found.__file__}); rename the file")
 
 
 Plugins = Annotated[

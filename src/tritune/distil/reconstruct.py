@@ -97,30 +97,32 @@ class Reconstruction:
         """Train stage after stage; each is yielded when it is done.
 
         Args:
-            finished: how many stages the student's weights have been through already. What follows is, to the bit,
-                what follows in a call that begins with the first.
+            finished: stages with a lower number are left out: the student has been through them. What follows is, to
+                the bit, what follows in a call that begins with the first.
         """
         with evaluation_mode(self.student), evaluation_mode(self.teacher):
             yield from self._all(finished)
 
     def _all(self, finished: int) -> Iterator[Stage]:
-        places = range(len(self.batches))
-        own, theirs = (States(self.cache_bytes // 2, len(places)) for _ in range(2))
+        groups = grouped(self.own.names)
+        # The student's states, and the teacher's behind every layer of a group.
+        share = self.cache_bytes // (1 + max(map(len, groups)))
+        own, theirs = (States(share, len(self.batches)) for _ in range(2))
         their_calls = self._begin(self.theirs, theirs)
         stem = self._parameters_of(lambda: self.own.stem(self.batches[0])[0])
         if stem and finished < 1:
             yield self._train(0, "embeddings", stem, lambda place: self._stem_loss(place, theirs[place]))
         own_calls = self._begin(self.own, own)
         number, reached = 0, 0
-        for number, layers in enumerate(grouped(self.own.names), start=1):
-            targets: list[list[torch.Tensor]] = []
+        for number, layers in enumerate(groups, start=1):
+            targets: list[States] = []
             for layer in layers:
                 self._advance(self.theirs, theirs, their_calls, range(reached, self.taught_by[layer] + 1))
                 reached = self.taught_by[layer] + 1
-                targets.append([theirs[place] for place in places] if len(layers) > 1 else [])
+                targets.append(theirs if layer == layers[-1] else theirs.copy())
             if finished <= number:
                 modules = nn.ModuleList(self.student.get_submodule(self.own.names[layer]) for layer in layers)
-                loss_at = partial(self._block_loss, own, theirs, own_calls, layers, targets)
+                loss_at = partial(self._block_loss, own, own_calls, layers, targets)
                 yield self._train(number, _stage_name(layers), list(modules.parameters()), loss_at)
             self._advance(self.own, own, own_calls, layers)
         self._advance(self.theirs, theirs, their_calls, range(reached, len(self.theirs.names)))
@@ -144,17 +146,16 @@ class Reconstruction:
     def _block_loss(
         self,
         own: States,
-        theirs: States,
         calls: list[list[BlockCall]],
         layers: Sequence[int],
-        targets: list[list[torch.Tensor]],
+        targets: Sequence[States],
         place: int,
     ) -> torch.Tensor:
         """Of layers that share weights the sum; each gets what the one before it gave, without its gradient."""
         state, losses = own[place], []
-        for layer, kept in zip(layers, targets, strict=True):
+        for layer, target in zip(layers, targets, strict=True):
             state = self.own.block(layer, state.detach(), calls[place][layer])
-            losses.append(self._error(place, state, kept[place] if kept else theirs[place]))
+            losses.append(self._error(place, state, target[place]))
         return total(losses)
 
     def _error(self, place: int, state: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -201,7 +202,7 @@ class Reconstruction:
             rate.step()
             self.student.zero_grad()
         after = self._measured(loss_at)
-        if after > before:
+        if not after <= before:  # nor is it a number, perhaps
             with torch.no_grad():
                 for parameter, value in zip(parameters, start, strict=True):
                     parameter.copy_(value)

@@ -1,4 +1,4 @@
-"""The hidden states of many batches within a budget of memory: float32, else float16, else on disk."""
+"""The hidden states of many batches within a budget of memory: as they are, else in float16, else on disk."""
 
 import tempfile
 from pathlib import Path
@@ -20,14 +20,15 @@ class States:
         self._tensors: dict[int, torch.Tensor] = {}
         self._folder: tempfile.TemporaryDirectory | None = None
         self._dtype: torch.dtype | None = None
-        self._device: torch.device | None = None
+        self._first: torch.Tensor | None = None
 
     def __getitem__(self, batch: int) -> torch.Tensor:
+        assert self._first is not None  # what was not written cannot be read
         kept = load_file(self._file(batch))["state"] if self._folder is not None else self._tensors[batch]
-        return kept.to(self._device, torch.float32 if kept.dtype is torch.float16 else kept.dtype)
+        return kept.to(self._first)
 
     def __setitem__(self, batch: int, state: torch.Tensor) -> None:
-        if self._device is None:
+        if self._first is None:
             self._place(state)
         kept = state.detach().to("cpu", self._dtype)
         if self._folder is not None:
@@ -35,9 +36,16 @@ class States:
         else:
             self._tensors[batch] = kept
 
+    def copy(self) -> "States":
+        """The states as they are now, within another budget of the same size."""
+        other = States(self._budget_bytes, self._batches)
+        for batch in range(self._batches):
+            other[batch] = self[batch]
+        return other
+
     def _place(self, first: torch.Tensor) -> None:
         """Decide on precision and place from the first state, as if every batch were as large."""
-        self._device = first.device
+        self._first = first.new_empty(0)  # their precision and device
         size_bytes = first.numel() * first.element_size() * self._batches
         self._dtype = first.dtype if size_bytes <= self._budget_bytes else torch.float16
         if first.numel() * self._dtype.itemsize * self._batches > self._budget_bytes:

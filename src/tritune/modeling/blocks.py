@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import UnsupportedModelError
 from .anatomy import unsupported
 from .instrument import instrument_of, make_sample_inputs
 from .modes import evaluation_mode
@@ -151,5 +150,5 @@ def _block_name(model: PreTrainedModel, attention: str) -> str:
         if isinstance(modules[".".join(parts[: end - 1])], nn.ModuleList):
             found = name
     if not found:
-        raise UnsupportedModelError(f"{type(model).__name__}: {attention} lies in no list of blocks")
+        raise unsupported(model, f"{attention} lies in no list of blocks")
     return found

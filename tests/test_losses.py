@@ -411,5 +411,5 @@ def test_a_loss_reads_the_fields_it_names_and_no_other(name):
 
 def test_ground_truth_without_labels_says_so():
     output = output_of([3, 2], 1)
-    with pytest.raises(TrituneError, match="ground_truth: this batch has no labels"):
+    with pytest.raises(TrituneError, match="the loss ground_truth needs labels"):
         distillation_losses(Pair(output, output, mask_of([3, 2])), {"ground_truth": 1.0})

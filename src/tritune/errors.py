@@ -49,6 +49,13 @@ def readable(size_bytes: int) -> str:
     return f"{size_bytes} B"
 
 
+def check_among(values: object, key: str, allowed: Collection[str | None], hint: str = "") -> None:
+    """Raise TrituneError if the attribute `key` of `values` is not one of `allowed`; the message ends with `hint`."""
+    if (value := getattr(values, key)) not in allowed:
+        known = ", ".join(map(str, allowed))
+        raise TrituneError(f"{key} must be one of {known}{hint}; got {shown(value)}")
+
+
 def check_new_name(where: str, name: object, taken: Collection[str]) -> None:
     """Check a name that a user's own part wants in a table.
 

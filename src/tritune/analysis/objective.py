@@ -6,8 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..distil.choices import TASK_LOSS, check_loss
-from ..distil.losses import LOSSES, MULTI_LABEL, Pair
-from ..errors import TrituneError
+from ..distil.losses import LOSSES, Pair
 from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
 from .subjects import Batch
@@ -32,13 +31,11 @@ def objective(name: str, batch: Batch, teacher: PreTrainedModel | None = None, a
         An instrumented model to its loss, a scalar that autograd can differentiate twice.
 
     Raises:
-        TrituneError: as `check_loss`, or the batch lacks labels that the loss needs.
+        TrituneError: as `check_loss`; later, if the loss needs labels and the batch has none.
     """
     check_loss(name, teacher, average)
     loss = LOSSES[name]
     inputs = {key: tensor for key, tensor in batch.items() if key != "labels"}
-    if name == TASK_LOSS and "labels" not in batch:
-        raise TrituneError("the loss ground_truth needs labels, and the batch has none")
     answer = None
     if teacher is not None and name != TASK_LOSS:
         instrument(teacher)
@@ -48,10 +45,7 @@ def objective(name: str, batch: Batch, teacher: PreTrainedModel | None = None, a
     def evaluate(model: PreTrainedModel) -> torch.Tensor:
         """The loss of `model`, a scalar."""
         output = model(**inputs, output_trace=loss.fields)
-        regression = model.config.num_labels == 1
-        multi_label = model.config.problem_type == MULTI_LABEL
         expected = output if answer is None else answer  # the task loss looks at no teacher
-        mask, labels = inputs.get("attention_mask"), batch.get("labels")
-        return loss.compute(Pair(output, expected, mask, labels, average, regression, multi_label=multi_label))
+        return loss.compute(Pair.of_batch(output, expected, batch, model.config, average=average))
 
     return evaluate

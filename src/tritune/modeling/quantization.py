@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OWN, TrituneError, shown
+from ..errors import OWN, TrituneError, check_among, shown
 
 if TYPE_CHECKING:
     from ..quant import Quantizer
@@ -99,7 +99,7 @@ class Quantization:
             ("embedding_granularity", ("tensor", "row")),
             ("activation_granularity", ("tensor", "token")),
         ):
-            self._check_among(key, allowed)
+            check_among(self, key, allowed)
         for kind in KINDS:
             self._check_served(kind)
         for key in ("weight_clip", "activation_clip", "threshold_factor"):
@@ -225,10 +225,6 @@ class Quantization:
             threshold_factor=self.threshold_factor,
         )
 
-    def _check_among(self, key: str, allowed: tuple[str | None, ...]) -> None:
-        if getattr(self, key) not in allowed:
-            raise TrituneError(f"{key} must be one of {', '.join(map(str, allowed))}; got {shown(getattr(self, key))}")
-
     def _check_served(self, kind: str) -> None:
         key, bits = f"{kind}_quantizer", self._bits(kind)
         if (name := getattr(self, key)) is None:
@@ -236,9 +232,7 @@ class Quantization:
         from ..quant import QUANTIZERS, Calibrated, quantizer_names
 
         is_activation = kind == "activation"
-        known = quantizer_names("activation" if is_activation else "weight")
-        if name not in known:
-            raise TrituneError(f"{key} must be one of None, {', '.join(known)}; got {shown(name)}{OWN}")
+        check_among(self, key, (None, *quantizer_names("activation" if is_activation else "weight")), OWN)
         if bits not in (served := _served(name, kind)):
             raise TrituneError(
                 f"{key} {name} does not support {kind}_bits {'null' if bits is None else bits}; it supports "

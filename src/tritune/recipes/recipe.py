@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from ..distil.choices import ALL_LAYERS, AVERAGES, check_distil_layers, check_registered
 from ..distil.layer_map import check_layer_map
 from ..distil.schedule import SCHEDULES, split_budget
-from ..errors import OWN, TrituneError, shown
+from ..errors import OWN, TrituneError, check_among, shown
 from ..modeling.quantization import SAME, Quantization
 
 if TYPE_CHECKING:
@@ -338,11 +338,6 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
 # What `Recipe.section` gives, and either kind of recipe.
 Section = TypeVar("Section", Coefficients, Quantization)
 Kind = TypeVar("Kind", FinetuneRecipe, Recipe)
-
-
-def check_among(values: object, key: str, allowed: tuple[str | None, ...], hint: str = "") -> None:
-    """Raise TrituneError if the attribute `key` of `values` is not one of `allowed`; the message ends with `hint`."""
-    _check(values, key, lambda value: value in allowed, f"must be one of {', '.join(map(str, allowed))}{hint}")
 
 
 def _check(values: object, key: str, holds: Callable[[Any], bool], message: str) -> None:

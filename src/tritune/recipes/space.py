@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from ..errors import TrituneError, shown
+from ..errors import TrituneError, check_among, shown
 from .reader import FOLDER, changed, load_recipe, names_in, parse, text_of, typed
-from .recipe import Recipe, check_among
+from .recipe import Recipe
 
 SAMPLERS = ("grid", "random", "tpe")
 PRUNERS = (None, "median")

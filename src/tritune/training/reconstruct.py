@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..distil.layer_map import mapped_layers
-from ..distil.losses import LOSSES, MULTI_LABEL, Pair
+from ..distil.losses import LOSSES, Pair
 from ..distil.reconstruct import AnswerLoss, Reconstruction, Stage
 from ..errors import TrituneError
 from ..modeling.blocks import Batch
@@ -112,13 +112,12 @@ def _answer_loss(teacher: PreTrainedModel, head: Head) -> AnswerLoss:
     """The distillation loss of the logits, or of a sentence encoder's embeddings."""
 
     def loss(own: Any, theirs: Any, batch: Batch) -> torch.Tensor:
-        pair = Pair(
+        pair = Pair.of_batch(
             own,
             theirs,
-            token_mask=batch.get("attention_mask"),
+            batch,
+            teacher.config,
             average="valid",
-            regression=teacher.config.num_labels == 1,
-            multi_label=teacher.config.problem_type == MULTI_LABEL,
             embeddings=None if head.has_logits else (head.read(own, dict(batch)), head.read(theirs, dict(batch))),
         )
         return LOSSES["logits" if head.has_logits else "embedding"].compute(pair)

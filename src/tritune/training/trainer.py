@@ -16,7 +16,7 @@ from ..compute.held import forget_weights, weights_held
 from ..compute.kernels import fused_kernels
 from ..distil.choices import ALL_LAYERS, AVERAGES, check_temperature
 from ..distil.layer_map import distilled_layers
-from ..distil.losses import LOSSES, MULTI_LABEL, Pair, distillation_losses, trace_fields
+from ..distil.losses import LOSSES, Pair, distillation_losses, trace_fields
 from ..distil.losses.means import total
 from ..distil.schedule import SCHEDULES
 from ..errors import TrituneError
@@ -182,17 +182,15 @@ class DistillationTrainer(HeadTrainer):
         )
         if self.hidden_projection is not None:
             student.trace.hidden_states = self.hidden_projection(student.trace.hidden_states)
-        pair = Pair(
+        pair = Pair.of_batch(
             student,
             teacher,
-            token_mask=batch.get("attention_mask"),
-            labels=inputs.get("labels"),
+            inputs,
+            self.teacher.config,
             average=self.loss_average,
-            regression=self.teacher.config.num_labels == 1,
             temperature=self.temperature,
             layers=self.layers,
             causal=_is_language_model(self.teacher, teacher),
-            multi_label=self.teacher.config.problem_type == MULTI_LABEL,
             embeddings=(
                 None if self.head.has_logits else (self.head.read(student, batch), self.head.read(teacher, batch))
             ),

@@ -4,7 +4,6 @@ Begin with `LOSSES` in `table.py`; what a loss is given is in `pair.py`, what it
 """
 
 from .embedding import embedding_distance
-from .ground_truth import MULTI_LABEL
 from .layers import SMALLEST_PROBABILITY, attention_map_kl, attention_score_mse, token_mse
 from .logits import (
     binary_kl_divergence,
@@ -15,7 +14,7 @@ from .logits import (
     token_soft_cross_entropy,
 )
 from .next_token import IGNORED, next_token_cross_entropy, token_scaled_soft_cross_entropy
-from .pair import Pair
+from .pair import MULTI_LABEL, Pair
 from .table import LOSSES, Loss, distillation_losses, register_loss, trace_fields
 
 __all__ = [

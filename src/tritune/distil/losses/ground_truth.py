@@ -8,8 +8,6 @@ from .means import hide, mean_where, wide
 from .next_token import IGNORED, next_token_cross_entropy
 from .pair import Pair, positions
 
-MULTI_LABEL = "multi_label_classification"  # as transformers' configs name it
-
 
 def ground_truth_loss(pair: Pair) -> torch.Tensor:
     """Cross-entropy on the labels; of an answer's start and end their mean.
@@ -19,7 +17,7 @@ def ground_truth_loss(pair: Pair) -> torch.Tensor:
     """
     labels = pair.labels
     if labels is None:
-        raise TrituneError("ground_truth: this batch has no labels")
+        raise TrituneError("the loss ground_truth needs labels, and the batch has none")
     if pair.causal:
         return next_token_cross_entropy(pair.student.logits, labels, pair.token_mask)
     if places := positions(pair.student):

@@ -1,13 +1,16 @@
 """`Pair`: what the losses compare."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from ...errors import TrituneError
 from ...modeling.trace import LayerTrace
+
+MULTI_LABEL = "multi_label_classification"  # as transformers' configs name it
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,21 @@ class Pair:
     causal: bool = False
     multi_label: bool = False
     embeddings: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @classmethod
+    def of_batch(
+        cls, student: Any, teacher: Any, batch: Mapping[str, torch.Tensor], config: PreTrainedConfig, **more: Any
+    ) -> "Pair":
+        """The pair of two outputs for a batch, which may have labels, of models with this kind of head."""
+        return cls(
+            student,
+            teacher,
+            token_mask=batch.get("attention_mask"),
+            labels=batch.get("labels"),
+            regression=config.num_labels == 1,
+            multi_label=config.problem_type == MULTI_LABEL,
+            **more,
+        )
 
     def traces(self) -> Iterator[tuple[LayerTrace, LayerTrace]]:
         """Student's and teacher's trace of every chosen layer."""

@@ -17,6 +17,7 @@ from ..recipes import label as label_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ..distil.reconstruct import Stage
     from ..tasks.registry import Task
     from ..training.job import Phase
     from ..training.sweep import SweepJob
@@ -40,6 +41,8 @@ def show_result(
 def show_plan(recipe: Recipe, phases: list["Phase"]) -> None:
     """The phases of the training, on stderr before it begins."""
     parts = [f"{phase.name} {phase.steps} steps" + f" ({phase.schedule})" * bool(phase.schedule) for phase in phases]
+    if recipe.reconstruct_steps:
+        parts.insert(0, f"reconstruction {recipe.reconstruct_steps} steps a block")
     if recipe.layer_map is not None:
         parts.append(f"layers learn from the teacher's {', '.join(map(str, recipe.layer_map))}")
     _say(f"{recipe.name}, seed {recipe.seed}, {recipe.precision}: {', '.join(parts)}", error=True)
@@ -48,6 +51,12 @@ def show_plan(recipe: Recipe, phases: list["Phase"]) -> None:
 def show_resumed(step: int, steps: int) -> None:
     """Where an interrupted run resumes, on stderr."""
     _say(f"resumed: goes on after step {step} of {steps}", error=True)
+
+
+def show_stage(stage: "Stage") -> None:
+    """What a stage of the reconstruction did, on stderr."""
+    if this_process().is_main_process:
+        _say(f"{stage.name}: error {stage.before:.4g} before, {stage.after:.4g} after", error=True)
 
 
 def show_task(task: "Task") -> None:
@@ -74,6 +83,8 @@ def show_dry_run(recipe: Recipe, phases: list["Phase"], student: "PreTrainedMode
         bits = [f"{value} bit" if value else "float" for value in (row.weight_bits, row.activation_bits)]
         table.add_row(row.name, str(row.count), f"{row.parameters:,}", *bits)
     Console().print(table)
+    if recipe.reconstruct_steps:
+        _say(f"reconstruction: {recipe.reconstruct_steps} steps of {recipe.reconstruct_batch_size} rows a block")
     for phase in phases:
         _say(
             f"{phase.name}: {phase.steps} steps"
@@ -94,6 +105,7 @@ def show_run(metrics: dict[str, Any], folder: Path) -> None:
         "float_student": "float student",
         "untrained": "quantized, untrained",
         "start": "start",
+        "reconstructed": "reconstructed",
         "best": "best",
         "last": "last",
     }
@@ -101,7 +113,7 @@ def show_run(metrics: dict[str, Any], folder: Path) -> None:
         if row := metrics.get(key):
             close = _percent(row.get(closeness)) if closeness == "agreement" else f"{row.get(closeness, 0):.4f}"
             scores = [_percent(row[name]), *(_percent(row[split][name]) for split in further)]
-            where = "" if key in ("teacher", "float_student", "start") else str(row.get("step", 0))
+            where = "" if key in ("teacher", "float_student", "start", "reconstructed") else str(row.get("step", 0))
             bytes_ = row.get("size_bytes", metrics["size_bytes"])
             table.add_row(label, *scores, "" if key == "teacher" else close, where, readable(bytes_))
     if assisted := metrics.get("assisted"):
@@ -109,8 +121,12 @@ def show_run(metrics: dict[str, Any], folder: Path) -> None:
         blanks = [""] * (len(further) + 1)
         table.add_row(label, _percent(assisted[f"assisted_{name}"]), *blanks, str(assisted["step"]), "")
     Console().print(table)
-    pace = f"{sum(metrics['steps'].values())} steps, {metrics['seconds_per_step'] or 0:.2f} s each"
-    _say(f"{_SIZE_NOTE}. {pace}; {metrics['seconds']:.0f} s with evaluations. Written to {folder}")
+    parts = []
+    if done := metrics.get("reconstruction"):
+        parts.append(f"{len(done['stages'])} parts reconstructed in {done['seconds']:.0f} s")
+    if metrics["seconds_per_step"]:
+        parts.append(f"{sum(metrics['steps'].values())} steps, {metrics['seconds_per_step']:.2f} s each")
+    _say(f"{_SIZE_NOTE}. {'; '.join(parts)}; {metrics['seconds']:.0f} s with evaluations. Written to {folder}")
 
 
 def show_augmented(record: dict[str, Any]) -> None:

@@ -18,6 +18,14 @@ def train(
     columns: options.Columns = None,
     label_column: options.LabelColumn = None,
     problem: options.Problem = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(
+            help="Train on the rows of this file instead, whose labels, if it has any, are not read: any table, or a "
+            ".txt file with a text per line; for images a folder.",
+            metavar="FILE",
+        ),
+    ] = None,
     recipe: Annotated[str, typer.Option(help="A recipe that `tritune recipes` lists, or a YAML file.")] = "ti-g",
     overrides: options.Overrides = None,
     phase: Annotated[Literal["one", "two"] | None, typer.Option(help="Run only one of the two steps.")] = None,
@@ -52,7 +60,7 @@ def train(
 
     wanted = load_recipe(recipe, overrides or [])
     own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
-    options.check_task(task, own)
+    options.check_task(task, own, trains=unlabelled is None)
     options.begin(teacher, student, start)
     from ..checkpoints.prepare import prepare
     from ..compute.devices import this_process
@@ -60,11 +68,11 @@ def train(
     from ..training.card import check_login, push
     from ..training.job import open_job
     from ..training.run import plan, run
-    from .show import show_dry_run, show_plan, show_result, show_resumed, show_run
+    from .show import show_dry_run, show_plan, show_result, show_resumed, show_run, show_stage
 
     job = open_job(
         teacher,
-        options.open_task(task, own, teacher),
+        options.open_task(task, own, teacher, trains=unlabelled is None),
         data,
         wanted,
         output,
@@ -72,6 +80,7 @@ def train(
         resume=resume,
         other_inputs=(start,) if start else (),
         student_source=student,
+        unlabelled=unlabelled,
     )
     phases = plan(job, phase)
     quantization = job.recipe.section(Quantization)
@@ -82,7 +91,7 @@ def train(
     if push_to_hub:
         check_login()
     show_plan(job.recipe, phases)
-    metrics = run(job, phases, begun, str(start or ""), resume, resumed=show_resumed)
+    metrics = run(job, phases, begun, str(start or ""), resume, resumed=show_resumed, reconstructed=show_stage)
     if not this_process().is_main_process:
         return
     show_result(metrics, show_run, output, as_json=json)

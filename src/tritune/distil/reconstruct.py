@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..compute.held import forget_weights, weights_held
+from ..compute.processes import average, own_rows, process_count
 from ..errors import TrituneError
 from ..modeling.blocks import Batch, BlockCall, Blocks
 from ..modeling.modes import evaluation_mode
@@ -51,7 +53,8 @@ class Reconstruction:
     Args:
         student: as `tritune.prepare` returns it; trained in place, without dropout.
         teacher: instrumented, of the same width as the student.
-        batches: model inputs without labels, on the models' device; every stage uses the same ones.
+        batches: model inputs without labels, on the models' device; every stage uses the same ones. Several processes,
+            which must be given the same ones, share their rows.
         answer_loss: what the last stage minimises, given both models' outputs and the batch.
         steps: updates of every stage.
         learning_rate: at the beginning; it falls linearly to 0.
@@ -59,6 +62,7 @@ class Reconstruction:
             None for models of the same depth.
         seed: of the order of the batches.
         cache_bytes: memory for hidden states; beyond it they are kept in float16, then on disk.
+        stopped: asked before every update; where it says yes, the stage is given up.
 
     Raises:
         TrituneError: there are no batches, or the models do not fit each other.
@@ -77,10 +81,17 @@ class Reconstruction:
         layer_map: Sequence[int] | None = None,
         seed: int = 0,
         cache_bytes: int = 2**31,
+        stopped: Callable[[], bool] = lambda: False,
     ):
-        if not batches:
+        counts = [_rows(batch) for batch in batches]
+        if not any(count >= process_count() for count in counts):
             raise TrituneError("reconstruct: there are no batches to learn from")
-        self.student, self.teacher, self.batches, self.answer_loss = student, teacher, batches, answer_loss
+        # A batch of which some process would get no row is left out.
+        given = [(own_rows(batch), n) for batch, n in zip(batches, counts, strict=True) if n >= process_count()]
+        self.batches = [own for own, _ in given]
+        # What a mean over a process's rows weighs in the mean over all rows, times the number of processes.
+        self.shares = [_rows(own) * process_count() / count for own, count in given]
+        self.student, self.teacher, self.answer_loss, self.stopped = student, teacher, answer_loss, stopped
         self.steps, self.learning_rate, self.seed, self.cache_bytes = steps, learning_rate, seed, cache_bytes
         self.own, self.theirs = Blocks(student), Blocks(teacher)
         layers = len(self.own.names)
@@ -94,16 +105,19 @@ class Reconstruction:
             raise TrituneError("reconstruct: the layers of layer_map must ascend")
 
     def stages(self, finished: int = 0) -> Iterator[Stage]:
-        """Train stage after stage; each is yielded when it is done.
+        """Train stage after stage; each is yielded when it is done. No more follow once `stopped` has said yes.
 
         Args:
             finished: stages with a lower number are left out: the student has been through them. What follows is, to
                 the bit, what follows in a call that begins with the first.
         """
         with evaluation_mode(self.student), evaluation_mode(self.teacher):
-            yield from self._all(finished)
+            for stage in self._all(finished):
+                if stage is None:
+                    return
+                yield stage
 
-    def _all(self, finished: int) -> Iterator[Stage]:
+    def _all(self, finished: int) -> Iterator[Stage | None]:
         groups = grouped(self.own.names)
         # The student's states, and the teacher's behind every layer of a group.
         share = self.cache_bytes // (1 + max(map(len, groups)))
@@ -167,6 +181,7 @@ class Reconstruction:
             expected = self.theirs.answer(batch, theirs[place])
         return self.answer_loss(self.own.answer(batch, own[place]), expected, batch)
 
+    @weights_held()
     def _advance(self, blocks: Blocks, states: States, calls: list[list[BlockCall]], layers: Iterable[int]) -> None:
         """Replace every state by the one behind these layers."""
         with torch.no_grad():
@@ -183,9 +198,11 @@ class Reconstruction:
         gradients = torch.autograd.grad(result.sum(), trained, allow_unused=True)
         return [one for one, gradient in zip(trained, gradients, strict=True) if gradient is not None]
 
+    @weights_held()
     def _train(
         self, number: int, name: str, parameters: list[nn.Parameter], loss_at: Callable[[int], torch.Tensor]
-    ) -> Stage:
+    ) -> Stage | None:
+        """Train one part; None where that was stopped."""
         before = self._measured(loss_at)
         if before == 0:  # of a part that is not quantized
             return Stage(number, name, 0.0, 0.0)
@@ -194,20 +211,31 @@ class Reconstruction:
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / self.steps)
         for place in self._order(number):
             with torch.enable_grad():
-                loss = loss_at(place)
+                loss = self.shares[place] * loss_at(place)
+            loss.backward()
+            if self._averaged(loss, parameters):
+                return None
             if not loss.isfinite():
                 raise TrituneError(f"reconstruct: the loss of {name} is not finite; take a lower learning_rate")
-            loss.backward()
             optimizer.step()
             rate.step()
+            forget_weights()
             self.student.zero_grad()
         after = self._measured(loss_at)
         if not after <= before:  # nor is it a number, perhaps
             with torch.no_grad():
                 for parameter, value in zip(parameters, start, strict=True):
                     parameter.copy_(value)
+            forget_weights()
             after = before
         return Stage(number, name, before, after)
+
+    @torch.no_grad()
+    def _averaged(self, loss: torch.Tensor, parameters: Sequence[nn.Parameter]) -> bool:
+        """Average loss and gradients over the processes; whether one of them was stopped."""
+        stopped = loss.new_tensor(float(self.stopped()))
+        average([stopped, loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
+        return bool(stopped)
 
     def _order(self, number: int) -> Iterator[int]:
         """The batches of a stage's updates: all of them in random order, then again."""
@@ -220,7 +248,13 @@ class Reconstruction:
     @torch.no_grad()
     def _measured(self, loss_at: Callable[[int], torch.Tensor]) -> float:
         places = range(min(MEASURED, len(self.batches)))
-        return sum(loss_at(place).item() for place in places) / len(places)
+        error = torch.stack([self.shares[place] * loss_at(place) for place in places]).double().mean()
+        average([error])
+        return error.item()
+
+
+def _rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
 
 
 def grouped(names: Sequence[str]) -> list[list[int]]:

@@ -19,6 +19,14 @@ _OF_LOSSES = frozenset(("distil_layers", "layer_map"))
 _OF_QUANTIZERS = frozenset(
     ("fused_kernels", "threshold_factor", "weight_clip", "activation_clip", "learned_scale_learning_rate")
 )
+_OF_RECONSTRUCTION = ("reconstruct_batch_size", "reconstruct_learning_rate")
+# Without a training of the whole model these change nothing.
+_OF_WHOLE_MODEL = (
+    *("learning_rate", "learned_scale_learning_rate", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("weight_decay", "warmup_ratio", "max_grad_norm", "gradient_accumulation_steps", "gradient_checkpointing"),
+    *("train_sampling_strategy", "logging_steps", "save_steps", "report_to"),
+    *("distil_layers", "loss_average", "losses", "cache_teacher", "fused_kernels"),
+)
 
 PADDINGS = ("max_length", "longest")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
@@ -105,7 +113,13 @@ class FinetuneRecipe:
             _check(self, key, lambda value: value is None or value >= 1, "must be at least 1")
         _check(self, "bf16", lambda value: value in (True, False, AUTO), "must be true, false or auto")
         _check(self, "fp16", lambda value: not (value and self.bf16 is True), "and bf16 exclude each other")
-        _check(self, "max_steps", lambda value: value >= 1 or value == -1, "must be at least 1, or -1 for epochs")
+        fewest = 0 if self.trains_before else 1
+        _check(
+            self,
+            "max_steps",
+            lambda value: value >= fewest or value == -1,
+            f"must be at least {fewest}, or -1 for epochs",
+        )
         _check(self, "num_train_epochs", lambda value: 0 < value <= 1e6, "must be above 0 and at most a million")
         _check(self, "seed", lambda value: 0 <= value < 2**32, "must be a whole number from 0 to 2^32 - 1")
 
@@ -136,6 +150,11 @@ class FinetuneRecipe:
         )
 
     @property
+    def trains_before(self) -> bool:
+        """Whether there is training before the first of `max_steps`, which may then be 0."""
+        return False
+
+    @property
     def batch_sizes(self) -> tuple[int, int]:
         """Batch sizes per device of a recipe in force, in training and in evaluation; ValueError before `resolve`."""
         train, evaluation = self.per_device_train_batch_size, self.per_device_eval_batch_size
@@ -154,7 +173,7 @@ class FinetuneRecipe:
 
     def unused_keys(self, given: set[str]) -> dict[str, str]:
         """Those of the `given` keys that have no effect, with the reason."""
-        both = {"max_steps", "num_train_epochs"} <= given and self.max_steps > 0
+        both = {"max_steps", "num_train_epochs"} <= given and self.max_steps >= 0
         return {"num_train_epochs": "max_steps is given too"} if both else {}
 
 
@@ -193,6 +212,10 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         learned_scale_learning_rate: peak learning rate of the scales and clips that quantizers learn, which are not
             decayed.
         step_one_steps: length of step one; null is min(60, total // 4), or 120 for 60 with CoLA and 4-layer students.
+        reconstruct_steps: updates of every block, one block after another, before the `max_steps` updates of the whole
+            model, which may then be 0; 0 for none. See `distil.reconstruct`.
+        reconstruct_batch_size: rows per update of a part, over all processes.
+        reconstruct_learning_rate: at the beginning of every part; it falls linearly to 0.
     """
 
     optimizer: str = "bert_adam"
@@ -207,6 +230,9 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
     cache_teacher: bool = False
     fused_kernels: bool | None = None
     learned_scale_learning_rate: float = 1e-4
+    reconstruct_steps: int = 0
+    reconstruct_batch_size: int = 32
+    reconstruct_learning_rate: float = 1e-3
 
     def __post_init__(self):
         FinetuneRecipe.__post_init__(self)
@@ -236,7 +262,17 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
                 "are read again; turn one of them off"
             )
         _check(self, "step_one_steps", lambda value: value is None or value >= 1, "must be at least 1")
-        _check(self, "learned_scale_learning_rate", lambda value: value > 0, "must be positive")
+        for key in ("learned_scale_learning_rate", "reconstruct_learning_rate"):
+            _check(self, key, lambda value: value > 0, "must be positive")
+        _check(self, "reconstruct_steps", lambda value: value >= 0, "must not be negative")
+        _check(self, "reconstruct_batch_size", lambda value: value >= 1, "must be at least 1")
+        if self.max_steps == 0 and self.schedule is not None:
+            raise TrituneError(f"schedule: {self.schedule} needs a step one, and max_steps is 0; set schedule null")
+
+    @property
+    def trains_before(self) -> bool:
+        """Whether blocks are reconstructed."""
+        return self.reconstruct_steps > 0
 
     def section(self, kind: type["Section"]) -> "Section":
         """The values of one of the base classes, as an instance of it."""
@@ -278,6 +314,10 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             unused["step_one_steps"] = "there is no schedule, so there is no step one"
         if not self.logits_coefficient:
             unused["temperature"] = "only the logits loss has one, and logits_coefficient is 0"
+        if not self.reconstruct_steps:
+            unused |= dict.fromkeys(_OF_RECONSTRUCTION, "reconstruct_steps is 0, so no block is reconstructed")
+        if self.max_steps == 0:
+            unused |= dict.fromkeys(_OF_WHOLE_MODEL, "max_steps is 0, so the whole model is not trained")
         if given & _OF_LOSSES:
             unused |= self._unused_of_losses()
         if given & _OF_QUANTIZERS:

@@ -91,6 +91,7 @@ def _contents(runs: Sequence[Run]) -> dict[str, Any]:
         "leads": [lead(run) for run in runs],
         "warnings": [*other_dev_rows(runs), *filter(None, map(_not_finite, runs))],
         "summary": tables.summary(runs),
+        "reconstruction": tables.reconstruction(runs),
         "scores": tables.scores(runs),
         "facts": tables.facts(runs),
         "loss_panels": losses,
@@ -117,7 +118,8 @@ def lead(run: Run) -> str:
     if not run.finished:
         best = f"; best so far {tables.percent(metrics['best'][metric])}" if "best" in metrics else ""
         return f"is not finished: at step {run.last_step:,} of {run.steps:,}{best}."
-    last = f"scores {tables.percent(metrics['last'][metric])} after {run.steps:,} steps"
+    after = f"{run.steps:,} steps" if run.steps else "its reconstruction"
+    last = f"scores {tables.percent(metrics['last'][metric])} after {after}"
     if not run.is_student:
         return f"{last} ({tables.percent(metrics['best'][metric])} at its best)."
     teacher = metrics["teacher"]

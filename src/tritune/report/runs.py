@@ -22,7 +22,14 @@ from ..training.run_folder import BEST, CHECKPOINTS, DEMO, HISTORY, METRICS
 from .analyses import Analysis, read_analyses
 from .files import is_number, read_object, read_text
 
-MODELS = {"teacher": "teacher", "untrained": "quantized, untrained", "start": "start", "best": "best", "last": "last"}
+MODELS = {
+    "teacher": "teacher",
+    "untrained": "quantized, untrained",
+    "start": "start",
+    "reconstructed": "reconstructed",
+    "best": "best",
+    "last": "last",
+}
 _SELECTION = "selection.json"
 _NOT_A_RUN = "not a run folder: it has no metrics.json"
 
@@ -64,7 +71,7 @@ class Run:
     @property
     def last_step(self) -> int:
         """The last logged step."""
-        return self.history[-1]["step"]
+        return self.history[-1]["step"] if self.history else 0
 
     @property
     def spans(self) -> list[Span]:
@@ -145,7 +152,8 @@ def read_run(folder: Path, name: str) -> Run:
     if not finished:
         metrics = _unfinished(folder, metrics, recipe, path)
     _check_metrics(metrics, path, finished)
-    history = _read_history(folder / HISTORY, finished)
+    # A student that is only reconstructed takes no step as a whole.
+    history = _read_history(folder / HISTORY, finished) if metrics["steps"] else []
     return Run(name, folder, metrics, history, recipe, recipe_text, read_analyses(folder), finished)
 
 
@@ -197,7 +205,9 @@ def _check_metrics(metrics: dict[str, Any], path: Path, finished: bool) -> None:
     check(type(metrics.get("seed")) is int, f"seed must be a whole number, got {shown(metrics.get('seed'))}")
     steps = metrics.get("steps")
     check(
-        isinstance(steps, dict) and bool(steps) and all(type(count) is int for count in steps.values()),
+        isinstance(steps, dict)
+        and bool(steps or "reconstruction" in metrics or not finished)
+        and all(type(count) is int for count in steps.values()),
         f"steps must name the length of each phase, got {shown(steps)}",
     )
     for model in MODELS:
@@ -212,6 +222,11 @@ def _check_metrics(metrics: dict[str, Any], path: Path, finished: bool) -> None:
     for key in ("seconds", "seconds_per_step", "size_bytes"):
         value = metrics.get(key)
         check(value is None or is_number(value), f"{key} must be a number, got {shown(value)}")
+    done = metrics.get("reconstruction", {"stages": []})
+    check(
+        isinstance(done, dict) and isinstance(done.get("stages"), list) and all(map(_is_stage, done["stages"])),
+        f"reconstruction must list its stages, got {shown(done)}",
+    )
     rows, resumed = metrics.get("rows", {}), metrics.get("resumed", [])
     check(
         isinstance(rows, dict) and all(map(_is_record, rows.values())),
@@ -231,6 +246,14 @@ def _is_record(rows: Any) -> bool:
     """Whether this looks like a split's record by `rows_record`."""
     read = rows.get("read") if isinstance(rows, dict) else None
     return isinstance(read, dict) and type(read.get("count")) is int
+
+
+def _is_stage(stage: Any) -> bool:
+    return (
+        isinstance(stage, dict)
+        and isinstance(stage.get("name"), str)
+        and all(is_number(stage.get(key)) for key in ("before", "after"))
+    )
 
 
 def _read_history(path: Path, finished: bool) -> list[dict[str, Any]]:

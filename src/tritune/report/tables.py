@@ -127,6 +127,22 @@ def scores(runs: Sequence[Run]) -> Table:
     return Table(["", *map(words, columns)], groups)
 
 
+def reconstruction(runs: Sequence[Run]) -> Table:
+    """The error of every part before and after its reconstruction, one column per run; without groups if none had one.
+
+    A row without numbers of its own, in a run of another depth, stays empty.
+    """
+    done = {run.name: run.metrics["reconstruction"]["stages"] for run in runs if "reconstruction" in run.metrics}
+    parts = list(dict.fromkeys(stage["name"] for stages in done.values() for stage in stages))
+    errors = {
+        (name, stage["name"]): f"{stage['before']:.3g} → {stage['after']:.3g}"
+        for name, stages in done.items()
+        for stage in stages
+    }
+    rows = [Row(Cell(part), [Cell(errors.get((name, part), "")) for name in done]) for part in parts]
+    return Table(["part", *done], {"": rows} if rows else {})
+
+
 def _label(run: Run, model: str) -> str:
     values = run.metrics.get(model, {})
     site = f"teacher's {values['site']} inside, " if "site" in values else ""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, ProgressCallback, TrainerCallback, TrainerState
 
 from ..checkpoints.files import replace_folder
 from ..recipes import RECIPE_FILE, FinetuneRecipe, to_yaml
@@ -53,9 +53,13 @@ class BestModel(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
         """Save the model if it is better than the best so far."""
-        value = metrics[f"eval_{self.metric}"]
-        if state.is_world_process_zero and (self.value is None or value > self.value):
-            self.value, self.step = value, self.first_step + state.global_step
+        if state.is_world_process_zero:
+            self.consider(model, metrics[f"eval_{self.metric}"], self.first_step + state.global_step)
+
+    def consider(self, model: PreTrainedModel, value: float, step: int) -> None:
+        """Save a model with this value of the metric, made at `step`, if it is better than the best so far."""
+        if self.value is None or value > self.value:
+            self.value, self.step = value, step
             with replace_folder(self.folder) as folder:
                 model.save_pretrained(folder)
                 self.processor.save_pretrained(folder)

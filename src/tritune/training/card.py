@@ -39,7 +39,7 @@ def model_card(metrics: dict[str, Any], task: Task, recipe: Recipe, name: str) -
     labels = {"teacher": "teacher", "float_student": "float student", "untrained": "quantized, untrained"}
     rows = [
         f"| {label} | {100 * row[metric]:.1f} | {row.get('size_bytes', metrics['size_bytes']) / 1e6:.1f} MB |"
-        for key, label in (labels | {"best": "best", "last": "last"}).items()
+        for key, label in (labels | {"reconstructed": "reconstructed", "best": "best", "last": "last"}).items()
         if (row := metrics.get(key))
     ]
     result = EvalResult(

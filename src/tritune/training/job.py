@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic
 
+from datasets import DatasetDict
 from transformers import PreTrainedModel, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
@@ -14,9 +15,10 @@ from ..distil.choices import check_temperature
 from ..distil.layer_map import distilled_layers
 from ..errors import TrituneError
 from ..modeling.instrument import instrument, instrument_of
-from ..recipes import RECIPE_FILE, Kind, Recipe, to_yaml
+from ..recipes import RECIPE_FILE, FinetuneRecipe, Kind, Recipe, to_yaml
 from ..tasks.data import load_task_data
 from ..tasks.data.rows_record import other_rows, rows_record
+from ..tasks.data.unlabelled import read_unlabelled
 from ..tasks.heads import EncodedData
 from ..tasks.models import fit_length, load_model
 from ..tasks.registry import Task
@@ -134,6 +136,7 @@ def open_job(
     resume: bool = False,
     other_inputs: tuple[str | Path, ...] = (),
     student_source: str | Path | None = None,
+    unlabelled: Path | None = None,
 ) -> Job[Kind]:
     """Read and check everything a run needs; nothing is written.
 
@@ -148,11 +151,12 @@ def open_job(
         other_inputs: further folders that are read.
         student_source: folder or hub name of a float model that the student is initialized from, possibly of another
             depth or width than the teacher; None starts from a copy of the teacher.
+        unlabelled: a file whose rows are trained on instead of the task's; labels in it are not looked at.
 
     Raises:
         TrituneError: something is missing, incompatible, or in the way; one line that says what to do.
     """
-    given = (source, student_source, data_folder, *other_inputs, *(task.files or {}).values())
+    given = (source, student_source, data_folder, unlabelled, *other_inputs, *(task.files or {}).values())
     check_free(output, overwrite, resume, inputs=[path for path in given if path])
     recipe = settle(recipe, output if resume else None)
     # A new classifier is initialized while the model is loaded.
@@ -160,22 +164,35 @@ def open_job(
     distils = isinstance(recipe, Recipe)
     if not (distils or task.head.has_logits):
         raise TrituneError(f"{task.title}: there are no labels to fine-tune on; distil the model as it is")
-    splits = load_task_data(task, data_folder, augmented=recipe.augmented)
+    if unlabelled is not None:
+        _check_unlabelled(recipe, unlabelled)
+    splits = load_task_data(task, data_folder, task.dev_splits if unlabelled else None, recipe.augmented)
     task = task.for_model(source)
     model = load_model(source, task, new_head=not distils)
     task = fit_length(task, model)
-    asked, recipe = recipe, _resolved(recipe, task, len(splits["train"]))
+    asked, recipe = recipe, _resolved(recipe, task, len(splits.get("train", ())) or 1)
     processor = task.head.load_processor(source, model, recipe.max_length)
     if is_quantized(model):
         raise TrituneError(f"{source}: quantized already; give a float model")
     student = None if student_source is None else _open_student(student_source, task, processor, recipe.max_length)
     recipe = _fitted(recipe, task, model, student)
     data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
-    if len(data.splits["train"]) != len(splits["train"]):  # a row may become several, or none
+    if unlabelled is not None:
+        read, rows = read_unlabelled(unlabelled, task, model, processor, recipe.max_length, recipe.padding)
+        splits, data = DatasetDict(train=read, **splits), replace(data, splits=DatasetDict(train=rows, **data.splits))
+        recipe = _fitted(_resolved(asked, task, len(rows)), task, model, student)
+    elif len(data.splits["train"]) != len(splits["train"]):  # a row may become several, or none
         recipe = _fitted(_resolved(asked, task, len(data.splits["train"])), task, model, student)
-    rows = rows_record(splits, data.splits)
+    record = rows_record(splits, data.splits)
     begun_as = str(student_source or "")
-    return Job(model, processor, task, data, recipe, output, str(source), {}, student, begun_as, rows)
+    return Job(model, processor, task, data, recipe, output, str(source), {}, student, begun_as, record)
+
+
+def _check_unlabelled(recipe: FinetuneRecipe, path: Path) -> None:
+    if not isinstance(recipe, Recipe) or recipe.ground_truth_coefficient:
+        raise TrituneError(f"--unlabelled {path}: the ground_truth loss needs labels; set ground_truth_coefficient=0")
+    if recipe.augmented:
+        raise TrituneError(f"--unlabelled {path}: augmented rows are those of the task; set augmented=false")
 
 
 def _open_student(source: str | Path, task: Task, processor: Any, max_length: int | None) -> PreTrainedModel:

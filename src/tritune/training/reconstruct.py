@@ -70,7 +70,7 @@ def reconstruct(
         student,
         teacher,
         batches,
-        _answer_loss(teacher, head),
+        answer_loss(teacher, head),
         steps=steps,
         learning_rate=learning_rate,
         layer_map=mapped_layers(layer_map, *layers),
@@ -108,8 +108,8 @@ def _batches(
     return batches
 
 
-def _answer_loss(teacher: PreTrainedModel, head: Head) -> AnswerLoss:
-    """The distillation loss of the logits, or of a sentence encoder's embeddings."""
+def answer_loss(teacher: PreTrainedModel, head: Head) -> AnswerLoss:
+    """What the last stage minimizes: the distillation loss of the logits, or of a sentence encoder's embeddings."""
 
     def loss(own: Any, theirs: Any, batch: Batch) -> torch.Tensor:
         pair = Pair.of_batch(

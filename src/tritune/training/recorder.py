@@ -35,7 +35,7 @@ class Recorder:
 
     def __init__(self, job: Job[Recipe], phases: list[Phase]):
         self.job, self.batch_size = job, job.recipe.batch_sizes[1]
-        self.last_step = phases[-1].first_step + phases[-1].steps
+        self.last_step = phases[-1].first_step + phases[-1].steps if phases else 0
         self.metrics = job.facts({phase.name: phase.steps for phase in phases}) | {"rows": job.rows}
         recipe = job.recipe
         self.takes_kernels = takes_kernels(recipe.fused_kernels, recipe.has_kernels(), job.model.device)
@@ -88,7 +88,7 @@ class Recorder:
         )
         if start is not None:
             self.metrics["start"] = {"path": start_source, "sha256": weights_sha256(start), **self._scores(start)}
-        self.metrics["seconds"] = 0.0
+        self.metrics |= {"seconds": 0.0, "seconds_per_step": None}
         job.begin(self.metrics)
 
     def _once(self, key: Hashable, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -110,6 +110,13 @@ class Recorder:
         data = job.data.dev, job.data.collate, self.batch_size
         scores = job.data.measure(assisted_logits(student, job.model, site, *data, read, layer_map))
         return {f"assisted_{name}": value for name, value in scores.items()} | {"site": site.value}
+
+    def reconstruction(self, student: PreTrainedModel, done: dict[str, Any]) -> None:
+        """Record a complete reconstruction, `done` of `reconstruct_student`, and the student's scores after it."""
+        if "reconstructed" not in self.metrics:
+            self.metrics |= {"reconstruction": done, "reconstructed": self._scores(student)}
+            self.metrics["seconds"] = round(self.metrics["seconds"] + done["seconds"], 1)
+            write_json(self.job.record, self.metrics)
 
     def phase(
         self,

@@ -47,12 +47,12 @@ def checkpoints(output: Path, phase: str) -> Path:
 def last_step(output: Path, first_steps: dict[str, int]) -> int:
     """The step of a run's newest complete checkpoint, counted from the beginning of the run.
 
-    `first_steps` is the number of steps before each phase, by its name, in order.
+    `first_steps` is the number of steps before each phase, by its name, in order; there may be no phase.
     """
     for phase, before in reversed(first_steps.items()):
         if checkpoint := newest_checkpoint(checkpoints(output, phase)):
             return before + _step(checkpoint)
-    return next(iter(first_steps.values()))
+    return next(iter(first_steps.values()), 0)
 
 
 def _step(checkpoint: Path) -> int:
@@ -150,7 +150,7 @@ def train(
     epochs = [EpochOf(trainer.train_dataset)] if isinstance(trainer.train_dataset, AugmentedRows) else []
     for callback in (EvaluateAtEnd(), *epochs, *bars, *callbacks, stop):
         trainer.add_callback(callback)
-    with stop.listening(), _writable(trainer):
+    with stop.listening(), writable(folder, lambda: f"step {trainer.state.global_step}"):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # accelerate leaves an autocast around the forward of a model trained in half precision; from here on everything is
     # evaluated and saved in float32. Its own way to remove it removes transformers' decorators, too.
@@ -161,8 +161,8 @@ def train(
 
 
 @contextmanager
-def _writable(trainer: ResumableTrainer) -> Iterator[None]:
-    """Turn failures to write into one line that says what is left."""
+def writable(folder: Path, reached: Callable[[], str]) -> Iterator[None]:
+    """Turn failures to write checkpoints into one line that says what is left; `reached` names what they follow."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -173,7 +173,7 @@ def _writable(trainer: ResumableTrainer) -> Iterator[None]:
             raise
         cause = getattr(error, "strerror", None) or first_line(error)
         raise CannotWriteError(
-            f"{trainer.folder}: cannot be written to after step {trainer.state.global_step} ({cause}); "
+            f"{folder}: cannot be written to after {reached()} ({cause}); "
             "earlier checkpoints are complete: free some space, then --resume"
         ) from error
 

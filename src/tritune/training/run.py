@@ -1,7 +1,8 @@
 """The main job: a teacher, a task and a recipe become a folder with a QAT student and its measurements.
 
-Step one trains with the teacher's tensors plugged in, step two without, each with a fresh optimizer and schedule
-(Teacher Intervention, EACL 2023, section 4). A recipe without intervention has a single phase.
+Where the recipe says so, the student's blocks are reconstructed first, see `reconstruction`. Step one trains with the
+teacher's tensors plugged in, step two without, each with a fresh optimizer and schedule (Teacher Intervention, EACL
+2023, section 4). A recipe without intervention has a single phase.
 """
 
 import copy
@@ -16,6 +17,7 @@ from ..checkpoints.prepare import prepare
 from ..compute.devices import this_process
 from ..distil.layer_map import distilled_layers
 from ..distil.losses import trace_fields
+from ..distil.reconstruct import Stage
 from ..errors import TrituneError
 from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
@@ -25,6 +27,7 @@ from .arguments import data_arguments, takes_kernels, training_arguments
 from .callbacks import BestModel, History, StepTimer, Watch
 from .card import CARD, model_card
 from .job import Job, Phase
+from .reconstruction import reconstruct_student
 from .recorder import Recorder
 from .resume import checkpoints, last_step, train
 from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, claimed, remove, write_json, write_text
@@ -33,7 +36,7 @@ from .trainer import DistillationTrainer
 
 
 def plan(job: Job[Recipe], only: str | None = None) -> list[Phase]:
-    """The phases of a job.
+    """The phases of a job in which the whole student is trained; none where it is only reconstructed.
 
     Args:
         job: what to work on.
@@ -44,6 +47,8 @@ def plan(job: Job[Recipe], only: str | None = None) -> list[Phase]:
             `fused_kernels` are not available or have no effect.
     """
     recipe, one = job.recipe, job.recipe.step_one_steps
+    if recipe.max_steps == 0 and only is None:
+        return []
     if one is None:
         if only:
             raise TrituneError(f"--phase {only}: recipe {recipe.name} has no schedule, so it has one phase only")
@@ -67,6 +72,7 @@ def run(
     resume: bool = False,
     watch: Callable[[int, float], None] | None = None,
     resumed: Callable[[int, int], None] = lambda step, steps: None,
+    reconstructed: Callable[[Stage], None] = lambda stage: None,
 ) -> dict[str, Any]:
     """Train a student through `phases`, write the run folder, and return its metrics.
 
@@ -79,6 +85,7 @@ def run(
         resume: continue the run in `job.output`, if there is one; the final weights are those of an uninterrupted run.
         watch: called with step and score after every evaluation of the student, instead of progress bars.
         resumed: called with the last step and the number of steps if a run is continued.
+        reconstructed: called after every stage of a reconstruction.
 
     Returns:
         The contents of `metrics.json`.
@@ -105,7 +112,12 @@ def run(
         cache = _teacher_cache(job) if job.recipe.cache_teacher else None
         recorder.begin(untrained, start, start_source, step)
         set_seed(job.recipe.seed)
-        keeper = BestModel(job.output / BEST, job.task.metric, job.processor, job.recipe, phases[-1].first_step)
+        first_step = phases[-1].first_step if phases else 0
+        keeper = BestModel(job.output / BEST, job.task.metric, job.processor, job.recipe, first_step)
+        if job.recipe.reconstruct_steps and not (phases and phases[0].first_step):
+            recorder.reconstruction(student, reconstruct_student(job, student, reconstructed))
+            if process.is_main_process:
+                keeper.consider(student, recorder.metrics["reconstructed"][job.task.metric], step=0)
         for phase in phases:
             callbacks: list[TrainerCallback] = [keeper] if phase is phases[-1] else []
             if watch is not None:

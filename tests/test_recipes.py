@@ -43,10 +43,18 @@ _EMBEDDING = {
     "padding": "longest",
 }
 _AUTO = {"bf16": "auto"}
+_BLOCK_BY_BLOCK = {
+    "weight_clip": None,
+    "activation_clip": None,
+    "reconstruct_steps": 100,
+    "max_steps": 0,
+    "padding": "longest",
+}
 OWN = {
     "ti-g-deploy": ("ti-g", _PER_TOKEN | _AUTO),
     "features": ("ternarybert", _EMBEDDING | _PER_TOKEN | _AUTO),
     "features-ti-g": ("features", {"schedule": "gradual"}),
+    "tritune": ("ternarybert", _PER_TOKEN | _AUTO | _BLOCK_BY_BLOCK),
 }
 
 

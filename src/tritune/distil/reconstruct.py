@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ..compute.held import forget_weights, weights_held
 from ..compute.processes import average, own_rows, process_count
-from ..errors import TrituneError
+from ..errors import Interrupted, TrituneError
 from ..modeling.blocks import Batch, BlockCall, Blocks
 from ..modeling.modes import evaluation_mode
 from .losses import token_mse
@@ -62,7 +62,7 @@ class Reconstruction:
             None for models of the same depth.
         seed: of the order of the batches.
         cache_bytes: memory for hidden states; beyond it they are kept in float16, then on disk.
-        stopped: asked before every update; where it says yes, the stage is given up.
+        stopped: asked before every update whether to give up the stage.
 
     Raises:
         TrituneError: there are no batches, or the models do not fit each other.
@@ -105,19 +105,20 @@ class Reconstruction:
             raise TrituneError("reconstruct: the layers of layer_map must ascend")
 
     def stages(self, finished: int = 0) -> Iterator[Stage]:
-        """Train stage after stage; each is yielded when it is done. No more follow once `stopped` has said yes.
+        """Train stage after stage; each is yielded when it is done.
 
         Args:
             finished: stages with a lower number are left out: the student has been through them. What follows is, to
                 the bit, what follows in a call that begins with the first.
+
+        Raises:
+            Interrupted: `stopped` said yes.
+            TrituneError: a loss is not finite.
         """
         with evaluation_mode(self.student), evaluation_mode(self.teacher):
-            for stage in self._all(finished):
-                if stage is None:
-                    return
-                yield stage
+            yield from self._all(finished)
 
-    def _all(self, finished: int) -> Iterator[Stage | None]:
+    def _all(self, finished: int) -> Iterator[Stage]:
         groups = grouped(self.own.names)
         # The student's states, and the teacher's behind every layer of a group.
         share = self.cache_bytes // (1 + max(map(len, groups)))
@@ -201,8 +202,7 @@ class Reconstruction:
     @weights_held()
     def _train(
         self, number: int, name: str, parameters: list[nn.Parameter], loss_at: Callable[[int], torch.Tensor]
-    ) -> Stage | None:
-        """Train one part; None where that was stopped."""
+    ) -> Stage:
         before = self._measured(loss_at)
         if before == 0:  # of a part that is not quantized
             return Stage(number, name, 0.0, 0.0)
@@ -214,7 +214,7 @@ class Reconstruction:
                 loss = self.shares[place] * loss_at(place)
             loss.backward()
             if self._averaged(loss, parameters):
-                return None
+                raise Interrupted(f"stopped in the reconstruction of {name}; --resume continues before it")
             if not loss.isfinite():
                 raise TrituneError(f"reconstruct: the loss of {name} is not finite; take a lower learning_rate")
             optimizer.step()

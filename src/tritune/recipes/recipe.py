@@ -235,6 +235,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
     reconstruct_learning_rate: float = 1e-3
 
     def __post_init__(self):
+        _check(self, "reconstruct_steps", lambda value: value >= 0, "must not be negative")
         FinetuneRecipe.__post_init__(self)
         Quantization.__post_init__(self)
         check_among(self, "loss_average", AVERAGES)
@@ -264,7 +265,6 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         _check(self, "step_one_steps", lambda value: value is None or value >= 1, "must be at least 1")
         for key in ("learned_scale_learning_rate", "reconstruct_learning_rate"):
             _check(self, key, lambda value: value > 0, "must be positive")
-        _check(self, "reconstruct_steps", lambda value: value >= 0, "must not be negative")
         _check(self, "reconstruct_batch_size", lambda value: value >= 1, "must be at least 1")
         if self.max_steps == 0 and self.schedule is not None:
             raise TrituneError(f"schedule: {self.schedule} needs a step one, and max_steps is 0; set schedule null")

@@ -1,14 +1,13 @@
 """The first phase of a run: the student's parts are reconstructed one after another, before the whole is trained.
 
-After every stage the student's weights and the stages so far are kept; a resumed run goes on with the next stage, and
-ends with the same bits.
+The student's weights are kept after every stage. A resumed run goes on with the next stage and ends with the same bits.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +17,13 @@ from ..checkpoints.files import replace_folder
 from ..compute.devices import this_process
 from ..distil.layer_map import mapped_layers
 from ..distil.reconstruct import Reconstruction, Stage
-from ..errors import Interrupted
 from ..modeling.blocks import Batch
 from ..modeling.instrument import instrument, instrument_of
 from ..recipes import Recipe
 from .job import Job
 from .reconstruct import answer_loss
 from .resume import StopOnSignal, checkpoints, load_weights, writable
-from .run_folder import write_json
+from .run_folder import read_json, remove, write_json
 
 NAME = "reconstruction"
 _WEIGHTS, _STAGES = "model.safetensors", "stages.json"
@@ -49,36 +47,36 @@ def reconstruct_student(
         CannotWriteError: the weights of a stage could not be written.
         TrituneError: the model cannot be taken apart.
     """
-    folder = checkpoints(job.output, NAME)
-    known: dict[str, Any] = {"stages": [], "seconds": 0.0, "finished": False}
-    if (folder / _STAGES).is_file():
-        known = json.loads((folder / _STAGES).read_text(encoding="utf-8"))
-        load_weights(student, folder / _WEIGHTS)
-    stages, stop, device = [Stage(**stage) for stage in known["stages"]], StopOnSignal(), this_process().device
+    known = restore_student(job, student)
+    stages, before, began = [Stage(**stage) for stage in known["stages"]], known["seconds"], time.perf_counter()
+    stop, folder = StopOnSignal(), checkpoints(job.output, NAME)
+    cast = torch.autocast(student.device.type, torch.bfloat16) if job.recipe.bf16 else nullcontext()
+    with stop.listening(), cast, writable(folder, lambda: stages[-1].name if stages else "no part"):
+        for stage in _work(job, student, lambda: stop.asked).stages(stages[-1].number + 1 if stages else 0):
+            stages.append(stage)
+            known = {"stages": list(map(asdict, stages)), "seconds": round(before + time.perf_counter() - began, 1)}
+            if this_process().is_main_process:
+                with replace_folder(folder / f"stage-{stage.number}") as new:
+                    student.save_pretrained(new)
+                    write_json(new / _STAGES, known)
+                for older in _kept(folder)[:-1]:
+                    remove(older)
+            told(stage)
+    return known
 
-    def keep(finished: bool) -> None:
-        """Write the student as it is, and what was done to it."""
-        known.update(stages=list(map(asdict, stages)), seconds=round(before + time.perf_counter() - began, 1))
-        known["finished"] = finished
-        if this_process().is_main_process:
-            with writable(folder, lambda: stages[-1].name if stages else "no stage"), replace_folder(folder) as new:
-                student.save_pretrained(new)
-                write_json(new / _STAGES, known)
 
-    before, began = known["seconds"], time.perf_counter()
-    if not known["finished"]:
-        work = _work(job, student, lambda: stop.asked)
-        cast = torch.autocast(device.type, torch.bfloat16) if job.recipe.bf16 else nullcontext()
-        with stop.listening(), cast:
-            for stage in work.stages(stages[-1].number + 1 if stages else 0):
-                stages.append(stage)
-                keep(finished=False)
-                told(stage)
-        if stop.asked:
-            done = f"after {stages[-1].name}" if stages else "before its first stage ended"
-            raise Interrupted(f"stopped in the {NAME} {done}; --resume continues from there")
-        keep(finished=True)
-    return {name: known[name] for name in ("stages", "seconds")}
+def restore_student(job: Job[Recipe], student: PreTrainedModel) -> dict[str, Any]:
+    """Load a student's newest weights of an interrupted reconstruction, if there are any, and return what led there."""
+    kept = _kept(checkpoints(job.output, NAME))
+    if not kept:
+        return {"stages": [], "seconds": 0.0}
+    load_weights(student, kept[-1] / _WEIGHTS)
+    return read_json(kept[-1] / _STAGES)
+
+
+def _kept(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, each of them whole, in order of their stages."""
+    return sorted(folder.glob("stage-*"), key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def _work(job: Job[Recipe], student: PreTrainedModel, stopped: Callable[[], bool]) -> Reconstruction:

@@ -113,10 +113,9 @@ class Recorder:
 
     def reconstruction(self, student: PreTrainedModel, done: dict[str, Any]) -> None:
         """Record a complete reconstruction, `done` of `reconstruct_student`, and the student's scores after it."""
-        if "reconstructed" not in self.metrics:
-            self.metrics |= {"reconstruction": done, "reconstructed": self._scores(student)}
-            self.metrics["seconds"] = round(self.metrics["seconds"] + done["seconds"], 1)
-            write_json(self.job.record, self.metrics)
+        self.metrics |= {"reconstruction": done, "reconstructed": self._scores(student)}
+        self.metrics["seconds"] = round(self.metrics["seconds"] + done["seconds"], 1)
+        write_json(self.job.record, self.metrics)
 
     def phase(
         self,

@@ -27,7 +27,7 @@ from .arguments import data_arguments, takes_kernels, training_arguments
 from .callbacks import BestModel, History, StepTimer, Watch
 from .card import CARD, model_card
 from .job import Job, Phase
-from .reconstruction import reconstruct_student
+from .reconstruction import reconstruct_student, restore_student
 from .recorder import Recorder
 from .resume import checkpoints, last_step, train
 from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, claimed, remove, write_json, write_text
@@ -115,9 +115,7 @@ def run(
         first_step = phases[-1].first_step if phases else 0
         keeper = BestModel(job.output / BEST, job.task.metric, job.processor, job.recipe, first_step)
         if job.recipe.reconstruct_steps and not (phases and phases[0].first_step):
-            recorder.reconstruction(student, reconstruct_student(job, student, reconstructed))
-            if process.is_main_process:
-                keeper.consider(student, recorder.metrics["reconstructed"][job.task.metric], step=0)
+            _reconstruct(job, student, recorder, keeper, reconstructed)
         for phase in phases:
             callbacks: list[TrainerCallback] = [keeper] if phase is phases[-1] else []
             if watch is not None:
@@ -134,6 +132,18 @@ def run(
             write_json(job.output / METRICS, metrics)
             remove(job.output / CHECKPOINTS)
     return metrics
+
+
+def _reconstruct(
+    job: Job[Recipe], student: PreTrainedModel, recorder: Recorder, keeper: BestModel, told: Callable[[Stage], None]
+) -> None:
+    """The first phase; its student competes for the best."""
+    if "reconstructed" in recorder.metrics:
+        restore_student(job, student)
+    else:
+        recorder.reconstruction(student, reconstruct_student(job, student, told))
+    if this_process().is_main_process:
+        keeper.consider(student, recorder.metrics["reconstructed"][job.task.metric], step=0)
 
 
 def _inputs(job: Job[Recipe], count: int) -> dict[str, torch.Tensor]:

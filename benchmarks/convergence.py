@@ -13,7 +13,7 @@ once their `runs/*/cell.json` are copied here.
 order that is. `--dry-run` prints the commands in order, `--list` reads what there is and runs nothing.
 
 Budgets are units of 3,200 rows through the whole model, forward and backward: 200 end-to-end steps of 16 rows, or 100
-steps of reconstruction of 32 rows. The columns of `convergence.csv`, after every cell:
+steps of reconstruction of 16 rows. The columns of `convergence.csv`, after every cell:
 
 rows, steps      the cost of the training; steps of reconstruction are those of every block
 score            of the last student on the dev set, in per cent, in the task's metric; teacher_score as measured there

@@ -73,7 +73,7 @@ def test_recipe_keys_say_the_budget():
 
     assert Cell("MiniLM", "sentences", "tritune", 0.5, 7).overrides() == (
         *("padding=longest", "bf16=auto", "max_length=64", "seed=7", "max_steps=0"),
-        *("reconstruct_steps=50", "reconstruct_batch_size=32"),
+        *("reconstruct_steps=100", "reconstruct_batch_size=16"),
     )
     for cell in ordered_cells(seeds=[7]):
         arm = ARMS[cell.arm]

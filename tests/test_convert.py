@@ -54,6 +54,9 @@ QUANTIZATIONS = {
         weight_bits=1, weight_quantizer="elastic_binary", embedding_bits=3, activation_quantizer="moving_min_max"
     ),
     "odd": Quantization(weight_quantizer="seq", weight_granularity="row", activation_granularity="token"),
+    "four levels": Quantization(
+        weight_quantizer="quaternary", weight_granularity="row", activation_granularity="token", weight_clip=None
+    ),
     "patterns": Quantization(modules={"*.0.*": {"weight_bits": 8, "activation_quantizer": "pact"}}),
 }
 # Every quantizer that can be packed, at every width, with either granularity.

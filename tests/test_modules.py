@@ -203,6 +203,7 @@ WIDTHS = {
     "bwn": ({"weight_bits": 1}, 1, 1),
     "elastic": ({"weight_bits": 1, "weight_quantizer": "elastic_binary"}, 1, 1),
     "twn": ({}, 2, 1),
+    "quaternary": ({"weight_quantizer": "quaternary"}, 2, 1),
     "seq2": ({"weight_quantizer": "seq"}, 2, 1),
     "seq3": ({"weight_bits": 3, "weight_quantizer": "seq"}, 3, 1),
     "uniform4": ({"weight_bits": 4}, 4, 1),

@@ -44,9 +44,10 @@ _EMBEDDING = {
 }
 _AUTO = {"bf16": "auto"}
 _BLOCK_BY_BLOCK = {
+    "weight_quantizer": "quaternary",
     "weight_clip": None,
     "activation_clip": None,
-    "reconstruct_steps": 100,
+    "reconstruct_steps": 300,
     "max_steps": 0,
     "padding": "longest",
 }

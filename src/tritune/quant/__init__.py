@@ -15,6 +15,7 @@ from .own_graph import OwnGraph
 from .pact import LearnedClip
 from .parts import GraphRowParts, RowParts, in_parts
 from .quantizer import Quantizer
+from .quaternary import Quaternary
 from .registry import (
     QUANTIZERS,
     arguments_of,
@@ -45,6 +46,7 @@ __all__ = [
     "MovingMinMax",
     "OwnGraph",
     "Quantizer",
+    "Quaternary",
     "RowParts",
     "StoredCodes",
     "StretchedElastic",

@@ -16,6 +16,7 @@ from .lsq import LearnedStep
 from .min_max import MinMax, MovingMinMax
 from .pact import LearnedClip
 from .quantizer import Quantizer
+from .quaternary import Quaternary
 from .seq import StretchedElastic
 from .ternary import LeastSquaresTernary, Ternary
 from .uniform import Uniform
@@ -30,6 +31,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "lsq": LearnedStep,
     "pact": LearnedClip,
     "dorefa": DoReFa,
+    "quaternary": Quaternary,
     "bwn": Binary,
     "elastic_binary": ElasticBinary,
     "seq": StretchedElastic,

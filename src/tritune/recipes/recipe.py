@@ -231,7 +231,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
     fused_kernels: bool | None = None
     learned_scale_learning_rate: float = 1e-4
     reconstruct_steps: int = 0
-    reconstruct_batch_size: int = 32
+    reconstruct_batch_size: int = 16
     reconstruct_learning_rate: float = 1e-3
 
     def __post_init__(self):

@@ -26,7 +26,7 @@ def train(
             metavar="FILE",
         ),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A recipe that `tritune recipes` lists, or a YAML file.")] = "ti-g",
+    recipe: Annotated[str, typer.Option(help="A recipe that `tritune recipes` lists, or a YAML file.")] = "tritune",
     overrides: options.Overrides = None,
     phase: Annotated[Literal["one", "two"] | None, typer.Option(help="Run only one of the two steps.")] = None,
     start: Annotated[

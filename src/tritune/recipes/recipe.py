@@ -25,7 +25,6 @@ _OF_WHOLE_MODEL = (
     *("learning_rate", "learned_scale_learning_rate", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("weight_decay", "warmup_ratio", "max_grad_norm", "gradient_accumulation_steps", "gradient_checkpointing"),
     *("train_sampling_strategy", "logging_steps", "save_steps", "report_to"),
-    *("distil_layers", "loss_average", "losses", "cache_teacher", "fused_kernels"),
 )
 
 PADDINGS = ("max_length", "longest")

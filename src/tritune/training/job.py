@@ -25,6 +25,7 @@ from ..tasks.registry import Task
 from ..tasks.task_file import TASK_FILE, task_record, task_to_yaml
 from .pairing import check_hidden_states, pairing
 from .precision import check_precision, settle
+from .reconstruct import check_models
 from .run_folder import CHECKPOINTS, METRICS, check_free, write_json, write_text
 from .versions import library_versions
 
@@ -261,12 +262,16 @@ def _fitted(recipe: Kind, task: Task, teacher: PreTrainedModel, student: PreTrai
     if not isinstance(recipe, Recipe):
         return recipe
     for name in ("embedding",) if task.head.has_logits else ("logits", "ground_truth"):
-        if recipe.coefficients()[name]:
+        if recipe.max_steps and recipe.coefficients()[name]:
             advice = "" if task.head.has_logits else "; use recipe features, or features-ti-g"
             raise TrituneError(f"{name}_coefficient: {task.title} has no such loss, so it must be 0{advice}")
     student = teacher if student is None else student
     layers = len(instrument_of(instrument(student)).anatomy.sites)
-    check_hidden_states(student, recipe.coefficients(), distilled_layers(recipe.distil_layers, layers))
     check_temperature(recipe.temperature, task.is_regression)
+    if recipe.reconstruct_steps:
+        recipe = replace(recipe, layer_map=check_models(student, teacher, recipe.layer_map))
+    if recipe.max_steps == 0:
+        return recipe
+    check_hidden_states(student, recipe.coefficients(), distilled_layers(recipe.distil_layers, layers))
     pair = pairing(student, teacher, recipe.coefficients(), recipe.schedule, recipe.layer_map)
     return replace(recipe, layer_map=pair.layer_map).with_split(task, layers)

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..distil.layer_map import mapped_layers
 from ..distil.losses import LOSSES, Pair
 from ..distil.reconstruct import AnswerLoss, Reconstruction, Stage
-from ..errors import TrituneError
-from ..modeling.blocks import Batch
-from ..modeling.instrument import instrument, instrument_of, is_instrumented
+from ..errors import TrituneError, UnsupportedModelError
+from ..modeling.blocks import Batch, Blocks
+from ..modeling.instrument import instrument, is_instrumented
 from ..tasks.heads import TEXT_CLASSIFICATION, Head
+from .pairing import pairing
 
 
 def reconstruct(
@@ -63,7 +63,6 @@ def reconstruct(
     if not is_instrumented(student):
         raise TrituneError("reconstruct: the student must come from tritune.prepare")
     instrument(teacher)
-    layers = [len(instrument_of(model).anatomy.sites) for model in (student, teacher)]
     batches = _batches(data, tokenizer, steps, batch_size, max_length, seed)
     batches = [{name: tensor.to(student.device) for name, tensor in batch.items()} for batch in batches]
     work = Reconstruction(
@@ -73,7 +72,7 @@ def reconstruct(
         answer_loss(teacher, head),
         steps=steps,
         learning_rate=learning_rate,
-        layer_map=mapped_layers(layer_map, *layers),
+        layer_map=check_models(student, teacher, layer_map),
         seed=seed,
         cache_bytes=cache_bytes,
     )
@@ -82,6 +81,29 @@ def reconstruct(
         stages.append(stage)
         told(stage)
     return stages
+
+
+def check_models(
+    student: PreTrainedModel, teacher: PreTrainedModel, layer_map: str | Sequence[int] | None
+) -> tuple[int, ...] | None:
+    """Check that a student can be reconstructed after a teacher, both instrumented; returns the layer map in force.
+
+    Raises:
+        TrituneError: hidden states differ in width, or depths differ and the layer map is unknown.
+        UnsupportedModelError: a model's layers are not blocks that follow each other.
+    """
+    pair = pairing(student, teacher, {"hidden_states": 1.0}, None, layer_map)
+    if pair.hidden_widths is not None:
+        own, theirs = pair.hidden_widths
+        raise TrituneError(
+            f"reconstruct: the student's hidden states are {own} wide, the teacher's {theirs}; they must agree"
+        )
+    for model in (student, teacher):
+        try:
+            Blocks(model)
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(f"{error}; take a recipe with reconstruct_steps 0, such as ti-g") from None
+    return pair.layer_map
 
 
 def _batches(

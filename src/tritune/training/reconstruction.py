@@ -15,13 +15,12 @@ from transformers import PreTrainedModel
 
 from ..checkpoints.files import replace_folder
 from ..compute.devices import this_process
-from ..distil.layer_map import mapped_layers
 from ..distil.reconstruct import Reconstruction, Stage
 from ..modeling.blocks import Batch
-from ..modeling.instrument import instrument, instrument_of
+from ..modeling.instrument import instrument
 from ..recipes import Recipe
 from .job import Job
-from .reconstruct import answer_loss
+from .reconstruct import answer_loss, check_models
 from .resume import StopOnSignal, checkpoints, load_weights, writable
 from .run_folder import read_json, remove, write_json
 
@@ -81,7 +80,6 @@ def _kept(folder: Path) -> list[Path]:
 
 def _work(job: Job[Recipe], student: PreTrainedModel, stopped: Callable[[], bool]) -> Reconstruction:
     recipe, teacher = job.recipe, instrument(job.model)
-    layers = [len(instrument_of(model).anatomy.sites) for model in (student, teacher)]
     return Reconstruction(
         student,
         teacher,
@@ -89,7 +87,7 @@ def _work(job: Job[Recipe], student: PreTrainedModel, stopped: Callable[[], bool
         answer_loss(job.model, job.task.head),
         steps=recipe.reconstruct_steps,
         learning_rate=recipe.reconstruct_learning_rate,
-        layer_map=mapped_layers(recipe.layer_map, *layers),
+        layer_map=check_models(student, teacher, recipe.layer_map),
         seed=recipe.seed,
         stopped=stopped,
     )

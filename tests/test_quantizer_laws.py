@@ -469,7 +469,13 @@ def test_dorefa_forgets_the_size():
 
 @pytest.mark.parametrize(
     ("name", "bits", "expected"),
-    [("bwn", 1, 0.5), ("elastic_binary", 1, 0.5), ("seq", 2, 0.25), ("dorefa", 2, 1 / 3), ("quaternary", 2, 0.31198122)],
+    [
+        ("bwn", 1, 0.5),
+        ("elastic_binary", 1, 0.5),
+        ("seq", 2, 0.25),
+        ("dorefa", 2, 1 / 3),
+        ("quaternary", 2, 0.31198122),
+    ],
 )
 def test_without_a_code_for_it_zero_becomes_the_smallest_level(name, bits, expected):
     values = torch.tensor([0.0, 1.0], dtype=torch.float64)

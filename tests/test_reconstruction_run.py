@@ -16,6 +16,7 @@ from tritune import Quantization, TrituneError
 from tritune.distil.reconstruct import Reconstruction
 from tritune.modeling.instrument import instrument
 from tritune.recipes import Recipe, load_recipe
+from tritune.training.reconstruction import bfloat16
 from workspace import Cli, make_workspace, train_arguments
 
 SHORT = ("--set", "reconstruct_steps=4", "--set", "reconstruct_batch_size=8", "--set", "bf16=false")
@@ -95,6 +96,21 @@ def _close(stages: list[dict], expected: list[dict], tolerance: float) -> None:
     assert [stage["name"] for stage in stages] == [stage["name"] for stage in expected]
     for key in ("before", "after"):
         assert [stage[key] for stage in stages] == pytest.approx([stage[key] for stage in expected], rel=tolerance)
+
+
+def test_bfloat16_trains_the_weights_that_it_computes_with():
+    """An autocast that lives as long as the reconstruction goes on using its first copy of the float classifier."""
+    student, teacher = tritune.prepare(FAMILIES["bert"].build()), instrument(FAMILIES["bert"].build())
+    given = [text_batch(tokens) for tokens in (4, 5, 6)]
+
+    def mse(own, theirs, batch):
+        return (own.logits.float() - theirs.logits.float()).square().mean()
+
+    with bfloat16(student.device):
+        stages = list(Reconstruction(student, teacher, given, mse, steps=40, learning_rate=3e-3).stages())
+    with torch.no_grad():
+        errors = torch.stack([mse(student(**batch), teacher(**batch), batch) for batch in given])
+    assert errors.mean().item() == pytest.approx(stages[-1].after, rel=0.2)
 
 
 def test_what_follows_starts_from_the_reconstructed_student(workspace, cli):

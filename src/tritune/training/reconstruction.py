@@ -49,7 +49,7 @@ def reconstruct_student(
     known = restore_student(job, student)
     stages, before, began = [Stage(**stage) for stage in known["stages"]], known["seconds"], time.perf_counter()
     stop, folder = StopOnSignal(), checkpoints(job.output, NAME)
-    cast = torch.autocast(student.device.type, torch.bfloat16) if job.recipe.bf16 else nullcontext()
+    cast = bfloat16(student.device) if job.recipe.bf16 else nullcontext()
     with stop.listening(), cast, writable(folder, lambda: stages[-1].name if stages else "no part"):
         for stage in _work(job, student, lambda: stop.asked).stages(stages[-1].number + 1 if stages else 0):
             stages.append(stage)
@@ -62,6 +62,11 @@ def reconstruct_student(
                     remove(older)
             told(stage)
     return known
+
+
+def bfloat16(device: torch.device) -> torch.autocast:
+    """Products in bfloat16, as long as a reconstruction takes: no weight's first copy may outlive an update."""
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def restore_student(job: Job[Recipe], student: PreTrainedModel) -> dict[str, Any]:

@@ -25,9 +25,20 @@ class Codes:
     every: range
 
     @property
+    def are_odd(self) -> bool:
+        """Whether only odd codes occur: they are stored as the whole numbers whose doubles lie one below them."""
+        return self.every.step == 2
+
+    @property
+    def stored(self) -> torch.Tensor:
+        """What is stored of `codes`: themselves, or (codes - 1) / 2 of odd ones; int8."""
+        return (self.codes - 1) // 2 if self.are_odd else self.codes
+
+    @property
     def bits(self) -> int:
-        """The narrowest signed integer of 2, 4 or 8 bits that holds the codes: ONNX has no others."""
-        return next(bits for bits in (2, 4, 8) if self.every[0] in (own := signed(bits)) and self.every[-1] in own)
+        """The narrowest signed integer of 2, 4 or 8 bits that holds what is stored: ONNX has no others."""
+        ends = [(code - 1) // 2 if self.are_odd else code for code in (self.every[0], self.every[-1])]
+        return next(bits for bits in (2, 4, 8) if all(end in signed(bits) for end in ends))
 
 
 def signed(bits: int) -> range:

@@ -65,7 +65,7 @@ class IntegerProducts:
 class IntegerLinear(nn.Module):
     """`QuantLinear` with the codes of its weight instead of the weight.
 
-    Codes are (in features, out features), as MatMulInteger takes them, under a name that tells their width.
+    Codes are (in features, out features), as MatMulInteger takes them, under a name that tells how they are stored.
     """
 
     scale: torch.Tensor
@@ -78,7 +78,7 @@ class IntegerLinear(nn.Module):
         codes = weight.codes.mT.contiguous()
         if self.zero_point:
             codes = (codes.to(torch.int16) + self.zero_point).to(torch.uint8)
-        self.codes_name = f"codes_{weight.bits}"
+        self.codes_name = f"{'odd_' if weight.are_odd else ''}codes_{weight.bits}"
         self.register_buffer(self.codes_name, codes)
         self.register_buffer("scale", weight.scale.flatten() if weight.scale.numel() > 1 else weight.scale.view(()))
         self.register_buffer("bias", bias)
@@ -125,12 +125,14 @@ class IntegerEmbedding(nn.Module):
     def __init__(self, weight: Codes):
         super().__init__()
         self.width, self.bits = weight.codes.shape[-1], weight.bits
-        self.register_buffer("packed", pack(weight.codes, self.bits, signed(self.bits)))
+        self.are_odd = weight.are_odd
+        self.register_buffer("packed", pack(weight.stored, self.bits, signed(self.bits)))
         self.register_buffer("scale", weight.scale)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Token ids of any shape to (..., embedding_dim)."""
         codes = unpack(F.embedding(input, self.packed), self.bits, self.width)
+        codes = 2 * codes + 1 if self.are_odd else codes
         return codes * (F.embedding(input, self.scale) if self.scale.shape[0] > 1 else self.scale.view(()))
 
 

@@ -35,8 +35,8 @@ from .opsets import DEFAULT_OPSET, check_opset
 # The first opsets with types of that many bits.
 _OPSET_OF_TYPE = {2: 25, 4: 21}
 # Of onnx.TensorProto.
-_INT8 = 3
-_CODES = re.compile(r"(?:^|\.)codes_([24])$")
+_FLOAT, _INT8 = 1, 3
+_CODES = re.compile(r"(?:^|\.)(odd_)?codes_([24])$")
 
 
 def export_onnx(
@@ -148,14 +148,19 @@ def _store_packed(model: Any, opset: int) -> None:
     for name, value in list(model.graph.initializers.items()):
         if (match := _CODES.search(name)) is None:
             continue
-        bits, codes = int(match[1]), value.const_value.numpy()
+        are_odd, bits, codes = bool(match[1]), int(match[2]), value.const_value.numpy()
+        codes = (codes - 1) // 2 if are_odd else codes
+        kind_of_wide = _FLOAT if are_odd else _INT8
         if opset >= _OPSET_OF_TYPE[bits]:
             kind = ir.DataType[f"INT{bits}"]
             stored = ir.tensor(codes.astype(kind.numpy()), name=f"{name}.packed")
-            wide = call("Cast", _initializer(model, stored), to=_INT8)
+            wide = call("Cast", _initializer(model, stored), to=kind_of_wide)
         else:
             stored = ir.tensor(pack(torch.from_numpy(codes), bits, signed(bits)).numpy(), name=f"{name}.packed")
-            wide = onnx_unpack(call, _initializer(model, stored), bits, codes.shape[-1], _INT8)
+            wide = onnx_unpack(call, _initializer(model, stored), bits, codes.shape[-1], kind_of_wide)
+        if are_odd:
+            doubled = call("Mul", wide, call("Constant", value_float=2.0))
+            wide = call("Cast", call("Add", doubled, call("Constant", value_float=1.0)), to=_INT8)
         ir.convenience.replace_all_uses_with(value, wide)
         del model.graph.initializers[name]
     if tape.nodes:

@@ -1,5 +1,6 @@
 """What the user sees: tables on stdout, or one JSON object instead."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -236,22 +237,30 @@ def show_demo(results: dict[str, Any]) -> None:
     untrained |= {"size_bytes": first["size_bytes"]}
     for name, run in {"teacher": teacher, "quantized, untrained": untrained, **students}.items():
         best, last = (_percent(run[key]["accuracy"]) for key in ("best", "last"))
-        steps = str(sum(run["steps"].values()))
-        table.add_row(name, best, last, steps, f"{run['seconds']:.0f}", readable(run["size_bytes"]))
+        blocks = f"{run['reconstruction']['steps']} a block" if "reconstruction" in run else ""
+        table.add_row(
+            name,
+            best,
+            last,
+            blocks or str(sum(run["steps"].values())),
+            f"{run['seconds']:.0f}",
+            readable(run["size_bytes"]),
+        )
     Console().print(table)
-    _say(_verdict({name: run["last"]["accuracy"] for name, run in students.items()}, results["dev_rows"]))
+    for pair in itertools.pairwise((name, run["last"]["accuracy"]) for name, run in students.items()):
+        _say(_verdict(dict(pair), results["dev_rows"]))
     _say(f"{_SIZE_NOTE}. Curves: {results['curves']}")
 
 
 def _verdict(accuracies: dict[str, float], rows: int) -> str:
-    """Whether the last student with intervention is ahead, and by more than chance would give."""
-    (plain, without), (intervened, with_it) = accuracies.items()
+    """Whether the second of two students is ahead, and by more than chance would give."""
+    (first, without), (second, with_it) = accuracies.items()
     # Two standard deviations of the difference of two accuracies measured on as many rows.
     noise = 2 * (sum(share * (1 - share) for share in (without, with_it)) / rows) ** 0.5
     scores = f"{_percent(with_it)} to {_percent(without)} after the last step"
     if abs(with_it - without) <= noise:
-        return f"{intervened} against {plain}: {scores}; on {rows} rows this is no significant difference."
-    return f"{intervened} {'wins' if with_it > without else 'does not win'} against {plain}: {scores}."
+        return f"{second} against {first}: {scores}; on {rows} rows this is no significant difference."
+    return f"{second} {'wins' if with_it > without else 'does not win'} against {first}: {scores}."
 
 
 def show_recipes(shipped: dict[str, Any]) -> None:

@@ -47,12 +47,14 @@ def train(
     resume: options.Resume = False,
     json: options.Json = False,
 ) -> None:
-    """Distil TEACHER into a student with ternary weights and 8-bit activations (QAT).
+    """Distil TEACHER into a student with 2-bit weights and 8-bit activations.
 
-    The output folder holds the last student, `best/`, the resolved recipe.yaml, metrics.json, history.jsonl and a model
-    card. Load the student with any Auto class after `import tritune`.
+    The default recipe fits one block after another to the teacher's; the others train the whole model (QAT). The output
+    folder holds the last student, `best/`, the resolved recipe.yaml, metrics.json, history.jsonl and a model card. Load
+    the student with any Auto class after `import tritune`.
 
-    Examples: `tritune train teacher/ --task sst2 --data glue/SST-2 --recipe ti-g --set max_steps=1000 --output run/`,
+    Examples: `tritune train teacher/ --task sst2 --data glue/SST-2 --output run/`,
+    `tritune train teacher/ --task sst2 --recipe ti-g --set max_steps=1000 --output run/`,
     `tritune train teacher/ --task teacher/task.yaml --output run/` for a teacher fine-tuned on your own files.
     """
     from ..modeling.quantization import Quantization

@@ -113,7 +113,8 @@ class Recorder:
 
     def reconstruction(self, student: PreTrainedModel, done: dict[str, Any]) -> None:
         """Record a complete reconstruction, `done` of `reconstruct_student`, and the student's scores after it."""
-        self.metrics |= {"reconstruction": done, "reconstructed": self._scores(student)}
+        steps = {"steps": self.job.recipe.reconstruct_steps}
+        self.metrics |= {"reconstruction": steps | done, "reconstructed": self._scores(student)}
         self.metrics["seconds"] = round(self.metrics["seconds"] + done["seconds"], 1)
         write_json(self.job.record, self.metrics)
 

@@ -24,11 +24,12 @@ _OF_RECONSTRUCTION = ("reconstruct_batch_size", "reconstruct_learning_rate")
 _OF_WHOLE_MODEL = (
     *("learning_rate", "learned_scale_learning_rate", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("weight_decay", "warmup_ratio", "max_grad_norm", "gradient_accumulation_steps", "gradient_checkpointing"),
-    *("train_sampling_strategy", "logging_steps", "save_steps", "report_to"),
+    *("train_sampling_strategy", "logging_steps", "save_steps", "select_on", "report_to"),
 )
 
 PADDINGS = ("max_length", "longest")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
+SELECTIONS = ("dev", "held_out")
 OPTIMIZERS = ("bert_adam", "adamw")
 IMAGE_AUGMENTATIONS = ("standard", "none")
 AUTO = "auto"
@@ -61,6 +62,8 @@ class FinetuneRecipe:
         eval_steps: updates between evaluations; null takes the task's.
         logging_steps: updates between lines of `history.jsonl`.
         save_steps: updates between checkpoints.
+        select_on: what the best checkpoint is selected on: `dev`, or `held_out`, a tenth of the training rows (at most
+            1000) that are not trained on, so that the score on dev is that of a model chosen without it.
         report_to: `none`, `tensorboard`, `trackio`, `wandb`, or any other integration of transformers.
         image_augmentation: `standard`, random views of the training images (see `heads.image_augmentation`), or
             `none`; null is `standard` for images and has no effect on text.
@@ -92,6 +95,7 @@ class FinetuneRecipe:
     eval_steps: int | None = None
     logging_steps: int = 10
     save_steps: int = 100
+    select_on: str = "dev"
     report_to: str = "none"
     image_augmentation: str | None = None
     seed: int = 42
@@ -100,6 +104,7 @@ class FinetuneRecipe:
         check_among(self, "optimizer", OPTIMIZERS)
         check_among(self, "padding", PADDINGS)
         check_among(self, "train_sampling_strategy", SAMPLING_STRATEGIES)
+        check_among(self, "select_on", SELECTIONS)
         check_among(self, "image_augmentation", (None, *IMAGE_AUGMENTATIONS))
         for key in ("learning_rate", "adam_epsilon"):
             _check(self, key, lambda value: value > 0, "must be positive")
@@ -120,6 +125,10 @@ class FinetuneRecipe:
             f"must be at least {fewest}, or -1 for epochs",
         )
         _check(self, "num_train_epochs", lambda value: 0 < value <= 1e6, "must be above 0 and at most a million")
+        if self.select_on == "held_out" and self.augmented:
+            raise TrituneError(
+                "select_on: held_out and augmented exclude each other: variants of held-out rows would be trained on"
+            )
         _check(self, "seed", lambda value: 0 <= value < 2**32, "must be a whole number from 0 to 2^32 - 1")
 
     def resolve(self, task: "Task", train_rows: int, processes: int = 1) -> Self:

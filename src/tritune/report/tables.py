@@ -122,7 +122,8 @@ def scores(runs: Sequence[Run]) -> Table:
             if part
         ]
         if rows:
-            note = f" ({_GROUP_NOTES[model]})" if model in _GROUP_NOTES else ""
+            held_out = model == "best" and all(run.recipe.get("select_on") == "held_out" for run in runs)
+            note = "" if held_out or model not in _GROUP_NOTES else f" ({_GROUP_NOTES[model]})"
             groups[MODELS.get(model, model) + note] = rows
     return Table(["", *map(words, columns)], groups)
 

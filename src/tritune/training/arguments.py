@@ -40,15 +40,15 @@ def training_arguments(recipe: FinetuneRecipe, steps: int, folder: Path, data_se
 
 
 def data_arguments(job: Job) -> dict[str, Any]:
-    """The arguments that a `HeadTrainer` takes from a job's task and data: head, dev split, collator and metrics."""
+    """The arguments of a `HeadTrainer` by a job's task and data: head, rows that select, collator and metrics."""
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
         """Select the best checkpoint by these."""
-        return job.data.measure(np.asarray(prediction.predictions))
+        return job.data.measures[job.data.selection](np.asarray(prediction.predictions))
 
     return {
         "head": job.task.head,
-        "eval_dataset": job.data.dev,
+        "eval_dataset": job.data.splits[job.data.selection],
         "data_collator": job.data.collate,
         "compute_metrics": metrics,
     }

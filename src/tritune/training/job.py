@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic
 
+import torch
 from datasets import DatasetDict
 from transformers import PreTrainedModel, set_seed
 from transformers.integrations import get_available_reporting_integrations
@@ -20,6 +21,7 @@ from ..tasks.data import load_task_data
 from ..tasks.data.rows_record import other_rows, rows_record
 from ..tasks.data.unlabelled import read_unlabelled
 from ..tasks.heads import EncodedData
+from ..tasks.heads.head import HELD_OUT
 from ..tasks.models import fit_length, load_model
 from ..tasks.registry import Task
 from ..tasks.task_file import TASK_FILE, task_record, task_to_yaml
@@ -28,6 +30,9 @@ from .precision import check_precision, settle
 from .reconstruct import check_models
 from .run_folder import CHECKPOINTS, METRICS, check_free, write_json, write_text
 from .versions import library_versions
+
+# A tenth of the training rows, as long as these are fewer than ten thousand.
+_MOST_HELD_OUT = 1000
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,8 @@ def open_job(
     if unlabelled is not None:
         _check_unlabelled(recipe, unlabelled)
     splits = load_task_data(task, data_folder, task.dev_splits if unlabelled else None, recipe.augmented)
+    if recipe.select_on == HELD_OUT:
+        splits = _with_held_out(splits, task, recipe.seed)
     task = task.for_model(source)
     model = load_model(source, task, new_head=not distils)
     task = fit_length(task, model)
@@ -187,6 +194,21 @@ def open_job(
     record = rows_record(splits, data.splits)
     begun_as = str(student_source or "")
     return Job(model, processor, task, data, recipe, output, str(source), {}, student, begun_as, record)
+
+
+def _with_held_out(splits: DatasetDict, task: Task, seed: int) -> DatasetDict:
+    """The splits, with some of the training rows in one of their own."""
+    if not task.head.has_logits:
+        raise TrituneError(f"select_on: {task.title} has no labels to select on but those of its dev set; take dev")
+    if "train" not in splits:
+        raise TrituneError("select_on: rows of --unlabelled have no labels to select on; take dev")
+    rows = splits["train"]
+    count = min(_MOST_HELD_OUT, len(rows) // 10)
+    if count == 0:
+        raise TrituneError(f"select_on: of {len(rows)} training rows none can be held out; take dev")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    kept = {"train": rows.select(sorted(order[count:]))}
+    return DatasetDict(splits | kept | {HELD_OUT: rows.select(sorted(order[:count]))})
 
 
 def _check_unlabelled(recipe: FinetuneRecipe, path: Path) -> None:
@@ -220,6 +242,8 @@ def with_recipe(job: Job[Recipe], recipe: Recipe, data_folder: Path | None, outp
     fitted = fit(job, recipe)
     if (fitted.max_length, fitted.padding) != (job.recipe.max_length, job.recipe.padding):
         splits = load_task_data(job.task, data_folder, augmented=fitted.augmented)
+        if fitted.select_on == HELD_OUT:
+            splits = _with_held_out(splits, job.task, fitted.seed)
         data = job.task.head.encode(splits, job.task, job.processor, fitted.max_length, fitted.padding)
         job = replace(job, data=data, rows=rows_record(splits, data.splits), measured={})
         # Long texts are split into windows, each of them a row: an epoch of shorter ones takes more steps.

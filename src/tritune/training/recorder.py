@@ -12,7 +12,7 @@ from ..checkpoints.size import size_bytes
 from ..compute.devices import this_process
 from ..distil.schedule import SCHEDULES
 from ..errors import TrituneError
-from ..inference.evaluate import assisted_logits, dev_logits, dev_scores
+from ..inference.evaluate import assisted_logits, dev_logits, dev_scores, predict
 from ..modeling.quantization import Quantization
 from ..modeling.trace import Site
 from ..recipes import RECIPE_FILE, Recipe, to_yaml
@@ -117,6 +117,15 @@ class Recorder:
         self.metrics |= {"reconstruction": steps | done, "reconstructed": self._scores(student)}
         self.metrics["seconds"] = round(self.metrics["seconds"] + done["seconds"], 1)
         write_json(self.job.record, self.metrics)
+
+    def selecting_value(self, student: PreTrainedModel) -> float:
+        """The value by which a reconstructed student competes for the best."""
+        data, task = self.job.data, self.job.task
+        if data.selection == data.select:
+            return self.metrics["reconstructed"][task.metric]
+        rows = data.splits[data.selection]
+        read = predict(student, rows, data.collate, self.batch_size, task.head.read)
+        return data.measures[data.selection](read)[task.metric]
 
     def phase(
         self,

@@ -142,8 +142,10 @@ def _reconstruct(
         restore_student(job, student)
     else:
         recorder.reconstruction(student, reconstruct_student(job, student, told))
-    if this_process().is_main_process:
-        keeper.consider(student, recorder.metrics["reconstructed"][job.task.metric], step=0)
+    if keeper.step is None:
+        value = recorder.selecting_value(student)
+        if this_process().is_main_process:
+            keeper.consider(student, value, step=0)
 
 
 def _inputs(job: Job[Recipe], count: int) -> dict[str, torch.Tensor]:

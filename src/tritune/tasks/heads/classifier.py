@@ -65,10 +65,10 @@ def _label_names(config: PreTrainedConfig) -> tuple[str, ...]:
 
 
 def measures_of(encoded: DatasetDict, task: Task) -> dict[str, Callable[[np.ndarray], dict[str, float]]]:
-    """For every dev split that there is, logits (rows, labels) to the task's metrics against the split's `labels`."""
+    """For every split with labels, logits (rows, labels) to the task's metrics against them."""
     return {
         split: partial(task.measure, labels=np.asarray(encoded[split]["labels"]))
-        for split in task.dev_splits
+        for split in task.scored_splits
         if split in encoded
     }
 

@@ -19,6 +19,8 @@ from ...errors import TrituneError
 from .augmented import Augment, AugmentedRows
 from .text import collator
 
+# The split of training rows that are kept to select checkpoints.
+HELD_OUT = "held_out"
 Batch = dict[str, torch.Tensor]
 # transformers' collators return mappings that are no dictionaries (BatchEncoding, BatchFeature).
 Collate = Callable[[list[dict[str, Any]]], MutableMapping[str, torch.Tensor]]
@@ -65,6 +67,11 @@ class Task:
     repository: str | None = None
 
     @property
+    def scored_splits(self) -> tuple[str, ...]:
+        """The splits with labels that predictions can be scored against."""
+        return (*self.dev_splits, HELD_OUT)
+
+    @property
     def is_regression(self) -> bool:
         """Whether the label is a score instead of a class."""
         return self.labels is None
@@ -99,7 +106,7 @@ class EncodedData:
         splits: "train" (where it was asked for) and the task's dev splits.
         collate: rows to a batch of tensors.
         measures: for every dev split, predictions (rows, ...) to named metrics.
-        select: the dev split whose metric selects checkpoints.
+        select: the dev split whose score is the model's; unless rows are held out, its metric selects checkpoints.
         augment: changes a training row at every visit, where the kind of task knows a way.
     """
 
@@ -111,8 +118,13 @@ class EncodedData:
 
     @property
     def dev(self) -> Dataset:
-        """The rows of the dev split that selects."""
+        """The rows whose score is the model's."""
         return self.splits[self.select]
+
+    @property
+    def selection(self) -> str:
+        """The split whose metric selects checkpoints: `HELD_OUT` where there is one."""
+        return HELD_OUT if HELD_OUT in self.splits else self.select
 
     def training_rows(self, augmentation: str | None, seed: int) -> Dataset | AugmentedRows:
         """The training rows, changed at every visit where `augmentation` is "standard" and the kind of task has one."""
@@ -120,7 +132,7 @@ class EncodedData:
         return AugmentedRows(rows, self.augment, seed) if self.augment and augmentation == "standard" else rows
 
     def measure(self, predictions: np.ndarray) -> dict[str, float]:
-        """Metrics of predictions (rows, ...) for the dev split that selects."""
+        """Metrics of predictions (rows, ...) for the rows of `dev`."""
         return self.measures[self.select](predictions)
 
 

@@ -113,7 +113,7 @@ class QuestionAnswering(Head):
         windows, measures = DatasetDict(), {}
         for split, rows in splits.items():
             windows[split], spans = cut(rows, processor, max_length, task.title)
-            if split in task.dev_splits:
+            if split in task.scored_splits:
                 measures[split] = _Answers(spans, rows["context"], rows["answers"], task.measure, self.unanswerable)
         return EncodedData(windows, collator(processor, padding, max_length), measures, task.dev_splits[0])
 

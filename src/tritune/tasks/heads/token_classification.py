@@ -115,7 +115,7 @@ class TokenClassification(Classifier):
         encoded, measures, labels = DatasetDict(), {}, task.labels or ()
         for split, rows in splits.items():
             encoded[split], first_tokens = _encode(rows, processor, max_length, task.title, labels)
-            if split in task.dev_splits:
+            if split in task.scored_splits:
                 measures[split] = _Tags(first_tokens, rows["tags"], labels, task.measure)
         padded = vars(collator(processor, padding, max_length))
         collate = DataCollatorForTokenClassification(**padded, label_pad_token_id=IGNORED)

@@ -19,7 +19,8 @@ from transformers import BertConfig, BertForSequenceClassification, set_seed
 import tritune
 from tritune.distil.losses import Pair, distillation_losses, trace_fields
 from tritune.distil.schedule import SCHEDULES
-from tritune.modeling.trace import Intervention, Site
+from tritune.modeling.sites import ATTENTION_SITES, Site
+from tritune.modeling.trace import Intervention
 from tritune.quant import LeastSquaresTernary, Ternary, ternarize
 from tritune.recipes import load_recipe
 from tritune.training.optimizer import BertAdam
@@ -27,6 +28,7 @@ from tritune.training.optimizer import BertAdam
 FOLDER = Path(__file__).parent / "figures"
 STEP_ONE = 60
 BLUE, ORANGE, GREY, PALE = "#1f4e79", "#e07b00", "#c9c9c9", "#e8eff7"
+# Of the published ones.
 SITE_COLOURS = {Site.PROJECTION: "#7fb0dc", Site.CONTEXT: "#f2b866", Site.MAP: "#8fc79a"}
 LEARNERS = ("query", "key", "value", "dense")
 
@@ -70,7 +72,7 @@ def _two_steps(axes: Axes) -> None:
 def sites() -> Figure:
     """One attention block under each site: what the teacher replaces and what then gets no gradient."""
     figure = Figure(figsize=(7.2, 7.4), layout="constrained")
-    for axes, site in zip(figure.subplots(1, 3), Site, strict=True):
+    for axes, site in zip(figure.subplots(1, 3), ATTENTION_SITES, strict=True):
         _block(axes, site, _without_gradient(site))
     figure.text(
         0.5,

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tritune import Site
-from tritune.distil.schedule import SCHEDULES, gradual, inverted, split_budget, stochastic
+from tritune.distil.schedule import SCHEDULES, gradual, inverted, split_budget, stochastic, teacher_weight
+from tritune.modeling.sites import ATTENTION_SITES
 
 LENGTHS = (1, 2, 3, 5, 6, 7, 60, 120)
 steps_of = pytest.mark.parametrize("steps", LENGTHS)
@@ -34,10 +35,15 @@ def test_stochastic_is_a_function_of_seed_and_step(seed):
     drawn = [stochastic(step, 600, seed) for step in range(600)]
     assert [stochastic(step, 600, seed) for step in reversed(range(600))] == drawn[::-1]
     assert [stochastic(step, 7, seed) for step in range(600)] == drawn
-    counts = [drawn.count(site) for site in Site]
+    counts = [drawn.count(site) for site in ATTENTION_SITES]
     # Three standard deviations of a fair draw.
     assert sum(counts) == 600 and all(abs(count - 200) < 3 * (600 * 2 / 9) ** 0.5 for count in counts)
     assert drawn != [stochastic(step, 600, seed + 7) for step in range(600)]
+
+
+def test_stochastic_draws_as_it_always_did():
+    names = {Site.MAP: "m", Site.CONTEXT: "c", Site.PROJECTION: "p"}
+    assert "".join(names[stochastic(step, 20, 42)] for step in range(20)) == "cppcmcppmpmccppmppcc"
 
 
 def test_stochastic_leaves_every_global_generator_alone():
@@ -52,12 +58,20 @@ def test_stochastic_leaves_every_global_generator_alone():
 
 
 def test_every_name_gives_a_site_at_every_step():
-    assert set(SCHEDULES) == {"map", "context", "projection", "gradual", "inverted", "stochastic"}
+    assert set(SCHEDULES) == {"map", "context", "projection", "block", "gradual", "inverted", "stochastic"}
     for steps in LENGTHS:
         for step in range(steps):
             assert all(isinstance(schedule(step, steps, 5), Site) for schedule in SCHEDULES.values())
             for site in Site:
                 assert SCHEDULES[site.value](step, steps, 5) is site
+
+
+@steps_of
+def test_the_teachers_share_of_a_block_falls_to_nothing_and_nothing_else_is_shared(steps):
+    for step in range(steps):
+        assert teacher_weight(Site.BLOCK, step, steps) == pytest.approx(float(1 - Fraction(step, steps)), rel=1e-15)
+        assert all(teacher_weight(site, step, steps) == 1 for site in ATTENTION_SITES)
+    assert teacher_weight(Site.BLOCK, 0, steps) == 1
 
 
 @pytest.mark.parametrize(

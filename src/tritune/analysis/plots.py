@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..distil.schedule import SCHEDULES
 
-SITE_COLOURS = {"projection": "#b7d3ea", "context": "#d4e5f3", "map": "#eaf2f9"}
+SITE_COLOURS = {"projection": "#b7d3ea", "context": "#d4e5f3", "map": "#eaf2f9", "block": "#fbeedd"}
 REFERENCE_LINES = ("--", ":", "-.", "-")
 _PANEL_INCHES = (4.2, 2.7)
 _LINE_STYLES = ("-", "--", ":", "-.")

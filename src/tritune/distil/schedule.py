@@ -1,4 +1,4 @@
-"""Schedules: pure functions from a step to the site of intervention, and the split of a budget into two steps.
+"""Schedules: pure functions from a step to an intervention's site and weight, and the split of a budget into two steps.
 
 Teacher Intervention (EACL 2023, section 4.3): step one trains with the teacher's tensors plugged in, and TI-G moves the
 site backwards through the layer, from the projection to the map, so that ever more of the student carries the signal.
@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 
 from ..errors import TrituneError, check_new_name, shown
-from ..modeling.sites import Site
+from ..modeling.sites import ATTENTION_SITES, Site
 
 Schedule = Callable[[int, int, int], Site]
 
@@ -36,8 +36,8 @@ def inverted(step: int, steps: int, seed: int = 0) -> Site:
 
 
 def stochastic(step: int, steps: int, seed: int = 0) -> Site:
-    """One of the three sites each step, drawn from (seed, step) alone: a resumed run draws the same ones."""
-    return random.Random(f"{seed}/{step}").choice(list(Site))
+    """One of the three attention sites each step, drawn from (seed, step) alone: a resumed run draws the same ones."""
+    return random.Random(f"{seed}/{step}").choice(ATTENTION_SITES)
 
 
 def _constant(site: Site) -> Schedule:
@@ -58,11 +58,25 @@ SCHEDULES: dict[str, Schedule] = {
 _SHIPPED = tuple(SCHEDULES)
 
 
+def teacher_weight(site: Site, step: int, steps: int) -> float:
+    """The teacher's share at a site: 1, save for BLOCK, where it falls linearly to 0 (MREM, arXiv 2109.15082).
+
+    >>> [teacher_weight(Site.BLOCK, step, 4) for step in range(4)], teacher_weight(Site.MAP, 3, 4)
+    ([1.0, 0.75, 0.5, 0.25], 1.0)
+
+    Args:
+        site: that a schedule gives for this step.
+        step: of step one, counted from 0.
+        steps: how many there are.
+    """
+    return 1 - step / steps if site is Site.BLOCK else 1.0
+
+
 def register_schedule(name: str, *, exist_ok: bool = False) -> Callable[[Schedule], Schedule]:
     """Decorator: a schedule of one's own under a name, for `schedule` in a recipe.
 
     It is a pure function of (step, steps, seed): the update of step one that comes next, counted from 0, how many there
-    are, and the run's seed. It returns the `Site` of the intervention.
+    are, and the run's seed. It returns the `Site` of the intervention; `teacher_weight` gives the share.
 
     Args:
         name: letters, digits and underscores; of none that ships.

@@ -22,7 +22,8 @@ from ..compute.held import weights_held
 from ..errors import TrituneError
 from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
-from ..modeling.trace import Intervention, Site
+from ..modeling.sites import Site
+from ..modeling.trace import Intervention
 from ..recipes import FinetuneRecipe, Recipe, check_evaluation_keys, load_recipe, recipe_beside
 from ..tasks.data import load_task_data
 from ..tasks.data.rows_record import rows_sha256
@@ -56,16 +57,18 @@ def assisted_logits(
     batch_size: int,
     read: Read = read_logits,
     layer_map: Sequence[int] | None = None,
+    weight: float = 1.0,
 ) -> np.ndarray:
     """What `read` takes of a student whose every layer uses the teacher's tensor at `site`, (rows, ...).
 
-    `layer_map` is the teacher's layer for each of the student's; None for models of the same depth.
+    `layer_map` is the teacher's layer for each of the student's; None for models of the same depth. `weight` is the
+    teacher's share, see `Intervention`.
     """
     answers = []
     with evaluation_mode(student, teacher), weights_held(), torch.no_grad():
         for batch in _batches(dataset, collate, batch_size, student.device):
             trace = teacher(**batch, output_trace=[site.field]).trace.mapped(layer_map)
-            answers.append(read(student(**batch, intervention=Intervention(site, trace)), batch))
+            answers.append(read(student(**batch, intervention=Intervention(site, trace, weight)), batch))
     return stacked(answers)
 
 

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnsupportedModelError
 from .attention import ObservedAttention, observe_attention
+from .block_names import MemberCall, block_names, recorded_members
 from .layers import is_patch_convolution
 from .modes import evaluation_mode
 
@@ -67,6 +68,8 @@ class Anatomy:
         pooler: the Linears between the encoder and the classifier.
         classifier: the Linears that yield the answer: none, one, or more where answers are averaged, as in DeiT.
         patch_embedding: the convolutions over patches before the first layer, of an image model.
+        blocks: of each layer the module that turns one hidden state into the next; nothing where layers are no blocks
+            that follow each other.
     """
 
     sites: tuple[AttentionSite, ...]
@@ -74,6 +77,7 @@ class Anatomy:
     pooler: tuple[str, ...] = ()
     classifier: tuple[str, ...] = ()
     patch_embedding: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
 
     @property
     def shares_weights(self) -> bool:
@@ -128,6 +132,7 @@ class _Recording:
     calls: list[_Call] = field(default_factory=list)
     linear_outputs: dict[Node, int] = field(default_factory=dict)
     patches: list[str] = field(default_factory=list)
+    members: list[MemberCall] = field(default_factory=list)
 
     def add(self, kind: str, name: str, module: nn.Module, args: tuple, given: torch.Tensor | tuple) -> None:
         """Forward hook of a Linear or a norm: note the call, with the first tensors that it took and gave."""
@@ -206,6 +211,7 @@ def find_anatomy(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor])
         pooler=pooler,
         classifier=classifiers,
         patch_embedding=tuple(recording.patches),
+        blocks=block_names(model, [site.attention for site in sites], recording.members),
     )
 
 
@@ -270,6 +276,7 @@ def _record(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[_Recordi
         with (
             evaluation_mode(model),
             _trainable(model),
+            recorded_members(model) as recording.members,
             observe_attention(lambda call: recording.add_attention(model, names.get(call.module), call)),
         ):
             output = model(**inputs, return_dict=True)

@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 from ..compute import products
 from ..quant import Granularity, Quantizer
 from .forward_pass import pass_of
-from .trace import Site
+from .sites import Site
 
 IMPLEMENTATION = "tritune"
 WITHOUT_MASKS = "tritune_without_masks"

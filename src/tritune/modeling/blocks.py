@@ -1,9 +1,8 @@
 """A model taken apart: what lies before its blocks, one block at a time, and what lies behind them.
 
-A block is the module that turns one hidden state into the next: the outermost member of a `ModuleList` around an
-attention module, and around no other. What a block is called with besides the hidden state (masks, rotary embeddings)
-is the model's own business, so it is recorded: a shell of the model, which shares every tensor with it and whose blocks
-hand their input on, runs for next to nothing. Rejected: hooks that stop the model at a block, which compute every block
+What a block (see `block_names`) is called with besides the hidden state (masks, rotary embeddings) is the model's own
+business, so it is recorded: a shell of the model, which shares every tensor with it and whose blocks hand their input
+on, runs for next to nothing. Rejected: hooks that stop the model at a block, which compute every block
 before it once more; kept calls of a whole pass, which cost that pass.
 """
 
@@ -16,8 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .anatomy import unsupported
-from .instrument import instrument_of, make_sample_inputs
+from .instrument import blocks_of, make_sample_inputs
 from .modes import evaluation_mode
 
 Batch = Mapping[str, torch.Tensor]
@@ -90,13 +88,13 @@ class Blocks:
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
-        self.names = [_block_name(model, site.attention) for site in instrument_of(model).anatomy.sites]
-        self._tuples = self._check()
+        self.names = blocks_of(model)
+        self._tuples = self._give_tuples()
 
     def stem(self, batch: Batch) -> tuple[torch.Tensor, list[BlockCall]]:
         """The hidden state before the first block, (batch, tokens, width), and what every block is called with."""
         shell = self._run(batch)[0]
-        assert shell.first is not None  # `_check` has seen the calls
+        assert shell.first is not None  # the anatomy has seen the calls
         return shell.first, shell.calls
 
     def block(self, layer: int, state: torch.Tensor, call: BlockCall) -> torch.Tensor:
@@ -117,38 +115,14 @@ class Blocks:
         memo |= {id(module): _Skipped(module, shell) for module in modules.values()}
         return shell, copy.deepcopy(self.model, memo)(**batch)
 
-    def _check(self) -> bool:
-        """Whether blocks return tuples; each must take the hidden state of the one before it as its first argument."""
-        inputs: list[Any] = []
+    def _give_tuples(self) -> bool:
+        """Whether blocks return tuples."""
         outputs: list[Any] = []
-
-        def record(module: nn.Module, args: tuple, output: Any) -> None:
-            inputs.append(args[:1])
-            outputs.append(output)
-
-        handles = [self.model.get_submodule(name).register_forward_hook(record) for name in dict.fromkeys(self.names)]
+        block = self.model.get_submodule(self.names[0])
+        handle = block.register_forward_hook(lambda module, args, output: outputs.append(output))
         try:
             with evaluation_mode(self.model), torch.no_grad():
                 self.model(**make_sample_inputs(self.model))
         finally:
-            for handle in handles:
-                handle.remove()
-        states = [output[0] if isinstance(output, tuple) else output for output in outputs]
-        follow = all(args and args[0] is state for args, state in zip(inputs[1:], states, strict=False))
-        if len(inputs) != len(self.names) or not inputs[0] or not follow:
-            raise unsupported(self.model, "its layers are not blocks each of which takes what the one before it gives")
+            handle.remove()
         return isinstance(outputs[0], tuple)
-
-
-def _block_name(model: PreTrainedModel, attention: str) -> str:
-    others = {site.attention for site in instrument_of(model).anatomy.sites} - {attention}
-    modules, parts, found = dict(model.named_modules()), attention.split("."), ""
-    for end in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:end])
-        if any(f"{other}.".startswith(f"{name}.") for other in others):
-            break
-        if isinstance(modules[".".join(parts[: end - 1])], nn.ModuleList):
-            found = name
-    if not found:
-        raise unsupported(model, f"{attention} lies in no list of blocks")
-    return found

@@ -15,7 +15,8 @@ import torch
 
 from ..compute.held import NewestInput, keep_newest_input
 from ..errors import TrituneError
-from .trace import Intervention, LayerTrace, ModelTrace, Site
+from .sites import Site
+from .trace import Intervention, LayerTrace, ModelTrace
 
 
 @dataclass(eq=False)
@@ -28,7 +29,9 @@ class ForwardPass:
         intervention: the teacher's tensors to plug in, or None.
         trace: where records go; None where nothing is recorded.
         layer: the layer that is being computed, counted by calls.
-        calls: how often each attention module, by its state, was called.
+        calls: how often each attention module, by its state, was called, and each block.
+        first_state: what the first block took, (batch, tokens, width), before anything replaced it; None if nothing
+            does.
         outer: the pass during which this one began, inside a hook of its model; None otherwise.
         outer_input: where products kept their newest input before.
     """
@@ -39,6 +42,7 @@ class ForwardPass:
     trace: ModelTrace | None = None
     layer: int = -1
     calls: dict[Any, int] = field(default_factory=dict)
+    first_state: torch.Tensor | None = None
     outer: "ForwardPass | None" = None
     outer_input: NewestInput | None = None
 
@@ -52,7 +56,7 @@ class ForwardPass:
         if _running.get() is self:
             _running.set(self.outer)
             keep_newest_input(self.outer_input)
-        self.trace = self.outer = self.outer_input = None
+        self.trace = self.first_state = self.outer = self.outer_input = None
 
     def enter(self, attention: Any, layers: tuple[int, ...]) -> None:
         """Count a call of an attention module, and point to the layer that it computes.
@@ -61,11 +65,15 @@ class ForwardPass:
             attention: the module's state.
             layers: that the module computes, in order of its calls.
         """
-        call = self.calls.get(attention, 0)
-        self.calls[attention] = call + 1
-        self.layer = layers[call % len(layers)]
+        self.layer = self.next_layer(attention, layers)
         if self.trace is not None:
             self.trace.layers.append(LayerTrace())
+
+    def next_layer(self, called: Any, layers: tuple[int, ...]) -> int:
+        """Count a call of what computes `layers`, in order of its calls; the layer that this one computes."""
+        call = self.calls.get(called, 0)
+        self.calls[called] = call + 1
+        return layers[call % len(layers)]
 
     def keep(self, **tensors: torch.Tensor | None) -> None:
         """Store those of `tensors` that were asked for in the current layer's trace."""
@@ -76,7 +84,7 @@ class ForwardPass:
                     setattr(self.trace.layers[self.layer], name, tensors[name])
 
     def replace(self, site: Site, own: torch.Tensor) -> torch.Tensor:
-        """The teacher's tensor if `site` is in force, else `own`.
+        """The teacher's tensor if `site` is in force, or the mixture that the intervention asks for; else `own`.
 
         Raises:
             TrituneError: the teacher's tensor has another shape, as that of another batch has.
@@ -89,11 +97,12 @@ class ForwardPass:
                 f"the teacher's {site.field} of layer {self.layer} has shape {tuple(teachers.shape)}, the student's "
                 f"{tuple(own.shape)}: the trace must be of the same batch and a model of the same shape"
             )
-        return teachers
+        weight = self.intervention.weight
+        return teachers if weight == 1 else weight * teachers + (1 - weight) * own
 
     def again(self) -> "ForwardPass":
         """A copy that stands at this point of the pass, for computing what follows once more; it records nothing."""
-        return replace(self, record={}, trace=None, calls=dict(self.calls))
+        return replace(self, record={}, trace=None, first_state=None, calls=dict(self.calls))
 
 
 _running: ContextVar[ForwardPass | None] = ContextVar("running", default=None)

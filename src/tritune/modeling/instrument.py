@@ -8,9 +8,9 @@
 all of them); hidden states always come whole.
 
 Hooks stand only where a tensor has no other handle: the inputs of the Q, K and V Linears (stop-gradient), the output of
-the attention projection, the block output, and the model's own call. What a call records and replaces is its own
-`ForwardPass`; nothing is set on the model. Under gradient checkpointing the backward pass computes layers again, within
-a copy of the pass that they were computed in.
+the attention projection, the block's input, the attention block's output, and the model's own call. What a call records
+and replaces is its own `ForwardPass`; nothing is set on the model. Under gradient checkpointing the backward pass
+computes layers again, within a copy of the pass that they were computed in.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -32,7 +32,8 @@ from .attention import IMPLEMENTATION, STATE_ATTRIBUTE, WITHOUT_MASKS, Attention
 from .forward_pass import ForwardPass, checkpointed, pass_of
 from .modes import evaluation_mode
 from .own_method import give_method
-from .trace import TRACE_FIELDS, Intervention, ModelTrace, Site
+from .sites import ATTENTION_SITES, Site
+from .trace import TRACE_FIELDS, Intervention, ModelTrace
 
 INSTRUMENT_ATTRIBUTE = "tritune_instrument"
 # Two trainings may be given one teacher at the same moment.
@@ -53,7 +54,7 @@ class Instrument:
     states: list[AttentionState] = field(default_factory=list)
     ranges: list[MovingMinMax] = field(default_factory=list)
 
-    def begin(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def begin(self, model: PreTrainedModel, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Forward pre-hook of the model: take our two arguments out and begin a pass."""
         fields, intervention = kwargs.pop("output_trace", None), kwargs.pop("intervention", None)
         this = ForwardPass(self, intervention=intervention)
@@ -63,7 +64,7 @@ class Instrument:
         this.record = fields = _requested_fields(fields)
         this.trace = ModelTrace() if fields else None
         if intervention is not None:
-            self._check(intervention)
+            self._check(model, intervention)
         if model.training:
             for quantizer in self.ranges:
                 quantizer.advance()
@@ -78,12 +79,14 @@ class Instrument:
     def end(self, model: PreTrainedModel, args: tuple, kwargs: dict, output: ModelOutput | None) -> ModelOutput | None:
         """Forward hook of the model, called after an error too: end the pass and put the trace into the output."""
         forward_pass = pass_of(self)
-        record, trace = forward_pass.record, forward_pass.trace
+        record, trace, first_state = forward_pass.record, forward_pass.trace, forward_pass.first_state
         forward_pass.end()
         if output is None or trace is None:
             return output
         if "hidden_states" in record:
             trace.hidden_states = output["hidden_states"]
+            if first_state is not None:  # some models report what the first block took instead
+                trace.hidden_states = (first_state, *trace.hidden_states[1:])
         return _with_trace(type(output))(**output, trace=trace)
 
     def stop_gradient(self, sites: frozenset[Site], module: nn.Module, args: tuple) -> tuple | None:
@@ -105,6 +108,19 @@ class Instrument:
         cut = module.forward(args[0].detach())
         return torch.cat([cut[..., :query_and_key], output[..., query_and_key:]], -1)
 
+    def block_input(self, layers: tuple[int, ...], module: nn.Module, args: tuple) -> tuple | None:
+        """Forward pre-hook of a block: under `Site.BLOCK` mix the teacher's state into its first argument, and cut it.
+
+        The hidden states that are recorded stay the student's own, with their gradients.
+        """
+        forward_pass = pass_of(self)
+        if forward_pass.intervention is None or forward_pass.intervention.site is not Site.BLOCK:
+            return None
+        forward_pass.layer = forward_pass.next_layer(module, layers)
+        if forward_pass.first_state is None:
+            forward_pass.first_state = args[0]
+        return (forward_pass.replace(Site.BLOCK, args[0]).detach(), *args[1:])
+
     def projection(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         """Forward hook of W_O: record its output, (batch, tokens, width), and replace it under `Site.PROJECTION`."""
         pass_of(self).keep(attention_projection=output)
@@ -118,7 +134,7 @@ class Instrument:
         """Forward pre-hook of the norm after a pre-norm block: its input is the block's output."""
         pass_of(self).keep(attention_block_output=args[0])
 
-    def _check(self, intervention: Intervention) -> None:
+    def _check(self, model: PreTrainedModel, intervention: Intervention) -> None:
         if not isinstance(intervention, Intervention):
             raise TrituneError(f"intervention must be an Intervention(site, teacher's trace); got {intervention!r}")
         layers = len(self.anatomy.sites)
@@ -126,8 +142,16 @@ class Instrument:
             raise TrituneError(
                 f"the teacher's trace has {len(intervention.teacher.layers)} layers, the student {layers}"
             )
-        if any(intervention.tensor(layer) is None for layer in range(layers)):
+        tensors = intervention.teacher.tensors(intervention.site.field)
+        if not tensors or any(tensor is None for tensor in tensors):
             raise TrituneError(f"the teacher's trace lacks {intervention.site.field}, which {intervention.site} needs")
+        if intervention.site is Site.BLOCK:
+            blocks_of(model)
+            if len(tensors) != layers + 1:
+                raise TrituneError(
+                    f"the teacher reports {len(tensors)} hidden states for {layers} layers, so {intervention.site} "
+                    "cannot tell which of them its blocks take"
+                )
 
 
 def _requested_fields(wanted: bool | Iterable[str] | None) -> dict[str, Collection[int] | None]:
@@ -157,6 +181,17 @@ def is_instrumented(model: nn.Module) -> bool:
 def instrument_of(model: nn.Module) -> Instrument:
     """The instrument of an instrumented model: its anatomy and attention states."""
     return getattr(model, INSTRUMENT_ATTRIBUTE)
+
+
+def blocks_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """The name of the block that computes each layer of an instrumented model; layers that share weights name the same.
+
+    Raises:
+        UnsupportedModelError: the layers are no blocks that follow each other.
+    """
+    if not (names := instrument_of(model).anatomy.blocks):
+        raise unsupported(model, "its layers are not blocks each of which takes what the one before it gives")
+    return names
 
 
 def instrument(model: PreTrainedModel, sample_inputs: dict[str, torch.Tensor] | None = None) -> PreTrainedModel:
@@ -239,13 +274,16 @@ def _attach(model: PreTrainedModel, anatomy: Anatomy) -> None:
             modules[site.query].register_forward_hook(partial(instrument.stop_query_and_key, site.fused_rows))
         else:
             for name in (site.query, site.key):
-                modules[name].register_forward_pre_hook(partial(instrument.stop_gradient, frozenset(Site)))
+                modules[name].register_forward_pre_hook(partial(instrument.stop_gradient, frozenset(ATTENTION_SITES)))
         modules[site.value].register_forward_pre_hook(without_map)
         modules[site.projection].register_forward_hook(instrument.projection)
         if site.post_norm:
             modules[site.norm].register_forward_hook(instrument.norm_output)
         else:
             modules[site.norm].register_forward_pre_hook(instrument.norm_input)
+    for name in dict.fromkeys(anatomy.blocks):
+        own = tuple(layer for layer, block in enumerate(anatomy.blocks) if block == name)
+        modules[name].register_forward_pre_hook(partial(instrument.block_input, own))
     model.register_forward_pre_hook(instrument.begin, with_kwargs=True)
     model.register_forward_hook(instrument.end, with_kwargs=True, always_call=True)
     setattr(model, INSTRUMENT_ATTRIBUTE, instrument)

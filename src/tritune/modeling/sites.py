@@ -6,21 +6,30 @@ from enum import StrEnum
 class Site(StrEnum):
     """Where the teacher's tensor replaces the student's (Teacher Intervention, EACL 2023, section 4).
 
-    `MAP` is the paper's TI-M, `CONTEXT` its TI-C and `PROJECTION` its TI-O.
+    `MAP` is the paper's TI-M, `CONTEXT` its TI-C and `PROJECTION` its TI-O. `BLOCK` is the hidden state that a block
+    takes, the annealed teacher forcing of MREM (arXiv 2109.15082, section 3.3): no gradient leaves a block through it.
     """
 
     MAP = "map"
     CONTEXT = "context"
     PROJECTION = "projection"
+    BLOCK = "block"
 
     @property
     def field(self) -> str:
-        """The `LayerTrace` field of the teacher that this site hands to the student.
+        """The field of the teacher's trace that this site hands to the student.
 
-        >>> Site.MAP.field
-        'attention_probs'
+        >>> Site.MAP.field, Site.BLOCK.field
+        ('attention_probs', 'hidden_states')
         """
         return _SITE_FIELDS[self]
 
 
-_SITE_FIELDS = {Site.MAP: "attention_probs", Site.CONTEXT: "context", Site.PROJECTION: "attention_projection"}
+# The published ones, inside the attention.
+ATTENTION_SITES = (Site.MAP, Site.CONTEXT, Site.PROJECTION)
+_SITE_FIELDS = {
+    Site.MAP: "attention_probs",
+    Site.CONTEXT: "context",
+    Site.PROJECTION: "attention_projection",
+    Site.BLOCK: "hidden_states",
+}

@@ -42,6 +42,10 @@ class ModelTrace:
     layers: list[LayerTrace] = field(default_factory=list)
     hidden_states: Sequence[torch.Tensor] | None = None
 
+    def tensors(self, name: str) -> Sequence[torch.Tensor]:
+        """One field of every layer, None where it was not recorded; or the hidden states, none if they were not."""
+        return self.hidden_states or () if name == "hidden_states" else [getattr(layer, name) for layer in self.layers]
+
     def mapped(self, layer_map: Sequence[int] | None) -> "ModelTrace":
         """A teacher's trace as a student of another depth sees it: its layer i is layer `layer_map[i]` of this one.
 
@@ -81,11 +85,25 @@ class Intervention:
     Attributes:
         site: which tensor of every layer is replaced.
         teacher: the teacher's trace of the same batch; it must hold `site.field` in every layer.
+        weight: the teacher's share. Under `Site.BLOCK` a block takes weight * teacher's + (1 - weight) * own, without
+            a gradient; with 0 the student's own state, cut from what came before. Elsewhere it is 1.
+
+    Raises:
+        TrituneError: the weight is not within 0 and 1, or is another than 1 at a site that does not mix.
     """
 
     site: Site
     teacher: ModelTrace
+    weight: float = 1.0
+
+    def __post_init__(self):
+        if not isinstance(self.weight, int | float) or not 0 <= self.weight <= 1:
+            raise TrituneError(f"weight of an intervention must be between 0 and 1; got {self.weight!r}")
+        if self.weight != 1 and self.site != Site.BLOCK:
+            raise TrituneError(
+                f"weight of an intervention must be 1 at {self.site}: only Site.BLOCK mixes; got {self.weight!r}"
+            )
 
     def tensor(self, layer: int) -> torch.Tensor:
-        """The teacher's tensor of `layer`, shaped as `LayerTrace` says for `site.field`."""
-        return getattr(self.teacher.layers[layer], self.site.field)
+        """The teacher's tensor of `layer`, shaped as `LayerTrace` says for `site.field`; under BLOCK its input."""
+        return self.teacher.tensors(self.site.field)[layer]

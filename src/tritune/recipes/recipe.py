@@ -213,7 +213,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         layer_map: teacher layer that each student layer learns from: `uniform`, `last`, or a list counted from 0; null
             for models of the same depth, or for the layers kept by `tritune shrink`. See `layer_map.mapped_layers`.
         losses: coefficients of losses that `register_loss` added, by name; null for none.
-        schedule: `map`, `context`, `projection`, `gradual`, `inverted`, `stochastic`; null for no intervention.
+        schedule: `map`, `context`, `projection`, `block`, `gradual`, `inverted` or `stochastic`; null: no intervention.
         cache_teacher: store the teacher's outputs on disk and read them from the second epoch on.
         fused_kernels: use the kernels of `compute.kernels`, which need a C++ compiler, when training in bf16 on a CPU;
             null uses them if there is a compiler.

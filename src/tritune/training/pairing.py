@@ -16,10 +16,11 @@ from transformers.modeling_outputs import ModelOutput
 from ..distil.layer_map import mapped_layers
 from ..distil.losses import LOSSES, Pair, trace_fields
 from ..errors import TrituneError
-from ..modeling.instrument import instrument, instrument_of, make_sample_inputs
+from ..modeling.instrument import blocks_of, instrument, instrument_of, make_sample_inputs
 from ..modeling.modes import evaluation_mode
 from ..modeling.shrink import layers_kept
-from ..modeling.trace import ModelTrace, Site
+from ..modeling.sites import ATTENTION_SITES, Site
+from ..modeling.trace import ModelTrace
 
 _HIDDEN = "hidden_states"
 # Names of the axes of a trace field after the batch axis.
@@ -63,6 +64,7 @@ def pairing(
     Raises:
         TrituneError: depths differ and the layer map is unknown, or a tensor of the student has another shape than the
             teacher's; the message says which losses and sites to leave out.
+        UnsupportedModelError: the schedule is `block`, and the student's layers are no blocks that follow each other.
     """
     depths = [len(instrument_of(instrument(model)).anatomy.sites) for model in (student, teacher)]
     fields = trace_fields(coefficients)
@@ -70,16 +72,19 @@ def pairing(
         if not fields and schedule is None:
             return Pairing()
         layer_map = layers_kept(student.config, depths[1])
+    if schedule == Site.BLOCK:
+        blocks_of(student)
     mapped = mapped_layers(layer_map, *depths)
     if mapped is None and _alike(student, teacher):
         return Pairing()
-    # A schedule that is not a single site uses all of them.
-    sites = [] if schedule is None else [site for site in Site if site == schedule] or list(Site)
+    # A schedule that is not a single site uses all of those in the attention.
+    sites = [] if schedule is None else [site for site in Site if site == schedule] or list(ATTENTION_SITES)
     wanted = fields | {site.field for site in sites}
     traces = [_trace(model, wanted) for model in (student, teacher)] if wanted else [ModelTrace(), ModelTrace()]
     own, theirs = traces[0], traces[1].mapped(mapped if wanted else None)
     widths = _hidden_widths(own, theirs) if _HIDDEN in fields else None
-    compared = wanted - {_HIDDEN} if widths else wanted  # widths can be projected
+    projects = widths is not None and Site.BLOCK not in sites  # what is plugged in is not
+    compared = wanted - {_HIDDEN} if projects else wanted
     _check(_misfits(own, theirs, compared), coefficients, schedule, sites)
     return Pairing(mapped, widths)
 
@@ -109,13 +114,9 @@ def _trace(model: PreTrainedModel, fields: frozenset[str]) -> ModelTrace:
         return model(**make_sample_inputs(model), output_trace=fields).trace
 
 
-def _tensors(trace: ModelTrace, field: str) -> Sequence[torch.Tensor]:
-    return trace.hidden_states or () if field == _HIDDEN else [getattr(layer, field) for layer in trace.layers]
-
-
 def _hidden_widths(own: ModelTrace, theirs: ModelTrace) -> tuple[int, int] | None:
     """The two widths, if the hidden states differ in nothing else."""
-    shapes = [[state.shape for state in _tensors(trace, _HIDDEN)] for trace in (own, theirs)]
+    shapes = [[state.shape for state in trace.tensors(_HIDDEN)] for trace in (own, theirs)]
     widths = [{shape[-1] for shape in side} for side in shapes]
     same_tokens = [shape[:-1] for shape in shapes[0]] == [shape[:-1] for shape in shapes[1]]
     if not same_tokens or widths[0] == widths[1] or any(len(side) > 1 for side in widths):
@@ -127,7 +128,7 @@ def _misfits(own: ModelTrace, theirs: ModelTrace, fields: Iterable[str]) -> dict
     """The sizes in which the student differs from the teacher, for each field, in the first layer that does."""
     found = {}
     for field in fields:
-        sides = _tensors(own, field), _tensors(theirs, field)
+        sides = own.tensors(field), theirs.tensors(field)
         if len(sides[0]) != len(sides[1]):
             found[field] = f"{len(sides[0])} of them against {len(sides[1])}"
             continue
@@ -148,7 +149,7 @@ def _check(misfits: dict[str, str], coefficients: dict[str, float], schedule: st
     if losses:
         advice.append(f"{_listed(losses)}: set {', '.join(f'{name}_coefficient' for name in losses)} to 0")
     if outside:
-        fitting = [site.value for site in Site if site.value not in outside] if len(sites) > 1 else []
+        fitting = [site.value for site in sites if site.value not in outside] if len(sites) > 1 else []
         instead = f"{' or '.join(fitting)}, or null" if fitting else "null"
         advice.append(f"schedule {schedule} plugs in {_listed(outside)}: set it to {instead}")
     if advice:

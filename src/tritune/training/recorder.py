@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 from ..checkpoints.load import weights_sha256
 from ..checkpoints.size import size_bytes
 from ..compute.devices import this_process
-from ..distil.schedule import SCHEDULES
+from ..distil.schedule import SCHEDULES, teacher_weight
 from ..errors import TrituneError
 from ..inference.evaluate import assisted_logits, dev_logits, dev_scores, predict
 from ..modeling.quantization import Quantization
-from ..modeling.trace import Site
+from ..modeling.sites import Site
 from ..recipes import RECIPE_FILE, Recipe, to_yaml
 from .arguments import takes_kernels
 from .callbacks import StepTimer
@@ -104,11 +104,13 @@ class Recorder:
         pair = logits[job.data.select], self.teacher_logits[job.data.select]
         return dev_scores(logits, job.data, job.task) | job.task.head.closeness(*pair, job.task, job.data)
 
-    def _assisted(self, student: PreTrainedModel, site: Site, layer_map: tuple[int, ...] | None) -> dict[str, Any]:
+    def _assisted(
+        self, student: PreTrainedModel, site: Site, layer_map: tuple[int, ...] | None, weight: float
+    ) -> dict[str, Any]:
         """A student's scores with the teacher's tensors plugged in, under names that say so."""
         job, read = self.job, self.job.task.head.read
         data = job.data.dev, job.data.collate, self.batch_size
-        scores = job.data.measure(assisted_logits(student, job.model, site, *data, read, layer_map))
+        scores = job.data.measure(assisted_logits(student, job.model, site, *data, read, layer_map, weight))
         return {f"assisted_{name}": value for name, value in scores.items()} | {"site": site.value}
 
     def reconstruction(self, student: PreTrainedModel, done: dict[str, Any]) -> None:
@@ -137,8 +139,9 @@ class Recorder:
     ) -> None:
         """Record a complete phase."""
         if phase.schedule is not None and "assisted" not in self.metrics:
-            site = SCHEDULES[phase.schedule](phase.steps - 1, phase.steps, self.job.recipe.seed)
-            assisted = self._assisted(student, site, layer_map)
+            last = phase.steps - 1, phase.steps
+            site = SCHEDULES[phase.schedule](*last, self.job.recipe.seed)
+            assisted = self._assisted(student, site, layer_map, teacher_weight(site, *last))
             self.metrics["assisted"] = assisted | {"step": phase.first_step + phase.steps}
         self.metrics["seconds"] = round(self.metrics["seconds"] + seconds, 1)
         self.metrics["seconds_per_step"] = timer.per_step() or self.metrics.get("seconds_per_step")

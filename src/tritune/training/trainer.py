@@ -18,10 +18,11 @@ from ..distil.choices import ALL_LAYERS, AVERAGES, check_temperature
 from ..distil.layer_map import distilled_layers
 from ..distil.losses import LOSSES, Pair, distillation_losses, trace_fields
 from ..distil.losses.means import total
-from ..distil.schedule import SCHEDULES
+from ..distil.schedule import SCHEDULES, teacher_weight
 from ..errors import TrituneError
 from ..modeling.instrument import instrument_of, is_instrumented
-from ..modeling.trace import Intervention, Site
+from ..modeling.sites import Site
+from ..modeling.trace import Intervention
 from ..tasks.heads import TEXT_CLASSIFICATION, Head
 from .arguments import separate_learned_scales, takes_kernels
 from .head_trainer import HeadTrainer
@@ -178,7 +179,8 @@ class DistillationTrainer(HeadTrainer):
         student = model(
             **batch,
             output_trace=self.trace_wanted,
-            intervention=Intervention(self.site, teacher["trace"]) if self.site else None,
+            intervention=self.site
+            and Intervention(self.site, teacher["trace"], teacher_weight(self.site, step, steps)),
         )
         if self.hidden_projection is not None:
             student.trace.hidden_states = self.hidden_projection(student.trace.hidden_states)

@@ -100,6 +100,7 @@ ROWS_AND_TOKENS = (
 # The most telling first.
 ARMS = {
     "tritune": Arm("tritune", tasks=(*WORK,), reconstructed=1.0),
+    "tritune, ternary": Arm("tritune", ("weight_quantizer=twn",), tasks=(*WORK,), reconstructed=1.0),
     **_at("1e-4", "ti-g"),
     "features 2e-4": Arm("features", ("learning_rate=2e-4",), ("sentences",)),
     **_at("1e-4", "ternarybert", LONG),
@@ -113,6 +114,10 @@ ARMS = {
     **_at("1e-4", "ti-o"),
     **_at("1e-4", "ti-c"),
     **_at("1e-4", "ti-m"),
+    "ternarybert-block rows+tokens 1e-4": Arm("ternarybert-block", ("learning_rate=1e-4", *ROWS_AND_TOKENS)),
+    **_at("1e-4", "kd-map"),
+    **_at("1e-4", "kd-block"),
+    **_at("1e-4", "kd-map-block"),
     **_at("1e-4", "ti-inverted"),
     **_at("1e-4", "ti-stochastic"),
 }

@@ -357,15 +357,6 @@ def test_commands_and_python_blocks_of_pack_run(at_demo):
     assert small.read_bytes() == again.read_bytes() and (at_demo / "deploy_small" / "config.json").is_file()
 
 
-def test_table_of_reconstruct_is_the_measured_one():
-    page = (DOCS / "reconstruct.md").read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
-    with (ROOT / "benchmarks" / "results" / "reconstruct.csv").open() as file:
-        for row in csv.DictReader(file):
-            seconds = row["seconds"] if row["seed"] else ""
-            assert [row["seed"], row["spearman"], row["cosine"], seconds] in [cells[1:] for cells in rows]
-
-
 def test_extend_page(at_demo):
     """In a process of its own: what is registered there stays there."""
     (at_demo / "mine.py").write_text("\n".join(blocks(DOCS / "extend.md", "python")))

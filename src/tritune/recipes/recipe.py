@@ -187,6 +187,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             for models of the same depth, or for the layers kept by `tritune shrink`. See `layer_map.mapped_layers`.
         losses: coefficients of losses that `register_loss` added, by name; null for none.
         schedule: `map`, `context`, `projection`, `block`, `gradual`, `inverted` or `stochastic`; null: no intervention.
+        student_dropout: train the student with the dropout of its config; false: without any, like the teacher.
         cache_teacher: store the teacher's outputs on disk and read them from the second epoch on.
         fused_kernels: use the kernels of `compute.kernels`, which need a C++ compiler, when training in bf16 on a CPU;
             null uses them if there is a compiler.
@@ -204,6 +205,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
     losses: dict[str, float] | None = field(default=None, hash=False)
     schedule: str | None = None
     step_one_steps: int | None = None
+    student_dropout: bool = True
     cache_teacher: bool = False
     fused_kernels: bool | None = None
     learned_scale_learning_rate: float = 1e-4

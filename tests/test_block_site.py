@@ -1,6 +1,7 @@
 """`Site.BLOCK`: the teacher's state at a block's input, against a loop over blocks written by hand."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tritune.modeling.blocks import Blocks
 from tritune.modeling.instrument import instrument_of
 from tritune.modeling.sites import ATTENTION_SITES
 from tritune.training.pairing import pairing
+from workspace import make_workspace, train_arguments
 from zoo import SERVED
 from zoo import text_batch as zoo_text_batch
 
@@ -245,3 +247,19 @@ def test_an_assisted_answer_mixes_too():
     for weight in (0.0, 0.25, 1.0):
         answer = assisted_logits(student, teacher, Site.BLOCK, found, collate, 3, weight=weight)
         assert torch.equal(torch.tensor(answer), by_hand(student, batch, trace.hidden_states, weight)[1])
+
+
+def test_a_run_through_both_steps(tmp_path, cli):
+    make_workspace(tmp_path)
+    settings = [
+        word for setting in ("max_steps=12", "schedule=block", "logging_steps=1") for word in ("--set", setting)
+    ]
+    code, _, err = cli(*train_arguments(tmp_path, tmp_path / "run", *settings))
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["assisted"]["site"] == "block" and metrics["assisted"]["step"] == 3
+    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").open()]
+    assert [line["site"] for line in history if "loss" in line] == ["block"] * 3 + [None] * 9
+    code, _, err = cli("report", tmp_path / "run", "--output", tmp_path / "report.html")
+    assert code == 0, err
+    assert "block inside" in (tmp_path / "report.html").read_text()

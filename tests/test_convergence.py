@@ -51,6 +51,7 @@ def test_selection():
     assert cell == Cell("e5-small", "MRPC", "ti-g 3e-4", 0.25, 7)
     assert {cell.arm for cell in ordered_cells(tasks=["sentences"])} == {
         "tritune",
+        "tritune, ternary",
         "features 2e-4",
         "features-ti-g 2e-4",
     }

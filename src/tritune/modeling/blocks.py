@@ -2,8 +2,8 @@
 
 What a block (see `block_names`) is called with besides the hidden state (masks, rotary embeddings) is the model's own
 business, so it is recorded: a shell of the model, which shares every tensor with it and whose blocks hand their input
-on, runs for next to nothing. Rejected: hooks that stop the model at a block, which compute every block
-before it once more; kept calls of a whole pass, which cost that pass.
+on, runs for next to nothing. Rejected: hooks that stop the model at a block, which compute every block before it once
+more; kept calls of a whole pass, which cost that pass.
 """
 
 import copy

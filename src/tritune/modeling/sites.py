@@ -7,7 +7,7 @@ class Site(StrEnum):
     """Where the teacher's tensor replaces the student's (Teacher Intervention, EACL 2023, section 4).
 
     `MAP` is the paper's TI-M, `CONTEXT` its TI-C and `PROJECTION` its TI-O. `BLOCK` is the hidden state that a block
-    takes, the annealed teacher forcing of MREM (arXiv 2109.15082, section 3.3): no gradient leaves a block through it.
+    takes, the annealed teacher forcing of MREM (NeurIPS 2022, arXiv 2109.15082): no gradient leaves a block through it.
     """
 
     MAP = "map"

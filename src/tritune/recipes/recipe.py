@@ -24,7 +24,7 @@ _OF_RECONSTRUCTION = ("reconstruct_batch_size", "reconstruct_learning_rate")
 _OF_WHOLE_MODEL = (
     *("learning_rate", "learned_scale_learning_rate", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("weight_decay", "warmup_ratio", "max_grad_norm", "gradient_accumulation_steps", "gradient_checkpointing"),
-    *("train_sampling_strategy", "logging_steps", "save_steps", "select_on", "report_to"),
+    *("train_sampling_strategy", "logging_steps", "save_steps", "select_on", "student_dropout", "report_to"),
 )
 
 PADDINGS = ("max_length", "longest")
@@ -214,6 +214,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             for models of the same depth, or for the layers kept by `tritune shrink`. See `layer_map.mapped_layers`.
         losses: coefficients of losses that `register_loss` added, by name; null for none.
         schedule: `map`, `context`, `projection`, `block`, `gradual`, `inverted` or `stochastic`; null: no intervention.
+        student_dropout: train the student with the dropout of its config; false: without any, like the teacher.
         cache_teacher: store the teacher's outputs on disk and read them from the second epoch on.
         fused_kernels: use the kernels of `compute.kernels`, which need a C++ compiler, when training in bf16 on a CPU;
             null uses them if there is a compiler.
@@ -235,6 +236,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
     losses: dict[str, float] | None = field(default=None, hash=False)
     schedule: str | None = None
     step_one_steps: int | None = None
+    student_dropout: bool = True
     cache_teacher: bool = False
     fused_kernels: bool | None = None
     learned_scale_learning_rate: float = 1e-4
@@ -328,7 +330,8 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             unused |= dict.fromkeys(_OF_WHOLE_MODEL, "max_steps is 0, so the whole model is not trained")
         if given & _OF_LOSSES:
             unused |= self._unused_of_losses()
-        if given & _OF_QUANTIZERS:
+        # No clip is never too much of one.
+        if any(getattr(self, key) is not None for key in given & _OF_QUANTIZERS):
             unused |= self._unused_of_quantizers()
         return {key: reason for key, reason in unused.items() if key in given}
 

@@ -225,6 +225,7 @@ def _train(
         optimizer=recipe.optimizer,
         warmup_ratio=recipe.warmup_ratio,
         learned_scale_learning_rate=recipe.learned_scale_learning_rate,
+        student_dropout=recipe.student_dropout,
         teacher_cache=cache,
         fused_kernels=recorder.takes_kernels,
         train_dataset=(

@@ -20,6 +20,7 @@ from ..distil.losses import LOSSES, Pair, distillation_losses, trace_fields
 from ..distil.losses.means import total
 from ..distil.schedule import SCHEDULES, teacher_weight
 from ..errors import TrituneError
+from ..modeling.dropout import dropping_modules
 from ..modeling.instrument import instrument_of, is_instrumented
 from ..modeling.sites import Site
 from ..modeling.trace import Intervention
@@ -75,6 +76,8 @@ class DistillationTrainer(HeadTrainer):
             the published values), or `adamw`, Trainer's own. `optimizers` in `kwargs` overrides both.
         warmup_ratio: of `bert_adam`, the fraction of steps used for warm-up.
         learned_scale_learning_rate: of what quantizers learn, in a parameter group without weight decay.
+        student_dropout: whether the student's dropout, and stochastic depth, are active in training; its config keeps
+            their rates either way.
         head: the kind of task; for models without logits, its `read` gives the embeddings that are compared.
         teacher_cache: stores the teacher's outputs between epochs; the rows of `train_dataset` then need their numbers
             in a column "row". None computes the outputs every time.
@@ -103,6 +106,7 @@ class DistillationTrainer(HeadTrainer):
         optimizer: str = "bert_adam",
         warmup_ratio: float = 0.1,
         learned_scale_learning_rate: float = 1e-4,
+        student_dropout: bool = True,
         head: Head = TEXT_CLASSIFICATION,
         teacher_cache: TeacherCache | None = None,
         fused_kernels: bool | None = None,
@@ -123,6 +127,7 @@ class DistillationTrainer(HeadTrainer):
         self.trace_wanted = dict.fromkeys(trace_fields(self.coefficients), self.layers)
         self.teacher_trace_wanted = dict.fromkeys(self.trace_wanted, _taught(self.layers, self.layer_map))
         self.hidden_projection: HiddenProjection | None = None
+        self.silenced = [] if student_dropout else dropping_modules(model)
         self.site: Site | None = None
         self._sums: torch.Tensor | None = None
         self.current_gradient_accumulation_steps = 1  # as Trainer counts them once it trains
@@ -172,6 +177,8 @@ class DistillationTrainer(HeadTrainer):
         """
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        for module in self.silenced:  # Trainer puts all modules into training mode before every batch
+            module.training = False
         batch = {name: value for name, value in inputs.items() if name not in ("labels", ROW)}
         step, steps = self.state.global_step, self.state.max_steps
         self.site = SCHEDULES[self.schedule](step, steps, self.args.seed) if self.schedule else None

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from test_quant import groups
+from tritune.modeling.quantization import SERVED_WEIGHTS
 from tritune.quant import (
     QUANTIZERS,
     Calibrated,
@@ -65,6 +66,10 @@ def where_it_holds(law: str):
     """The cases for which a column of `LAWS` is true."""
     holding = {key: case for key, case in CASES.items() if getattr(LAWS[case[0]], law)}
     return pytest.mark.parametrize("case", holding.values(), ids=holding)
+
+
+def test_what_is_known_without_the_table_is_so():
+    assert all(bits in QUANTIZERS[name].weight_bits for name, bits in SERVED_WEIGHTS)
 
 
 def test_the_table_is_whole():

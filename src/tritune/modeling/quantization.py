@@ -28,6 +28,8 @@ SWITCHES = (*PARTS, "attention_products")
 SAME = "same"
 # What has bits, a quantizer and a granularity of its own.
 KINDS = ("weight", "embedding", "activation")
+# What the default recipe names, so that reading it needs no torch: quantizers of weights, and bits that they serve.
+SERVED_WEIGHTS = (("quaternary", 2),)
 # What a pattern of `modules` may set.
 WEIGHT_KEYS = ("weight_bits", "weight_quantizer", "weight_granularity")
 ACTIVATION_KEYS = ("activation_bits", "activation_quantizer", "activation_granularity")
@@ -227,7 +229,8 @@ class Quantization:
 
     def _check_served(self, kind: str) -> None:
         key, bits = f"{kind}_quantizer", self._bits(kind)
-        if (name := getattr(self, key)) is None:
+        name = getattr(self, key)
+        if name is None or (name, bits) in SERVED_WEIGHTS and kind != "activation":
             return
         from ..quant import QUANTIZERS, Calibrated, quantizer_names
 

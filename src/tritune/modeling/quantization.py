@@ -230,7 +230,7 @@ class Quantization:
     def _check_served(self, kind: str) -> None:
         key, bits = f"{kind}_quantizer", self._bits(kind)
         name = getattr(self, key)
-        if name is None or (name, bits) in SERVED_WEIGHTS and kind != "activation":
+        if name is None or ((name, bits) in SERVED_WEIGHTS and kind != "activation"):
             return
         from ..quant import QUANTIZERS, Calibrated, quantizer_names
 

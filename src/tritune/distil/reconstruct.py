@@ -54,8 +54,9 @@ class Reconstruction:
     Args:
         student: as `tritune.prepare` returns it; trained in place, without dropout.
         teacher: instrumented, of the same width as the student.
-        batches: model inputs without labels, on the models' device; every stage uses the same ones. Several processes,
-            which must be given the same ones, share their rows.
+        batches: model inputs without labels, on the models' device; every stage uses the same ones. They are not kept:
+            a sequence may make them each time it is asked. Several processes, which must be given the same ones, share
+            their rows.
         answer_loss: what the last stage minimises, given both models' outputs and the batch.
         steps: updates of every stage.
         learning_rate: at the beginning; it falls linearly to 0.
@@ -84,14 +85,18 @@ class Reconstruction:
         cache_bytes: int = 2**31,
         stopped: Callable[[], bool] = lambda: False,
     ):
-        counts = [_rows(batch) for batch in batches]
-        if not any(count >= process_count() for count in counts):
-            raise TrituneError("reconstruct: there are no batches to learn from")
-        # A batch of which some process would get no row is left out.
-        given = [(own_rows(batch), n) for batch, n in zip(batches, counts, strict=True) if n >= process_count()]
-        self.batches = [own for own, _ in given]
+        self.batches, self.places = batches, []
         # What a mean over a process's rows weighs in the mean over all rows, times the number of processes.
-        self.shares = [_rows(own) * process_count() / count for own, count in given]
+        self.shares: list[float] = []
+        self.masks: list[torch.Tensor | None] = []
+        for place, batch in enumerate(batches):
+            if (count := _rows(batch)) >= process_count():  # else some process would get no row
+                own = own_rows(batch)
+                self.places.append(place)
+                self.shares.append(_rows(own) * process_count() / count)
+                self.masks.append(own.get("attention_mask"))
+        if not self.places:
+            raise TrituneError("reconstruct: there are no batches to learn from")
         self.student, self.teacher, self.answer_loss, self.stopped = student, teacher, answer_loss, stopped
         self.steps, self.learning_rate, self.seed, self.cache_bytes = steps, learning_rate, seed, cache_bytes
         self.own, self.theirs = Blocks(student), Blocks(teacher)
@@ -123,11 +128,11 @@ class Reconstruction:
         groups = grouped(self.own.names)
         # The student's states, and the teacher's behind every layer of a group.
         share = self.cache_bytes // (1 + max(map(len, groups)))
-        own, theirs = (States(share, len(self.batches)) for _ in range(2))
+        own, theirs = (States(share, len(self.places)) for _ in range(2))
         their_calls = self._begin(self.theirs, theirs)
         # A row of a quantized table is met too rarely for Adam: what its few texts say spoils it for all others.
         tables = {id(one.weight) for one in self.student.modules() if isinstance(one, QuantEmbedding)}
-        stem = [one for one in self._parameters_of(lambda: self.own.stem(self.batches[0])[0]) if id(one) not in tables]
+        stem = [one for one in self._parameters_of(lambda: self.own.stem(self._batch(0))[0]) if id(one) not in tables]
         if stem and finished < 1:
             yield self._train(0, "embeddings", stem, lambda place: self._stem_loss(place, theirs[place]))
         own_calls = self._begin(self.own, own)
@@ -154,13 +159,17 @@ class Reconstruction:
     def _begin(self, blocks: Blocks, states: States) -> list[list[BlockCall]]:
         """Fill in the states before the first block; what every block is called with, by batch."""
         calls = []
-        for place, batch in enumerate(self.batches):
-            states[place], of_batch = blocks.stem(batch)
+        for place in range(len(self.places)):
+            states[place], of_batch = blocks.stem(self._batch(place))
             calls.append(of_batch)
         return calls
 
+    def _batch(self, place: int) -> Batch:
+        """The rows of a batch that are this process's."""
+        return own_rows(self.batches[self.places[place]])
+
     def _stem_loss(self, place: int, target: torch.Tensor) -> torch.Tensor:
-        return self._error(place, self.own.stem(self.batches[place])[0], target)
+        return self._error(place, self.own.stem(self._batch(place))[0], target)
 
     def _block_loss(
         self,
@@ -178,10 +187,10 @@ class Reconstruction:
         return total(losses)
 
     def _error(self, place: int, state: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return token_mse(state, target, self.batches[place].get("attention_mask"), "valid")
+        return token_mse(state, target, self.masks[place], "valid")
 
     def _answer_loss(self, place: int, own: States, theirs: States) -> torch.Tensor:
-        batch = self.batches[place]
+        batch = self._batch(place)
         with torch.no_grad():
             expected = self.theirs.answer(batch, theirs[place])
         return self.answer_loss(self.own.answer(batch, own[place]), expected, batch)
@@ -191,7 +200,7 @@ class Reconstruction:
         """Replace every state by the one behind these layers."""
         with torch.no_grad():
             for layer in layers:
-                for place in range(len(self.batches)):
+                for place in range(len(self.places)):
                     states[place] = blocks.block(layer, states[place], calls[place][layer])
 
     @torch.enable_grad()
@@ -246,12 +255,12 @@ class Reconstruction:
         generator = torch.Generator().manual_seed(1009 * self.seed + number)
         order: list[int] = []
         for _ in range(self.steps):
-            order = order or torch.randperm(len(self.batches), generator=generator).tolist()
+            order = order or torch.randperm(len(self.places), generator=generator).tolist()
             yield order.pop()
 
     @torch.no_grad()
     def _measured(self, loss_at: Callable[[int], torch.Tensor]) -> float:
-        places = range(min(MEASURED, len(self.batches)))
+        places = range(min(MEASURED, len(self.places)))
         error = torch.stack([self.shares[place] * loss_at(place) for place in places]).double().mean()
         average([error])
         return error.item()

@@ -3,6 +3,7 @@
 The student's weights are kept after every stage. A resumed run goes on with the next stage and ends with the same bits.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -88,7 +89,7 @@ def _work(job: Job[Recipe], student: PreTrainedModel, stopped: Callable[[], bool
     return Reconstruction(
         student,
         teacher,
-        _batches(job, student.device),
+        _Batches(job, student.device),
         answer_loss(job.model, job.task.head),
         steps=recipe.reconstruct_steps,
         learning_rate=recipe.reconstruct_learning_rate,
@@ -98,13 +99,21 @@ def _work(job: Job[Recipe], student: PreTrainedModel, stopped: Callable[[], bool
     )
 
 
-def _batches(job: Job[Recipe], device: torch.device) -> Sequence[Batch]:
-    """Random training rows, as many as there are updates for, without their labels."""
-    rows, size = job.data.splits["train"], job.recipe.reconstruct_batch_size
-    wanted = job.recipe.reconstruct_steps * size
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(job.recipe.seed)).tolist()[:wanted]
-    batches = []
-    for start in range(0, len(order), size):
-        batch = job.data.collate([rows[place] for place in order[start : start + size]])
-        batches.append({name: tensor.to(device) for name, tensor in batch.items() if name != "labels"})
-    return batches
+class _Batches(Sequence[Batch]):
+    """Random training rows, as many as there are updates for, without their labels; made when they are asked for."""
+
+    def __init__(self, job: Job[Recipe], device: torch.device):
+        self.rows, self.collate, self.device = job.data.splits["train"], job.data.collate, device
+        self.size = job.recipe.reconstruct_batch_size
+        generator = torch.Generator().manual_seed(job.recipe.seed)
+        self.order = torch.randperm(len(self.rows), generator=generator)[: job.recipe.reconstruct_steps * self.size]
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / self.size)
+
+    def __getitem__(self, place: Any) -> Any:
+        chosen = self.order[place * self.size : (place + 1) * self.size].tolist()
+        if not chosen:
+            raise IndexError(place)
+        batch = self.collate([self.rows[row] for row in chosen])
+        return {name: tensor.to(self.device) for name, tensor in batch.items() if name != "labels"}

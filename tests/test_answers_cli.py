@@ -78,6 +78,40 @@ def test_from_files_to_predictions(workspace, cli, tmp_path):
         assert len(answer["tags"]) == 5 and set(answer["tags"]) <= set(get_task(name).labels)
 
 
+def test_block_by_block_with_and_without_labels(workspace, cli, tmp_path):
+    """The default recipe; `--unlabelled` reads the inputs of rows alone."""
+    name, folder, _ = workspace
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps(ASKED[name]) + "\n" for _ in range(9)), encoding="utf-8")
+    keys = [part for value in (*SET[:1], "reconstruct_steps=3", "bf16=false") for part in ("--set", value)]
+    for more in ((), ("--unlabelled", asked)):
+        arguments = ["train", folder / "teacher", "--task", name, "--data", folder / "data", *keys, *more]
+        code, out, err = cli(*arguments, "--output", folder / "blocks", "--json", "--overwrite")
+        assert code == 0, err
+        metrics = json.loads(out)
+        stages = metrics["reconstruction"]["stages"]
+        assert [stage["name"] for stage in stages][:2] == ["embeddings", "block 0"] and stages[-1]["name"] == "head"
+        assert all(stage["after"] <= stage["before"] for stage in stages)
+    assert metrics["rows"]["train"]["read"]["count"] == 9
+
+
+def test_rows_are_held_out_of_every_kind(workspace, cli):
+    name, folder, _ = workspace
+    values = (*SET, "max_steps=4", "eval_steps=2", "select_on=held_out")
+    keys = [part for value in values for part in ("--set", value)]
+    arguments = ["train", folder / "teacher", "--task", name, "--data", folder / "data", "--recipe", "ti-g", *keys]
+    code, out, err = cli(*arguments, "--output", folder / "held", "--json", "--overwrite")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert (
+        rows["held_out"]["read"]["count"] == (rows["train"]["read"]["count"] + rows["held_out"]["read"]["count"]) // 10
+    )
+    chosen = json.loads((folder / "held" / "best" / "selection.json").read_text())
+    history = [json.loads(line) for line in (folder / "held" / "history.jsonl").read_text().splitlines()]
+    last = [row for row in history if row["phase"] == "step two" and f"eval_{KINDS[name]}" in row]
+    assert chosen["value"] == max(row[f"eval_{KINDS[name]}"] for row in last)
+
+
 def test_an_epoch_is_a_pass_over_all_windows(tmp_path):
     task, data = get_task("squad"), small_answers.write_squad(tmp_path / "data")
     values = (*SET, "num_train_epochs=1", "per_device_train_batch_size=1")

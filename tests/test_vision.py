@@ -83,6 +83,30 @@ def test_the_whole_way(workspace, tmp_path, cli):
     assert "image_augmentation: standard" in (student / "recipe.yaml").read_text()
 
 
+def test_block_by_block_with_and_without_labels(workspace, tmp_path, cli):
+    """The default recipe; pictures of a folder need no labels."""
+    keys = settings("reconstruct_steps=4", "reconstruct_batch_size=8", "bf16=false", "patch_embedding=true")
+    pictures = make_folder(tmp_path / "pictures", 4)
+    count = sum(path.is_file() for path in pictures.rglob("*"))
+    for name, more in (("run", ()), ("unlabelled", ("--unlabelled", pictures))):
+        code, out, err = cli(
+            "train",
+            workspace / "teacher",
+            *task_arguments(workspace),
+            *keys,
+            *more,
+            "--output",
+            tmp_path / name,
+            "--json",
+        )
+        assert code == 0, err
+        metrics = json.loads(out)
+        stages = metrics["reconstruction"]["stages"]
+        assert stages[0]["name"] == "embeddings" and stages[-1]["name"] == "head" and len(stages) > 2
+        assert all(stage["after"] <= stage["before"] for stage in stages)
+    assert metrics["rows"]["train"]["read"]["count"] == count
+
+
 def expected_answers(folder, pictures):
     """Labels by hand: the processor of transformers, the model, an argmax; in batches of 64, as the recipe says."""
     model = tritune.load(folder)

@@ -107,9 +107,12 @@ def test_interrupt_leaves_a_resumable_run(workspace, undisturbed, capsys):
     assert stopped.returncode == 130, stopped.stderr[-2000:]
     message = stopped.stderr.strip().splitlines()[-1]
     assert "--resume continues from there" in message
+    spent = json.loads((workspace / "interrupted" / "checkpoints" / "metrics.json").read_text())["seconds"]
+    assert spent > 0, "what was trained until then has taken its time"
     assert _here(workspace, "interrupted", "--resume", "--set", "learning_rate=1e-4") == 2
     assert "another task or recipe" in capsys.readouterr().err
     assert _here(workspace, "interrupted", "--resume") == 0
+    assert json.loads((workspace / "interrupted" / "metrics.json").read_text())["seconds"] > spent
     _same_result(workspace / "interrupted", undisturbed[0])
 
 

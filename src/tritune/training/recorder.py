@@ -117,8 +117,7 @@ class Recorder:
         """Record a complete reconstruction, `done` of `reconstruct_student`, and the student's scores after it."""
         steps = {"steps": self.job.recipe.reconstruct_steps}
         self.metrics |= {"reconstruction": steps | done, "reconstructed": self._scores(student)}
-        self.metrics["seconds"] = round(self.metrics["seconds"] + done["seconds"], 1)
-        write_json(self.job.record, self.metrics)
+        self.spend(done["seconds"])
 
     def selecting_value(self, student: PreTrainedModel) -> float:
         """The value by which a reconstructed student competes for the best."""
@@ -143,8 +142,12 @@ class Recorder:
             site = SCHEDULES[phase.schedule](*last, self.job.recipe.seed)
             assisted = self._assisted(student, site, layer_map, teacher_weight(site, *last))
             self.metrics["assisted"] = assisted | {"step": phase.first_step + phase.steps}
-        self.metrics["seconds"] = round(self.metrics["seconds"] + seconds, 1)
         self.metrics["seconds_per_step"] = timer.per_step() or self.metrics.get("seconds_per_step")
+        self.spend(seconds)
+
+    def spend(self, seconds: float) -> None:
+        """Add to the seconds of training, and keep everything known so far."""
+        self.metrics["seconds"] = round(self.metrics["seconds"] + seconds, 1)
         write_json(self.job.record, self.metrics)
 
     def finish(self, student: PreTrainedModel, best_step: int | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..compute.devices import this_process
 from ..distil.layer_map import distilled_layers
 from ..distil.losses import trace_fields
 from ..distil.reconstruct import Stage
-from ..errors import TrituneError
+from ..errors import Interrupted, TrituneError
 from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
 from ..modeling.quantization import Quantization
@@ -237,5 +237,9 @@ def _train(
     )
     history = History(job.output / HISTORY, phase.name, phase.first_step, trainer.site_name)
     timer, started = StepTimer(), time.perf_counter()
-    train(trainer, phase.name, [history, timer, *callbacks], trainer.site_name, bar)
+    try:
+        train(trainer, phase.name, [history, timer, *callbacks], trainer.site_name, bar)
+    except Interrupted:
+        recorder.spend(time.perf_counter() - started)
+        raise
     recorder.phase(student, phase, trainer.layer_map, timer, time.perf_counter() - started)

@@ -258,6 +258,15 @@ def test_commands_of_use_run(at_demo):
 
 
 @pytest.mark.slow
+def test_commands_of_reconstruct_run(at_demo):
+    rows = (at_demo / "demo" / "data" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    Path("texts.txt").write_text("\n".join(row.split("\t")[0] for row in rows) + "\n", encoding="utf-8")
+    run_commands(DOCS / "reconstruct.md")
+    counts = [json.loads((at_demo / name / "metrics.json").read_text()) for name in ("reconstructed", "unlabelled")]
+    assert [metrics["rows"]["train"]["read"]["count"] for metrics in counts] == [len(rows)] * 2
+
+
+@pytest.mark.slow
 def test_commands_of_data_run(at_demo):
     run_commands(DOCS / "data.md")
     assert (at_demo / "own" / "small" / "config.json").is_file()

@@ -100,6 +100,7 @@ ROWS_AND_TOKENS = (
 # The most telling first.
 ARMS = {
     "tritune": Arm("tritune", tasks=(*WORK,), reconstructed=1.0),
+    "tritune, W2A4": Arm("tritune", ("activation_bits=4",), reconstructed=1.0),
     "tritune, ternary": Arm("tritune", ("weight_quantizer=twn",), tasks=(*WORK,), reconstructed=1.0),
     **_at("1e-4", "ti-g"),
     "features 2e-4": Arm("features", ("learning_rate=2e-4",), ("sentences",)),

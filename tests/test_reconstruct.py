@@ -16,6 +16,7 @@ from tritune.distil.states import States
 from tritune.modeling.blocks import Blocks
 from tritune.modeling.instrument import instrument, instrument_of
 from tritune.tasks.heads import FEATURE_EXTRACTION
+from tritune.training.reconstruct import check_models
 from zoo import SERVED
 
 DEPLOYED = Quantization(
@@ -344,3 +345,16 @@ def test_what_cannot_be_reconstructed_is_refused():
     ):
         with pytest.raises(TrituneError, match=message):
             tritune.reconstruct(*arguments)
+
+
+def test_what_does_not_fit_says_what_to_do():
+    swin = instrument(SERVED["Swin"].build())
+    with pytest.raises(UnsupportedModelError, match="take a recipe with reconstruct_steps 0, such as ti-g"):
+        check_models(swin, swin, None)
+    wide = FAMILIES["bert"].config()
+    wide.hidden_size *= 2
+    other = instrument(type(FAMILIES["bert"].build())._from_config(wide, attn_implementation="eager"))
+    with pytest.raises(
+        TrituneError, match=f"hidden states are {wide.hidden_size // 2} wide, the teacher's {wide.hidden_size}"
+    ):
+        check_models(instrument(FAMILIES["bert"].build()), other, None)

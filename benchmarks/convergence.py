@@ -6,8 +6,8 @@ GLUE holds CoLA, MRPC, SST-2 and STS-B as the original files. Under --output, `d
 2,000 random rows each, which lie in `… unseen/` (MRPC's are pairs of STS-B), `teachers/` the fine-tuned models, and
 `runs/` a folder per cell, all made by the commands that a user would give. A finished cell is stored as `cell.json` and
 never run again; its student is removed unless --keep is given. One that was stopped goes on from its last checkpoint.
-Several of these commands may run beside each other with different --task or --model; cells of another machine count
-once their `runs/*/cell.json` are copied here.
+Several of these commands may run beside each other with different --task or --model; cells of another machine,
+or of an --output that is gone, count if they stand in convergence.csv under --results.
 
 --hours starts only cells that are expected to be done in time, going by the stored ones most like them: the next in
 order that is. `--dry-run` prints the commands in order, `--list` reads what there is and runs nothing.
@@ -29,6 +29,7 @@ sentence. The task `features` has no prefixes, so teacher and student both do wi
 """
 
 import argparse
+import csv
 import json
 import math
 import os
@@ -47,7 +48,7 @@ from typing import Any
 from cells import metrics_of, minilm, program, put_on_page, set_words, write_csv, write_whole
 from convergence_cells import ARMS, MODELS, SEEDS, WORK, Cell, estimated_seconds, ordered_cells
 from convergence_data import label_by_predictions, prepare_data
-from convergence_report import COLUMNS, in_order, line_of, page_part, write_figures
+from convergence_report import COLUMNS, in_order, key_of, line_of, page_part, write_figures
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,14 @@ class Bench:
         bases: the pretrained model's folder, by name.
         device: `cpu`, `cuda` or, for the command line's own choice, empty.
         keep: whether students stay when they are measured.
+        results: a CSV file with the lines of cells that were made here or elsewhere, if there is one.
     """
 
     output: Path
     bases: dict[str, str] = field(default_factory=dict)
     device: str = ""
     keep: bool = False
+    results: Path | None = None
 
     def run_folder(self, cell: Cell) -> Path:
         """Of a cell."""
@@ -148,16 +151,21 @@ class Bench:
         step.then()
 
     def stored(self) -> list[dict[str, Any]]:
-        """The lines of all finished cells."""
-        return [json.loads(file.read_text(encoding="utf-8")) for file in self.output.glob("runs/*/cell.json")]
+        """The lines of all finished cells: those that lie here, and of the others what the results say."""
+        here = [json.loads(file.read_text(encoding="utf-8")) for file in self.output.glob("runs/*/cell.json")]
+        if self.results is None or not self.results.is_file():
+            return here
+        known = {key_of(line) for line in here}
+        with self.results.open(newline="", encoding="utf-8") as file:
+            return here + [line for line in csv.DictReader(file) if key_of(line) not in known]
 
     def is_stored(self, cell: Cell) -> bool:
         """Whether a cell is finished."""
-        return (self.run_folder(cell) / "cell.json").is_file()
+        return key_of(vars(cell) | {"rows": cell.rows}) in map(key_of, self.stored())
 
     def expected_seconds(self, cell: Cell, stored: list[dict[str, Any]]) -> float:
         """What a cell is expected to take on this device, going by `stored`, with its teacher if that is missing."""
-        seconds = estimated_seconds(cell, [line for line in stored if line["device"] == self.device])
+        seconds = estimated_seconds(cell, [line for line in stored if line.get("device") == self.device])
         if WORK[cell.task].teacher is not None and not next(self.steps(cell)).done.is_file():
             tuned = [metrics_of(file.parent) or {} for file in self.output.glob("teachers/*/metrics.json")]
             seconds += max((metrics["seconds"] for metrics in tuned), default=0.0)
@@ -253,20 +261,25 @@ def open_bench(arguments: argparse.Namespace) -> tuple[Bench, list[Cell]]:
         if not torch.cuda.is_available():
             sys.exit("--device cuda: torch finds no GPU")
     queue = ordered_cells(models, arguments.task, arguments.arm, arguments.units, arguments.seed) if models else []
-    return Bench(arguments.output, bases, arguments.device, arguments.keep), queue
+    return Bench(arguments.output, bases, arguments.device, arguments.keep, results_of(arguments)), queue
+
+
+def results_of(arguments: argparse.Namespace) -> Path | None:
+    """The CSV file that holds the results."""
+    return arguments.results and arguments.results / "convergence.csv"
 
 
 def main() -> None:
     """Run what is missing, and write what there is."""
     arguments = parse()
-    bench, queue, failed = Bench(arguments.output), [], []
+    bench, queue, failed = Bench(arguments.output, results=results_of(arguments)), [], []
     if not arguments.list:
         bench, queue = open_bench(arguments)
 
     def write() -> None:
         """After every cell, so that whoever stops this has all there is."""
-        if arguments.results:
-            write_csv(arguments.results / "convergence.csv", COLUMNS, in_order(bench.stored()))
+        if bench.results:
+            write_csv(bench.results, COLUMNS, in_order(bench.stored()))
 
     if arguments.dry_run:
         show_commands(bench, queue)

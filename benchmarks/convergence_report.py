@@ -65,6 +65,11 @@ def line_of(cell: Cell, metrics: Line, evaluation: Line) -> dict[str, Any]:
     }
 
 
+def key_of(line: Line) -> tuple[str, str, str, int, int]:
+    """What tells the line of one cell from those of others."""
+    return line["model"], line["task"], line["arm"], int(line["rows"]), int(line["seed"])
+
+
 def closeness(evaluation: Line) -> tuple[float | None, float]:
     """Agreement with the teacher and distance to it, by the kind of task.
 

@@ -321,3 +321,31 @@ def test_page_has_the_measured_numbers():
     for values in points.values():
         deviation = f"± {stdev(values):.1f} " if len(values) > 1 else ""
         assert f"{fmean(values):.1f} {deviation}({len(values)})" in shown
+
+
+def test_what_the_results_say_is_not_run_again(tmp_path):
+    from convergence import Bench
+    from convergence_cells import Cell
+    from convergence_report import COLUMNS
+
+    there, here = Cell("MiniLM", "CoLA", "ti-g 1e-4", 1, 42), Cell("MiniLM", "CoLA", "tritune", 0.5, 42)
+    values = {"model": "MiniLM", "task": "CoLA", "score": 1.0, "seconds": 2.0}
+    lines = [
+        {column: "" for column in COLUMNS} | values | {"arm": cell.arm, "rows": cell.rows, "seed": 42}
+        for cell in (there, here)
+    ]
+    results = tmp_path / "convergence.csv"
+    results.write_text(
+        "\n".join(",".join(map(str, row)) for row in (COLUMNS, *(line.values() for line in lines))) + "\n",
+        encoding="utf-8",
+    )
+    bench = Bench(tmp_path, results=results)
+    folder = bench.run_folder(here)
+    folder.mkdir(parents=True)
+    (folder / "cell.json").write_text(json.dumps(lines[1] | {"score": 3.0, "device": "", "wall_seconds": 2.0}))
+    assert [(line["arm"], float(line["score"])) for line in bench.stored()] == [("tritune", 3.0), ("ti-g 1e-4", 1.0)]
+    assert bench.is_stored(there) and bench.is_stored(here)
+    assert not bench.is_stored(Cell("MiniLM", "CoLA", "ti-g 1e-4", 1, 52))
+    assert bench.expected_seconds(there, bench.stored()) > 0, (
+        "only what was made on this device tells how long it takes"
+    )

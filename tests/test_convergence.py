@@ -331,15 +331,14 @@ def test_what_the_results_say_is_not_run_again(tmp_path):
     there, here = Cell("MiniLM", "CoLA", "ti-g 1e-4", 1, 42), Cell("MiniLM", "CoLA", "tritune", 0.5, 42)
     values = {"model": "MiniLM", "task": "CoLA", "score": 1.0, "seconds": 2.0}
     lines = [
-        {column: "" for column in COLUMNS} | values | {"arm": cell.arm, "rows": cell.rows, "seed": 42}
-        for cell in (there, here)
+        dict.fromkeys(COLUMNS, "") | values | {"arm": cell.arm, "rows": cell.rows, "seed": 42} for cell in (there, here)
     ]
     results = tmp_path / "convergence.csv"
     results.write_text(
         "\n".join(",".join(map(str, row)) for row in (COLUMNS, *(line.values() for line in lines))) + "\n",
         encoding="utf-8",
     )
-    bench = Bench(tmp_path, results=results)
+    bench = Bench(tmp_path, {"MiniLM": "base"}, results=results)
     folder = bench.run_folder(here)
     folder.mkdir(parents=True)
     (folder / "cell.json").write_text(json.dumps(lines[1] | {"score": 3.0, "device": "", "wall_seconds": 2.0}))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from test_quant import groups
-from tritune.modeling.quantization import SERVED_WEIGHTS
+from tritune.modeling.quantization import SERVED_WEIGHTS, WITH_CLIP
 from tritune.quant import (
     QUANTIZERS,
     Calibrated,
@@ -70,6 +70,7 @@ def where_it_holds(law: str):
 
 def test_what_is_known_without_the_table_is_so():
     assert all(bits in QUANTIZERS[name].weight_bits for name, bits in SERVED_WEIGHTS)
+    assert all("clip" in arguments_of(name) for name in WITH_CLIP)
 
 
 def test_the_table_is_whole():

@@ -30,6 +30,8 @@ SAME = "same"
 KINDS = ("weight", "embedding", "activation")
 # What the default recipe names, so that reading it needs no torch: quantizers of weights, and bits that they serve.
 SERVED_WEIGHTS = (("quaternary", 2),)
+# Quantizers with a fixed clip, for the same reason.
+WITH_CLIP = ("quaternary", "uniform")
 # What a pattern of `modules` may set.
 WEIGHT_KEYS = ("weight_bits", "weight_quantizer", "weight_granularity")
 ACTIVATION_KEYS = ("activation_bits", "activation_quantizer", "activation_granularity")
@@ -204,10 +206,13 @@ class Quantization:
             return None
         name = getattr(self, f"{kind}_quantizer")
         if kind == "embedding" and name is None and self.weight_quantizer is not None:
-            name = self.weight_quantizer if bits in _served(self.weight_quantizer, "weight") else None
+            own = self.weight_quantizer
+            name = own if (own, bits) in SERVED_WEIGHTS or bits in _served(own, "weight") else None
+        if name is not None or kind == "activation":
+            return name or "uniform"
         from ..quant import default_weight_quantizer
 
-        return name or ("uniform" if kind == "activation" else default_weight_quantizer(bits))
+        return default_weight_quantizer(bits)
 
     def _make(self, kind: str, rows: int, columns: int, granularity: str | None = None) -> "Quantizer | None":
         if (name := self._name(kind)) is None:

@@ -9,7 +9,7 @@ from ..distil.choices import ALL_LAYERS, AVERAGES, check_distil_layers, check_re
 from ..distil.layer_map import check_layer_map
 from ..distil.schedule import SCHEDULES, split_budget
 from ..errors import OWN, TrituneError, check_among, shown
-from ..modeling.quantization import SAME, Quantization
+from ..modeling.quantization import SAME, WITH_CLIP, Quantization
 
 if TYPE_CHECKING:
     from ..tasks.registry import Task
@@ -19,6 +19,8 @@ _OF_LOSSES = frozenset(("distil_layers", "layer_map"))
 _OF_QUANTIZERS = frozenset(
     ("fused_kernels", "threshold_factor", "weight_clip", "activation_clip", "learned_scale_learning_rate")
 )
+# What each clip is of.
+_CLIPPED = {"weight_clip": ("weight", "embedding"), "activation_clip": ("activation",)}
 _OF_RECONSTRUCTION = ("reconstruct_batch_size", "reconstruct_learning_rate")
 # Without a training of the whole model these change nothing.
 _OF_WHOLE_MODEL = (
@@ -330,8 +332,8 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             unused |= dict.fromkeys(_OF_WHOLE_MODEL, "max_steps is 0, so the whole model is not trained")
         if given & _OF_LOSSES:
             unused |= self._unused_of_losses()
-        # No clip is never too much of one.
-        if any(getattr(self, key) is not None for key in given & _OF_QUANTIZERS):
+        # Of what is in question here, the clips of some quantizers are known without looking at them.
+        if any(not self.quantizer_names(_CLIPPED.get(key, ())) & set(WITH_CLIP) for key in given & _OF_QUANTIZERS):
             unused |= self._unused_of_quantizers()
         return {key: reason for key, reason in unused.items() if key in given}
 
@@ -376,7 +378,7 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             unused["fused_kernels"] = f"only {fused} with a scale per tensor have one, and in bf16 alone"
         if "twn" not in names:
             unused["threshold_factor"] = "only twn has a threshold factor"
-        for key, kinds in (("weight_clip", ("weight", "embedding")), ("activation_clip", ("activation",))):
+        for key, kinds in _CLIPPED.items():
             own = self.quantizer_names(kinds)
             if not any("clip" in arguments_of(name) for name in own):
                 named = ", ".join(sorted(own)) or "none"

@@ -22,6 +22,8 @@ COLUMNS = (
 DISTANCES = {"STS-B": "MSE", "sentences": "1 − cosine"}
 COLOURS = {
     "tritune": "#e07b00",
+    "tritune, W2A4": "#7a3e00",
+    "tritune, ternary": "#f2c14e",
     "ti-g": "#1f4e79",
     "ternarybert": "#3a7d44",
     "ternarybert-block": "#8fc79a",
@@ -189,7 +191,7 @@ def _panel(axes: Axes, lines: Sequence[Line], column: str) -> None:
             means,
             deviations,
             label=arm,
-            color=COLOURS.get(recipe, "black"),
+            color=COLOURS.get(arm, COLOURS.get(recipe, "black")),
             linestyle="-." if "+" in arm else STYLES.get(rate, "-"),
             linewidth=2.6 if recipe == "tritune" else 1.3,
             marker="o",

@@ -7,7 +7,7 @@ import torch
 
 import tritune  # noqa: F401  registers the quantized models
 from tritune.recipes import load_recipe
-from workspace import Cli, make_workspace, train_arguments
+from workspace import make_workspace, train_arguments
 
 KEYS = ("--set", "select_on=held_out", "--set", "max_steps=6", "--set", "eval_steps=2", "--set", "learning_rate=1e-3")
 
@@ -15,11 +15,6 @@ KEYS = ("--set", "select_on=held_out", "--set", "max_steps=6", "--set", "eval_st
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     return make_workspace(tmp_path_factory.mktemp("workspace"))
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch) -> Cli:
-    return Cli(capsys, monkeypatch)
 
 
 def accuracy(folder, rows: list[list[str]]) -> float:

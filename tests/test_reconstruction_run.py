@@ -17,7 +17,7 @@ from tritune.distil.reconstruct import Reconstruction
 from tritune.modeling.instrument import instrument
 from tritune.recipes import Recipe, load_recipe
 from tritune.training.reconstruction import bfloat16
-from workspace import Cli, make_workspace, train_arguments
+from workspace import make_workspace, train_arguments
 
 SHORT = ("--set", "reconstruct_steps=4", "--set", "reconstruct_batch_size=8", "--set", "bf16=false")
 THEN = ("--set", "max_steps=6", "--set", "save_steps=2", "--set", "eval_steps=3", "--set", "learning_rate=1e-3")
@@ -27,11 +27,6 @@ PARTS = ["embeddings", "block 0", "block 1", "block 2", "head"]
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     return make_workspace(tmp_path_factory.mktemp("workspace"))
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch) -> Cli:
-    return Cli(capsys, monkeypatch)
 
 
 def arguments(workspace, name, *more):

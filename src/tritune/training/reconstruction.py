@@ -21,7 +21,7 @@ from ..modeling.blocks import Batch
 from ..modeling.instrument import instrument
 from ..recipes import Recipe
 from .job import Job
-from .reconstruct import answer_loss, check_models
+from .reconstruct import answer_loss
 from .resume import StopOnSignal, checkpoints, load_weights, writable
 from .run_folder import read_json, remove, write_json
 
@@ -86,6 +86,7 @@ def _kept(folder: Path) -> list[Path]:
 
 def _work(job: Job[Recipe], student: PreTrainedModel, stopped: Callable[[], bool]) -> Reconstruction:
     recipe, teacher = job.recipe, instrument(job.model)
+    assert not isinstance(recipe.layer_map, str)  # the recipe is in force
     return Reconstruction(
         student,
         teacher,
@@ -93,7 +94,7 @@ def _work(job: Job[Recipe], student: PreTrainedModel, stopped: Callable[[], bool
         answer_loss(job.model, job.task.head),
         steps=recipe.reconstruct_steps,
         learning_rate=recipe.reconstruct_learning_rate,
-        layer_map=check_models(student, teacher, recipe.layer_map),
+        layer_map=recipe.layer_map,
         seed=recipe.seed,
         stopped=stopped,
     )

@@ -99,3 +99,18 @@ def test_few_rows_leave_none(tmp_path):
     with pytest.raises(TrituneError, match="no labels to select on but those of its dev set"):
         _with_held_out(rows, get_task("features"), 0)
     assert load_recipe("ti-g").select_on == "dev"
+
+
+def test_runs_of_a_sweep_hold_out_the_same_rows(workspace, tmp_path):
+    from tritune import TrituneError
+    from tritune.tasks.registry import get_task
+    from tritune.training.job import open_job, with_recipe
+
+    keys = ["max_steps=4", "bf16=false", "select_on=held_out"]
+    job = open_job(
+        workspace / "teacher", get_task("demo"), workspace / "data", load_recipe("ti-g", keys), tmp_path / "a"
+    )
+    with pytest.raises(TrituneError, match="select_on: all runs of a sweep"):
+        with_recipe(job, load_recipe("ti-g", keys[:2]), workspace / "data", tmp_path / "b")
+    again = with_recipe(job, load_recipe("ti-g", [*keys, "seed=7", "max_length=9"]), workspace / "data", tmp_path / "c")
+    assert again.rows["held_out"]["read"] == job.rows["held_out"]["read"], "whatever the seed and the length"

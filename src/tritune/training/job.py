@@ -243,7 +243,7 @@ def with_recipe(job: Job[Recipe], recipe: Recipe, data_folder: Path | None, outp
     if (fitted.max_length, fitted.padding) != (job.recipe.max_length, job.recipe.padding):
         splits = load_task_data(job.task, data_folder, augmented=fitted.augmented)
         if fitted.select_on == HELD_OUT:
-            splits = _with_held_out(splits, job.task, fitted.seed)
+            splits = _with_held_out(splits, job.task, job.recipe.seed)
         data = job.task.head.encode(splits, job.task, job.processor, fitted.max_length, fitted.padding)
         job = replace(job, data=data, rows=rows_record(splits, data.splits), measured={})
         # Long texts are split into windows, each of them a row: an epoch of shorter ones takes more steps.
@@ -261,6 +261,8 @@ def fit(job: Job[Recipe], recipe: Recipe) -> Recipe:
     """
     if recipe.augmented != job.recipe.augmented:  # the steps would be computed from the wrong number of rows
         raise TrituneError("augmented: all runs of a sweep read the same training rows; set it with --set")
+    if recipe.select_on != job.recipe.select_on:  # its rows are held out of the training when the job is opened
+        raise TrituneError("select_on: all runs of a sweep are trained on the same rows; set it with --set")
     recipe = _resolved(settle(recipe), job.task, len(job.data.splits["train"]))
     recipe = _fitted(recipe, job.task, job.model, job.student)
     if recipe.max_length != job.recipe.max_length:

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..distil.losses import LOSSES, Pair
 from ..distil.reconstruct import AnswerLoss, Reconstruction, Stage
 from ..errors import TrituneError, UnsupportedModelError
-from ..modeling.blocks import Batch, Blocks
-from ..modeling.instrument import instrument, is_instrumented
+from ..modeling.blocks import Batch
+from ..modeling.instrument import blocks_of, instrument, is_instrumented
 from ..tasks.heads import TEXT_CLASSIFICATION, Head
 from .pairing import pairing
 
@@ -100,7 +100,7 @@ def check_models(
         )
     for model in (student, teacher):
         try:
-            Blocks(model)
+            blocks_of(model)
         except UnsupportedModelError as error:
             raise UnsupportedModelError(f"{error}; take a recipe with reconstruct_steps 0, such as ti-g") from None
     return pair.layer_map

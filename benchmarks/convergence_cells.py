@@ -121,6 +121,13 @@ ARMS = {
     **_at("1e-4", "kd-map-block"),
     **_at("1e-4", "ti-inverted"),
     **_at("1e-4", "ti-stochastic"),
+    # EMNLP 2022: which layers to distil (Fig. 3), and the output loss without the residual (Table 5).
+    "ternarybert, every second layer 1e-4": Arm("ternarybert", ("learning_rate=1e-4", "distil_layers=every-2")),
+    "ternarybert, every third layer 1e-4": Arm("ternarybert", ("learning_rate=1e-4", "distil_layers=every-3")),
+    "ternarybert, last layer 1e-4": Arm("ternarybert", ("learning_rate=1e-4", "distil_layers=last")),
+    "kd-projection 1e-4": Arm(
+        "kd-block", ("learning_rate=1e-4", "block_output_coefficient=0", "projection_coefficient=1")
+    ),
 }
 
 

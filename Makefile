@@ -4,15 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-browser lint clean
+ENGINE := src/tritune/engine
+LIBRARY := $(ENGINE)/libtritune_engine.so
 
-demo: $(STAMP)
+.PHONY: demo native test test-slow test-browser lint clean
+
+demo: $(LIBRARY)
 	$(BIN)/tritune demo --output demo --overwrite
 
-test: $(STAMP)
+test: $(LIBRARY)
 	$(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
 
-test-slow: $(STAMP)
+test-slow: $(LIBRARY)
 	$(BIN)/python -m pytest -q -m slow
 
 # The report as a browser shows it; needs chromium or chrome, as Debian's package `chromium`.
@@ -20,8 +23,8 @@ test-browser: $(STAMP)
 	$(BIN)/python -m pytest -q -m browser -rs tests
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests benchmarks docs
-	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/ruff check src tests benchmarks docs setup.py
+	$(BIN)/ruff format --check src tests benchmarks docs setup.py
 	$(BIN)/mypy
 
 $(STAMP): pyproject.toml constraints.txt
@@ -29,14 +32,42 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
 
+# The installation compiles the library; here only what has changed since. Without a compiler this says why and goes on.
+native: $(LIBRARY)
+$(LIBRARY): setup.py $(wildcard $(ENGINE)/native/*) | $(STAMP)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
 # The pages as a site in build/docs; a warning is an error, and so is a link that leads nowhere.
 .PHONY: docs test-docs
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-test-docs: $(STAMP)
+test-docs: $(LIBRARY)
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
+# The engine on sound, damaged and hostile models with every access to memory watched. `fuzz` looks for further ones with
+# clang's libFuzzer, for SECONDS, from tests/native/corpus on; what breaks the engine is left in build/fuzz.
+.PHONY: sanitize fuzz
+SECONDS ?= 60
+DRIVERS := tests/native
+WATCH := -g -fno-sanitize-recover=all -fsanitize=address,undefined
+LINK_DRIVER = -std=c++20 -O1 -DWITH_ENGINE -Isrc/tritune/engine/native $(DRIVERS)/fuzz_load.cpp $(@:%=build/%)/*.o -pthread
+
+sanitize: $(STAMP)
+	rm -f build/$@/*.o
+	CXXFLAGS="$(WATCH)" LDFLAGS="$(WATCH)" $(BIN)/python setup.py -q build_ext --build-temp build/$@ --build-lib build/$@
+	$(CXX) $(WATCH) $(DRIVERS)/load_driver.cpp $(LINK_DRIVER) -o build/$@/load_driver
+	build/$@/load_driver replay $(DRIVERS)/corpus/*
+	build/$@/load_driver damage 61 $(DRIVERS)/corpus/*
+
+fuzz: $(STAMP)
+	rm -f build/$@/*.o
+	CXX=clang++ CXXFLAGS="$(WATCH) -fsanitize=fuzzer-no-link" LDFLAGS="$(WATCH) -Wl,-z,undefs" \
+		$(BIN)/python setup.py -q build_ext --build-temp build/$@ --build-lib build/$@
+	clang++ $(WATCH) -fsanitize=fuzzer $(DRIVERS)/fuzz_mutate.cpp $(LINK_DRIVER) -o build/$@/fuzz_load
+	mkdir -p build/$@/found
+	build/$@/fuzz_load -max_total_time=$(SECONDS) -max_len=20000 -artifact_prefix=build/$@/ build/$@/found $(DRIVERS)/corpus
+
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) demo build dist $(LIBRARY) $(ENGINE)/not_compiled.txt

@@ -1,10 +1,6 @@
-"""Fused kernels: the plain path's numbers, where they stand in for it, and what happens without a compiler."""
+"""Fused kernels: the plain path's numbers, where they stand in for it, and what happens without the library."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import warnings
 from contextlib import contextmanager
 
@@ -12,16 +8,13 @@ import pytest
 import torch
 
 from tritune.compute import kernels, products
-from tritune.compute.kernels import build, fused
+from tritune.engine import library
 from tritune.errors import TrituneError
 from tritune.quant import Granularity, LeastSquaresTernary, Quantizer, Ternary, Uniform
 from tritune.training.resume import StopOnSignal
 from workspace import make_workspace, train_arguments
 
 BFLOAT16 = torch.bfloat16
-needs_compiler = pytest.mark.skipif(
-    sys.platform != "linux" or shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler"
-)
 
 UNIFORM = {
     "no clip": Uniform(8, clip=torch.inf),
@@ -74,7 +67,7 @@ def values() -> dict[str, torch.Tensor]:
 
 
 VALUES = list(values())
-pytestmark = needs_compiler
+pytestmark = pytest.mark.native
 
 
 @pytest.fixture(autouse=True)
@@ -85,9 +78,9 @@ def in_use():
 
 @contextmanager
 def not_in_use():
-    token = fused._in_use.set(False)
+    token = kernels._in_use.set(False)
     yield
-    fused._in_use.reset(token)
+    kernels._in_use.reset(token)
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -135,13 +128,15 @@ def test_ternary_against_float64():
         assert scale.item() == pytest.approx(magnitude[kept].mean().item(), rel=1e-6)
 
 
-def test_the_number_of_threads_changes_no_bit():
+def test_the_number_of_threads_changes_no_bit(monkeypatch):
     weight, found = torch.randn(1000, 1000), []
     threads = torch.get_num_threads()
     try:
         for number in (1, 2, 5):
             torch.set_num_threads(number)
             found.append([kernels.integers(q, weight, BFLOAT16) for q in (Ternary(), Uniform())])
+        monkeypatch.setattr(kernels, "_team", lambda: None)  # as where torch has no OpenMP
+        found.append([kernels.integers(q, weight, BFLOAT16) for q in (Ternary(), Uniform())])
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:
@@ -155,6 +150,10 @@ class OwnCodes(Uniform):
         return -codes, unit, peak
 
 
+class OwnTensor(torch.Tensor):
+    """Of such, a FakeTensor is one, the values need not lie at an address."""
+
+
 @pytest.mark.parametrize(
     ("quantizer", "given", "dtype"),
     [
@@ -166,10 +165,11 @@ class OwnCodes(Uniform):
         (Uniform(), torch.randn(4, 8, dtype=torch.float64), BFLOAT16),
         (Uniform(), torch.randn(4, 8).half(), BFLOAT16),
         (Uniform(), torch.randn(4, 8, device="meta"), BFLOAT16),
+        (Uniform(), torch.randn(4, 8).as_subclass(OwnTensor), BFLOAT16),
     ],
 )
 def test_everything_else_takes_the_plain_path(monkeypatch, quantizer, given, dtype):
-    monkeypatch.setattr(fused, "_KERNELS", dict.fromkeys(fused._KERNELS, "would not be callable"))
+    monkeypatch.setattr(kernels, "_by_kernel", "would not be callable")
     for found, expected in zip(
         kernels.integers(quantizer, given, dtype), quantizer.integers(given, dtype), strict=True
     ):
@@ -209,97 +209,38 @@ def test_gradients_are_those_of_the_plain_path():
         torch.testing.assert_close(own, plain, rtol=2**-6, atol=2**-7 * plain.abs().max().item())
 
 
-LOAD = "from tritune.compute.kernels import load_kernels\nload_kernels()\nimport torch\n"
-USE = "print(torch.ops.tritune_kernels.ternary(torch.tensor([1.0, 0.1, -1.0]), 2.5, 0.7)[0].tolist())"
-
-
-def loaded(**environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", LOAD + USE], env=os.environ | environment, capture_output=True, text=True
-    )
-
-
-@pytest.mark.slow
-def test_a_compiled_library_is_kept_and_a_folder_that_cannot_be_written_to_does_no_harm(tmp_path):
-    kept = tmp_path / "extensions"
-    first = loaded(TORCH_EXTENSIONS_DIR=str(kept))
-    assert first.stdout == "[1.0, 0.0, -1.0]\n", first.stderr
-    (library,) = (kept / "tritune").iterdir()
-    written = library.stat().st_mtime_ns
-    assert loaded(TORCH_EXTENSIONS_DIR=str(kept)).returncode == 0
-    assert library.stat().st_mtime_ns == written and list((kept / "tritune").iterdir()) == [library]
-    (tmp_path / "a file").touch()
-    elsewhere = loaded(TORCH_EXTENSIONS_DIR=str(tmp_path / "a file"))
-    assert elsewhere.stdout == first.stdout, elsewhere.stderr
-    library.write_bytes(b"no library")
-    assert loaded(TORCH_EXTENSIONS_DIR=str(kept)).stdout == first.stdout, "a broken library is made anew"
-    assert library.stat().st_size > 10_000
-
-
 def forget_attempts() -> None:
-    build._failure.cache_clear()
-    build.kernels_available.cache_clear()
+    library._found.cache_clear()
+    kernels.kernels_available.cache_clear()
 
 
 @pytest.fixture
-def compiler(monkeypatch, tmp_path):
-    """A function that sets a script as compiler; nothing has been compiled yet."""
+def not_compiled(monkeypatch, tmp_path):
+    """tritune as a pip that found no compiler installs it."""
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "none.so")
+    monkeypatch.setattr(library, "NOTE", tmp_path / "note.txt")
+    library.NOTE.write_text("no C++ compiler was found (c++)\n")
+    kernels._in_use.set(False)  # until the fixture of this file takes it back
     forget_attempts()
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    fused._in_use.set(False)  # until the fixture of this file takes it back
-
-    def use(script: str) -> None:
-        path = tmp_path / "compiler"
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
-        monkeypatch.setenv("CXX", str(path))
-
-    yield use
+    yield
     forget_attempts()
 
 
-INCLUDED = "In file included from /usr/include/c++/12/system_error:44,"
+NOT_COMPILED = r"fused kernels: the engine was not compiled: no C\+\+ compiler was found \(c\+\+\); install"
 
 
-@pytest.mark.parametrize(
-    ("script", "message"),
-    [
-        ("exit 3", r"the C\+\+ compiler .*/compiler fails: exit code 3"),
-        (
-            f"echo '{INCLUDED}' >&2; echo 'a.cpp:1: error: no such thing' >&2; exit 1",
-            "fails: a.cpp:1: error: no such thing",
-        ),
-        (r"printf 'x: error: caf\351\n' >&2; exit 1", "fails: x: error: caf"),
-        ("exit 0", "they cannot be compiled here"),
-        ('while [ "$1" != -o ]; do shift; done; echo junk > "$2"', "they cannot be compiled here .*quantizers"),
-    ],
-)
-def test_what_the_compiler_says_is_one_line(compiler, tmp_path, script, message):
-    compiler(script)
-    for _ in range(2):
-        with pytest.raises(TrituneError, match=f"^fused kernels: .*{message}") as error:
-            kernels.load_kernels()
-        assert "\n" not in str(error.value)
-    assert not list((tmp_path / "extensions" / "tritune").iterdir()), "nothing half-written"
+def test_without_the_library_they_are_refused_in_one_line(not_compiled):
+    with pytest.raises(TrituneError, match=f"^{NOT_COMPILED}") as error, kernels.fused_kernels():
+        pass
+    assert "\n" not in str(error.value) and not kernels._in_use.get()
 
 
-@pytest.mark.parametrize(
-    ("value", "message"), [("/no/such/compiler", "install g\\+\\+$"), ('g++ "x', "No closing quotation")]
-)
-def test_a_compiler_that_is_none(compiler, monkeypatch, value, message):
-    monkeypatch.setenv("CXX", value)
-    with pytest.raises(TrituneError, match=message):
-        kernels.load_kernels()
-
-
-def test_a_failure_is_found_and_said_once(compiler, tmp_path):
-    compiler(f"echo x >> {tmp_path}/calls; exit 1")
-    with pytest.warns(UserWarning, match=r"fused kernels: the C\+\+ compiler .* goes on without them"):
+def test_that_there_are_none_is_said_once(not_compiled):
+    with pytest.warns(UserWarning, match=f"{NOT_COMPILED} .* goes on without them"):
         assert not kernels.kernels_available()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not kernels.kernels_available()
-    assert (tmp_path / "calls").read_text() == "x\n"
 
 
 @pytest.fixture(scope="module")
@@ -314,14 +255,14 @@ def settings(*more: str) -> list[str]:
 @pytest.fixture
 def calls(monkeypatch):
     """The quantizers whose kernels were called."""
-    found, original = [], fused._KERNELS
+    found, original = [], kernels._by_kernel
 
     def kernel(quantizer: Quantizer, given: torch.Tensor):
         found.append(type(quantizer))
-        return original[type(quantizer)](quantizer, given)
+        return original(quantizer, given)
 
-    monkeypatch.setattr(fused, "_KERNELS", dict.fromkeys(original, kernel))
-    fused._in_use.set(False)  # until the fixture of this file takes it back
+    monkeypatch.setattr(kernels, "_by_kernel", kernel)
+    kernels._in_use.set(False)  # until the fixture of this file takes it back
     return found
 
 
@@ -341,18 +282,17 @@ def test_a_training_takes_them(calls, cli, workspace, more, taken):
     assert code == 0, err
     assert set(calls) == ({Uniform, Ternary} if taken else set())
     assert json.loads((output / "metrics.json").read_text()).get("fused_kernels") is taken
-    assert not fused._in_use.get()
+    assert not kernels._in_use.get()
 
 
-def test_without_a_compiler_training_goes_on_unless_they_were_asked_for(compiler, cli, workspace):
-    compiler("exit 1")
+def test_without_them_training_goes_on_unless_they_were_asked_for(not_compiled, cli, workspace):
     with pytest.warns(UserWarning, match="fused kernels: .* goes on without them"):
         code, _, err = cli(*train_arguments(workspace, workspace / "plain", *settings("bf16=true")))
     assert code == 0, err
     assert json.loads((workspace / "plain" / "metrics.json").read_text())["fused_kernels"] is False
     wanted = train_arguments(workspace, workspace / "wanted", *settings("bf16=true", "fused_kernels=true"))
     code, _, err = cli(*wanted)
-    assert code == 2 and "error: fused kernels: the C++ compiler" in err and "fails: exit code 1" in err
+    assert code == 2 and "error: fused kernels: the engine was not compiled: no C++ compiler was found" in err
     assert not (workspace / "wanted").exists()
 
 
@@ -378,7 +318,7 @@ def test_where_they_change_nothing_the_key_is_refused(cli, workspace, value, mor
     assert not (workspace / "refused").exists()
 
 
-def test_a_run_that_goes_on_the_other_way_is_told_so(compiler, cli, workspace):
+def test_a_run_that_goes_on_the_other_way_is_told_so(cli, workspace, request):
     run = train_arguments(workspace, workspace / "resumed", *settings("bf16=true", "max_steps=8", "eval_steps=8"))
     ends = StopOnSignal.on_step_end
 
@@ -388,10 +328,8 @@ def test_a_run_that_goes_on_the_other_way_is_told_so(compiler, cli, workspace):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StopOnSignal, "on_step_end", stop)
-        patch.setattr(build, "_why_not", lambda: None)  # other tests have loaded them
         assert cli(*run)[0] == 130
-    compiler("exit 1")
-    forget_attempts()
+    request.getfixturevalue("not_compiled")
     with pytest.warns(UserWarning, match="started with fused kernels and resumed without them"):
         code, _, err = cli(*run, "--resume")
     assert code == 0, err

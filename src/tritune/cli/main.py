@@ -8,7 +8,22 @@ import typer
 
 from .. import errors
 from ..compute.devices import keep_freed_memory
-from . import augment, bench, convert, demo, evaluate, export, finetune, predict, recipes, report, shrink, sweep, train
+from . import (
+    augment,
+    bench,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    finetune,
+    predict,
+    recipes,
+    report,
+    shrink,
+    sweep,
+    train,
+)
 from .analyze.app import app as analyze
 from .plugins import with_plugins
 
@@ -17,7 +32,8 @@ app = typer.Typer(
     help="Fine-tuned Transformers with ternary weights and 8-bit activations.\n\n"
     "Fine-tune a teacher (finetune) or take any fine-tuned checkpoint, distil a student (train), score it (evaluate) "
     "and use it (predict); look inside (analyze, report); pack it or export it (convert, export) and measure its speed "
-    "(bench). `tritune demo` runs all this on synthetic data, offline, in minutes.",
+    "(bench). `tritune demo` runs all this on synthetic data, offline, in minutes; `tritune doctor` says what would be "
+    "faster.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -27,7 +43,7 @@ for command in (augment.augment, finetune.finetune, shrink.shrink, train.train, 
     app.command()(with_plugins(command))
 for command in (evaluate.evaluate, predict.predict, export.export, bench.bench):
     app.command()(with_plugins(command))
-for command in (report.report, recipes.recipes, demo.demo):
+for command in (report.report, recipes.recipes, demo.demo, doctor.doctor):
     app.command()(with_plugins(command))
 app.add_typer(analyze)
 

@@ -263,6 +263,32 @@ def _verdict(accuracies: dict[str, float], rows: int) -> str:
     return f"{second} {'wins' if with_it > without else 'does not win'} against {first}: {scores}."
 
 
+def show_doctor(found: dict[str, Any]) -> None:
+    """The machine, the engine, versions and settings, and what would be faster."""
+    processor, engine = found["processor"], found["engine"]
+    table = Table(show_header=False)
+    for column in range(2):
+        table.add_column(overflow="fold", no_wrap=column == 0)
+    products = {True: "yes", False: "no", None: "unknown"}[processor["multiplies_bfloat16"]]
+    rows = {
+        "system": found["system"],
+        "processor": f"{processor['name']} ({processor['architecture']})",
+        "cores": str(processor["cores"]),
+        "instruction sets": ", ".join(processor["instruction_sets"]) or "none that the engine knows",
+        "multiplies bfloat16": products,
+        "GPU": ", ".join(found["gpus"]) or "none",
+        "engine": f"{engine['isa']} (of {', '.join(engine['isas'])})" if engine["isa"] else engine["problem"],
+        **{name: version or "not installed" for name, version in found["versions"].items()},
+        **found["environment"],
+    }
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    console = Console()
+    console.print(table)
+    for line in found["advice"] or ["Nothing stands in the way of speed."]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def show_recipes(shipped: dict[str, Any]) -> None:
     """The recipes that ship, each with its base and what differs from it."""
     table = _table("recipe", "what it is", "base, and what differs", words=3)

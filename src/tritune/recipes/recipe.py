@@ -218,8 +218,8 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         schedule: `map`, `context`, `projection`, `block`, `gradual`, `inverted` or `stochastic`; null: no intervention.
         student_dropout: train the student with the dropout of its config; false: without any, like the teacher.
         cache_teacher: store the teacher's outputs on disk and read them from the second epoch on.
-        fused_kernels: use the kernels of `compute.kernels`, which need a C++ compiler, when training in bf16 on a CPU;
-            null uses them if there is a compiler.
+        fused_kernels: use the kernels of `compute.kernels` when training in bf16 on a CPU; null uses them if tritune
+            was installed with its native library.
         learned_scale_learning_rate: peak learning rate of the scales and clips that quantizers learn, which are not
             decayed.
         step_one_steps: length of step one; null is min(60, total // 4), or 120 for 60 with CoLA and 4-layer students.

@@ -58,7 +58,7 @@ def takes_kernels(setting: bool | None, has_kernels: bool, device: torch.device)
     """Whether training with the recipe's `fused_kernels` uses those of `compute.kernels`; if so, they are loaded.
 
     Raises:
-        TrituneError: they are requested and cannot be compiled.
+        TrituneError: they are requested, and tritune was installed without them.
     """
     if setting is False or not has_kernels or device.type != "cpu":
         return False

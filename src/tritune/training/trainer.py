@@ -81,8 +81,8 @@ class DistillationTrainer(HeadTrainer):
         head: the kind of task; for models without logits, its `read` gives the embeddings that are compared.
         teacher_cache: stores the teacher's outputs between epochs; the rows of `train_dataset` then need their numbers
             in a column "row". None computes the outputs every time.
-        fused_kernels: use the kernels of `compute.kernels` for bf16 training on a CPU; None uses them if they can be
-            compiled, and warns otherwise.
+        fused_kernels: use the kernels of `compute.kernels` for bf16 training on a CPU; None uses them if tritune
+            was installed with them, and warns otherwise.
         **kwargs: passed to Trainer.
 
     Raises:

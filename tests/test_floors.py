@@ -12,7 +12,7 @@ SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorte
 
 FLOORS = [
     ("errors", "quant"),
-    ("compute",),
+    ("compute", "engine"),
     ("modeling",),
     ("checkpoints",),
     ("distil", "tasks"),

@@ -15,15 +15,10 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertConf
 
 import tritune
 from tritune import Quantization, TrituneError
-from tritune.checkpoints.integrity import (
-    LARGEST_HEADER_BYTES,
-    config_checksum,
-    tensor_checksum,
-    verify_config,
-    verify_tensors,
-)
+from tritune.checkpoints.integrity import tensor_checksum
 from tritune.checkpoints.load import load_pretrained
 from tritune.checkpoints.plugin import verify
+from tritune.engine.integrity import LARGEST_HEADER_BYTES, config_checksum, verify_config, verify_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

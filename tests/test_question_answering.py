@@ -22,12 +22,13 @@ from transformers import (
 import small_answers
 from small_answers import question, squad
 from tritune.checkpoints.prepare import prepare
+from tritune.engine.spans import LONGEST_ANSWER
 from tritune.errors import TrituneError
 from tritune.inference.evaluate import dev_logits, dev_scores
 from tritune.modeling.instrument import instrument, instrument_of
 from tritune.tasks.data import load_task_data
 from tritune.tasks.heads import QUESTION_ANSWERING, head_of
-from tritune.tasks.heads.answer_windows import LONGEST_ANSWER, cut
+from tritune.tasks.heads.answer_windows import cut
 from tritune.tasks.heads.head import stacked
 from tritune.tasks.heads.squad_file import read_squad
 from tritune.tasks.registry import TASKS, own_task

@@ -31,6 +31,8 @@ HELP = {
     "recipes ti-g-deploy": "weight_bits: 2",
     "recipes finetune --json": '"learning_rate"',
     "recipes --keys": "weight_quantizer",
+    "doctor": "instruction sets",
+    "doctor --json": '"instruction_sets"',
 }
 ERRORS = {
     "--nope": "No such option: --nope",

@@ -10,12 +10,12 @@ from transformers import BertConfig, BertForTokenClassification
 
 import small_answers
 from tritune.cli.options import OwnFiles, open_task
+from tritune.engine.answers import tags_of
 from tritune.errors import TrituneError
 from tritune.inference.evaluate import dev_logits, dev_scores
 from tritune.tasks.data import load_task_data
 from tritune.tasks.heads import TOKEN_CLASSIFICATION
 from tritune.tasks.heads.tag_files import read_tagged
-from tritune.tasks.heads.token_classification import tags_of
 from tritune.tasks.registry import TASKS, own_task
 
 CONLL = TASKS["conll2003"]

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from itertools import compress
 from statistics import fmean
 
+from ..engine.answers import OUTSIDE
 from ..errors import TrituneError
-
-OUTSIDE = "O"
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

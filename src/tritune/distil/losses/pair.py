@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from ...engine.answers import MULTI_LABEL
 from ...errors import TrituneError
 from ...modeling.trace import LayerTrace
-
-MULTI_LABEL = "multi_label_classification"  # as transformers' configs name it
 
 
 @dataclass(frozen=True)

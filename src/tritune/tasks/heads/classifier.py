@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from scipy.special import expit, softmax
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ...distil.losses import MULTI_LABEL
+from ...engine.answers import MULTI_LABEL, first_row_not_finite, is_score, label_names, predictions, probabilities
 from ...errors import TrituneError
 from ..table import listed
 from .head import Collate, Head, Predictable, Task
@@ -41,7 +40,7 @@ class Classifier(Head):
             raise TrituneError(
                 f"{source}: the model has {config.num_labels} labels, {task.title} has {task.num_labels}"
             )
-        names = [name.lower() for name in _label_names(config)]
+        names = [name.lower() for name in label_names(config.id2label)]
         wanted = [label.lower() for label in task.labels or ()]
         if names != wanted and sorted(names) == sorted(wanted):
             raise TrituneError(f"{source}: the model's labels are in the order {names}, {task.title}'s are {wanted}")
@@ -55,13 +54,7 @@ class Classifier(Head):
 
     def known(self, config: PreTrainedConfig) -> dict[str, Any]:
         """The names of a fine-tuned model's labels in id order."""
-        return {"labels": _label_names(config)}
-
-
-def _label_names(config: PreTrainedConfig) -> tuple[str, ...]:
-    """In id order; an id stands for a name that is missing."""
-    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
-    return tuple(names.get(index, str(index)) for index in range(len(names)))
+        return {"labels": label_names(config.id2label)}
 
 
 def measures_of(encoded: DatasetDict, task: Task) -> dict[str, Callable[[np.ndarray], dict[str, float]]]:
@@ -74,30 +67,17 @@ def measures_of(encoded: DatasetDict, task: Task) -> dict[str, Callable[[np.ndar
 
 
 def named_answers(examples: Dataset, collate: Collate, model: PreTrainedModel, name: str) -> Predictable:
-    """Examples, one per row of the table `name`, whose logits become a `prediction`.
-
-    That is a label's name; where a row may have many labels, a list of those that are more likely than not, in id
-    order; of a model with a single logit, the score.
-    """
+    """Examples, one per row of the table `name`, whose logits become a `prediction`, see `engine.answers`."""
     config, source = model.config, model.name_or_path
-    many = config.problem_type == MULTI_LABEL
-    is_score = config.num_labels == 1 and not many
-    labels = () if is_score else _label_names(config)
+    problem = config.problem_type
+    has_labels = not is_score(config.num_labels, problem)
+    labels = label_names(config.id2label) if has_labels else ()
 
     def answers(logits: np.ndarray) -> list[dict[str, Any]]:
         """One answer a row."""
-        # Argmax of a NaN row is a label like any other.
-        if len(bad := np.flatnonzero(~np.isfinite(logits).all(-1))):
-            raise TrituneError(f"{source}: gives NaN or infinite values for row {bad[0] + 1} of {name}; train it again")
-        if is_score:
-            return [{"prediction": float(score)} for score in logits[:, 0]]
-        if many:
-            return [{"prediction": [labels[index] for index in np.flatnonzero(row > 0)]} for row in logits]
-        return [{"prediction": labels[index]} for index in logits.argmax(-1)]
+        if row := first_row_not_finite(logits):
+            raise TrituneError(f"{source}: gives NaN or infinite values for row {row} of {name}; train it again")
+        return [{"prediction": prediction} for prediction in predictions(logits, labels, problem)]
 
-    def shares(logits: np.ndarray) -> np.ndarray:
-        """Softmax over the labels, or each label's sigmoid."""
-        wide = logits.astype(np.float64)
-        return expit(wide) if many else softmax(wide, axis=-1)
-
-    return Predictable(examples, collate, ("prediction",), answers, labels, None if is_score else shares)
+    shares = partial(probabilities, problem_type=problem) if has_labels else None
+    return Predictable(examples, collate, ("prediction",), answers, labels, shares)

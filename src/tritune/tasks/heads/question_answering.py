@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
+from ...engine.spans import Span
 from ...errors import TrituneError
 from ..span_metrics import answer_f1
 from ..table import columns_of, placed
-from .answer_windows import Span, cut
+from .answer_windows import cut
 from .head import Answering, Batch, EncodedData, Head, Predictable, Task
 from .squad_file import has_unanswerable, questions, read_squad
 from .text import collator, text_columns, text_of, token_by_token

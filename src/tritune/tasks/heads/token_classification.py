@@ -17,6 +17,8 @@ from transformers import (
 
 from ...checkpoints.hub import located
 from ...distil.losses import IGNORED
+from ...engine.answers import first_tokens as first_tokens_of
+from ...engine.answers import tags_of
 from ...errors import TrituneError
 from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
 from ..table import placed
@@ -155,24 +157,6 @@ class TokenClassification(Classifier):
         return Predictable(encoded, answering.collate(), ("tags",), answers)
 
 
-def tags_of(logits: np.ndarray, first_tokens: Sequence[Sequence[int]], labels: Sequence[str]) -> list[list[str]]:
-    """The tags of all words, from logits (sentences, tokens, labels).
-
-    A word takes the label of its first token; one that has none, -1, is tagged `O`. Raises TrituneError if the shapes
-    do not fit or a word's logits are not finite.
-    """
-    if logits.ndim != 3 or len(logits) != len(first_tokens) or logits.shape[2] != len(labels):
-        raise TrituneError(f"cannot read {len(labels)} tags from logits of shape {logits.shape}")
-    read = [row[[place for place in places if place >= 0]] for row, places in zip(logits, first_tokens, strict=True)]
-    if bad := sum(not np.isfinite(row).all() for row in read):
-        raise TrituneError(f"{bad} of {len(logits)} sentences have NaN or infinite logits: there is no score")
-    best = (iter(row.argmax(-1)) for row in read)
-    return [
-        [labels[next(row)] if place >= 0 else OUTSIDE for place in places]
-        for row, places in zip(best, first_tokens, strict=True)
-    ]
-
-
 def _encode(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, title: str, labels: Sequence[str] = ()
 ) -> tuple[Dataset, list[list[int]]]:
@@ -186,12 +170,13 @@ def _encode(
         columns = dict(encoded) | {"first_tokens": [], **({"labels": []} if labels else {})}
         for row, words in enumerate(batch["tokens"]):
             of_token = encoded.word_ids(row)
-            places = {word: place for place, word in reversed(list(enumerate(of_token))) if word is not None}
-            columns["first_tokens"].append([places.get(word, -1) for word in range(len(words))])
+            places = first_tokens_of(of_token, len(words))
+            columns["first_tokens"].append(places)
             if labels:
                 tags = [IGNORED] * len(of_token)
-                for word, place in places.items():
-                    tags[place] = ids[batch["tags"][row][word]]
+                for place, tag in zip(places, batch["tags"][row], strict=True):
+                    if place >= 0:
+                        tags[place] = ids[tag]
                 columns["labels"].append(tags)
         return columns
 

@@ -9,9 +9,13 @@ import torch
 import transformers
 
 import golden
+from tritune.engine import library
 from workspace import Cli
 
 DATA = Path(os.environ.get("TRITUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+COMPILE = "python setup.py build_ext --inplace"
+SOURCES = library.LIBRARY.parent / "native"
 
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
@@ -36,6 +40,12 @@ LONG = [
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
+    native = [item for item in items if item.get_closest_marker("native")]
+    if native and not library.LIBRARY.exists():
+        for item in native:
+            item.add_marker(pytest.mark.skip(reason=f"{library.why_not()} ({COMPILE})"))
+    elif native and library.LIBRARY.stat().st_mtime < max(path.stat().st_mtime for path in SOURCES.iterdir()):
+        raise pytest.UsageError(f"{library.LIBRARY} is older than its sources: {COMPILE}")
 
 
 def pytest_collection_finish() -> None:
@@ -74,3 +84,17 @@ def data_folder() -> Path:
 @pytest.fixture
 def cli(capsys, monkeypatch) -> Cli:
     return Cli(capsys, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def load_driver(tmp_path_factory):
+    from engine_models import Driver
+
+    return Driver(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture(scope="session")
+def packed_bert(tmp_path_factory) -> Path:
+    from engine_models import DEPLOY, save_packed
+
+    return save_packed("BERT", 0, DEPLOY, tmp_path_factory.mktemp("bert") / "packed")

@@ -4,13 +4,18 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 
 import tritune
 from families import FAMILIES
+from test_convert import DEPLOY
 from tritune import TrituneError
 from tritune.analysis.plots import runtime_bars
+from tritune.checkpoints.plugin import is_packed
 from tritune.deploy.bench import measure, runtimes
-from tritune.deploy.bench.contenders import OURS, REFERENCE, Contender, check_peers
+from tritune.deploy.bench.contenders import ENGINE, OURS, REFERENCE, Contender, check_peers
+from tritune.deploy.bench.contenders import _in_the_engine as in_the_engine
+from tritune.engine import library
 
 NEEDS_ONNX = "needs onnx, onnxscript and onnxruntime: pip install 'tritune[onnx]'"
 
@@ -71,6 +76,23 @@ def test_memory_is_that_of_a_process_without_torch(tiny):
     ballast = np.ones(100_000_000, np.uint8)
     peak = measure.peak_memory_bytes(tiny, 1, 2, 4, 50)
     assert ballast.all() and 5e6 < peak < runtimes.peak_memory_bytes()
+
+
+def test_the_engine_is_a_contender_where_it_runs_the_model(tmp_path):
+    if not library.available():
+        pytest.skip(library.why_not())
+    model = tritune.prepare(FAMILIES["distilbert"].build(), DEPLOY).eval()
+    (contender,) = in_the_engine(model, tmp_path / "one")
+    assert contender.name == ENGINE and contender.size_bytes == (tmp_path / "one" / "model.safetensors").stat().st_size
+    batch = runtimes.make_batch(2, 5, vocabulary=30)
+    run = runtimes.RUNTIMES[contender.runtime](str(contender.path), 1)
+    with torch.no_grad():
+        expected = model(input_ids=torch.from_numpy(batch["input_ids"])).logits
+    assert run(batch).shape == expected.shape and np.abs(run(batch) - expected.numpy()).max() < 0.05
+    assert 5e6 < measure.peak_memory_bytes(contender, 1, 2, 4, 30) < 2e8  # torch alone takes more
+    assert not is_packed(model) and in_the_engine(tritune.convert(model), tmp_path / "two")
+    for other in (FAMILIES["distilbert"].build(), tritune.prepare(FAMILIES["bert"].build())):
+        assert in_the_engine(other, tmp_path / "three") == []
 
 
 def test_a_contender_that_does_not_run_is_named(tiny, tmp_path):

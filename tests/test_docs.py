@@ -367,6 +367,16 @@ def test_commands_and_python_blocks_of_pack_run(at_demo):
     assert small.read_bytes() == again.read_bytes() and (at_demo / "deploy_small" / "config.json").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.native
+def test_commands_and_code_of_engine_run(at_demo):
+    run_commands(DOCS / "engine.md")
+    names: dict = {}
+    for block in blocks(DOCS / "engine.md", "python"):
+        exec(compile(block, "engine.md", "exec"), names)
+    assert names["embeddings"].shape[0] == 2
+
+
 def test_extend_page(at_demo):
     """In a process of its own: what is registered there stays there."""
     (at_demo / "mine.py").write_text("\n".join(blocks(DOCS / "extend.md", "python")))

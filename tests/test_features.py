@@ -365,7 +365,8 @@ def test_a_pushed_encoder_is_whole(inputs, monkeypatch):
         assert file["path_or_fileobj"] == (inputs / "encoder" / name).read_bytes() and file["repo_id"] == "me/encoder"
 
 
-def test_the_whole_job(cli, inputs):
+def test_the_whole_job(cli, inputs, monkeypatch):
+    monkeypatch.setenv("TRITUNE_ENGINE", "reference")  # which gives the bits of the run
     code, _, err = train(cli, inputs, "run")
     assert code == 0, err[-500:]
     run = inputs / "run"
@@ -396,7 +397,8 @@ def test_the_whole_job(cli, inputs):
     assert next(load(inputs / "small").parameters()).is_floating_point()
 
 
-def test_sentence_transformers_gives_the_same_embeddings(cli, inputs):
+def test_sentence_transformers_gives_the_same_embeddings(cli, inputs, monkeypatch):
+    monkeypatch.setenv("TRITUNE_ENGINE", "reference")
     library = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
     assert train(cli, inputs, "run")[0] == 0 and cli("convert", inputs / "run", "--output", inputs / "small")[0] == 0
     texts = sentences(6, seed=9)

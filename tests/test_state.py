@@ -11,18 +11,19 @@ ALLOWED = {
     "modeling/forward_pass.py: _running is a ContextVar": "set for a model's call; every thread has its own",
     "compute/held.py: _room is a ContextVar": "set for a model's call; every thread has its own",
     "compute/held.py: _held_weights is a ContextVar": "set for a block; every thread has its own",
-    "compute/kernels/fused.py: _in_use is a ContextVar": "set for a block; every thread has its own",
+    "compute/kernels.py: _in_use is a ContextVar": "set for a block; every thread has its own",
     "modeling/attention.py: _observer is a ContextVar": "set for a block; every thread has its own",
     "modeling/instrument.py: _ATTACHING is a Lock": "two threads that instrument one teacher do so once",
+    "checkpoints/gpu_linear.py: _product_on remembers": "whether a library works on a device does not change",
     "checkpoints/load.py: _LOADING is a RLock": "two threads load one after the other; transformers needs that",
-    "compute/kernels/build.py: _LOADING is a Lock": "two threads that need the kernels load them once",
     "modeling/instrument.py: _with_trace remembers": "a class made of a class; made twice it would be the same",
-    "compute/kernels/build.py: kernels_available remembers": "a warning that is given once",
+    "compute/kernels.py: kernels_available remembers": "a warning that is given once",
+    "compute/kernels.py: _team remembers": "which OpenMP torch has brought into the process does not change",
     "training/precision.py: _warn_of_bf16 remembers": "a warning that is given once",
     "quant/registry.py: QUANTIZERS is written to": "by register_quantizer alone, when a user's module is imported",
     "distil/schedule.py: SCHEDULES is written to": "by register_schedule alone, when a user's module is imported",
     "distil/choices.py: REGISTERED_LOSSES is written to": "by register_loss alone, when a user's module is imported",
-    "compute/kernels/build.py: _failure remembers": "whether the process could load a library does not change",
+    "engine/library.py: _found remembers": "whether the process could load a library does not change",
 }
 
 _CONTAINERS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from ..errors import TrituneError, first_line, shown
+from .engine import attach
 from .hub import located
 from .integrity import bytes_of
 from .plugin import METHOD, TrituneConfig, is_packed
@@ -64,6 +65,8 @@ def load_pretrained(kind: Any, source: str | Path, **head: Any) -> PreTrainedMod
     if getattr(config, "quantization_config", None) is not None and getattr(model, "hf_quantizer", None) is None:
         raise TrituneError(f"{source}: the quantization_config in its config.json has an unknown quant_method")
     _check_weights(model, report, source, new_head=bool(head))
+    if is_packed(model) and not head:
+        attach(model, _folder_of(source))
     return model
 
 
@@ -89,26 +92,36 @@ def load_masked_lm(source: str | Path) -> PreTrainedModel:
     return model
 
 
-def load(source: str | Path, **options: Any) -> PreTrainedModel:
+def load(source: str | Path, engine: str | None = None, **options: Any) -> PreTrainedModel:
     """A checkpoint of tritune, QAT or packed, as an instance of the class it was saved from.
 
-    Stricter than `from_pretrained`: a weight that is missing or that the model has no place for is an error.
+    Stricter than `from_pretrained`: a weight that is missing or that the model has no place for is an error. A packed
+    model on the CPU in float32 runs in the native engine where that is possible; its attribute `engine` says so.
 
     Args:
         source: a local folder or a hub name.
+        engine: of a packed model: `native`, or an error that says why not; `reference`, torch alone, whose outputs are
+            bit for bit those of the trained model; None takes what the environment variable `TRITUNE_ENGINE` names, or
+            else the best that runs it.
         **options: of `from_pretrained`, such as `dtype` or `device_map`.
 
     Returns:
         The model in evaluation mode; the tokenizer comes from `AutoTokenizer.from_pretrained(source)`.
 
     Raises:
-        TrituneError: the source is not a checkpoint of tritune, or its files are damaged or incomplete.
+        TrituneError: the source is not a checkpoint of tritune, its files are damaged or incomplete, or the engine that
+            was asked for does not run it.
     """
     config = load_config(source)
     section = getattr(config, "quantization_config", None)
     if not isinstance(section, dict) or section.get("quant_method") != METHOD:
         raise TrituneError(f"{source}: not a checkpoint of tritune; load it with transformers' Auto classes")
-    return _load_whole(source, config, options)
+    model = _load_whole(source, config, options)
+    if is_packed(model):
+        attach(model, _folder_of(source), engine)
+    elif engine is not None:
+        raise TrituneError(f"{source}: not packed, so engine={shown(engine)} has no meaning; convert it first")
+    return model
 
 
 def load_float(source: str | Path) -> PreTrainedModel:
@@ -132,6 +145,11 @@ def _load_whole(source: str | Path, config: PreTrainedConfig, options: dict[str,
     model, report = _from_pretrained(kind, source, config, options)
     _check_complete(report, source)
     return model
+
+
+def _folder_of(source: str | Path) -> Path:
+    """The folder that a model was just loaded from: of a hub name, that in the cache."""
+    return Path(str(cached_file(located(source), "config.json"))).parent
 
 
 def _from_pretrained(

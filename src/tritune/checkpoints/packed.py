@@ -18,6 +18,7 @@ from ..errors import TrituneError
 from ..modeling.layers import FakeQuantized, Quantized, patches, twin_of
 from ..quant import Granularity, Quantizer
 from ..quant.quantizer import Peak
+from .gpu_linear import gpu_linear
 from .packing import check_packed, pack, unpack
 
 
@@ -145,11 +146,26 @@ class Packed(Quantized):
 
 
 class PackedLinear(Packed, nn.Linear):
-    """`QuantLinear` with a packed weight: uint8, (out_features, bytes of a row), and its `weight_scale`."""
+    """`QuantLinear` with a packed weight: uint8, (out_features, bytes of a row), and its `weight_scale`.
+
+    Attributes:
+        native: what computes some calls in the place of torch, to the same bits; see `engine.attach`.
+    """
+
+    native: Callable[["PackedLinear", torch.Tensor], torch.Tensor | None] | None = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features)."""
+        native = None if torch.compiler.is_compiling() else self.native
+        if native is not None and (product := native(self, input)) is not None:
+            return product
+        if input.is_cuda and (product := self._on_gpu(input)) is not None:
+            return product
         return products.linear(input, self.weight, self.bias, self.input_quantizer, self._unpacker(input.dtype))
+
+    def _on_gpu(self, input: torch.Tensor) -> torch.Tensor | None:
+        weight = self.packed, self.columns, self.weight_scale
+        return gpu_linear(input, *weight, self.bias, self.input_quantizer, self.weight_quantizer)
 
 
 class PackedEmbedding(Packed, nn.Embedding):

@@ -22,12 +22,13 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ..engine.integrity import OWN_CHECKSUM, config_checksum, verify_config, verify_tensors
 from ..errors import TrituneError, shown
 from ..modeling.attention import IMPLEMENTATION
 from ..modeling.instrument import instrument, instrument_skeleton
 from ..modeling.quantization import Quantization
 from ..modeling.swap import quantizer_tensors, swap
-from .integrity import OWN_CHECKSUM, config_checksum, tensor_checksum, verify_config, verify_tensors
+from .integrity import tensor_checksum
 from .methods import give_methods, refuse_training
 from .pack_modules import pack_modules, packed_modules
 

@@ -27,8 +27,9 @@ def convert(
 ) -> None:
     """Pack the student of RUN: 2-bit ternary weights with their scales instead of latent float weights.
 
-    The packed model gives the student's outputs bit for bit, loads like any other model after `import tritune`, and
-    works with evaluate and predict. It cannot be trained further. The table shows where the bytes are.
+    The packed model gives the student's outputs bit for bit (in torch; up to rounding in the native engine), loads like
+    any other model after `import tritune`, and works with evaluate and predict. It cannot be trained further. The table
+    shows where the bytes are.
 
     Example: `tritune convert run/ --output small/`, then `tritune predict small/ --input texts.txt`
     """

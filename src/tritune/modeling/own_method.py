@@ -4,6 +4,7 @@ import copy
 import inspect
 import weakref
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 
@@ -38,6 +39,10 @@ class OwnMethod:
 
     def __reduce__(self) -> tuple:  # for deepcopy and pickle: the copy's method is the copy's
         return OwnMethod, (self.function, self.model() or self.twin, self.twin)
+
+    @property
+    def __code__(self) -> CodeType:  # by which torch.export names the graph of a `forward`
+        return self.function.__code__
 
     @property
     def __signature__(self) -> inspect.Signature:

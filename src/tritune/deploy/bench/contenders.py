@@ -1,5 +1,6 @@
 """The contenders of a comparison, all made from one model: a file each, and the runtime that reads it."""
 
+import copy
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 PEERS = ("onnxruntime", "openvino", "torch")
 REFERENCE = "onnxruntime float"
-OURS = "tritune"
+OURS, ENGINE = "tritune", "tritune engine"
 # The opset that the float file is written in: every runtime reads it.
 _PLAIN_OPSET = 18
 
@@ -50,7 +51,7 @@ def make_contenders(model: "PreTrainedModel", peers: Sequence[str], folder: Path
     their own one-line calls: `onnxruntime.quantization.quantize_dynamic`, and `nncf.quantize` where nncf is installed.
 
     Args:
-        model: a QAT model; or a float one, whose export is then the first contender.
+        model: a QAT or packed model; or a float one, whose export is then the first contender.
         peers: of `PEERS`.
         folder: for the files; removed by the caller.
 
@@ -68,6 +69,7 @@ def make_contenders(model: "PreTrainedModel", peers: Sequence[str], folder: Path
     contenders = [
         Contender(OURS, "onnxruntime", ours, (ours,)),
         Contender(REFERENCE, "onnxruntime", plain, (plain,)),
+        *_in_the_engine(model, folder / "packed"),
     ]
     if "onnxruntime" in peers:
         from onnxruntime.quantization import quantize_dynamic
@@ -85,6 +87,21 @@ def make_contenders(model: "PreTrainedModel", peers: Sequence[str], folder: Path
         floating.save_pretrained(checkpoint)
         contenders.append(Contender("torch float", "torch", checkpoint, (checkpoint / "model.safetensors",)))
     return contenders
+
+
+def _in_the_engine(model: "PreTrainedModel", folder: Path) -> list[Contender]:
+    """The packed model in the native engine; none where that does not run it, or is not there."""
+    from ...checkpoints.convert import convert
+    from ...checkpoints.plugin import is_packed
+    from .runtimes import engine
+
+    try:
+        packed = model if is_packed(model) else convert(copy.deepcopy(model))
+        packed.save_pretrained(folder)
+        engine(str(folder), 1)
+    except TrituneError:
+        return []
+    return [Contender(ENGINE, "engine", folder, (folder / "model.safetensors",))]
 
 
 def check_peers(peers: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ def bench(
     """Size, peak memory, latency and throughput of a model and of its peers.
 
     Args:
-        model: a QAT model.
+        model: a QAT or packed model.
         peers: of `contenders.PEERS`; ONNX Runtime float, the reference of the ratios, always runs.
         batches, lengths: every batch size with every length in tokens, without padding.
         repeats: timed runs per contender and shape, after one warm-up run.

@@ -1,7 +1,7 @@
 """One function per runtime: from a model on disk to a function of a batch.
 
 Run as a script, this file loads one contender, runs one batch and prints its peak memory in bytes. It imports
-nothing of tritune, so that torch is not in the memory of a runtime that does not need it.
+nothing that imports torch, so that this is not in the memory of a runtime that does not need it.
 
     python runtimes.py onnxruntime model.onnx THREADS BATCH LENGTH VOCABULARY
 """
@@ -74,7 +74,26 @@ def torch(path: str, threads: int) -> Run:
     return run
 
 
-RUNTIMES = {"onnxruntime": onnxruntime, "openvino": openvino, "torch": torch}
+def engine(path: str, threads: int) -> Run:
+    """A packed folder in tritune's native engine, without torch."""
+    from tritune.engine.integrity import read_packed
+    from tritune.engine.model import Model
+
+    packed = read_packed(Path(path))
+    model = Model(packed.config_bytes, packed.weights)
+
+    def run(batch: Batch) -> np.ndarray:
+        """Batch to logits; `make_batch` has no padding."""
+        ids = batch["input_ids"]
+        offsets = np.arange(len(ids) + 1) * ids.shape[1]
+        answers = model.run(ids.ravel(), offsets, batch["token_type_ids"].ravel(), threads=threads).answers
+        assert answers is not None  # they are asked for unless one says otherwise
+        return answers
+
+    return run
+
+
+RUNTIMES = {"onnxruntime": onnxruntime, "openvino": openvino, "torch": torch, "engine": engine}
 
 
 def make_batch(batch: int, length: int, vocabulary: int) -> Batch:

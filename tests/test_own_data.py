@@ -349,8 +349,8 @@ STORIES = {
 
 
 @pytest.mark.parametrize("story", STORIES)
-def test_from_a_file_to_a_packed_model(cli, base, tmp_path, story):
-    """Fine-tune, distil, predict, convert, evaluate; the packed model scores what the run wrote down."""
+def test_from_a_file_to_a_packed_model(cli, base, tmp_path, story, monkeypatch):
+    """Fine-tune, distil, predict, convert, evaluate; in torch, the packed model scores what the run wrote down."""
     ending, label, names = STORIES[story]
     texts = ["the dog", "a cat", "the king", "one boy", "these girls", "the pilots"]
     rows = [{"text": f"{texts[i % 6]} sleeps {texts[i % 5]}", "y": label(i)} for i in range(12)]
@@ -370,11 +370,13 @@ def test_from_a_file_to_a_packed_model(cli, base, tmp_path, story):
     assert cli("convert", run, "--output", packed)[0] == 0 and not (packed / "task.yaml").exists()
     metrics = json.loads((run / "metrics.json").read_text())
     assert str(train) not in json.dumps(metrics["data"])
+    monkeypatch.setenv("TRITUNE_ENGINE", "reference")
     for asked in (("--task", task), ("--task", KIND, "--dev-file", dev, "--label-column", "y")):
         code, out, err = cli("evaluate", packed, *asked, "--teacher", teacher, "--json")
         assert code == 0, err
         scores = json.loads(out)
         assert names <= scores.keys() and all(scores[name] == metrics["last"][name] for name in names)
+    monkeypatch.delenv("TRITUNE_ENGINE")
     code, out, err = cli(
         "predict", packed, "--input", dev, "--text-columns", "text", "--output", tmp_path / "out.jsonl"
     )

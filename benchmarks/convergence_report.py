@@ -157,6 +157,8 @@ def draw(model: str, lines: Iterable[Line]) -> Figure:
             left.axhline(float(of_task[0]["teacher_score"]), color="#555555", linewidth=1, linestyle=(0, (1, 1)))
             left.set(title=f"{task}: score (dotted: teacher)")
             right.set(title=f"{task}: {DISTANCES.get(task, 'KL')} to the teacher", yscale="log")
+            distances = [float(line["kl"]) for line in of_task]
+            right.set_ylim(min(distances) / 1.5, max(distances) * 1.5)  # of a single one there would be no axis
             right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             right.yaxis.set_major_formatter("{x:g}")
             right.yaxis.set_minor_formatter(NullFormatter())

@@ -506,6 +506,7 @@ def test_without_the_library_torch_runs_it(folders, monkeypatch):
 
 
 def test_plain_cpp_is_for_those_who_ask_for_it(folders, monkeypatch):
+    monkeypatch.delenv("TRITUNE_ISA", raising=False)
     monkeypatch.setattr("tritune.checkpoints.engine.isas", lambda: ["scalar"])
     assert tritune.load(folders()).engine == REFERENCE
     assert tritune.load(folders(), engine="native").engine == NATIVE

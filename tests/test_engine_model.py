@@ -276,7 +276,7 @@ def test_a_model_may_be_closed_while_it_works(bert):
 
 
 def test_a_model_ends_with_its_block(bert):
-    with load(bert, threads=2) as model:
+    with load(bert, threads=2, isa=ISAS[0]) as model:
         assert repr(model) == f"<text-classification from {bert}, {ISAS[0]}, 2 threads, up to 72 tokens>"
     with pytest.raises(TrituneError, match="the model is closed"):
         model.logits(["x"])

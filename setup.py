@@ -1,6 +1,6 @@
 """Compiles the sources of the engine into one library; everything else about the package stands in pyproject.toml.
 
-The library needs neither Python.h nor torch: `tritune.engine.library` loads it by ctypes. Without a C++ compiler, or
+The library needs neither Python.h nor torch: `tritune.engine.binding` loads it by ctypes. Without a C++ compiler, or
 with one that fails, the package is installed without it, and a note in its place says why.
 
 `CXX` names another compiler; `CXXFLAGS` and `LDFLAGS` are added. After a change of the sources run

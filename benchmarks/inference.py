@@ -99,7 +99,7 @@ def measured(
     options: argparse.Namespace, folder: Path, shape: str, threads: int, peers: list[str]
 ) -> Iterator[dict[str, object]]:
     """Rows of the table of one shape: one for each batch, instruction set and peer."""
-    from tritune.engine.library import isas
+    from tritune.engine.binding import isas
 
     own = [isa for isa in isas() if isa != "scalar" and isa in (options.isa or isas())]
     contenders = {OURS + isa: ours(folder, isa, threads) for isa in own}

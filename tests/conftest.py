@@ -9,13 +9,13 @@ import torch
 import transformers
 
 import golden
-from tritune.engine import library
+from tritune.engine import binding
 from workspace import Cli
 
 DATA = Path(os.environ.get("TRITUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 COMPILE = "python setup.py build_ext --inplace"
-SOURCES = library.LIBRARY.parent / "native"
+SOURCES = binding.LIBRARY.parent / "native"
 
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
@@ -41,11 +41,11 @@ LONG = [
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
     native = [item for item in items if item.get_closest_marker("native")]
-    if native and not library.LIBRARY.exists():
+    if native and not binding.LIBRARY.exists():
         for item in native:
-            item.add_marker(pytest.mark.skip(reason=f"{library.why_not()} ({COMPILE})"))
-    elif native and library.LIBRARY.stat().st_mtime < max(path.stat().st_mtime for path in SOURCES.iterdir()):
-        raise pytest.UsageError(f"{library.LIBRARY} is older than its sources: {COMPILE}")
+            item.add_marker(pytest.mark.skip(reason=f"{binding.why_not()} ({COMPILE})"))
+    elif native and binding.LIBRARY.stat().st_mtime < max(path.stat().st_mtime for path in SOURCES.iterdir()):
+        raise pytest.UsageError(f"{binding.LIBRARY} is older than its sources: {COMPILE}")
 
 
 def pytest_collection_finish() -> None:

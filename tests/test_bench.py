@@ -15,7 +15,7 @@ from tritune.checkpoints.plugin import is_packed
 from tritune.deploy.bench import measure, runtimes
 from tritune.deploy.bench.contenders import ENGINE, OURS, REFERENCE, Contender, check_peers
 from tritune.deploy.bench.contenders import _in_the_engine as in_the_engine
-from tritune.engine import library
+from tritune.engine import binding
 
 NEEDS_ONNX = "needs onnx, onnxscript and onnxruntime: pip install 'tritune[onnx]'"
 
@@ -79,8 +79,8 @@ def test_memory_is_that_of_a_process_without_torch(tiny):
 
 
 def test_the_engine_is_a_contender_where_it_runs_the_model(tmp_path):
-    if not library.available():
-        pytest.skip(library.why_not())
+    if not binding.available():
+        pytest.skip(binding.why_not())
     model = tritune.prepare(FAMILIES["distilbert"].build(), DEPLOY).eval()
     (contender,) = in_the_engine(model, tmp_path / "one")
     assert contender.name == ENGINE and contender.size_bytes == (tmp_path / "one" / "model.safetensors").stat().st_size

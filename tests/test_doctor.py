@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from tritune.cli import doctor
-from tritune.engine import library
+from tritune.engine import binding
 
 INFO = """processor\t: 0
 model name\t: Some Processor
@@ -27,12 +27,12 @@ def plain_environment(monkeypatch):
 
 @pytest.fixture
 def without_library(monkeypatch, tmp_path):
-    monkeypatch.setattr(library, "LIBRARY", tmp_path / "none.so")
-    monkeypatch.setattr(library, "NOTE", tmp_path / "note.txt")
-    library.NOTE.write_text("no C++ compiler was found (c++)\n")
-    library._found.cache_clear()
+    monkeypatch.setattr(binding, "LIBRARY", tmp_path / "none.so")
+    monkeypatch.setattr(binding, "NOTE", tmp_path / "note.txt")
+    binding.NOTE.write_text("no C++ compiler was found (c++)\n")
+    binding._found.cache_clear()
     yield
-    library._found.cache_clear()
+    binding._found.cache_clear()
 
 
 def found(**changes: dict) -> dict:

@@ -25,14 +25,14 @@ from tritune.checkpoints.engine import NATIVE, PRODUCTS, REFERENCE
 from tritune.checkpoints.native_product import Product
 from tritune.checkpoints.pack_modules import packed_modules
 from tritune.checkpoints.packed import PackedLinear
-from tritune.engine import library
+from tritune.engine import binding
 from tritune.engine.model import Model
 from tritune.inference.predict import predict_rows
 from tritune.quant import Granularity, Uniform
 from zoo import SERVED
 
-if not library.available():
-    pytest.skip(library.why_not(), allow_module_level=True)
+if not binding.available():
+    pytest.skip(binding.why_not(), allow_module_level=True)
 
 SEQUENCE, TAGS, SPANS, BARE = HEADS
 TOKENS, ROW, TOKEN = 9, Granularity.ROW, Granularity.TOKEN
@@ -464,7 +464,7 @@ def test_the_environment_chooses(folders, monkeypatch):
         tritune.load(folders(), engine="fast")
 
 
-@pytest.mark.parametrize("isa", library.isas())
+@pytest.mark.parametrize("isa", binding.isas())
 @torch.no_grad()
 def test_an_instruction_set_is_chosen(isa, folders, monkeypatch):
     monkeypatch.setenv("TRITUNE_ISA", isa)

@@ -13,12 +13,12 @@ from test_packing import CASES, weights
 from test_quantizer_laws import started
 from tritune.checkpoints.native_product import Product, can_be_native
 from tritune.checkpoints.packed import PackedLinear
-from tritune.engine import library
+from tritune.engine import binding
 from tritune.modeling.layers import QuantLinear
 from tritune.quant import Granularity, Uniform
 
-if not library.available():
-    pytest.skip(library.why_not(), allow_module_level=True)
+if not binding.available():
+    pytest.skip(binding.why_not(), allow_module_level=True)
 
 ROW, TOKEN = Granularity.ROW, Granularity.TOKEN
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tritune.compute import kernels, products
-from tritune.engine import library
+from tritune.engine import binding
 from tritune.errors import TrituneError
 from tritune.quant import Granularity, LeastSquaresTernary, Quantizer, Ternary, Uniform
 from tritune.training.resume import StopOnSignal
@@ -210,16 +210,16 @@ def test_gradients_are_those_of_the_plain_path():
 
 
 def forget_attempts() -> None:
-    library._found.cache_clear()
+    binding._found.cache_clear()
     kernels.kernels_available.cache_clear()
 
 
 @pytest.fixture
 def not_compiled(monkeypatch, tmp_path):
     """tritune as a pip that found no compiler installs it."""
-    monkeypatch.setattr(library, "LIBRARY", tmp_path / "none.so")
-    monkeypatch.setattr(library, "NOTE", tmp_path / "note.txt")
-    library.NOTE.write_text("no C++ compiler was found (c++)\n")
+    monkeypatch.setattr(binding, "LIBRARY", tmp_path / "none.so")
+    monkeypatch.setattr(binding, "NOTE", tmp_path / "note.txt")
+    binding.NOTE.write_text("no C++ compiler was found (c++)\n")
     kernels._in_use.set(False)  # until the fixture of this file takes it back
     forget_attempts()
     yield

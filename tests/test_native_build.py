@@ -11,11 +11,11 @@ from zipfile import ZipFile
 
 import pytest
 
-from tritune.engine import library
+from tritune.engine import binding
 
 ROOT = Path(__file__).parents[1]
 NATIVE = Path("src/tritune/engine/native")
-LIBRARY, NOTE = NATIVE.parent / library.LIBRARY.name, NATIVE.parent / library.NOTE.name
+LIBRARY, NOTE = NATIVE.parent / binding.LIBRARY.name, NATIVE.parent / binding.NOTE.name
 SOURCES = {
     "common.h": '#define API extern "C" __attribute__((visibility("default")))\nint answer();\n',
     "answer.cpp": "int answer() { return 42; }\n",
@@ -176,7 +176,7 @@ def test_a_wheel_is_for_a_platform_if_it_holds_the_library(project, kind):
     assert re.search(r"-py3-none-(linux|macosx)\w+\.whl$", wheel.name)
     with ZipFile(wheel) as archive:
         files = archive.namelist()
-    inside = library.LIBRARY.name in {Path(name).name for name in files}
+    inside = binding.LIBRARY.name in {Path(name).name for name in files}
     assert inside == (kind == "wheel") and (project.root / LIBRARY).exists() == (kind == "editable")
 
 

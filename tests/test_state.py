@@ -23,7 +23,7 @@ ALLOWED = {
     "quant/registry.py: QUANTIZERS is written to": "by register_quantizer alone, when a user's module is imported",
     "distil/schedule.py: SCHEDULES is written to": "by register_schedule alone, when a user's module is imported",
     "distil/choices.py: REGISTERED_LOSSES is written to": "by register_loss alone, when a user's module is imported",
-    "engine/library.py: _found remembers": "whether the process could load a library does not change",
+    "engine/binding.py: _found remembers": "whether the process could load a library does not change",
 }
 
 _CONTAINERS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)

@@ -10,7 +10,7 @@ from zipfile import ZipFile
 import pytest
 
 import tritune
-from tritune.engine import library
+from tritune.engine import binding
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(tritune.__file__).parent
@@ -39,7 +39,7 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def test_every_file_is_in_it(wheel):
-    built = (library.LIBRARY, library.NOTE)  # one of the two; here it need not be the one of the wheel
+    built = (binding.LIBRARY, binding.NOTE)  # one of the two; here it need not be the one of the wheel
     files = {path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts} - {*built}
     expected = {f"tritune/{path.relative_to(PACKAGE).as_posix()}" for path in files}
     with ZipFile(wheel) as archive:
@@ -56,7 +56,7 @@ def test_it_works_from_another_folder(wheel, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     code = "import tritune; print(tritune.__file__)"
     assert run(sys.executable, "-c", code, env=environment, cwd=tmp_path).startswith(str(tmp_path / "site"))
-    code = "from tritune.engine.library import why_not; print(why_not())"
+    code = "from tritune.engine.binding import why_not; print(why_not())"
     reason = run(sys.executable, "-c", code, env=environment, cwd=tmp_path)
     assert reason == "None\n" or wheel.name.endswith("-any.whl")
     recipe = run(sys.executable, "-m", "tritune", "recipes", "ti-g", env=environment, cwd=tmp_path)

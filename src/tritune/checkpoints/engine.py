@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..engine.binding import isa_wanted, isas, why_not
 from ..engine.integrity import read_packed
-from ..engine.library import isa_wanted, isas, why_not
 from ..engine.model import Model
 from ..errors import TrituneError, shown
 from ..modeling.own_method import give_method

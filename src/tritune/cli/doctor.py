@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..engine import library
+from ..engine import binding
 from ..engine.cores import cores
 from ..errors import TrituneError
 from . import options
@@ -108,11 +108,11 @@ def _cpuinfo() -> dict[str, str]:
 
 def _engine() -> dict[str, Any]:
     """`problem` is what keeps it from being used, None if nothing does."""
-    engine: dict[str, Any] = {"problem": library.why_not(), "isas": [], "isa": None}
+    engine: dict[str, Any] = {"problem": binding.why_not(), "isas": [], "isa": None}
     if engine["problem"] is None:
-        engine["isas"] = library.isas()
+        engine["isas"] = binding.isas()
         try:
-            engine["isa"] = library.isa_wanted() or engine["isas"][0]
+            engine["isa"] = binding.isa_wanted() or engine["isas"][0]
         except TrituneError as error:
             engine["problem"] = str(error)
     return engine

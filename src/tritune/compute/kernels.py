@@ -14,7 +14,7 @@ from functools import cache
 
 import torch
 
-from ..engine.library import library, why_not
+from ..engine.binding import library, why_not
 from ..errors import TrituneError
 from ..quant import Granularity, Quantizer, Ternary, Uniform
 from ..quant.quantizer import Peak

@@ -5,7 +5,7 @@
     model = tritune.engine.load("small")
     print(model.predict(["The book was read by me."]))
 
-`native/` holds the sources, which are compiled when the package is installed; `library.py` loads them. `load` needs
+`native/` holds the sources, which are compiled when the package is installed; `binding.py` loads them. `load` needs
 numpy and tokenizers, which are imported when it is first used.
 """
 

@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 
 from ..errors import TrituneError
-from .library import isa_wanted, library
+from .binding import isa_wanted, library
 
 _MESSAGE_BYTES = 1000
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 
 from ..errors import TrituneError
-from .library import Shape, isa_wanted, library
+from .binding import Shape, isa_wanted, library
 
 _MESSAGE_BYTES = 1000
 

@@ -7,10 +7,10 @@ from ctypes import CFUNCTYPE, Structure, c_char_p, c_float, c_int, c_int32, c_in
 
 import pytest
 
-from tritune.engine import library
+from tritune.engine import binding
 from tritune.errors import TrituneError
 
-HEADER = library.LIBRARY.parent / "native" / "tritune_engine.h"
+HEADER = binding.LIBRARY.parent / "native" / "tritune_engine.h"
 NUMBERS = {"int": c_int, "int32_t": c_int32, "int64_t": c_int64, "size_t": c_size_t, "float": c_float}
 
 
@@ -34,7 +34,7 @@ def python_type(written: str, returned: bool = False) -> object:
         return c_char_p
     if written == "void":
         return None
-    return library.Shape if written == "tritune_shape" else c_void_p
+    return binding.Shape if written == "tritune_shape" else c_void_p
 
 
 def test_the_functions_are_those_of_the_header():
@@ -43,30 +43,30 @@ def test_the_functions_are_those_of_the_header():
         for name, (returned, taken) in declarations().items()
     }
     assert len(expected) >= 12
-    assert expected == library._FUNCTIONS
+    assert expected == binding._FUNCTIONS
 
 
 def test_the_shape_is_that_of_the_header():
     (body,) = re.findall(r"typedef struct \{(.*?)\} tritune_shape;", HEADER.read_text(), flags=re.DOTALL)
     fields = re.findall(r"int64_t\s+(\w+);", body)
-    assert issubclass(library.Shape, Structure) and library.Shape._fields_ == [(name, c_int64) for name in fields]
+    assert issubclass(binding.Shape, Structure) and binding.Shape._fields_ == [(name, c_int64) for name in fields]
 
 
 @pytest.fixture
 def elsewhere(monkeypatch, tmp_path):
     """No library yet, and nothing remembered of the one that was found before."""
-    monkeypatch.setattr(library, "LIBRARY", tmp_path / "library.so")
-    monkeypatch.setattr(library, "NOTE", tmp_path / "note.txt")
-    library._found.cache_clear()
+    monkeypatch.setattr(binding, "LIBRARY", tmp_path / "library.so")
+    monkeypatch.setattr(binding, "NOTE", tmp_path / "note.txt")
+    binding._found.cache_clear()
     yield tmp_path
-    library._found.cache_clear()
+    binding._found.cache_clear()
 
 
 def refused() -> str:
     """What a caller is told, in one line."""
     with pytest.raises(TrituneError) as error:
-        library.library()
-    assert not library.available() and library.why_not() == str(error.value)
+        binding.library()
+    assert not binding.available() and binding.why_not() == str(error.value)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -76,24 +76,24 @@ def test_without_a_note_nothing_was_built(elsewhere):
 
 
 def test_a_note_says_why(elsewhere):
-    library.NOTE.write_text("the C++ compiler c++ fails: exit code 3\n")
+    binding.NOTE.write_text("the C++ compiler c++ fails: exit code 3\n")
     assert refused().startswith("the engine was not compiled: the C++ compiler c++ fails: exit code 3; install g++")
 
 
 def test_a_damaged_library_is_refused(elsewhere):
-    library.LIBRARY.write_bytes(b"no library")
+    binding.LIBRARY.write_bytes(b"no library")
     assert re.match(r"the engine cannot be loaded \(.*library\.so.*\); install tritune again", refused())
 
 
 @pytest.mark.native
 def test_a_library_of_other_functions_is_refused(monkeypatch):
-    functions = {**library._FUNCTIONS, "tritune_nope": (c_int, ())}
-    monkeypatch.setattr(library, "_FUNCTIONS", functions)
-    library._found.cache_clear()
+    functions = {**binding._FUNCTIONS, "tritune_nope": (c_int, ())}
+    monkeypatch.setattr(binding, "_FUNCTIONS", functions)
+    binding._found.cache_clear()
     assert re.search(r"cannot be loaded \(.*tritune_nope\); install tritune again", refused())
     monkeypatch.undo()
-    library._found.cache_clear()
-    assert library.available()
+    binding._found.cache_clear()
+    assert binding.available()
 
 
 def test_on_windows_there_is_none(elsewhere, monkeypatch):
@@ -104,18 +104,18 @@ def test_on_windows_there_is_none(elsewhere, monkeypatch):
 @pytest.mark.native
 def test_an_instruction_set_is_one_that_runs_here(monkeypatch):
     monkeypatch.delenv("TRITUNE_ISA", raising=False)
-    assert library.isa_wanted() is None
-    assert library.isas()[-1] == "scalar"
-    for name in library.isas():
+    assert binding.isa_wanted() is None
+    assert binding.isas()[-1] == "scalar"
+    for name in binding.isas():
         monkeypatch.setenv("TRITUNE_ISA", name)
-        assert library.isa_wanted() == name
+        assert binding.isa_wanted() == name
     monkeypatch.setenv("TRITUNE_ISA", "mmx")
     with pytest.raises(TrituneError, match=r"^TRITUNE_ISA=mmx: .*; it runs .*scalar$"):
-        library.isa_wanted()
+        binding.isa_wanted()
 
 
 def test_neither_torch_nor_numpy_is_imported():
-    code = "import sys; from tritune.engine import library; library.available(); print(*sys.modules)"
+    code = "import sys; from tritune.engine import binding; binding.available(); print(*sys.modules)"
     imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"torch", "numpy", "transformers"} & set(imported) == set()
 
@@ -139,7 +139,7 @@ def test_the_callback_has_the_type_of_the_header():
         address = None if chosen is None else cast(chosen, c_void_p)
         numbers_at = numbers.ctypes.data
         arguments = (values.ctypes.data, 0, values.size, 2.5, 0.7, address, threads, codes.ctypes.data)
-        assert library.library().tritune_ternary(*arguments, numbers_at, numbers_at + 4) == 0
+        assert binding.library().tritune_ternary(*arguments, numbers_at, numbers_at + 4) == 0
         found.append((codes, numbers))
     assert asked == [(3, 0), (3, 0)]
     assert all(np.array_equal(*pair) for pair in zip(*found, strict=True))

@@ -19,7 +19,7 @@ from engine_models import DEPLOY, save_packed
 from sentence_encoder import MEAN, modules, write_json
 from small_answers import NAMES
 from tritune import Quantization, TrituneError
-from tritune.engine import cores, encoder, library
+from tritune.engine import binding, cores, encoder
 from tritune.engine.encoder import load
 from tritune.engine.integrity import config_checksum
 from tritune.engine.model import Model
@@ -31,7 +31,7 @@ from tritune.tasks.heads import HEADS as KINDS
 from tritune.tasks.heads.pooling import POOLINGS, Pooling
 
 pytestmark = pytest.mark.native
-ISAS = library.isas() if library.available() else ["scalar"]
+ISAS = binding.isas() if binding.available() else ["scalar"]
 SEQUENCE, TAGS, SPANS, BARE = HEADS
 NASTY = [
     "",

@@ -62,7 +62,7 @@ class Model:
     Args:
         config: the content of `config.json`.
         weights: the content of `model.safetensors`, which must not change as long as the model is there.
-        isa: the instruction set to use, one of `library.isas()`; None takes the one that the environment variable
+        isa: the instruction set to use, one of `binding.isas()`; None takes the one that the environment variable
             `TRITUNE_ISA` names, or else the best one.
 
     Attributes:

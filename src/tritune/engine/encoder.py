@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..errors import TrituneError, shown
-from .answers import first_row_not_finite, first_tokens, is_score, label_names, predictions, probabilities, tags_of
+from .answers import MULTI_LABEL, first_row_not_finite, first_tokens, is_score, label_names, predictions, probabilities, tags_of
 from .cores import cores
 from .integrity import SECTION, read_packed
 from .model import Model, Output
@@ -116,6 +116,21 @@ class Encoder:
     def isa(self) -> str:
         """The instruction set in use."""
         return self.model.isa
+
+    def settings(self) -> dict[str, Any]:
+        """How texts become what the model gives, beyond `tokenizer.json`, for other programs that run the model.
+
+        `max_length` in tokens, `truncation_side`, whether there are token types, whether a text may have many labels,
+        and of embeddings the modes of pooling and whether they are normalized.
+        """
+        return {
+            "max_length": self.max_length,
+            "truncation_side": self._tokenization.truncation_side,
+            "has_types": self._tokenization.has_types,
+            "multi_label": self._problem == MULTI_LABEL,
+            "pooling": list(self._settings.modes),
+            "normalize": self._settings.normalize,
+        }
 
     @property
     def max_length(self) -> int:

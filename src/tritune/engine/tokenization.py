@@ -131,11 +131,20 @@ class Tokenization:
         tokenizer.no_padding()
         return tokenizer
 
-    def _truncate(self, tokenizer: Tokenizer, **options: Any) -> None:
+    @property
+    def truncation_side(self) -> str:
+        """From which side a text is truncated.
+
+        Raises:
+            TrituneError: it is neither left nor right.
+        """
         side = self.config.get("truncation_side", "right")
         if side not in ("left", "right"):
             raise TrituneError(f"{self.folder / _CONFIG}: truncation_side must be left or right; got {shown(side)}")
-        tokenizer.enable_truncation(self.max_length, direction=side, **options)
+        return side
+
+    def _truncate(self, tokenizer: Tokenizer, **options: Any) -> None:
+        tokenizer.enable_truncation(self.max_length, direction=self.truncation_side, **options)
 
 
 class Words(NamedTuple):

@@ -7,12 +7,12 @@
 namespace tritune {
 
 void not_served(const std::string& what) {
-  throw NotServed(what + ": the native engine does not run such a model; it runs module by module instead");
+  fail_with<NotServed>(what + ": the native engine does not run such a model; it runs module by module instead");
 }
 
 Section::Section(const json::Value& value, std::string name) : value_(value), name_(std::move(name)) {
   if (value.as<json::Value::Object>() == nullptr) {
-    throw Failure("config.json: " + (name_.empty() ? "it" : name_) + " is no object; download or convert it again");
+    fail_with("config.json: " + (name_.empty() ? "it" : name_) + " is no object; download or convert it again");
   }
 }
 
@@ -21,7 +21,7 @@ std::string Section::path(const std::string& key) const {
 }
 
 void Section::fail(const std::string& key, const std::string& why) const {
-  throw Failure(path(key) + " is " + why + "; download or convert it again");
+  fail_with(path(key) + " is " + why + "; download or convert it again");
 }
 
 const json::Value& Section::at(const std::string& key) const {

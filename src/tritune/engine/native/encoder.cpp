@@ -270,9 +270,9 @@ void Run::finish(int64_t row, const Layer& layer) const {
 
 void check(const Model& model, const Batch& batch) {
   const auto fail = [](int64_t sequence, const std::string& what) {
-    throw Failure("sequence " + std::to_string(sequence) + ": " + what);
+    fail_with("sequence " + std::to_string(sequence) + ": " + what);
   };
-  if (batch.offsets[0] != 0) throw Failure("offsets must begin with 0");
+  if (batch.offsets[0] != 0) fail_with("offsets must begin with 0");
   for (int64_t i = 0; i < batch.sequences; ++i) {
     const int64_t begin = batch.offsets[i], end = batch.offsets[i + 1];
     if (end <= begin) fail(i, "has no tokens");

@@ -4,13 +4,12 @@
 
 #include <algorithm>
 #include <cstring>
-#include <mutex>
-#include <new>
 #include <string>
 #include <vector>
 
 #include "answers.h"
 #include "encoder.h"
+#include "failure.h"
 #include "kernels.h"
 #include "layout.h"
 #include "model.h"
@@ -20,32 +19,10 @@ namespace {
 
 using namespace tritune;
 
-constexpr int kMostThreads = 1024;
-
-void tell(const char* what, char* message, size_t room) {
-  if (!message || !room) return;
-  const size_t length = std::min(std::strlen(what), room - 1);
-  std::memcpy(message, what, length);
-  message[length] = 0;
-}
-
-// What `work` returns, or `otherwise` and a message.
-template <typename Result, typename Work>
-Result guarded(Result otherwise, char* message, size_t room, const Work& work) {
-  try {
-    return work();
-  } catch (const std::bad_alloc&) {
-    tell("not enough memory", message, room);
-  } catch (const std::exception& error) {
-    tell(error.what(), message, room);
-  }
-  return otherwise;
-}
-
 const Kernels& kernels_or_failure(const char* isa) {
   const Kernels* kernels = kernels_for(isa);
   if (!kernels) {
-    throw Failure(std::string("instruction set ") + (isa ? isa : "?") + " does not run here; there are " + tritune_isas());
+    fail_with(std::string("instruction set ") + (isa ? isa : "?") + " does not run here; there are " + tritune_isas());
   }
   return *kernels;
 }
@@ -57,7 +34,7 @@ class Arenas {
  public:
   Buffer take(size_t bytes) {
     {
-      const std::lock_guard lock(mutex_);
+      const std::lock_guard<Mutex> lock(mutex_);
       const auto fits = std::find_if(kept_.begin(), kept_.end(), [&](const Buffer& b) { return b.size() >= bytes; });
       if (fits != kept_.end()) {
         Buffer found = std::move(*fits);
@@ -70,12 +47,12 @@ class Arenas {
   }
 
   void give_back(Buffer arena) {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard<Mutex> lock(mutex_);
     kept_.push_back(std::move(arena));
   }
 
  private:
-  std::mutex mutex_;
+  Mutex mutex_;
   std::vector<Buffer> kept_;
 };
 
@@ -123,7 +100,7 @@ const char* tritune_isa(const tritune_model* model) { return model->kernels.isa;
 namespace {
 
 int run(const tritune_model& model, const Batch& batch, int threads, float* hidden, float* answers) {
-  if (batch.sequences < 1) throw Failure("a batch needs at least one sequence");
+  if (batch.sequences < 1) fail_with("a batch needs at least one sequence");
   check(model.model, batch);
   const int team = team_size(threads, batch.tokens());
   Buffer arena = model.arenas.take(arena_bytes(model.model, batch, team));
@@ -138,7 +115,7 @@ int tritune_run(const tritune_model* model, const int32_t* ids, const int32_t* t
                 const int64_t* offsets, int64_t sequences, int threads, float* hidden, float* answers, char* message,
                 size_t room) {
   return guarded(1, message, room, [&] {
-    if (model->model.patches.is_there()) throw Failure("the model takes images, not tokens");
+    if (model->model.patches.is_there()) fail_with("the model takes images, not tokens");
     return run(*model, {ids, types, positions, nullptr, offsets, sequences}, threads, hidden, answers);
   });
 }
@@ -147,7 +124,7 @@ int tritune_run_images(const tritune_model* model, const float* pixels, int64_t 
                        float* answers, char* message, size_t room) {
   return guarded(1, message, room, [&] {
     const Patches& patches = model->model.patches;
-    if (!patches.is_there()) throw Failure("the model takes tokens, not images");
+    if (!patches.is_there()) fail_with("the model takes tokens, not images");
     std::vector<int64_t> offsets;
     for (int64_t i = 0; i <= images; ++i) offsets.push_back(i * (1 + patches.per_side() * patches.per_side()));
     return run(*model, {nullptr, nullptr, nullptr, pixels, offsets.data(), images}, threads, hidden, answers);
@@ -158,7 +135,7 @@ tritune_linear* tritune_linear_new(const uint8_t* packed, int64_t rows, int64_t 
                                    const float* scales, const float* bias, const char* isa, char* message, size_t room) {
   return guarded<tritune_linear*>(nullptr, message, room, [&] {
     const Kernels& kernels = kernels_or_failure(isa);
-    if (rows < 1 || columns < 1) throw Failure("a weight needs rows and columns");
+    if (rows < 1 || columns < 1) fail_with("a weight needs rows and columns");
     OwnWeight weight;
     const int64_t outputs = padded(rows, kPanelRows);
     weight.view = {rows, columns, 2, step, first, nullptr, nullptr, nullptr};

@@ -94,7 +94,8 @@ bool runs_neon() {
 
 #endif
 
-bool runs_scalar() { return true; }
+// What its file has a table of, it was compiled for.
+bool runs_always() { return true; }
 
 // Best first.
 constexpr struct {
@@ -107,7 +108,10 @@ constexpr struct {
     {"avxvnni", kernels_avxvnni, runs_avxvnni},
     {"avx2", kernels_avx2, runs_avx2},
     {"neon", kernels_neon, runs_neon},
-    {"scalar", kernels_scalar, runs_scalar},
+    {"pairs", kernels_wasm_pairs, runs_always},
+    {"quads", kernels_wasm_quads, runs_always},
+    {"simd", kernels_wasm_simd, runs_always},
+    {"scalar", kernels_scalar, runs_always},
 };
 
 }  // namespace

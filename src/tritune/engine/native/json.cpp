@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdlib>
 #include <locale>
 #include <sstream>
 
@@ -58,7 +59,7 @@ class Parser {
 
  private:
   [[noreturn]] void fail(const char* why) const {
-    throw Failure(std::string(source_) + ": not the JSON of a packed checkpoint (byte " + std::to_string(at_) + ": " +
+    fail_with(std::string(source_) + ": not the JSON of a packed checkpoint (byte " + std::to_string(at_) + ": " +
                   why + "); download or convert it again");
   }
 
@@ -224,10 +225,16 @@ class Parser {
 
   // Not std::from_chars, which some standard libraries lack for doubles.
   double real(std::string_view number) const {
-    std::istringstream stream{std::string(number)};
+    const std::string text(number);
+#if defined(__wasm__)  // which has one locale, and a stream is half of the module
+    const double value = std::strtod(text.c_str(), nullptr);
+#else
+    std::istringstream stream{text};
     stream.imbue(std::locale::classic());
     double value = 0;
-    if (!(stream >> value) || !std::isfinite(value)) fail("too large a number");
+    if (!(stream >> value)) fail("too large a number");
+#endif
+    if (!std::isfinite(value)) fail("too large a number");
     return value;
   }
 

@@ -103,6 +103,9 @@ const Kernels* kernels_avxvnni();
 const Kernels* kernels_avx512vnni();
 const Kernels* kernels_amx();
 const Kernels* kernels_neon();
+const Kernels* kernels_wasm_pairs();
+const Kernels* kernels_wasm_quads();
+const Kernels* kernels_wasm_simd();
 
 // The fastest table that this processor runs, or the one named; null if it is unknown or does not run here.
 const Kernels* kernels_for(const char* isa_or_null);

@@ -235,7 +235,7 @@ Buffer::Buffer(size_t bytes)
 void Buffer::Free::operator()(uint8_t* memory) const { ::operator delete(memory, std::align_val_t{kAlignment}); }
 
 Model load_model(std::string_view config, const uint8_t* weights, size_t weights_bytes) {
-  if (config.size() > kLargestConfig) throw Failure("config.json: too large; download or convert it again");
+  if (config.size() > kLargestConfig) fail_with("config.json: too large; download or convert it again");
   const json::Value root = json::parse(config, "config.json");
   return Loader(root, weights, weights_bytes).load();
 }

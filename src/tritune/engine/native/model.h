@@ -4,24 +4,14 @@
 
 #include <cstdint>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "failure.h"
 #include "kernels.h"
 
 namespace tritune {
-
-// What a caller is told in one line.
-struct Failure : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-// A sound model that this engine does not run; others may.
-struct NotServed : Failure {
-  using Failure::Failure;
-};
 
 // Memory that is aligned for kernels and freed with its owner.
 class Buffer {

@@ -30,7 +30,7 @@ constexpr DtypeRow kDtypes[] = {
     {"F64", Dtype::f64, 8},
 };
 
-[[noreturn]] void fail(const std::string& why) { throw Failure(std::string(kFile) + ": " + why + kAgain); }
+[[noreturn]] void fail(const std::string& why) { fail_with(std::string(kFile) + ": " + why + kAgain); }
 
 [[noreturn]] void fail_of(const std::string& name, const char* why) {
   fail("the entry of " + json::shown(name) + " " + why);

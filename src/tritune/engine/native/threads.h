@@ -3,10 +3,37 @@
 #pragma once
 
 #include <atomic>
+#include <mutex>
 #include <thread>
 #include <vector>
 
 namespace tritune {
+
+#if defined(__wasm__)
+
+// A module of WebAssembly is one thread.
+constexpr int kMostThreads = 1;
+
+struct Mutex {
+  void lock() {}
+  void unlock() {}
+};
+
+struct Barrier {
+  explicit Barrier(int) {}
+  void wait() {}
+};
+
+template <typename Work>
+void run_team(int, const Work& work) {
+  work(0);
+}
+
+#else
+
+constexpr int kMostThreads = 1024;
+
+using Mutex = std::mutex;
 
 // A meeting point for all threads of a team; may be used any number of times.
 class Barrier {
@@ -40,5 +67,7 @@ void run_team(int members, const Work& work) {
   work(0);
   for (auto& other : others) other.join();
 }
+
+#endif
 
 }  // namespace tritune

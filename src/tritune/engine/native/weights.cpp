@@ -13,7 +13,7 @@ namespace {
 constexpr float kSmallestScale = 1e-15f;
 
 [[noreturn]] void fail(const std::string& name, const std::string& why) {
-  throw Failure("model.safetensors: " + name + " " + why + "; download or convert it again");
+  fail_with("model.safetensors: " + name + " " + why + "; download or convert it again");
 }
 
 std::string text_of(const std::vector<int64_t>& shape) {

@@ -69,5 +69,33 @@ fuzz: $(STAMP)
 	mkdir -p build/$@/found
 	build/$@/fuzz_load -max_total_time=$(SECONDS) -max_len=20000 -artifact_prefix=build/$@/ build/$@/found $(DRIVERS)/corpus
 
+# The engine for browsers, with relaxed SIMD and without, and the tokenizers that its pages use. The compiler is a clang
+# in a Python package, unless WASM_CXX names another one that finds the libraries of WASI; npm fetches the tokenizers.
+.PHONY: web test-web
+WEB := src/tritune/deploy/web
+TOKENIZERS := 0.2.0
+WASM_CXX ?= $(BIN)/python -m ziglang c++ --target=wasm32-wasi
+WASM_FLAGS := -std=c++20 -O3 -fno-exceptions -fno-rtti -fvisibility=hidden -Wall -Wextra -Wno-psabi \
+	-ffp-contract=off -fno-math-errno -msimd128 -mexec-model=reactor -s \
+	-Wl,--export-dynamic -Wl,--export=malloc -Wl,--export=free
+WASM_SOURCES := $(filter-out %/quantizers.cpp,$(wildcard $(ENGINE)/native/*.cpp))
+
+web: $(WEB)/tritune.wasm $(WEB)/tritune-relaxed.wasm $(WEB)/tokenizers.mjs
+
+test-web: web $(LIBRARY)
+	$(BIN)/python -m pytest -q -m web -rs tests
+
+$(WEB)/tritune-relaxed.wasm: WASM_FLAGS += -mrelaxed-simd
+$(WEB)/%.wasm: $(wildcard $(ENGINE)/native/*) | $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ziglang
+	@echo "compiling $@"
+	@$(WASM_CXX) $(WASM_FLAGS) $(WASM_SOURCES) -o $@
+
+$(WEB)/tokenizers.mjs:
+	mkdir -p build/web
+	cd build/web && npm pack --silent @huggingface/tokenizers@$(TOKENIZERS) && tar xf *-$(TOKENIZERS).tgz
+	cp build/web/package/LICENSE $(WEB)/tokenizers.LICENSE
+	cp build/web/package/dist/tokenizers.min.mjs $@
+
 clean:
-	rm -rf $(VENV) demo build dist $(LIBRARY) $(ENGINE)/not_compiled.txt
+	rm -rf $(VENV) demo build dist $(LIBRARY) $(ENGINE)/not_compiled.txt $(WEB)/*.wasm $(WEB)/tokenizers.*

@@ -8,7 +8,16 @@ from typing import Any, Self
 import numpy as np
 
 from ..errors import TrituneError, shown
-from .answers import MULTI_LABEL, first_row_not_finite, first_tokens, is_score, label_names, predictions, probabilities, tags_of
+from .answers import (
+    MULTI_LABEL,
+    first_row_not_finite,
+    first_tokens,
+    is_score,
+    label_names,
+    predictions,
+    probabilities,
+    tags_of,
+)
 from .cores import cores
 from .integrity import SECTION, read_packed
 from .model import Model, Output

@@ -14,7 +14,7 @@ from ...errors import TrituneError
 HERE = Path(__file__).parent
 # What `make web` compiles and fetches; modules best first.
 MODULES = ("tritune-relaxed.wasm", "tritune.wasm")
-TOKENIZERS, WRAPPER, SETTINGS = "tokenizers.mjs", "tritune.mjs", "web.json"
+TOKENIZERS, LICENCE, WRAPPER, SETTINGS = "tokenizers.mjs", "tokenizers.LICENSE", "tritune.mjs", "web.json"
 _TEMPLATE = "page.html.jinja"
 _MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 _LINES = (
@@ -68,7 +68,7 @@ def write_site(packed: Path, output: Path, title: str) -> dict[str, Any]:
 
 def _parts() -> dict[str, bytes]:
     """The files for browsers, by name."""
-    names = (WRAPPER, TOKENIZERS, *MODULES)
+    names = (WRAPPER, TOKENIZERS, LICENCE, *MODULES)
     if missing := [name for name in names if not (HERE / name).is_file()]:
         raise TrituneError(
             f"this installation has no {' and no '.join(missing)}, which pages need; run `make web` in a clone"

@@ -114,7 +114,7 @@ def test_what_cannot_be_a_site_is_said_in_one_line(packed, fake_parts, tmp_path)
     with pytest.raises(TrituneError, match=r"is for token-classification; pages run .*--layout transformers.js"):
         make_site(tags, tmp_path / "tags")
     (fake_parts / site.MODULES[0]).unlink()
-    with pytest.raises(TrituneError, match="has no tritune-relaxed.wasm, which pages need; run `make web`"):
+    with pytest.raises(TrituneError, match=r"has no tritune-relaxed\.wasm, which pages need; run `make web`"):
         make_site(packed("BERT", "ForSequenceClassification"), tmp_path / "none")
 
 

@@ -44,11 +44,11 @@ def convert(
 
     from .show import show_packed, show_result
 
-    show_result(_write(source, output, getattr(torch, dtype)), show_packed, as_json=json)
+    show_result(pack_into(source, output, getattr(torch, dtype)), show_packed, as_json=json)
 
 
-def _write(source: str | Path, output: Path, dtype: "torch.dtype") -> dict[str, Any]:
-    """Convert, and write all of the output or nothing; returns its sizes."""
+def pack_into(source: str | Path, output: Path, dtype: "torch.dtype | None" = None) -> dict[str, Any]:
+    """Convert, and write all of the output or nothing; returns its sizes. Without `dtype` floats stay float32."""
     from ..checkpoints.convert import convert
     from ..checkpoints.files import replace_folder
     from ..checkpoints.load import load, load_tokenizer
@@ -56,7 +56,7 @@ def _write(source: str | Path, output: Path, dtype: "torch.dtype") -> dict[str, 
     from ..recipes import recipe_beside
     from ..tasks.heads.sentence_files import read_sentence_files
 
-    model = convert(load(source), dtype)
+    model = convert(load(source), dtype) if dtype else convert(load(source))
     has_text = model.main_input_name == "input_ids"
     tokenizer = load_tokenizer(source, model, max_length=1) if has_text else None
     sentence_files = read_sentence_files(source) if has_text and model.base_model is model else None

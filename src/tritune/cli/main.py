@@ -23,6 +23,7 @@ from . import (
     shrink,
     sweep,
     train,
+    web,
 )
 from .analyze.app import app as analyze
 from .plugins import with_plugins
@@ -31,7 +32,7 @@ app = typer.Typer(
     name="tritune",
     help="Fine-tuned Transformers with ternary weights and 8-bit activations.\n\n"
     "Fine-tune a teacher (finetune) or take any fine-tuned checkpoint, distil a student (train), score it (evaluate) "
-    "and use it (predict); look inside (analyze, report); pack it or export it (convert, export) and measure its speed "
+    "and use it (predict); look inside (analyze, report); pack it, export it or make it a page (convert, export, web) and measure its speed "
     "(bench). `tritune demo` runs all this on synthetic data, offline, in minutes; `tritune doctor` says what would be "
     "faster.",
     no_args_is_help=True,
@@ -41,7 +42,7 @@ app = typer.Typer(
 command: Callable[..., None]
 for command in (augment.augment, finetune.finetune, shrink.shrink, train.train, sweep.sweep, convert.convert):
     app.command()(with_plugins(command))
-for command in (evaluate.evaluate, predict.predict, export.export, bench.bench):
+for command in (evaluate.evaluate, predict.predict, export.export, web.web, bench.bench):
     app.command()(with_plugins(command))
 for command in (report.report, recipes.recipes, demo.demo, doctor.doctor):
     app.command()(with_plugins(command))

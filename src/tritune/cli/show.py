@@ -196,6 +196,12 @@ def _megabytes(float_bytes: int, size_bytes: int) -> tuple[str, str, str]:
     return f"{float_bytes / 1e6:.3f}", f"{size_bytes / 1e6:.3f}", f"{float_bytes / size_bytes:.1f}"
 
 
+def show_site(site: dict[str, Any]) -> None:
+    """What `web` wrote and how to look at it."""
+    _say(f"{site['output']}: a page of {readable(site['page_bytes'])} and a model of {readable(site['model_bytes'])}")
+    _say(f"python -m http.server --directory {site['output']}  # then open http://localhost:8000")
+
+
 def show_export(report: dict[str, Any]) -> None:
     """What `export` wrote, and with --verify how both models compare."""
     _say(f"{report['output']}: {report['format']}, {readable(report['size_bytes'])}")

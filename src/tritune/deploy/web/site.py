@@ -1,4 +1,4 @@
-"""A packed model as a folder to be served as it is: the demo page, the model, and what other pages need of the engine."""
+"""A packed model as a folder for a web server: the demo page, the model, and what other pages need of the engine."""
 
 import base64
 import json
@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 # What `make web` compiles and fetches; modules best first.
 MODULES = ("tritune-relaxed.wasm", "tritune.wasm")
 TOKENIZERS, LICENCE, WRAPPER, SETTINGS = "tokenizers.mjs", "tokenizers.LICENSE", "tritune.mjs", "web.json"
+_PARTS = (WRAPPER, TOKENIZERS, LICENCE, *MODULES)
 _TEMPLATE = "page.html.jinja"
 _MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 _LINES = (
@@ -46,7 +47,8 @@ def write_site(packed: Path, output: Path, title: str) -> dict[str, Any]:
         TrituneError: the engine does not run the model, it is for something else, or the parts for browsers are not
             installed.
     """
-    parts = _parts()
+    check_parts()
+    parts = {name: (HERE / name).read_bytes() for name in _PARTS}
     with load(packed, threads=1) as encoder:
         settings = _settings(encoder)
     model = output / "model"
@@ -66,14 +68,16 @@ def write_site(packed: Path, output: Path, title: str) -> dict[str, Any]:
     return {"model_bytes": size, "page_bytes": len(page.encode())}
 
 
-def _parts() -> dict[str, bytes]:
-    """The files for browsers, by name."""
-    names = (WRAPPER, TOKENIZERS, LICENCE, *MODULES)
-    if missing := [name for name in names if not (HERE / name).is_file()]:
+def check_parts() -> None:
+    """Check that the parts for browsers are installed.
+
+    Raises:
+        TrituneError: some are not.
+    """
+    if missing := [name for name in _PARTS if not (HERE / name).is_file()]:
         raise TrituneError(
             f"this installation has no {' and no '.join(missing)}, which pages need; run `make web` in a clone"
         )
-    return {name: (HERE / name).read_bytes() for name in names}
 
 
 def _settings(encoder: Encoder) -> dict[str, Any]:

@@ -8,13 +8,16 @@ import re
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tritune.engine
-from engine_folders import BOUND, Reference, save_reader, sentences
+from engine_folders import BOUND, Reference, save_reader, sentences, tokenizer_of
+from engine_folders import FAMILIES as ALL
+from engine_models import DEPLOY
 from sentence_encoder import modules, write_json
 from small_answers import WORDS
 from tritune.deploy.web import site
@@ -116,6 +119,28 @@ def test_what_cannot_be_a_site_is_said_in_one_line(packed, fake_parts, tmp_path)
     (fake_parts / site.MODULES[0]).unlink()
     with pytest.raises(TrituneError, match=r"has no tritune-relaxed\.wasm, which pages need; run `make web`"):
         make_site(packed("BERT", "ForSequenceClassification"), tmp_path / "none")
+
+
+@pytest.mark.native
+def test_the_command_packs_a_run_or_takes_a_packed_model(cli, packed, fake_parts, tmp_path):
+    source, output = packed("BERT", "ForSequenceClassification"), tmp_path / "site"
+    code, out, _ = cli("web", source, "--output", output, "--title", "Tickets", "--json")
+    said = json.loads(out)
+    assert code == 0 and said["model"] == str(source) and said["page_bytes"] == (output / "index.html").stat().st_size
+    assert "<title>Tickets</title>" in (output / "index.html").read_text()
+    code, _, error = cli("web", source, "--output", output)
+    assert code == 2 and "holds a run or other files already" in error
+    run = tmp_path / "run"
+    tokenizer, row = tokenizer_of("BERT"), ALL["BERT"]
+    teacher = replace(row, values=row.values | {"vocab_size": len(tokenizer)}).build()
+    tritune.prepare(teacher, DEPLOY).save_pretrained(run)
+    tokenizer.save_pretrained(run)
+    code, _, error = cli("web", run, "--output", tmp_path / "packed-here")
+    assert code == 0, error
+    assert (tmp_path / "packed-here" / "model" / "model.safetensors").is_file()
+    (fake_parts / site.MODULES[1]).unlink()
+    code, _, error = cli("web", source, "--output", tmp_path / "none")
+    assert code == 2 and "run `make web`" in error and not (tmp_path / "none").exists()
 
 
 @web
@@ -255,6 +280,7 @@ def test_the_page_searches_in_a_browser(sites):
     page = dumped(sites("BERT", "Model"), "?text=Is%20there%20a%20discount%20for%20students?")
     (best,) = re.findall(r'<li class="best"[^>]*><span>(.*?)</span><span>(.*?)</span>', page)
     assert best == ("Is there a discount for students?", "1.000")
+    assert re.search('title="kernels: (pairs|quads|simd)"', page)
 
 
 def dumped(folder: Path, query: str) -> str:

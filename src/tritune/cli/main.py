@@ -32,9 +32,9 @@ app = typer.Typer(
     name="tritune",
     help="Fine-tuned Transformers with ternary weights and 8-bit activations.\n\n"
     "Fine-tune a teacher (finetune) or take any fine-tuned checkpoint, distil a student (train), score it (evaluate) "
-    "and use it (predict); look inside (analyze, report); pack it, export it or make it a page (convert, export, web) and measure its speed "
-    "(bench). `tritune demo` runs all this on synthetic data, offline, in minutes; `tritune doctor` says what would be "
-    "faster.",
+    "and use it (predict); look inside (analyze, report); pack it, export it or make it a web page (convert, export, "
+    "web) and measure its speed (bench). `tritune demo` runs all this on synthetic data, offline, in minutes; "
+    "`tritune doctor` says what would be faster.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",

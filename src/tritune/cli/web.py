@@ -18,8 +18,8 @@ def web(
     """Write MODEL, a text classifier or sentence encoder, as a page that classifies or searches as you type.
 
     The page computes in the browser, by the engine compiled to WebAssembly; nothing is sent to a server. The folder can
-    be put on any web server as it is. Its `tritune/` has the same parts for your own pages: a module with `classify` and
-    `encode`. A run is packed first, as by `tritune convert`.
+    be put on any web server as it is. Its `tritune/` has the same parts for your own pages: a module with the functions
+    `classify` and `encode`. A run is packed first, as by `tritune convert`.
 
     Example: `tritune web small/ --output site/`, then `python -m http.server --directory site/`
     """

@@ -19,6 +19,19 @@ function sums(engine, { codes, packed, tokens, rows, columns, isa }) {
   return Array.from(engine.view(Int32Array, out, tokens * rows));
 }
 
+/** How often an id that does not exist fails, and what the model says afterwards. */
+function afterFailures(model, texts, times) {
+  let failed = 0;
+  for (let time = 0; time < times; time += 1) {
+    try {
+      model.engine.run({ ids: [1 << 30], types: null });
+    } catch {
+      failed += 1;
+    }
+  }
+  return { failed, answers: model.classify(texts) };
+}
+
 let answer;
 try {
   const model = await load(`${site}/model`, { Tokenizer, isa: isa ?? undefined });
@@ -26,6 +39,7 @@ try {
     classify: () => model.classify(...given),
     encode: () => model.encode(...given).map((vector) => Array.from(vector)),
     tokens: () => model.tokens(...given),
+    after_failures: () => afterFailures(model, ...given),
     isas: () => model.engine.isas,
     sums: () => given[0].map((one) => sums(model.engine, one)),
   };

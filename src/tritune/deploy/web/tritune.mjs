@@ -160,6 +160,18 @@ class Engine {
     return at;
   }
 
+  /** Call a function of the engine. An error leaves it from anywhere, so its stack is put back. */
+  call(name, ...values) {
+    const stack = this.exports.__stack_pointer;
+    const top = stack.value;
+    try {
+      return this.exports[name](...values);
+    } catch (error) {
+      stack.value = top;
+      throw error instanceof TrituneError ? error : new TrituneError(`the engine stopped (${error.message})`);
+    }
+  }
+
   word(at) {
     const memory = this.view(Uint8Array, at);
     return text(memory.subarray(0, memory.indexOf(0)));
@@ -174,7 +186,7 @@ class Engine {
     const named = isa === undefined ? 0 : this.copy(new TextEncoder().encode(`${isa}\0`));
     const configAt = this.copy(config);
     const weightsAt = this.copy(weights);
-    this.model = this.exports.tritune_load(configAt, config.length, weightsAt, weights.length, named, 0, 0);
+    this.model = this.call("tritune_load", configAt, config.length, weightsAt, weights.length, named, 0, 0);
     const shapeAt = this.reserve(56);
     this.exports.tritune_describe(shapeAt, this.model);
     const [hiddenSize, outputs] = Array.from(this.view(BigInt64Array, shapeAt, 7), Number);
@@ -191,7 +203,7 @@ class Engine {
     const outputAt = this.reserve(4 * size);
     const outputs = wantsHidden ? [outputAt, 0] : [0, outputAt];
     try {
-      this.exports.tritune_run(this.model, idsAt, typesAt, 0, offsetsAt, 1n, 1, ...outputs, 0, 0);
+      this.call("tritune_run", this.model, idsAt, typesAt, 0, offsetsAt, 1n, 1, ...outputs, 0, 0);
       const output = this.view(Float32Array, outputAt, size).slice();
       return wantsHidden ? { hidden: output } : { answers: output };
     } finally {

@@ -253,7 +253,9 @@ def test_bad_input_is_one_line(sites, tmp_path):
     assert "instruction set avx2 does not run here" in ask(folder, "isas", isa="avx2")["error"]
     assert "use encode" in ask(sites("BERT", "Model"), "classify", ["a"])["error"]
     after = ask(folder, "after_failures", ["a dog"], 20000)
-    assert after["value"]["failed"] == 20000 and after["value"]["answers"] == ask(folder, "classify", ["a dog"])["value"]
+    assert (
+        after["value"]["failed"] == 20000 and after["value"]["answers"] == ask(folder, "classify", ["a dog"])["value"]
+    )
     damaged = shutil.copytree(folder, tmp_path / "damaged")
     weights = bytearray((damaged / "model" / "model.safetensors").read_bytes())
     weights[-5] ^= 1

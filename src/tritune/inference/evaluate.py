@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..checkpoints.load import is_quantized
+from ..checkpoints.plugin import TrituneConfig
 from ..checkpoints.size import size_bytes
 from ..compute.devices import this_process
 from ..compute.held import weights_held
@@ -24,6 +25,7 @@ from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
 from ..modeling.sites import Site
 from ..modeling.trace import Intervention
+from ..quant import Granularity
 from ..recipes import FinetuneRecipe, Recipe, check_evaluation_keys, load_recipe, recipe_beside
 from ..tasks.data import load_task_data
 from ..tasks.data.rows_record import rows_sha256
@@ -41,11 +43,35 @@ def predict(
 ) -> np.ndarray:
     """What `read` takes of the outputs of `model` in evaluation mode, (rows, ...).
 
-    Batches are taken in order: with per-tensor activation scales a row's logits depend on its batch mates.
+    Rows of similar length share a batch, which needs little padding. Only with per-tensor activation scales, where a
+    row's logits depend on its batch mates, batches are taken in order.
     """
+    order = range(len(dataset)) if shares_scales(model) else longest_first(dataset)
     with evaluation_mode(model), weights_held(), torch.no_grad():
-        batches = _batches(dataset, collate, batch_size, model.device)
-        return stacked([read(model(**batch), batch) for batch in batches])
+        batches = _batches(dataset, collate, batch_size, model.device, order)
+        read_rows = stacked([read(model(**batch), batch) for batch in batches])
+    return read_rows[np.argsort(order)]
+
+
+def shares_scales(model: PreTrainedModel) -> bool:
+    """Whether the rows of a batch share scales of activations, so that one changes what another gives."""
+    config = getattr(model.config, "quantization_config", None)
+    if not isinstance(config, TrituneConfig):
+        return False
+    quantization = config.quantization
+    return quantization.activation_bits is not None and quantization.activation_granularity != Granularity.TOKEN
+
+
+def longest_first(dataset: Dataset) -> Sequence[int]:
+    """The rows by their number of tokens, so that too little memory is noticed at once; images in their order.
+
+    >>> longest_first(Dataset.from_dict({"input_ids": [[1], [1, 2, 3], [4]]}))
+    [1, 0, 2]
+    """
+    if "input_ids" not in dataset.column_names:
+        return range(len(dataset))
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    return sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
 
 def assisted_logits(
@@ -66,7 +92,7 @@ def assisted_logits(
     """
     answers = []
     with evaluation_mode(student, teacher), weights_held(), torch.no_grad():
-        for batch in _batches(dataset, collate, batch_size, student.device):
+        for batch in _batches(dataset, collate, batch_size, student.device, range(len(dataset))):
             trace = teacher(**batch, output_trace=[site.field]).trace.mapped(layer_map)
             answers.append(read(student(**batch, intervention=Intervention(site, trace, weight)), batch))
     return stacked(answers)
@@ -86,8 +112,11 @@ def dev_scores(logits: dict[str, np.ndarray], data: EncodedData, task: Task) -> 
     return scores[first] | {split: scores[split] for split in others}
 
 
-def _batches(dataset: Dataset, collate: Collate, batch_size: int, device: torch.device) -> Iterator[Batch]:
-    for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collate), desc="evaluate", leave=False, delay=3):
+def _batches(
+    dataset: Dataset, collate: Collate, batch_size: int, device: torch.device, order: Sequence[int]
+) -> Iterator[Batch]:
+    loader = DataLoader(dataset, batch_size, sampler=order, collate_fn=collate)
+    for batch in tqdm(loader, desc="evaluate", leave=False, delay=3):
         yield {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
 
 

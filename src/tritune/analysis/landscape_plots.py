@@ -1,5 +1,6 @@
 """Figures of a `Landscape`: contours and surfaces, all models on one colour scale."""
 
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def plot_contours(result: Landscape) -> Figure:
                 color="white",
                 fontsize="small",
             )
-        axes.set(title=f"{name}: {result.centre[name]:.3g}", xlabel=_axis(result, 0), aspect="equal")
+        axes.set(title=_title(result, name), xlabel=_axis(result, 0), aspect="equal")
         axes.locator_params(nbins=5)
     panels[0].set_ylabel(_axis(result, 1))
     _finish(figure, result, norm, panels)
@@ -50,11 +51,16 @@ def plot_surfaces(result: Landscape) -> Figure:
     for axes, (name, losses) in zip(panels, result.losses.items(), strict=True):
         shown = np.ma.masked_invalid(losses)
         axes.plot_surface(x, y, shown, cmap=_COLOURS, norm=norm, rcount=100, ccount=100, linewidth=0)
-        axes.set(title=f"{name}: {result.centre[name]:.3g}", zlim=limits)
+        axes.set(title=_title(result, name), zlim=limits)
         axes.tick_params(labelsize="x-small")
         axes.locator_params(nbins=5)
     _finish(figure, result, norm, panels)
     return figure
+
+
+def _title(result: Landscape, name: str) -> str:
+    """A model's name, as long as its panel is wide, and its loss."""
+    return f"{fill(name, 40)}: {result.centre[name]:.3g}"
 
 
 def _figure(result: Landscape, height: float) -> Figure:

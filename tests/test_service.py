@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(folder):
-    testclient = pytest.importorskip("fastapi.testclient", reason="needs fastapi and httpx")
+    testclient = pytest.importorskip("fastapi.testclient", reason="needs fastapi")
     (source,) = (block for block in FENCE.findall(PAGE.read_text(encoding="utf-8")) if "FastAPI(" in block)
     assert MODEL in source and sum(bool(line) for line in source.splitlines()) <= 15, "fifteen lines"
     names: dict = {}

@@ -67,6 +67,7 @@ def show_task(task: "Task") -> None:
     else:
         names = ", ".join(task.labels[:20]) + ", …" * (len(task.labels) > 20)
         labels = f"{'any of ' * task.multi_label}{len(task.labels)} labels ({names})"
+        labels += ", given by their ids from 0," * task.by_id
     asked = ""
     if task.head.has_columns:
         asked = f"{', '.join(task.text_columns) or 'inputs'} to {labels} in {task.label_column}; "

@@ -302,6 +302,8 @@ def test_commands_and_code_of_deploy_run(at_demo):
     assert {"model.onnx", "config.json", "tokenizer.json"} <= {path.name for path in (at_demo / "onnx").iterdir()}
     assert (at_demo / "dense" / "model.safetensors").is_file() and (at_demo / "bench" / "bench.csv").is_file()
     for block in blocks(DOCS / "deploy.md", "python"):
+        if "FastAPI(" in block:  # test_service.py runs it
+            continue
         exec(compile(block, "deploy.md", "exec"), {})
     assert (at_demo / "student.onnx").is_file()
 

@@ -22,6 +22,7 @@ from tritune.tasks.data import load_task_data
 from tritune.tasks.heads import IMAGE_CLASSIFICATION, images
 from tritune.tasks.heads.augmented import AugmentedRows
 from tritune.tasks.heads.image_augmentation import augmented, random_box, shifted
+from tritune.tasks.heads.image_classification import PIXELS, _augment, collate
 from tritune.tasks.registry import get_task, own_task
 
 
@@ -257,6 +258,69 @@ def test_the_processor_must_fit_the_model(tmp_path):
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(TrituneError, match="vit: no image processor that can be loaded"):
         IMAGE_CLASSIFICATION.load_processor(folder, model, None)
+
+
+# Modes of more than 8 bits
+
+
+def ramp(levels=65536):
+    """From black to white, (64, 64)."""
+    return np.linspace(0, levels - 1, 64 * 64).astype(np.uint16).reshape(64, 64)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path, processor, ending):
+    """By the range of the mode, so that it is the picture that its upper bytes are, wherever it is used."""
+    (tmp_path / "scans").mkdir()
+    Pillow.fromarray(ramp()).save(tmp_path / "scans" / f"a.{ending}")
+    Pillow.fromarray((ramp() // 257).astype(np.uint8)).save(tmp_path / "scans" / "b.png")
+    rows, _ = images.unlabelled(tmp_path / "scans")
+    sixteen, eight = rows["image"]
+    assert sixteen.mode.startswith("I;16") and eight.mode == "L"
+    for image in (sixteen, eight):
+        assert np.asarray(images.eight_bits(image)).mean() == pytest.approx(127.5, abs=0.6)
+    assert images.eight_bits(eight) is eight
+    values = np.asarray(images.eight_bits(sixteen)).astype(int)
+    exact = ramp().astype(np.float64) / 257
+    assert np.abs(values - exact).max() <= 0.5 + 1e-9 and values.min() == 0 and values.max() == 255
+    batch = collate([{PIXELS: sixteen}, {PIXELS: eight}], processor)[PIXELS]
+    assert (batch[0] - batch[1]).abs().max() <= 1.01 / 255 / min(processor.image_std)
+    views = [
+        _augment({PIXELS: image}, random.Random(3), processor=processor, width=8, height=8) for image in rows["image"]
+    ]
+    assert (views[0][PIXELS] - views[1][PIXELS]).abs().max() <= 1.01 / 255 / min(processor.image_std)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "reason"),
+    [
+        ("int.tif", Pillow.fromarray(ramp().astype(np.int32)), "integers of 32 bits"),
+        ("float.tif", Pillow.fromarray(ramp().astype(np.float32)), "floats"),
+        ("nan.tif", Pillow.fromarray(np.full((4, 4), np.nan, np.float32)), "floats"),
+        ("lab.tif", Pillow.new("LAB", (4, 4)), "Lab colours"),
+    ],
+)
+def test_pixels_without_a_range_are_refused(tmp_path, name, image, reason):
+    folder = make_folder(tmp_path / "photos", 1)
+    image.save(folder / "red" / name)
+    message = rf"red/{name}: its pixels are {reason}.*; save it with 8 or 16 bits"
+    with pytest.raises(TrituneError, match=message):
+        load_task_data(own_task("image-classification", {"train": folder}), splits="train")
+    with pytest.raises(TrituneError, match=message):
+        images.unlabelled(folder)
+    encoded = [{"bytes": (folder / file).read_bytes()} for file in ("green/0.png", f"red/{name}")]
+    pyarrow.parquet.write_table(pyarrow.table({"image": encoded, "label": [0, 1]}), tmp_path / "rows.parquet")
+    with pytest.raises(TrituneError, match=rf"rows.parquet, row 2: its pixels are {reason}"):
+        images.unlabelled(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_modes_of_eight_bits_are_left_to_pillow(tmp_path, mode):
+    image = picture(COLOURS["red"], 0).convert("L" if mode == "LA" else "RGB").convert(mode)
+    image.save(tmp_path / "a.tif")
+    rows, _ = images.unlabelled(tmp_path / "a.tif")
+    (found,) = rows["image"]
+    assert np.array_equal(np.asarray(images.eight_bits(found).convert("RGB")), np.asarray(image.convert("RGB")))
 
 
 # Augmentation

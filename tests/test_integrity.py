@@ -18,7 +18,13 @@ from tritune import Quantization, TrituneError
 from tritune.checkpoints.integrity import tensor_checksum
 from tritune.checkpoints.load import load_pretrained
 from tritune.checkpoints.plugin import verify
-from tritune.engine.integrity import LARGEST_HEADER_BYTES, config_checksum, verify_config, verify_tensors
+from tritune.engine.integrity import (
+    LARGEST_HEADER_BYTES,
+    config_checksum,
+    read_packed,
+    verify_config,
+    verify_tensors,
+)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -85,6 +91,22 @@ def test_every_flipped_byte_of_the_weights_is_refused(copy):
         assert json.loads(changed[8 : 8 + struct.unpack("<Q", changed[:8])[0]]) == header
 
 
+# What of a BERT's config decides nothing, written out.
+FREE = {"label2id", "transformers_version", "_name_or_path", "initializer_range"} | {
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+}
+
+
+def deciding(config: dict) -> tuple:
+    """What transformers makes of a config.json, without what decides nothing; keys of others are not in it."""
+    section = config["quantization_config"]
+    made = BertConfig.from_dict({key: value for key, value in config.items() if key != "quantization_config"}).to_dict()
+    values = {key: made[key] for key in BertConfig().to_dict() if key not in FREE}
+    return values | {"id2label": sorted(values["id2label"])}, section
+
+
 def test_every_flipped_byte_of_the_config_is_refused(copy):
     path = copy / CONFIG
     original = bytearray(path.read_bytes())
@@ -93,7 +115,7 @@ def test_every_flipped_byte_of_the_config_is_refused(copy):
         damaged[position] ^= 1 << (position % 8)
         path.write_bytes(damaged)
         if not refused(verify_config, path):
-            assert json.loads(damaged) == json.loads(original), position
+            assert deciding(json.loads(damaged)) == deciding(json.loads(original)), position
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -107,7 +129,8 @@ def test_what_was_cut_swapped_or_overwritten_is_refused(tiny, tmp_path, data):
     damaged = original[:start] + data.draw(st.binary(max_size=40)) + original[end:]
     path.write_bytes(damaged)
     if not refused(verify, [tmp_path / "copy" / WEIGHTS]):
-        assert damaged == original or (path.name == CONFIG and json.loads(damaged) == json.loads(original))
+        same = damaged == original or path.name == CONFIG
+        assert same and (damaged == original or deciding(json.loads(damaged)) == deciding(json.loads(original)))
 
 
 LOADERS = {
@@ -211,8 +234,25 @@ DAMAGES = {
         "shape|size",
     ),
     "edited config": (rewrite(lambda config: config.update(layer_norm_eps=1e-3), checksum=False), "checksum differs"),
-    "edited labels": (
-        rewrite(lambda config: config.update(id2label={"0": "yes", "1": "no"}), checksum=False),
+    "another problem": (
+        rewrite(lambda config: config.update(problem_type="multi_label_classification"), checksum=False),
+        "checksum differs",
+    ),
+    "more labels": (
+        rewrite(lambda config: config.update(id2label={"0": "a", "1": "b", "2": "c"}), checksum=False),
+        "checksum differs",
+    ),
+    "another name of a key": (
+        rewrite(lambda config: config.update(torch_dtype="float16"), checksum=False),
+        "checksum differs",
+    ),
+    "a key that is missing": (rewrite(lambda config: config.pop("hidden_act"), checksum=False), "checksum differs"),
+    "fewer keys covered": (
+        rewrite(lambda config: config["quantization_config"]["config_keys"].remove("hidden_act"), checksum=False),
+        "checksum differs",
+    ),
+    "no list of keys": (
+        rewrite(lambda config: config["quantization_config"].pop("config_keys"), checksum=False),
         "checksum differs",
     ),
 }
@@ -228,6 +268,53 @@ def test_damage_is_refused_on_every_path(name, loader, copy):
     kind = Exception if forged and not loader.startswith("load") else TrituneError
     with pytest.raises(kind, match=message):
         LOADERS[loader](copy)
+
+
+EDITS = {
+    "names": {"id2label": {"0": "negative", "1": "positive"}, "label2id": {"negative": 0, "positive": 1}},
+    "names alone": {"id2label": {"0": "negative", "1": "positive"}},
+    "a key of another tool": {"my_tool": {"hidden_act": "relu", "list": [1, None]}, "license": "apache-2.0"},
+    "versions": {"transformers_version": "99.0"},
+    "what training reads": {"hidden_dropout_prob": 0.5, "classifier_dropout": 0.1, "initializer_range": 1.0},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("loader", LOADERS)
+def test_names_and_notes_may_be_edited(edit, loader, copy, tmp_path):
+    ids = torch.tensor([[1, 2, 3]])
+    before = LOADERS[loader](copy)(ids)[0]
+    rewrite(lambda config: config.update(EDITS[edit]), checksum=False)(copy)
+    verify([copy / WEIGHTS])
+    model = LOADERS[loader](copy)
+    assert torch.equal(model(ids)[0], before)
+    if "names" in edit:
+        assert model.config.id2label == {0: "negative", 1: "positive"}
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(LOADERS[loader](tmp_path / "again")(ids)[0], before)
+    assert read_packed(copy).config[next(iter(EDITS[edit]))] == next(iter(EDITS[edit].values()))
+
+
+def test_checkpoints_without_a_list_of_keys_are_covered_as_a_whole(copy):
+    """As all were before there was one."""
+    rewrite(lambda config: config["quantization_config"].pop("config_keys"))(copy)
+    section = json.loads((copy / CONFIG).read_text())["quantization_config"]
+    assert "config_keys" not in section and tritune.load(copy) is not None
+    rewrite(lambda config: config.update(transformers_version="99.0"), checksum=False)(copy)
+    with pytest.raises(TrituneError, match="checksum differs"):
+        tritune.load(copy)
+
+
+def test_the_keys_of_a_part_are_covered(tmp_path):
+    """A config of several, as CLIP's."""
+    section = {"checksums": {}, "config_keys": ["text_config"], "config_checksum": ""}
+    config = {"text_config": {"hidden_act": "gelu", "attention_dropout": 0.0}, "quantization_config": section}
+    known = config_checksum(config)
+    config["text_config"]["attention_dropout"] = 0.5
+    assert config_checksum(config) == known
+    config["text_config"]["hidden_act"] = "relu"
+    assert config_checksum(config) != known
 
 
 def test_files_of_two_checkpoints_are_not_mixed(copy, tmp_path):

@@ -8,12 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+import transformers
 import yaml
 from pyarrow import parquet
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from tritune.analysis.objective import objective
 from tritune.cli import demo
+from tritune.cli.show import show_task
 from tritune.errors import TrituneError
 from tritune.modeling.instrument import instrument
 from tritune.tasks.data import load_task_data
@@ -112,6 +114,53 @@ def test_a_column_for_each_label(tmp_path):
     assert list(load_task_data(known, splits=["train"])["train"]["label"])[2] == [1.0, 0.0]
     with pytest.raises(TrituneError, match="'rude', 'late' are not the labels: 'late', 'early'"):
         load_task_data(own_task(KIND, {"train": path}, None, "rude,late", labels=("late", "early")), splits=["train"])
+
+
+# labels as a file has them, the names that a model knows, and what it is given
+IDS = {
+    "whole_numbers": ([1, 0, 1], ("neg", "pos"), [1, 0, 1]),
+    "digits": (["1", "0", "1"], ("neg", "pos"), [1, 0, 1]),
+    "of_pandas": (["1.0", "0.0", "1.0"], ("neg", "pos"), [1, 0, 1]),
+    "floats": ([1.0, 0.0, 1.0], ("neg", "pos"), [1, 0, 1]),
+    "generic": ([2, 0, 1], ("LABEL_0", "LABEL_1", "LABEL_2"), [2, 0, 1]),
+    "not_all_of_them": ([2, 2, 0], ("a", "b", "c", "d"), [2, 2, 0]),
+    "many": ([[1, 0], [], ["1"]], ("a", "b"), [[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]]),
+    "many_in_a_cell": (["1|0", "", "1.0"], ("a", "b"), [[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]]),
+    "names_that_are_numbers": ([1, 2, 1], ("2", "1"), [1, 0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_ids_in_place_of_names(tmp_path, capsys, name):
+    values, names, given = IDS[name]
+    task = task_of(tmp_path, values, labels=names, problem="multi_label" if "many" in name[:4] else None)
+    by_name = name == "names_that_are_numbers"
+    assert task.labels == names and task.by_id is not by_name
+    assert labels_of(task) == given and labels_of(task, "validation") == given[::-1]
+    show_task(task)
+    assert (", given by their ids from 0, in label;" in " ".join(capsys.readouterr().err.split())) is not by_name
+
+
+@pytest.mark.parametrize(
+    ("train", "dev", "message"),
+    [
+        ([0, 1], [0, 2], "dev.jsonl, row 2: the label '2' is not one of the labels"),
+        ([0, 1], [0, -1], "dev.jsonl, row 2: the label '-1' is not one of the labels"),
+        ([0, 7], [0, 1], "train.jsonl, row 2: the label '7' is not one of the labels"),
+        (["neg", "1"], ["neg", "pos"], "train.jsonl, row 2: the label 'label' is a number"),
+        (["neg", "pos"], [0, 1], "dev.jsonl, row 1: the label '0' is not one of the labels"),
+        ([0.5, 1], [0, 1], "train.jsonl, row 1: the label '0.5' is not one of the labels"),
+    ],
+)
+def test_ids_are_not_guessed_where_names_are_given(tmp_path, train, dev, message):
+    with pytest.raises(TrituneError, match=message):
+        load_task_data(task_of(tmp_path, train, dev, labels=("neg", "pos")))
+
+
+def test_words_for_a_model_whose_labels_have_no_names(tmp_path):
+    task = task_of(tmp_path, ["pos", "neg"], labels=("LABEL_0", "LABEL_1"))
+    with pytest.raises(TrituneError, match="'LABEL_0', 'LABEL_1'; name those in id order with --labels"):
+        load_task_data(task)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
@@ -487,3 +536,30 @@ def test_analyses_and_exports_take_a_task_file(cli, base, tmp_path):
     write(dev, table([["a"], ["c"]]))
     code, _, err = cli("export", teacher, "--format", "dense", "--output", tmp_path / "new", *task)
     assert code == 2 and f"{dev}, row 2" in err and not (tmp_path / "new").exists()
+
+
+def test_labels_named_on_the_command_line(cli, base, tmp_path):
+    """Of a teacher that calls them LABEL_0 and LABEL_1, and of one without a classifier."""
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    model.save_pretrained(tmp_path / "teacher")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "teacher")
+    words = write(tmp_path / "dev.csv", table(["neg", "pos", "pos", "neg"]))
+    ids = write(tmp_path / "ids.csv", table(["0.0", "1.0", "1.0", "0.0"]))
+    arguments = ("evaluate", tmp_path / "teacher", "--task", KIND, "--json", "--dev-file")
+    code, _, err = cli(*arguments, words)
+    assert code == 2 and "name those in id order with --labels" in err
+    found = []
+    for file, names in ((words, ("--labels", "neg, pos")), (ids, ("--labels", "neg,pos")), (ids, ())):
+        code, out, err = cli(*arguments, file, *names)
+        assert code == 0 and ("given by their ids" in err) is (file == ids), err
+        found.append(json.loads(out)["accuracy"])
+    assert found[0] == found[1] == found[2]
+    for names, message in (("neg,neg", "a name of its own"), ("a,b,c", "has 2 labels"), ("a,", "a name of its own")):
+        code, _, err = cli(*arguments, ids, "--labels", names)
+        assert code == 2 and message in err, err
+    for name, kind in (("headless", "BertModel"), ("masked", "BertForMaskedLM")):
+        AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / name)
+        getattr(transformers, kind)(model.config).save_pretrained(tmp_path / name)
+        code, _, err = cli("evaluate", tmp_path / name, "--task", KIND, "--dev-file", words)
+        reason = f"a {kind}, which has no head for text-classification; fine-tune it first: tritune finetune"
+        assert code == 2 and reason in " ".join(err.split()) and "row 1" not in err, err

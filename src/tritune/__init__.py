@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .checkpoints.load import load
     from .checkpoints.plugin import TrituneConfig
     from .checkpoints.prepare import prepare
+    from .checkpoints.vocabulary import shrink_vocabulary
     from .distil.losses import register_loss
     from .distil.schedule import register_schedule
     from .errors import TrituneError, UnsupportedModelError
@@ -55,6 +56,7 @@ __all__ = [
     "register_quantizer",
     "register_schedule",
     "shrink",
+    "shrink_vocabulary",
 ]
 
 # Where each public name lives.
@@ -77,6 +79,7 @@ _HOMES = {
     "register_quantizer": "quant",
     "register_schedule": "distil.schedule",
     "shrink": "modeling.shrink",
+    "shrink_vocabulary": "checkpoints.vocabulary",
 }
 
 

@@ -1,13 +1,14 @@
 """Models and tokenizers from a folder or the hub, whole and sound before anything is computed or written."""
 
 import hashlib
-import json
 import logging
 import re
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -23,13 +24,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+from transformers.utils import WEIGHTS_NAME, cached_file
 
 from ..errors import TrituneError, first_line, shown
 from .engine import attach
 from .hub import located
 from .integrity import bytes_of
 from .plugin import METHOD, TrituneConfig, is_packed
+from .weight_files import reading_options, wrapping
 
 # transformers replaces methods of its classes while it loads; of two threads one would leave them replaced.
 _LOADING = threading.RLock()
@@ -155,23 +157,29 @@ def _folder_of(source: str | Path) -> Path:
 def _from_pretrained(
     kind: Any, source: str | Path, config: PreTrainedConfig, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A model of the class `kind` and what transformers reports of the loading; no other files than safetensors."""
-    path, found = Path(source), located(source)
-    if path.is_dir() and not any(path.glob("*.safetensors")):
-        raise TrituneError(f"{source}: no model.safetensors; save weights in other formats as safetensors first")
+    """A model of the class `kind` and what transformers reports of the loading."""
+    found = located(source)
     try:
-        _check_no_pickle(found, config)
+        options = {"output_loading_info": True, "trust_remote_code": False, **reading_options(found, config), **options}
         with _LOADING, _quiet():
-            return kind.from_pretrained(
-                found, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
-            )
+            model, report = kind.from_pretrained(found, **options)
+            is_float = getattr(config, "quantization_config", None) is None
+            if is_float and (prefix := wrapping(report["missing_keys"], report["unexpected_keys"])):
+                model, report = kind.from_pretrained(found, key_mapping={f"^{re.escape(prefix)}": ""}, **options)
+                warnings.warn(f"{source}: {prefix} in front of the names of all weights was taken off", stacklevel=2)
     except TrituneError as error:
         raise _named(error, source) from None
+    except UnpicklingError:
+        raise TrituneError(
+            f"{source}: {WEIGHTS_NAME} holds more than plain tensors, so reading it could run code; save the model as "
+            "safetensors first"
+        ) from None
     except Exception as error:
         reason = first_line(error)
         if "ignore_mismatched_sizes" in reason:
             reason = "the shapes of its weights do not match its config.json"
         raise TrituneError(f"{source}: not a model that can be loaded ({reason}); save or download it again") from None
+    return model, report
 
 
 def _check_complete(report: dict[str, Any], source: str | Path) -> None:
@@ -183,18 +191,6 @@ def _check_complete(report: dict[str, Any], source: str | Path) -> None:
     for fault, names in faults.items():
         if names:
             raise TrituneError(f"{source}: {', '.join(sorted(names)[:3])}: {fault}; download or convert it again")
-
-
-def _check_no_pickle(source: str | Path, config: PreTrainedConfig) -> None:
-    """Refuse names of other weight files, which transformers would unpickle in spite of `use_safetensors`."""
-    named = getattr(config, "transformers_weights", None)
-    names = [] if named is None else [named]
-    with suppress(OSError):  # most models have no index
-        if (index := cached_file(source, SAFE_WEIGHTS_INDEX_NAME)) is not None:
-            names += json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-    for name in names:
-        if not str(name).endswith(".safetensors"):
-            raise TrituneError(f"its weights are declared to be in {name!r}; save them as safetensors")
 
 
 def _check_label_names(config: PreTrainedConfig, source: str | Path) -> None:

@@ -17,12 +17,20 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..engine.integrity import OWN_CHECKSUM, config_checksum, verify_config, verify_tensors
+from ..engine.integrity import (
+    COVERED_KEYS,
+    OWN_CHECKSUM,
+    SECTION,
+    config_checksum,
+    is_free,
+    verify_config,
+    verify_tensors,
+)
 from ..errors import TrituneError, shown
 from ..modeling.attention import IMPLEMENTATION
 from ..modeling.instrument import instrument, instrument_skeleton
@@ -37,6 +45,13 @@ QAT, PACKED = "qat", "packed"
 # Of packed checkpoints; a change that an older tritune would misread takes the next number.
 FORMAT_VERSION = 1
 
+# Keys that transformers and the engine read of a config.json although they are no fields of every class.
+_READ_BESIDES = (
+    *("num_labels", "problem_type", "torch_dtype", "attn_implementation", "_attn_implementation", "tokenizer_class"),
+    *("position_embedding_type", "is_decoder", "add_cross_attention", "rope_scaling", "rope_theta", "sub_configs"),
+    *("output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "pruned_heads", "auto_map"),
+)
+
 
 class TrituneConfig(QuantizationConfigMixin):
     """The `quantization_config` section of a checkpoint.
@@ -48,6 +63,7 @@ class TrituneConfig(QuantizationConfigMixin):
         format_version: of a packed checkpoint; None for "qat".
         checksums: of a packed checkpoint as it lies in its files, name to `integrity.tensor_checksum`.
         config_checksum: of its config.json.
+        config_keys: the keys of that file which the checksum covers.
 
     Raises:
         TrituneError: an unknown stage, version or key, or a value out of range.
@@ -60,6 +76,7 @@ class TrituneConfig(QuantizationConfigMixin):
         format_version: int | None = None,
         checksums: dict[str, str] | None = None,
         config_checksum: str = "",
+        config_keys: list[str] | None = None,
         **values: Any,
     ):
         values.pop("quant_method", None)
@@ -80,6 +97,7 @@ class TrituneConfig(QuantizationConfigMixin):
         self.format_version = format_version
         self.checksums = checksums or {}
         self.config_checksum = config_checksum
+        self.config_keys = config_keys
 
     @property
     def is_packed(self) -> bool:
@@ -97,6 +115,8 @@ class TrituneConfig(QuantizationConfigMixin):
                 "checksums": self.checksums,
                 OWN_CHECKSUM: self.config_checksum,
             }
+            if self.config_keys is not None:  # else as it was written before there was such a list
+                values[COVERED_KEYS] = self.config_keys
         return values
 
 
@@ -143,6 +163,7 @@ class TrituneQuantizer(HfQuantizer):
             config.dtype = str(model.dtype).removeprefix("torch.")
             config.architectures = [type(model).__name__]
             config.quantization_config = self.quantization_config
+            self.quantization_config.config_keys = _keys_read(config)
             self.quantization_config.config_checksum = config_checksum(json.loads(config.to_json_string()))
         return None, {}
 
@@ -204,6 +225,12 @@ def _check_loaded(model: PreTrainedModel) -> None:
             raise TrituneError(f"{name} is not in the checkpoint; load it with the class it was saved from")
         if not tensor.isfinite().all():
             raise TrituneError(f"{name}: holds NaN or infinite values; the file is damaged")
+
+
+def _keys_read(config: PreTrainedConfig) -> list[str]:
+    """The keys of a config.json that may decide what a model computes, whether they are in it or not."""
+    keys = {*config.to_dict(), *config.attribute_map, *_READ_BESIDES} - {SECTION, "id2label"}
+    return sorted(key for key in keys if not is_free(key))
 
 
 def _came(tensor: torch.Tensor) -> bool:

@@ -15,6 +15,7 @@ def evaluate(
     columns: options.Columns = None,
     label_column: options.LabelColumn = None,
     problem: options.Problem = None,
+    labels: options.Labels = None,
     teacher: Annotated[str | None, typer.Option(help="Also measure how close MODEL is to this teacher.")] = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
@@ -29,7 +30,7 @@ def evaluate(
     """
     from ..recipes import check_evaluation_keys
 
-    own = options.OwnFiles(None, dev_file, columns, label_column, problem)
+    own = options.OwnFiles(None, dev_file, columns, label_column, problem, labels)
     check_evaluation_keys(overrides or [])
     options.check_task(task, own, trains=False)
     options.begin(model, teacher)

@@ -17,6 +17,7 @@ def finetune(
     columns: options.Columns = None,
     label_column: options.LabelColumn = None,
     problem: options.Problem = None,
+    labels: options.Labels = None,
     recipe: Annotated[str, typer.Option(help="Your own recipe, a YAML file.", metavar="FILE")] = "finetune",
     overrides: options.Overrides = None,
     overwrite: options.Overwrite = False,
@@ -34,7 +35,7 @@ def finetune(
     from ..recipes import FinetuneRecipe, load_recipe
 
     wanted = load_recipe(recipe, overrides or [], FinetuneRecipe)
-    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
+    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem, labels)
     options.check_task(task, own)
     options.begin(model)
     from ..compute.devices import this_process

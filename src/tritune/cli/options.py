@@ -69,6 +69,14 @@ Problem = Annotated[
         metavar="WHAT",
     ),
 ]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="Names of the labels in id order, separated by commas: of a model that calls them LABEL_0, LABEL_1, …, or "
+        "of the numbers in your files. By default the model's own, or for a new model those of the training file.",
+        metavar="NAMES",
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Option(help="Folder of the task's original files. By default the data set is downloaded from the hub."),
@@ -93,6 +101,7 @@ class OwnFiles:
     columns: str | None
     label_column: str | None
     problem: str | None
+    labels: str | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Those given, as `registry.own_task` calls them."""
@@ -101,6 +110,7 @@ class OwnFiles:
             "columns": None if self.columns is None else comma_separated(self.columns),
             "label_column": self.label_column,
             "problem": self.problem,
+            "labels": None if self.labels is None else comma_separated(self.labels),
             "files": {split: path for split, path in files.items() if path is not None} or None,
         }
         return {name: value for name, value in given.items() if value is not None}
@@ -122,6 +132,9 @@ def check_task(name: str, own: OwnFiles | None = None, *, trains: bool = True) -
     """
     given = own.arguments() if own is not None else {}
     check_problem(given.get("problem"))
+    names = given.get("labels", [])
+    if not all(names) or len(set(names)) < len(names):
+        raise TrituneError(f"--labels must give each label a name of its own; got {', '.join(names)}")
     if is_task_file(name):
         return
     if name in KINDS and "files" in given:
@@ -186,8 +199,11 @@ def open_task(name: str, own: OwnFiles, model: str | None = None, *, trains: boo
     _check_splits(name, files, trains)
     if not trains:
         files.pop("train", None)  # a score on it may be asked for
-    kind = values["kind"]
-    known = HEADS[kind].known(load_config(model)) if model is not None and kind in HEADS else {}
+    known: dict[str, Any] = {}
+    if model is not None and (head := HEADS.get(values["kind"])) is not None:
+        config = load_config(model)
+        head.check_architecture(config, model)
+        known = head.known(config)
     task = own_task(**(known | values | given | {"files": files}))
     show_task(task)
     return task

@@ -67,6 +67,7 @@ def show_task(task: "Task") -> None:
     else:
         names = ", ".join(task.labels[:20]) + ", …" * (len(task.labels) > 20)
         labels = f"{'any of ' * task.multi_label}{len(task.labels)} labels ({names})"
+        labels += ", given by their ids from 0," * task.by_id
     asked = ""
     if task.head.has_columns:
         asked = f"{', '.join(task.text_columns) or 'inputs'} to {labels} in {task.label_column}; "
@@ -138,8 +139,22 @@ def show_augmented(record: dict[str, Any]) -> None:
 def show_shrunk(made: dict[str, Any]) -> None:
     """What `shrink` wrote."""
     sizes = f"{readable(made['source']['size_bytes'])} became {readable(made['size_bytes'])}"
-    kept = f"layers {', '.join(map(str, made['layers']))} of {made['of']}"
-    _say(f"{kept}: {sizes}, {made['parameters']:,} parameters. Written to {made['output']}")
+    kept = [f"layers {', '.join(map(str, made['layers']))} of {made['of']}"] if "layers" in made else []
+    if vocabulary := made.get("vocabulary"):
+        kept.append(f"{vocabulary['tokens']:,} of {vocabulary['of']:,} tokens")
+        if held_out := vocabulary.get("held_out"):
+            _show_held_out(held_out)
+    _say(f"{', '.join(kept)}: {sizes}, {made['parameters']:,} parameters. Written to {made['output']}")
+
+
+def _show_held_out(counted: dict[str, int]) -> None:
+    """What became of the tokens of other texts."""
+    tokens = max(counted["tokens"], 1)
+    unknown, split, before = (counted[name] / tokens for name in ("unknown", "split", "unknown_before"))
+    _say(
+        f"held-out texts: of {counted['tokens']:,} tokens {unknown:.2%} became unknown ({before:.2%} were) and "
+        f"{split:.2%} are split; {counted['tokens_after'] / tokens - 1:+.2%} tokens in all"
+    )
 
 
 def show_finetuned(metrics: dict[str, Any], folder: Path) -> None:

@@ -18,6 +18,7 @@ def sweep(
     columns: options.Columns = None,
     label_column: options.LabelColumn = None,
     problem: options.Problem = None,
+    labels: options.Labels = None,
     overrides: options.Overrides = None,
     storage: Annotated[
         str | None,
@@ -48,7 +49,7 @@ def sweep(
     from ..recipes import load_sweeps, parse_overrides
 
     title, sweeps = load_sweeps(space, parse_overrides(overrides or []), trials)
-    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
+    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem, labels)
     options.check_task(task, own)
     options.begin(teacher)
     from ..training.sweep import open_sweep, run_sweep

@@ -18,6 +18,7 @@ def train(
     columns: options.Columns = None,
     label_column: options.LabelColumn = None,
     problem: options.Problem = None,
+    labels: options.Labels = None,
     unlabelled: Annotated[
         Path | None,
         typer.Option(
@@ -61,7 +62,7 @@ def train(
     from ..recipes import load_recipe
 
     wanted = load_recipe(recipe, overrides or [])
-    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem)
+    own = options.OwnFiles(train_file, dev_file, columns, label_column, problem, labels)
     options.check_task(task, own, trains=unlabelled is None)
     options.begin(teacher, student, start)
     from ..checkpoints.prepare import prepare

@@ -1,6 +1,7 @@
 """Checksums of a packed checkpoint: nothing of its files is used before all of them are what was written.
 
-`config.json` holds, in its `quantization_config`, a checksum of every tensor and one of everything else in that file.
+`config.json` holds, in its `quantization_config`, a checksum of every tensor and one of what else in that file decides
+what the model computes: names of labels, notes and versions may be edited there, as in any other folder.
 Both are the first 32 hexadecimal digits of a SHA-256: they tell damage, not forgery. They lie there and not in the
 header of the safetensors file because that file is written with its entries in no fixed order as soon as its header has
 more than one.
@@ -13,13 +14,19 @@ import hashlib
 import json
 import math
 import mmap
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import TrituneError, first_line, shown
 
-SECTION, OWN_CHECKSUM = "quantization_config", "config_checksum"
+SECTION, OWN_CHECKSUM, COVERED_KEYS = "quantization_config", "config_checksum", "config_keys"
+_LABELS = "id2label"
+# Keys of a config that decide nothing of what a packed model computes: names, notes, and what only training reads.
+_FREE = re.compile(
+    r"label2id|transformers_version|_?name_or_path|tritune_shrunk|initializer_\w+|\w*(dropout|_pdrop|drop_path|layerdrop)\w*"
+)
 # Of a header: a model with 100,000 tensors needs less. Checked before the header is read.
 LARGEST_HEADER_BYTES = 16 * 2**20
 _LARGEST_CONFIG_BYTES = 64 * 2**20
@@ -78,11 +85,33 @@ def checksum(dtype: str, shape: Sequence[int], content: Any) -> str:
     return digest.hexdigest()[:32]
 
 
+def is_free(key: str) -> bool:
+    """Whether a key of a config may be edited, because it decides nothing of what a packed model computes.
+
+    >>> is_free("hidden_dropout_prob"), is_free("hidden_act")
+    (True, False)
+    """
+    return _FREE.fullmatch(key) is not None
+
+
 def config_checksum(config: dict[str, Any]) -> str:
-    """Of the content of a `config.json`, but for the checksum itself."""
+    """Of what decides what a model computes in the content of a `config.json`.
+
+    That is the whole `quantization_config` but for the checksum itself, and the keys that it lists as `config_keys`
+    with what else the model's class reads; of labels, their ids and not their names. Further keys are of other tools.
+    Checkpoints that were written before there was such a list are covered as a whole.
+    """
     section = {key: value for key, value in config[SECTION].items() if key != OWN_CHECKSUM}
+    if (covered := section.get(COVERED_KEYS)) is not None:
+        labels = sorted(config.get(_LABELS, ("0", "1")))  # where none are named there are two
+        config = {key: _deciding(config[key]) for key in covered if key in config} | {_LABELS: labels}
     text = json.dumps(config | {SECTION: section}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _deciding(value: Any) -> Any:
+    """A value without the keys that are free, where it is the config of a part of a model."""
+    return {key: inner for key, inner in value.items() if not is_free(key)} if isinstance(value, dict) else value
 
 
 def verify_config(path: Path) -> dict[str, str]:
@@ -156,8 +185,8 @@ def _config(path: Path) -> tuple[bytes, dict[str, Any]]:
         ) from None
     if actual != known or not isinstance(checksums, dict):
         raise TrituneError(
-            f"{path}: not what was written (its checksum differs); download or convert it again; to change a config "
-            "load the model, change model.config and save it"
+            f"{path}: not what was written (its checksum differs); download or convert it again. Names of labels and "
+            "notes may be edited; to change more, load the model, change model.config and save it"
         )
     return content, config
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..errors import TrituneError, first_line, shown
 from .anatomy import unsupported
 from .instrument import instrument, instrument_of
+from .rebuild import build_like, check_float, counting_keys, owners_of
 
 # The config's note of what a shrunk model was made of: {"layers": [1, 3, 5], "of": 6}.
 NOTE = "tritune_shrunk"
@@ -46,15 +47,12 @@ def shrink(
             config has no key that counts them.
         TrituneError: the model is quantized, `layers` does not fit it, or a layer cannot stand where it would come to.
     """
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise TrituneError(f"this {type(model).__name__} is quantized; shrink the float model, then train")
+    check_float(model)
     path, depth = _find_layers(model, sample_inputs)
     _check_layers(layers, depth)
     weights = dict(_renumbered(model.state_dict(), path, layers))
     config = _shorter_config(model, path, layers, depth)
-    with torch.random.fork_rng(devices=[]):  # first weights are drawn only to be replaced
-        small = type(model)(config)
-        small.to(dtype=model.dtype, device=model.device)  # type: ignore[call-arg]  # transformers wraps it without self
+    small = build_like(model, config)
     _check_weights(small.state_dict(), weights, path, layers)
     small.load_state_dict(weights)
     setattr(small.config, NOTE, {"layers": list(layers), "of": depth})
@@ -108,9 +106,9 @@ def _renumbered(
 def _shorter_config(model: PreTrainedModel, path: str, layers: Sequence[int], depth: int) -> PreTrainedConfig:
     """The config of a model whose list at `path` is as long as `layers`."""
     failure = "no key of its config sets the number of its layers"
-    for part, key in _counting_keys(model.config, depth):
+    for part, key in counting_keys(model.config, "num_hidden_layers", depth):
         config = copy.deepcopy(model.config)
-        owner = getattr(config, part) if part else config
+        owner = owners_of(config)[part]
         try:
             _cut_lists(owner, layers, depth)
             setattr(owner, key, len(layers))
@@ -123,20 +121,6 @@ def _shorter_config(model: PreTrainedModel, path: str, layers: Sequence[int], de
         if isinstance(found, nn.ModuleList) and len(found) == len(layers):
             return config
     raise unsupported(model, failure)
-
-
-def _counting_keys(config: PreTrainedConfig, depth: int) -> Iterator[tuple[str, str]]:
-    """Keys that may count the layers, each with the part of the config that it stands in; the usual name first."""
-    parts = {name: getattr(config, name, None) for name in config.sub_configs}
-    keys = [
-        (part, key, key == owner.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
-        for part, owner in {"": config, **parts}.items()
-        if owner is not None
-        for key, value in vars(owner).items()
-        if type(value) is int and value == depth
-    ]
-    for part, key, _ in sorted(keys, key=lambda row: not row[2]):
-        yield part, key
 
 
 def _cut_lists(config: PreTrainedConfig, layers: Sequence[int], depth: int) -> None:

@@ -47,6 +47,7 @@ class Task:
         files: the file of every split of a user's own data; None for a task of the table.
         label_column: that holds the label of a user's own data.
         multi_label: whether a row may have any number of labels.
+        by_id: whether the user's own data give labels whose names are known by their ids.
         repository: the data set's name on the hub where it is none of GLUE's.
     """
 
@@ -64,6 +65,7 @@ class Task:
     files: Mapping[str, Path] | None = None
     label_column: str = "label"
     multi_label: bool = False
+    by_id: bool = False
     repository: str | None = None
 
     @property
@@ -227,6 +229,19 @@ class Head(ABC):
             TrituneError: such a file cannot be used.
         """
         return self
+
+    def check_architecture(self, config: PreTrainedConfig, source: str | Path) -> None:
+        """Raise TrituneError, naming `source`, if a model of this config has another head, or none.
+
+        Its labels would not be those of any task.
+        """
+        wanted = self.auto_model.__name__.removeprefix("AutoModel")
+        names = config.architectures or []
+        if names and not any(wanted in name for name in names):
+            raise TrituneError(
+                f"{source}: a {names[0]}, which has no head for {self.name}; fine-tune it first: tritune finetune "
+                f"{source} --task {self.name} --output teacher, with the options of your files"
+            )
 
     @abstractmethod
     def options(self, task: Task) -> dict[str, Any]:

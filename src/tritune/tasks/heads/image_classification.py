@@ -23,7 +23,7 @@ from ..metrics import accuracy
 from .classifier import Classifier, measures_of, named_answers
 from .head import Answering, EncodedData, Predictable, Task
 from .image_augmentation import augmented
-from .images import IMAGE, LABEL, label_names, labelled, read_labelled, with_label
+from .images import IMAGE, LABEL, eight_bits, label_names, labelled, read_labelled, with_label
 
 # Named as the model's input, because Trainer keeps no other columns.
 PIXELS = "pixel_values"
@@ -134,7 +134,7 @@ def collate(rows: Sequence[dict[str, Any]], processor: Any) -> BatchFeature:
 
 def _augment(row: dict[str, Any], generator: random.Random, *, processor: Any, width: int, height: int) -> dict:
     """A training row with a random view of its image, processed but for changes of size."""
-    image = augmented(row[PIXELS], width, height, processor.resample, generator)
+    image = augmented(eight_bits(row[PIXELS]), width, height, processor.resample, generator)
     (pixels,) = _pixels(processor, [image], do_resize=False, do_center_crop=False)
     return {**row, PIXELS: pixels}
 
@@ -142,7 +142,7 @@ def _augment(row: dict[str, Any], generator: random.Random, *, processor: Any, w
 def _pixels(processor: Any, images: list[Pillow.Image], **options: Any) -> torch.Tensor:
     """Images of any mode, in colour or gray as the processor's mean says, to (batch, channels, height, width)."""
     mode = "L" if len(getattr(processor, "image_mean", None) or "RGB") == 1 else "RGB"
-    return processor([image.convert(mode) for image in images], return_tensors="pt", **options)[PIXELS]
+    return processor([eight_bits(image).convert(mode) for image in images], return_tensors="pt", **options)[PIXELS]
 
 
 def _check_fits(found: list[int], config: PreTrainedConfig, source: str | Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as Pillow
@@ -22,6 +23,8 @@ from ..table import listed
 IMAGE, LABEL = "image", "label"
 # The columns that are looked for where none is of the type `Image`.
 _KNOWN_COLUMNS = ("image", "img")
+# Modes of Pillow whose pixels have no range that could be scaled to that of colours.
+_NO_RANGE = {"I": "integers of 32 bits", "F": "floats", "LAB": "Lab colours"}
 # What the dev split of a hub data set may be called, best first.
 _DEV_SPLITS = ("validation", "valid", "val", "dev", "test")
 
@@ -160,7 +163,8 @@ def labelled(rows: Dataset, names: Sequence[str], where: str) -> Dataset:
 def verified(rows: Dataset, where: str) -> Dataset:
     """Rows whose column `image`, of encoded bytes or paths, has the type `Image`, once every image was decoded.
 
-    Raises TrituneError, naming file or row, if the column holds something else or an image cannot be decoded.
+    Raises TrituneError, naming file or row, if the column holds something else, or an image cannot be decoded or has
+    pixels without a known range.
     """
     if not isinstance(rows.features[IMAGE], Image):
         try:
@@ -172,12 +176,32 @@ def verified(rows: Dataset, where: str) -> Dataset:
         try:
             image = rows[number][IMAGE]
         except Exception as error:
-            path = rows.cast_column(IMAGE, Image(decode=False))[number][IMAGE]["path"]
-            place = path if path and Path(path).is_file() else f"{where}, row {number + 1}"
+            place = _place(rows, number, where)
             raise TrituneError(f"{place}: not an image that can be decoded ({first_line(error)}); replace it") from None
         if image is None:
             raise TrituneError(f"{where}, row {number + 1}: there is no image; fill it in or drop the row")
+        if image.mode in _NO_RANGE:
+            raise TrituneError(
+                f"{_place(rows, number, where)}: its pixels are {_NO_RANGE[image.mode]}, whose black and white are not "
+                "known; save it with 8 or 16 bits"
+            )
     return rows
+
+
+def _place(rows: Dataset, number: int, where: str) -> str:
+    """What a message calls the image of a row."""
+    path = rows.cast_column(IMAGE, Image(decode=False))[number][IMAGE]["path"]
+    return path if path and Path(path).is_file() else f"{where}, row {number + 1}"
+
+
+def eight_bits(image: Pillow.Image) -> Pillow.Image:
+    """An image whose pixels have 8 bits: of 16, the range from 0 to 65535 is scaled to that from 0 to 255.
+
+    Pillow's own `convert` cuts off at 255, which makes almost all of a 16-bit image white.
+    """
+    if not image.mode.startswith("I;16"):
+        return image
+    return Pillow.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
 
 
 def unlabelled(source: str | Path) -> tuple[Dataset, list[dict[str, Any]]]:

@@ -103,19 +103,32 @@ def _in_order(names: Iterable[str]) -> list[str]:
         return sorted(names)
 
 
+def are_ids(problem: str, names: Sequence[str], rows: Sequence[Row], columns: Sequence[str], file: str) -> bool:
+    """Whether a label column holds the ids of labels whose `names` are known: whole numbers, none of which is a name.
+
+    Raises TrituneError if a label cannot be read.
+    """
+    if problem == "regression" or len(columns) > 1:
+        return False
+    cells = ((row.get(columns[0]), where) for where, row in placed(rows, file))
+    found = {name for cell, where in cells for name in _names_in(problem, cell, where, columns[0])}
+    return bool(found) and found.isdisjoint(names) and all(_whole_number(name) is not None for name in found)
+
+
 class LabelReader:
     """Reads the label of a row as the model takes it.
 
     `problem` is one of `names.PROBLEMS`, `names` are those of the labels in id order (None for scores), and `origin`
-    says in messages where they come from. Raises TrituneError for several `columns` that are not one for each label.
+    says in messages where they come from. With `by_id`, whole numbers are ids. Raises TrituneError for several
+    `columns` that are not one for each label.
     """
 
-    def __init__(self, problem: str, names: Sequence[str] | None, columns: Sequence[str], origin: str):
-        self.problem, self.columns, self.origin = problem, columns, origin
+    def __init__(
+        self, problem: str, names: Sequence[str] | None, columns: Sequence[str], origin: str, by_id: bool = False
+    ):
+        self.problem, self.columns, self.origin, self.by_id = problem, columns, origin, by_id
         self.names = tuple(names or ())
         self.ids = {name: index for index, name in enumerate(self.names)}
-        # A model whose labels nobody named calls them LABEL_0, LABEL_1, …
-        self.ids |= {str(i): i for i, name in enumerate(self.names) if name == f"LABEL_{i}" and str(i) not in self.ids}
         if len(columns) > 1 and {self.ids.get(column) for column in columns} != set(range(len(self.names))):
             raise TrituneError(f"--label-column: {listed(columns)} are not {origin}: {listed(self.names)}")
 
@@ -131,15 +144,22 @@ class LabelReader:
             given = [name for name in self.columns if _flag(row.get(name), where, name)]
         else:
             given = _names_in(self.problem, row.get(column), where, column)
-        if unknown := [name for name in given if name not in self.ids]:
+        found = {name: self._id(name) for name in given}
+        if unknown := [name for name, index in found.items() if index is None]:
+            nameless = self.names == tuple(f"LABEL_{index}" for index in range(len(self.names)))
+            advice = "name those in id order with --labels" if nameless else "rename it or drop the row"
             raise TrituneError(
-                f"{where}: the label {shown(unknown[0])} is not one of {self.origin}: {listed(self.names)}; rename it "
-                "or drop the row"
+                f"{where}: the label {shown(unknown[0])} is not one of {self.origin}: {listed(self.names)}; {advice}"
             )
+        ids = {index for index in found.values() if index is not None}
         if self.problem == "single_label":
-            return self.ids[given[0]]
-        ids = {self.ids[name] for name in given}
+            return ids.pop()
         return [float(index in ids) for index in range(len(self.names))]
+
+    def _id(self, name: str) -> int | None:
+        """The id of the label with a name, or of one that is named by its id."""
+        number = _whole_number(name) if self.by_id else None
+        return self.ids.get(name, number if number in range(len(self.names)) else None)
 
 
 def score(cell: Any, where: str, column: str) -> float:
@@ -170,6 +190,12 @@ def _name(cell: Any, where: str, column: str) -> str:
     if isinstance(cell, str) and cell.strip() and SEPARATOR not in cell:
         return cell.strip()
     raise TrituneError(f"{where}: the label {column!r} must be text or a number, without |; found {shown(cell)}")
+
+
+def _whole_number(name: str) -> int | None:
+    """The whole number that a name spells, also as 1.0, which pandas writes."""
+    number = number_in(name)
+    return int(number) if number is not None and math.isfinite(number) and number == int(number) else None
 
 
 def _flag(cell: Any, where: str, column: str) -> bool:

@@ -17,7 +17,7 @@ from ..names import check_problem
 from ..table import columns_of, listed, placed, read_table
 from .classifier import PROBLEM_TYPES, Classifier, measures_of, named_answers
 from .head import Answering, EncodedData, Predictable, Task
-from .labels import LabelReader, guessed_problem, label_columns, label_names
+from .labels import LabelReader, are_ids, guessed_problem, label_columns, label_names
 from .text import check_room, collator, encode, text_columns, text_of, training_texts
 
 # How the rows of each problem are scored; the first metric selects where a task file does not say another one.
@@ -81,6 +81,7 @@ class TextClassification(Classifier):
             problem = "single_label" if labels and problem == "regression" else problem
         if len(targets) > 1 and problem != "multi_label":
             raise TrituneError(f"--label-column: {listed(targets)} are several columns, and {problem} takes one")
+        by_id = bool(labels) and are_ids(problem, labels or (), rows, targets, file)
         if problem == "regression" or not labels:
             labels = label_names(problem, rows, targets, file)
         measure, metrics = _METRICS[problem]
@@ -90,6 +91,7 @@ class TextClassification(Classifier):
             "text_columns": texts,
             "label_column": ",".join(targets),
             "labels": labels and tuple(labels),
+            "by_id": by_id,
             "multi_label": problem == "multi_label",
             "metric": metric or metrics[0],
             "measure": measure,
@@ -134,7 +136,7 @@ def _read(task: Task, path: Path) -> Dataset:
     columns: dict[str, list] = {name: training_texts(rows, name, str(path)) for name in task.text_columns}
     train = (task.files or {}).get("train", path)
     origin = "the labels" if train == path else f"the labels in training ({train})"
-    read = LabelReader(task.problem, task.labels, targets, origin)
+    read = LabelReader(task.problem, task.labels, targets, origin, task.by_id)
     columns["label"] = [read(row, where) for where, row in placed(rows, str(path))]
     return Dataset.from_dict(columns, features=features(task))
 

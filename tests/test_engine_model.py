@@ -440,18 +440,20 @@ def test_positions_are_checked(bert):
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
 def test_a_flipped_byte_is_refused(name, copy):
     path = copy / name
-    original = path.read_bytes()
+    original, logits = path.read_bytes(), load(copy).logits(["what is it", "x"])
     chosen = np.random.default_rng(0).choice(len(original), 60, replace=False)
     for place in (0, 9, len(original) - 1, *map(int, chosen)):
         changed = bytearray(original)
         changed[place] ^= 1 << place % 8
         path.write_bytes(changed)
         try:
-            load(copy)
+            found = load(copy).logits(["what is it", "x"])
         except TrituneError as error:
             assert name in str(error) and "\n" not in str(error)
-        else:  # a blank of the header or of the JSON may become another blank
-            assert original[place : place + 1].isspace() and changed[place : place + 1].isspace()
+        else:  # a blank may become another blank, and names in the config other names
+            assert np.array_equal(found, logits)
+            blank = original[place : place + 1].isspace() and changed[place : place + 1].isspace()
+            assert blank or name == CONFIG
 
 
 def without(name):
@@ -591,3 +593,17 @@ def test_the_first_answer_comes_without_torch(bert):
 def test_the_package_says_what_it_has():
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         tritune.engine.nothing  # noqa: B018
+
+
+def test_labels_are_renamed_by_editing_the_config(bert, copy):
+    """As in any other folder: by hand, without a checksum made anew."""
+    texts = ["what is it", "x"]
+    before = load(bert).predict(texts)
+    values = json.loads((copy / CONFIG).read_text())
+    names = ["bad", "fair", "good"]
+    write_json(copy / CONFIG, values | {"id2label": dict(enumerate(names)), "by": "somebody else's tool"})
+    after, old = load(copy).predict(texts), load(bert).labels
+    assert [one["prediction"] for one in after] == [names[old.index(one["prediction"])] for one in before]
+    assert [list(one["probabilities"].values()) for one in after] == [
+        list(one["probabilities"].values()) for one in before
+    ]

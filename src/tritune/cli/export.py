@@ -52,20 +52,15 @@ def export(
             raise TrituneError(f"--task {task}: --verify must name the folder of its files")
     _check_output(output, model, format)
     options.begin(model)
-    from ..checkpoints.load import load_config, load_pretrained
+    from ..checkpoints.load import load_pretrained
     from ..inference.evaluate import recipe_in_force
     from ..tasks.data import load_task_data
-    from ..tasks.heads import IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, head_of
     from ..tasks.models import load_model
     from ..tasks.registry import get_task
     from .show import show_export, show_result
 
-    known = get_task(task) if task else None
-    if known and not known.head.has_logits:
-        raise TrituneError(f"--task {task}: only models that output logits can be exported")
-    head = head_of(load_config(model))
-    if head not in (TEXT_CLASSIFICATION, IMAGE_CLASSIFICATION):
-        raise TrituneError(f"{model}: for {head.name}, which is not exported yet; `tritune convert` packs it")
+    known = get_task(task).for_model(model) if task else None
+    head = _head_of(model, known)
     loaded = load_model(model, known) if known else load_pretrained(head.auto_model, model)
     recipe = recipe_in_force(model, loaded, overrides or [], known)
     processor = head.load_processor(model, loaded, recipe.max_length)
@@ -73,16 +68,36 @@ def export(
         # Before anything is written: a row may be one that cannot be used.
         splits = load_task_data(known, verify, known.dev_splits)
         data = head.encode(splits, known, processor, recipe.max_length, recipe.padding)
-    written = _write(loaded, processor, output, format, opset)
+    written = _write(loaded, head, processor, output, format, opset)
     report: dict[str, Any] = {"output": str(output), "format": format, "size_bytes": written.stat().st_size}
     if known:
-        from ..deploy.export.runtime import OnnxClassifier
+        from ..deploy.export.runtime import OnnxModel
         from ..deploy.export.verify import compare_on_dev
 
-        exported = OnnxClassifier(written) if format == "onnx" else load_model(output, known)
+        exported = OnnxModel(written) if format == "onnx" else load_model(output, known)
         batch_size = recipe.per_device_eval_batch_size or known.batch_size
         report["verify"] = compare_on_dev(loaded, exported, known, data, batch_size)
     show_result(report, show_export, as_json=json)
+
+
+def _head_of(model: str, task: Any) -> Any:
+    """The kind of task of a model in a folder or on the hub, which must be that of `task` where there is one."""
+    from ..checkpoints.load import load_config
+    from ..tasks.heads import head_of, head_of_class
+
+    config = load_config(model)
+    name = next(iter(config.architectures or ()), None)
+    head = head_of(config) if name is None else head_of_class(name)
+    if task and head and head.name != task.head.name:
+        raise TrituneError(f"--task {task.name}: is {task.head.name}, and {model} is a model for {head.name}")
+    if task:
+        return task.head
+    if head is None:
+        raise TrituneError(
+            f"{model}: {name} answers no kind of task that tritune knows; if it is a sentence encoder, verify it as one "
+            "(--verify … --task features)"
+        )
+    return head.for_model(model)
 
 
 def _check_output(output: Path, model: str, format: Format) -> None:
@@ -97,18 +112,18 @@ def _check_output(output: Path, model: str, format: Format) -> None:
     check_free(output, overwrite=False, inputs=(model,))
 
 
-def _write(model: Any, processor: Any, output: Path, format: Format, opset: int) -> Path:
+def _write(model: Any, head: Any, processor: Any, output: Path, format: Format, opset: int) -> Path:
     """Write all of the export or nothing; returns the file of the weights."""
     from ..checkpoints.files import replace_folder
     from ..deploy.export.dense import export_dense, plain_config
     from ..deploy.export.onnx import export_onnx
 
     if format == "onnx" and output.suffix == ".onnx":
-        export_onnx(model, output, opset, processor.model_input_names)
+        export_onnx(model, output, opset, processor.model_input_names, head)
         return output
     with replace_folder(output) as partial:
         if format == "onnx":
-            export_onnx(model, partial / "model.onnx", opset, processor.model_input_names)
+            export_onnx(model, partial / "model.onnx", opset, processor.model_input_names, head)
             plain_config(model).save_pretrained(partial)
         else:
             export_dense(model, partial)

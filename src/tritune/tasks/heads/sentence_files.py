@@ -43,6 +43,11 @@ class SentenceProcessor:
     files: SentenceFiles
 
     @property
+    def model_input_names(self) -> list[str]:
+        """The tokenizer's."""
+        return self.tokenizer.model_input_names
+
+    @property
     def padding_side(self) -> str:
         """The tokenizer's."""
         return self.tokenizer.padding_side

@@ -105,7 +105,7 @@ EXPORTABLE = {
         lambda folder: _table(folder, lambda row: _THREE[row % 3], {"labels": _THREE, "problem": "single_label"}),
         _named(_THREE),
     ),
-    "many labels": Exportable(
+    "many_labels": Exportable(
         BertForSequenceClassification,
         None,
         lambda folder: _table(folder, lambda row: _THREE[: row % 4], {"labels": _THREE, "problem": "multi_label"}),

@@ -114,6 +114,20 @@ def test_a_float_model_is_exported_as_well(exported, name):
         assert found["agreement"] == 1 and found["largest_logit_difference"] < 1e-4
 
 
+@pytest.mark.parametrize("name", ["sentences", pytest.param("tags", marks=pytest.mark.slow)])
+def test_a_dense_checkpoint_of_every_kind_is_verified(cli, tmp_path, name):
+    model, target = EXPORTABLE[name].write_model(tmp_path / "model"), tmp_path / "dense"
+    verification = EXPORTABLE[name].verification(tmp_path / "data")
+    code, out, err = cli("export", model, "--format", "dense", "--output", target, *verification, "--json")
+    assert code == 0, err
+    found = json.loads(out)["verify"]
+    # Its activations are float: close, not equal.
+    if name == "sentences":
+        assert 0.9 < found["smallest_cosine"] < 1 and (target / "modules.json").is_file()
+    else:
+        assert found["agreement"] > 0.8 and found["median_logit_difference"] > 1e-5
+
+
 MODES = [("mean",), ("cls",), ("lasttoken", "weightedmean"), ("max", "mean_sqrt_len_tokens")]
 
 

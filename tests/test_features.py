@@ -499,6 +499,8 @@ def test_minilm_takes_less_than_seven_megabytes(tmp_path):
 def test_the_page_runs(tmp_path, monkeypatch):
     """Its commands and its code, with a tiny encoder in the place of MiniLM."""
     pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
+    pytest.importorskip("onnxscript", reason="needs tritune[onnx]")
+    pytest.importorskip("onnxruntime", reason="needs tritune[onnx]")
     monkeypatch.chdir(tmp_path)
     make_encoder(tmp_path / "sentence-transformers" / "all-MiniLM-L6-v2")
     make_pairs(tmp_path / "STS-B")

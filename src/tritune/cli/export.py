@@ -29,8 +29,8 @@ def export(
     opset: Annotated[
         int | None,
         typer.Option(
-            help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes. By default 25, or 18 with any "
-            "--layout but plain.",
+            help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes. By default 25, or 18 for the layouts "
+            "sentence-transformers and fastembed.",
         ),
     ] = None,
     verify: Annotated[

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ...errors import TrituneError
 from .opsets import DEFAULT_OPSET
 
-# Read by every ONNX Runtime since 1.14; browsers and servers seldom have the newest.
+# Read by every ONNX Runtime since 1.14, whichever is installed beside the program.
 _OLD_OPSET = 18
 _ENCODERS = "feature-extraction"
 
@@ -43,8 +43,15 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout("plain", opset=DEFAULT_OPSET),
-        # The suffix of the dtype `q8`, which browsers take by default.
-        Layout("transformers.js", "onnx/model_quantized.onnx", "onnx/model.onnx", library="transformers.js"),
+        # The suffix of the dtype `q8`, which browsers take by default. It brings its own runtime, which reads INT2; the
+        # nodes that unpack bytes would take seconds whenever a page loads the model.
+        Layout(
+            "transformers.js",
+            "onnx/model_quantized.onnx",
+            "onnx/model.onnx",
+            opset=DEFAULT_OPSET,
+            library="transformers.js",
+        ),
         Layout(
             "sentence-transformers",
             "onnx/model.onnx",

@@ -29,7 +29,7 @@ def export(
     opset: Annotated[
         int | None,
         typer.Option(
-            help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes. By default 25, or 18 for the layouts "
+            help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes. By default 25, or 18 for "
             "sentence-transformers and fastembed.",
         ),
     ] = None,

@@ -22,6 +22,21 @@ test-slow: $(LIBRARY)
 test-browser: $(STAMP)
 	$(BIN)/python -m pytest -q -m browser -rs tests
 
+# Exported models in the programs that they are for; needs node and, for the browser, chromium, as Debian's packages.
+CLIENTS := tests/clients
+.PHONY: test-clients
+test-clients: $(STAMP) $(CLIENTS)/node_modules/.package-lock.json $(CLIENTS)/.venv/.installed
+	$(BIN)/python -m pytest -q -m clients -rs tests
+
+$(CLIENTS)/node_modules/.package-lock.json: $(CLIENTS)/package-lock.json
+	npm ci --prefix $(CLIENTS) --ignore-scripts --no-audit --no-fund
+	touch $@
+
+$(CLIENTS)/.venv/.installed: $(CLIENTS)/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)/.venv
+	$(CLIENTS)/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks docs setup.py
 	$(BIN)/ruff format --check src tests benchmarks docs setup.py

@@ -158,9 +158,6 @@ def test_what_is_refused_in_one_line(workspace, cli, tmp_path):
     assert code == 2 and "--probabilities" in err
     code, _, err = cli("evaluate", folder / "teacher", "--task", "sst2", "--data", folder / "data")
     assert code == 2 and err.count("\n") == 1
-    code, _, err = cli("export", folder / "teacher", "--output", tmp_path / "onnx")
-    assert code == 2 and err.count("\n") == 1
-    assert not (tmp_path / "onnx").exists()
     code, _, err = cli("bench", folder / "teacher", "--output", tmp_path / "bench")
     assert code == 2 and "bench measures models for text-classification" in err
 

@@ -249,10 +249,10 @@ def exported(tmp_path_factory):
 
 
 def run(path, batch) -> torch.Tensor:
-    from tritune.deploy.export.runtime import OnnxClassifier
+    from tritune.deploy.export.runtime import OnnxModel
 
     types = {"token_type_ids": torch.zeros_like(batch["input_ids"])} if "input_ids" in batch else {}
-    return OnnxClassifier(path)(**types, **batch).logits
+    return OnnxModel(path)(**types, **batch).logits
 
 
 @pytest.mark.parametrize("opset", [18, 25])

@@ -167,14 +167,14 @@ def test_exported(tmp_path, settings):
     pytest.importorskip("onnxruntime", reason="needs tritune[onnx]")
     from onnx_graphs import count_integer_products, products_of
     from tritune.deploy.export.onnx import export_onnx
-    from tritune.deploy.export.runtime import OnnxClassifier
+    from tritune.deploy.export.runtime import OnnxModel
 
     family = FAMILIES["vit"]
     model = tritune.prepare(family.build(), Quantization(patch_embedding=True, **settings)).eval()
     export_onnx(model, tmp_path / "model.onnx")
     batch = family.batch()
     torch.testing.assert_close(
-        OnnxClassifier(tmp_path / "model.onnx")(**batch).logits, model(**batch).logits, rtol=1e-3, atol=1e-3
+        OnnxModel(tmp_path / "model.onnx")(**batch).logits, model(**batch).logits, rtol=1e-3, atol=1e-3
     )
     found = products_of(tmp_path / "model.onnx")
     assert found["convolution"] == 0 and found["integer"] == count_integer_products(model)

@@ -258,5 +258,5 @@ def test_exported_and_verified(workspace, tmp_path, cli):
     for format in ("onnx", "dense"):
         code, out, err = cli("export", workspace / "run", "--output", tmp_path / format, "--format", format, *verify)
         assert code == 0, err
-        assert json.loads(out)["verify"]["rows"] == 20
+        assert json.loads(out)["verify"]["compared"] == 20
         assert (tmp_path / format / "preprocessor_config.json").is_file()

@@ -1,5 +1,9 @@
 """`tritune export`: a model for other runtimes."""
 
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +14,7 @@ from ..tasks.names import is_task_file
 from . import options
 
 Format = Literal["onnx", "dense"]
+LayoutName = Literal["plain", "transformers.js", "sentence-transformers", "fastembed"]
 
 
 def export(
@@ -18,7 +23,16 @@ def export(
     format: Annotated[
         Format, typer.Option(help="onnx: 2-bit weights, integer products. dense: float weights.")
     ] = "onnx",
-    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes.")] = 25,
+    layout: Annotated[
+        LayoutName, typer.Option(help="The program that the ONNX folder is for: its file names, and a model card.")
+    ] = "plain",
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes. By default 25, or 18 for "
+            "sentence-transformers and fastembed.",
+        ),
+    ] = None,
     verify: Annotated[
         Path | None, typer.Option(help="Folder of a task's files: compare both models on its dev set.", metavar="DIR")
     ] = None,
@@ -30,16 +44,19 @@ def export(
 ) -> None:
     """Write MODEL as ONNX, or as a float checkpoint that transformers loads without tritune.
 
-    An ONNX folder holds `model.onnx`, `config.json` and the tokenizer or image processor. The graph quantizes
-    activations as the model does and multiplies integers. A dense checkpoint stores the ternary weights as floats; its
-    activations are float.
-    `--verify` reports on how many dev rows both models agree; `--set` then takes what `tritune evaluate` takes.
+    An ONNX folder holds the graph, `config.json` and the tokenizer or image processor. The graph quantizes activations
+    as the model does and multiplies integers; a sentence encoder's also pools. `--layout` places the files where a
+    program looks for them. A dense checkpoint stores the ternary weights as floats; its activations are float.
+    `--verify` compares the answers of both models on a dev set; `--set` then takes what `tritune evaluate` takes.
 
     Example: `tritune export run/ --output onnx/ --verify glue/SST-2 --task sst2`
     """
+    from ..deploy.export.layouts import LAYOUTS
     from ..deploy.export.opsets import check_opset
     from ..recipes import check_evaluation_keys
 
+    chosen = LAYOUTS[layout]
+    opset = opset or chosen.opset
     check_opset(opset)
     if verify is not None and task is None:
         raise TrituneError("--verify needs --task")
@@ -50,43 +67,84 @@ def export(
         options.check_task(task)
         if verify is None and not is_task_file(task):
             raise TrituneError(f"--task {task}: --verify must name the folder of its files")
+    if chosen.library and (format != "onnx" or output.suffix == ".onnx"):
+        raise TrituneError(
+            f"--layout {layout}: is that of an ONNX folder; give --output a folder and no --format dense"
+        )
     _check_output(output, model, format)
     options.begin(model)
-    from ..checkpoints.load import load_config, load_pretrained
     from ..inference.evaluate import recipe_in_force
-    from ..tasks.data import load_task_data
-    from ..tasks.heads import IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, head_of
-    from ..tasks.models import load_model
     from ..tasks.registry import get_task
     from .show import show_export, show_result
 
-    known = get_task(task) if task else None
-    if known and not known.head.has_logits:
-        raise TrituneError(f"--task {task}: only models that output logits can be exported")
-    head = head_of(load_config(model))
-    if head not in (TEXT_CLASSIFICATION, IMAGE_CLASSIFICATION):
-        raise TrituneError(f"{model}: for {head.name}, which is not exported yet; `tritune convert` packs it")
-    loaded = load_model(model, known) if known else load_pretrained(head.auto_model, model)
+    known = get_task(task).for_model(model) if task else None
+    head = _head_of(model, known)
+    chosen.check(head.name)
+    loaded = _load(model, head, known)
     recipe = recipe_in_force(model, loaded, overrides or [], known)
     processor = head.load_processor(model, loaded, recipe.max_length)
-    if known:
-        # Before anything is written: a row may be one that cannot be used.
-        splits = load_task_data(known, verify, known.dev_splits)
-        data = head.encode(splits, known, processor, recipe.max_length, recipe.padding)
-    written = _write(loaded, processor, output, format, opset)
-    report: dict[str, Any] = {"output": str(output), "format": format, "size_bytes": written.stat().st_size}
-    if known:
-        from ..deploy.export.runtime import OnnxClassifier
-        from ..deploy.export.verify import compare_on_dev
-
-        exported = OnnxClassifier(written) if format == "onnx" else load_model(output, known)
-        batch_size = recipe.per_device_eval_batch_size or known.batch_size
-        report["verify"] = compare_on_dev(loaded, exported, known, data, batch_size)
+    compare = _comparison(loaded, known, verify, processor, recipe) if known else None
+    report: dict[str, Any] = {"output": str(output), "format": format}
+    with _in_place(output, format) as target:
+        written = _write(loaded, head, processor, target, format, chosen, opset, recipe.max_length)
+        report["size_bytes"] = written.stat().st_size
+        if compare:
+            report["verify"] = compare(written if format == "onnx" else target)
+        if chosen.library:
+            made = {"name": str(output), "source": model, "recipe": recipe.name, "file": written, "opset": opset}
+            _add_card(target, loaded, head, chosen, **made, verified=report.get("verify"))
     show_result(report, show_export, as_json=json)
 
 
+def _head_of(model: str, task: Any) -> Any:
+    """The kind of task of a model in a folder or on the hub, which must be that of `task` where there is one."""
+    from ..checkpoints.load import load_config
+    from ..tasks.heads import head_of, head_of_class
+
+    config = load_config(model)
+    name = next(iter(config.architectures or ()), None)
+    head = head_of(config) if name is None else head_of_class(name)
+    if task and head and head.name != task.head.name:
+        raise TrituneError(f"--task {task.name}: is {task.head.name}, and {model} is a model for {head.name}")
+    if task:
+        return task.head
+    if head is None:
+        raise TrituneError(
+            f"{model}: {name} answers no kind of task that tritune knows; if it is a sentence encoder, verify it as "
+            "one (--verify … --task features)"
+        )
+    return head.for_model(model)
+
+
+def _load(source: str | Path, head: Any, task: Any) -> Any:
+    from ..checkpoints.load import load_pretrained
+    from ..tasks.models import load_model
+
+    return load_model(source, task) if task else load_pretrained(head.auto_model, source)
+
+
+def _comparison(
+    model: Any, task: Any, data: Path | None, processor: Any, recipe: Any
+) -> Callable[[Path], dict[str, Any]]:
+    """Reads the dev set, of which a row may be unusable, and returns what compares a written model on it."""
+    from ..deploy.export.runtime import OnnxModel
+    from ..deploy.export.verify import compare_on_dev
+    from ..tasks.data import load_task_data
+
+    splits = load_task_data(task, data, task.dev_splits)
+    encoded = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
+
+    def compare(written: Path) -> dict[str, Any]:
+        """Of an ONNX file, or the folder of a float checkpoint."""
+        exported = OnnxModel(written) if written.is_file() else _load(written, task.head, task)
+        batch_size = recipe.per_device_eval_batch_size or task.batch_size
+        return compare_on_dev(model, exported, task, encoded, batch_size)
+
+    return compare
+
+
 def _check_output(output: Path, model: str, format: Format) -> None:
-    if output.suffix == ".onnx" and format == "onnx":
+    if _is_file(output, format):
         if output.exists():
             raise TrituneError(f"{output}: exists already; remove it or choose another name")
         if not output.absolute().parent.is_dir():
@@ -97,20 +155,37 @@ def _check_output(output: Path, model: str, format: Format) -> None:
     check_free(output, overwrite=False, inputs=(model,))
 
 
-def _write(model: Any, processor: Any, output: Path, format: Format, opset: int) -> Path:
-    """Write all of the export or nothing; returns the file of the weights."""
+def _is_file(output: Path, format: Format) -> bool:
+    return output.suffix == ".onnx" and format == "onnx"
+
+
+def _in_place(output: Path, format: Format) -> AbstractContextManager[Path]:
+    """Where to write: a file replaces itself, a folder is replaced when all is there."""
     from ..checkpoints.files import replace_folder
-    from ..deploy.export.dense import export_dense, plain_config
+
+    return nullcontext(output) if _is_file(output, format) else replace_folder(output)
+
+
+def _write(
+    model: Any, head: Any, processor: Any, target: Path, format: Format, layout: Any, opset: int, length: int | None
+) -> Path:
+    """Write the export; returns the file of the weights."""
+    from ..deploy.export.dense import export_dense
+    from ..deploy.export.folder import export_folder
     from ..deploy.export.onnx import export_onnx
 
-    if format == "onnx" and output.suffix == ".onnx":
-        export_onnx(model, output, opset, processor.model_input_names)
-        return output
-    with replace_folder(output) as partial:
-        if format == "onnx":
-            export_onnx(model, partial / "model.onnx", opset, processor.model_input_names)
-            plain_config(model).save_pretrained(partial)
-        else:
-            export_dense(model, partial)
-        processor.save_pretrained(partial)
-    return output / ("model.onnx" if format == "onnx" else "model.safetensors")
+    if _is_file(target, format):
+        export_onnx(model, target, opset, processor.model_input_names, head)
+        return target
+    if format == "onnx":
+        return export_folder(model, processor, target, head, layout, opset, length)
+    export_dense(model, target)
+    processor.save_pretrained(target)
+    return target / "model.safetensors"
+
+
+def _add_card(folder: Path, *what: Any, **values: Any) -> None:
+    from ..deploy.export.card import CARD, export_card
+
+    command = shlex.join(["tritune", *sys.argv[1:]])
+    export_card(*what, command=command, **values).save(folder / CARD)

@@ -221,12 +221,19 @@ def show_export(report: dict[str, Any]) -> None:
     """What `export` wrote, and with --verify how both models compare."""
     _say(f"{report['output']}: {report['format']}, {readable(report['size_bytes'])}")
     if found := report.get("verify"):
-        table = _table("", "model", "exported", title=f"{found['task']}, {found['rows']} rows of dev")
+        table = _table("", "model", "exported", title=f"{found['task']}, {found['compared']} {found['unit']} of dev")
         table.add_row(found["metric"], _percent(found["model"]), _percent(found["exported"]))
         Console().print(table)
+        if "smallest_cosine" in found:
+            _say(
+                f"cosine of both models' embeddings {found['smallest_cosine']:.6f} or more, {found['mean_cosine']:.6f} "
+                "on average"
+            )
+            return
         _say(
-            f"agreement {100 * found['agreement']:.2f} % ({found['differing_rows']} rows differ), logits differ by "
-            f"{found['largest_logit_difference']:.2g} at most, by {found['median_logit_difference']:.2g} in the median"
+            f"agreement {100 * found['agreement']:.2f} % ({found['differing']} {found['unit']} differ), logits differ "
+            f"by {found['largest_logit_difference']:.2g} at most, by {found['median_logit_difference']:.2g} in the "
+            "median"
         )
 
 

@@ -1,6 +1,6 @@
 """ONNX: 2-bit weights in the file, integer products when it runs; no part of it needs tritune or torch.
 
-    graph = to_onnx(model)                  # an onnx_ir.Model; opset 25 stores INT2, older ones bytes to be unpacked
+    graph = to_onnx(model)                  # an ONNX program; opset 25 stores INT2, older ones bytes to be unpacked
     export_onnx(model, "model.onnx")
 
 Codes of Linears are stored at their width, followed by nodes that widen them to int8, which ONNX Runtime computes once,
@@ -27,6 +27,7 @@ from ...checkpoints.packing import pack
 from ...errors import TrituneError, first_line
 from ...modeling.instrument import is_instrumented, make_sample_inputs
 from ...modeling.modes import evaluation_mode
+from ...tasks.heads import TEXT_CLASSIFICATION, Head, head_of_class
 from .codes import signed
 from .integer import with_integer_arithmetic
 from .operators import onnx_unpack, translations
@@ -40,7 +41,11 @@ _CODES = re.compile(r"(?:^|\.)(odd_)?codes_([24])$")
 
 
 def export_onnx(
-    model: PreTrainedModel, path: str | Path, opset: int = DEFAULT_OPSET, input_names: Sequence[str] | None = None
+    model: PreTrainedModel,
+    path: str | Path,
+    opset: int = DEFAULT_OPSET,
+    input_names: Sequence[str] | None = None,
+    head: Head | None = None,
 ) -> None:
     """Write a QAT model as one ONNX file, all of it or nothing; the arguments are those of `to_onnx`.
 
@@ -48,7 +53,7 @@ def export_onnx(
         TrituneError: as `to_onnx`, or the file cannot be written.
     """
     path = Path(path)
-    program = to_onnx(model, opset, input_names)
+    program = to_onnx(model, opset, input_names, head)
     try:
         with replace_file(path) as partial:
             program.save(str(partial))
@@ -57,21 +62,29 @@ def export_onnx(
 
 
 def to_onnx(
-    model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Sequence[str] | None = None
+    model: PreTrainedModel,
+    opset: int = DEFAULT_OPSET,
+    input_names: Sequence[str] | None = None,
+    head: Head | None = None,
 ) -> torch.onnx.ONNXProgram:
     """The ONNX program of a QAT model, or of a float one.
 
-    Inputs are those of the model (token ids, mask, token types; or pixels), with dynamic batch size and length; the
-    output is `logits`, (batch, labels).
+    Inputs are those of the model (token ids, mask, token types; or pixels), with dynamic batch size and length. The
+    outputs are those of its kind of task: `logits`, (batch, labels) or (batch, length, labels); `start_logits` and
+    `end_logits`, (batch, length); `last_hidden_state`, (batch, length, width), and `sentence_embedding`, (batch,
+    width), which is pooled and normalized.
 
     Args:
         model: computes as it would in evaluation mode; is not changed.
         opset: 18 to 25. From 25 on 2-bit codes are stored as INT2, before as bytes and nodes that unpack them.
         input_names: inputs that the tokenizer provides (`tokenizer.model_input_names`); others take the model's
             default. None takes all inputs.
+        head: the kind of task. None goes by the model's class; a sentence encoder then pools as the files say that lie
+            where it was loaded from, or takes the mean if there are none.
 
     Raises:
-        TrituneError: the opset is out of range, onnx is not installed, or torch.onnx cannot trace the model.
+        TrituneError: the opset is out of range, onnx is not installed, torch.onnx cannot trace the model, or the files
+            of a sentence encoder cannot be used.
     """
     check_opset(opset)
     _check_installed()
@@ -80,15 +93,16 @@ def to_onnx(
     inputs = _inputs(model)
     if input_names is not None:
         inputs = {name: value for name, value in inputs.items() if name in input_names}
+    head = head or _head_of(model)
     is_quantized = is_instrumented(model)
     model = with_integer_arithmetic(model) if is_quantized else model
     with evaluation_mode(model), torch.no_grad(), quiet():
         try:
             program = torch.onnx.export(
-                _Logits(model, list(inputs)).eval(),
+                _Graph(model, list(inputs), head).eval(),
                 tuple(inputs.values()),
                 input_names=list(inputs),
-                output_names=["logits"],
+                output_names=list(head.output_names),
                 dynamic_shapes=(tuple(_free_dimensions(value) for value in inputs.values()),),
                 custom_translation_table=translations(),
                 opset_version=opset,
@@ -101,6 +115,9 @@ def to_onnx(
             cause = first_line(error.__cause__ or error)
             raise TrituneError(f"{type(model).__name__} cannot be exported: {cause}") from None
     assert program is not None  # it is for `dynamo=False` only
+    # Where it cannot trace a model with free dimensions, it may have taken those of the sample.
+    if any(isinstance(value.shape and value.shape[0], int) for value in program.model.graph.inputs):
+        raise TrituneError(f"{type(model).__name__} cannot be exported: its graph takes batches of one size only")
     # Q, K and V quantize the same input.
     CommonSubexpressionEliminationPass()(program.model)
     _store_packed(program.model, opset)
@@ -110,16 +127,23 @@ def to_onnx(
     return program
 
 
-class _Logits(nn.Module):
-    """The model with positional inputs and one output."""
+class _Graph(nn.Module):
+    """The model with positional inputs, and with the outputs of its kind of task alone."""
 
-    def __init__(self, model: PreTrainedModel, names: Sequence[str]):
+    def __init__(self, model: PreTrainedModel, names: Sequence[str], head: Head):
         super().__init__()
-        self.model, self.names = model, names
+        self.model, self.names, self.head = model, names, head
 
-    def forward(self, *values: torch.Tensor) -> torch.Tensor:
-        """Tensors in the order of `names` to logits, (batch, labels)."""
-        return self.model(**dict(zip(self.names, values, strict=True)), return_dict=True).logits
+    def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Tensors in the order of `names` to those in the order of `head.output_names`."""
+        batch = dict(zip(self.names, values, strict=True))
+        return self.head.outputs(self.model(**batch, return_dict=True), batch)
+
+
+def _head_of(model: PreTrainedModel) -> Head:
+    """The kind of task of a model by its class; of one that is no kind's, that of whatever has logits."""
+    head = head_of_class(type(model).__name__) or TEXT_CLASSIFICATION
+    return head.for_model(model.name_or_path) if model.name_or_path else head
 
 
 def _inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import ModelOutput
 
 from ...errors import TrituneError, first_line
 
 
-class OnnxClassifier(nn.Module):
+class OnnxModel(nn.Module):
     """An ONNX file in a model's place, on the CPU with torch's number of threads.
 
     Args:
@@ -35,14 +35,15 @@ class OnnxClassifier(nn.Module):
         except Exception as error:
             raise TrituneError(f"{path}: ONNX Runtime cannot read it ({first_line(error)})") from None
         self.names = [value.name for value in self.session.get_inputs()]
+        self.output_names = [value.name for value in self.session.get_outputs()]
 
-    def forward(self, **inputs: torch.Tensor) -> SequenceClassifierOutput:
-        """Tensors as the exported model takes them to logits, (batch, labels); further inputs are left out.
+    def forward(self, **inputs: torch.Tensor) -> ModelOutput:
+        """Tensors as the exported model takes them to its outputs by name; further inputs are left out.
 
         Raises:
             TrituneError: an input that the file needs is missing.
         """
         if missing := [name for name in self.names if name not in inputs]:
             raise TrituneError(f"the ONNX file needs {', '.join(missing)}, which the tokenizer does not provide")
-        (logits,) = self.session.run(None, {name: inputs[name].numpy() for name in self.names})
-        return SequenceClassifierOutput(logits=torch.from_numpy(logits))
+        found = self.session.run(self.output_names, {name: inputs[name].numpy() for name in self.names})
+        return ModelOutput(zip(self.output_names, map(torch.from_numpy, found), strict=True))

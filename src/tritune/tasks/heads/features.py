@@ -25,6 +25,8 @@ from .text import collator, encode, text_columns, text_of
 # The columns that are looked for where nobody names any.
 _PAIRS = (("sentence1", "sentence2"), ("text", "text_pair"), ("text1", "text2"))
 _SCORES = ("score", "label")
+# The output of an exported graph that holds what `read` reads.
+EMBEDDING = "sentence_embedding"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class FeatureExtraction(Head):
     name = "feature-extraction"
     auto_model = AutoModel
     has_logits = False
+    output_names = ("last_hidden_state", EMBEDDING)
+    unit = "sentences"
     hub_library, pipeline_tag = "sentence-transformers", "sentence-similarity"
 
     files: SentenceFiles = field(default_factory=SentenceFiles)
@@ -132,8 +136,14 @@ class FeatureExtraction(Head):
         return DatasetDict({split: _read(task, task.file(split), split == "train") for split in splits})
 
     def read(self, output: ModelOutput, batch: Batch) -> torch.Tensor:
-        """The embeddings, (batch, width)."""
+        """The embeddings, (batch, width); an exported graph has made them itself."""
+        if EMBEDDING in output:
+            return output[EMBEDDING]
         return self.files.pooling(output["last_hidden_state"], batch.get("attention_mask"))
+
+    def outputs(self, output: ModelOutput, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """The last hidden state, (batch, tokens, width), and the embeddings."""
+        return output["last_hidden_state"], self.read(output, batch)
 
     def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData) -> dict[str, float]:
         """`cosine_to_teacher`: of a student's embeddings, (rows, width), to its teacher's, mean over the rows."""

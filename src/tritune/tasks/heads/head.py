@@ -204,6 +204,8 @@ class Head(ABC):
         reads_hub: whether one of a user's own files may be the name of a data set on the hub.
         has_columns: whether files of this kind have columns to choose from.
         has_logits: whether such a model ends in a head whose logits are compared; without, `read` says what is.
+        output_names: of an exported graph, see `outputs`; those that other programs look for.
+        unit: what is answered one by one, for messages.
         hub_library, pipeline_tag: of its model card; an empty tag is the name.
         unused_keys: of a recipe, that mean nothing to this kind, with the reason.
         default_keys: of a recipe, that mean something to this kind alone, with the value that null stands for.
@@ -217,6 +219,8 @@ class Head(ABC):
     reads_hub: ClassVar[bool] = False
     has_columns: ClassVar[bool] = True
     has_logits: ClassVar[bool] = True
+    output_names: ClassVar[tuple[str, ...]] = ("logits",)
+    unit: ClassVar[str] = "rows"
     hub_library: ClassVar[str] = "transformers"
     pipeline_tag: ClassVar[str] = ""
     unused_keys: ClassVar[Mapping[str, str]] = {"image_augmentation": "there are no images"}
@@ -311,6 +315,10 @@ class Head(ABC):
         """What is scored and compared of a model's output: logits, (batch, classes), unless a kind says otherwise."""
         return read_logits(output, batch)
 
+    def outputs(self, output: ModelOutput, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """What an exported graph returns of a model's output, in the order of `output_names`."""
+        return tuple(output[name] for name in self.output_names)
+
     def model_inputs(self, batch: Batch) -> Batch:
         """A batch with its `labels` under the names by which the model takes them for a loss of its own."""
         return batch
@@ -364,6 +372,22 @@ class Head(ABC):
             "agreement": float(np.mean(student.argmax(-1) == teacher.argmax(-1))),
             "kl_to_teacher": float(divergence),
         }
+
+    def without_padding(self, read: np.ndarray, rows: Dataset) -> np.ndarray:
+        """What `read` took of a model's outputs for encoded rows, (answers, ...), without what stands at padding."""
+        return read
+
+    def same_answers(self, one: np.ndarray, other: np.ndarray, task: Task, data: EncodedData, split: str) -> np.ndarray:
+        """Whether two models give the same answer, bool, one for every `unit` of a split.
+
+        Args:
+            one, other: what `read` took of their outputs for the rows of the split.
+            task, data: the split's.
+            split: a dev split of `data`.
+        """
+        rows = data.splits[split]
+        one, other = self.without_padding(one, rows), self.without_padding(other, rows)
+        return one.argmax(-1) == other.argmax(-1)
 
     def usage(self, name: str) -> str:
         """Python code that loads a student of this name, for its card."""

@@ -28,7 +28,8 @@ def _max(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _first(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return states[torch.arange(len(states)), mask[..., 0].argmax(1)]
+    place = mask.argmax(1, keepdim=True).expand(-1, -1, states.shape[-1])
+    return states.gather(1, place).squeeze(1)
 
 
 def _last(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -55,6 +55,8 @@ class QuestionAnswering(Head):
     name = "question-answering"
     auto_model = AutoModelForQuestionAnswering
     keeps_answers = False
+    output_names = ("start_logits", "end_logits")
+    unit = "questions"
     has_columns = False
 
     def __init__(self, unanswerable: bool = False):
@@ -128,7 +130,7 @@ class QuestionAnswering(Head):
 
     def read(self, output: ModelOutput, batch: Batch) -> torch.Tensor:
         """Start and end logits, (batch, tokens, 2)."""
-        return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
+        return torch.stack(self.outputs(output, batch), dim=-1)
 
     def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData) -> dict[str, float]:
         """As of classes, of logits (windows, tokens, 2).
@@ -136,14 +138,22 @@ class QuestionAnswering(Head):
         `agreement` is the share of questions with the same span for an answer, `kl_to_teacher` KL(teacher || student)
         over the positions of a window, mean over windows and over start and end.
         """
-        measure = data.measures[data.select]
-        assert isinstance(measure, _Answers)  # `encode` put it there
-        same = np.mean([one == other for one, other in zip(*map(measure.places, (student, teacher)), strict=True)])
+        same = np.mean(self.same_answers(student, teacher, task, data, data.select))
         divergences = []
         for row, ids in enumerate(data.dev["input_ids"]):
             ours, theirs = (torch.from_numpy(of[row, : len(ids)]).double().log_softmax(0) for of in (student, teacher))
             divergences.append(float(F.kl_div(ours, theirs, reduction="sum", log_target=True)) / 2)
         return {"agreement": float(same), "kl_to_teacher": float(np.mean(divergences))}
+
+    def without_padding(self, read: np.ndarray, rows: Dataset) -> np.ndarray:
+        """Start and end logits of all tokens, (tokens, 2), of those of all windows, (windows, tokens, 2)."""
+        return np.concatenate([of[: len(ids)] for of, ids in zip(read, rows["input_ids"], strict=True)])
+
+    def same_answers(self, one: np.ndarray, other: np.ndarray, task: Task, data: EncodedData, split: str) -> np.ndarray:
+        """Whether the answers to a question are the same span."""
+        measure = data.measures[split]
+        assert isinstance(measure, _Answers)  # `encode` put it there
+        return np.asarray([first == second for first, second in zip(*map(measure.places, (one, other)), strict=True)])
 
     def inputs(self, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None, name: str) -> dict[str, list[str]]:
         """Questions and contexts, of the columns `question` and `context` unless others are named."""

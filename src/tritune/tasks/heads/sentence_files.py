@@ -1,5 +1,6 @@
 """What lies beside a sentence encoder, in a folder or on the hub: `engine.sentence_files` reads it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ...checkpoints.hub import located
-from ...engine.sentence_files import read_settings
+from ...engine.sentence_files import MODULES, read_settings
 from ...errors import TrituneError, first_line
 from .pooling import Pooling
 
@@ -20,11 +21,13 @@ class SentenceFiles:
     Attributes:
         pooling: in force; the mean, as sentence-transformers takes it, where no file says anything.
         width: of the hidden states, as the files say; None if they do not.
+        max_length: tokens that are read of a text; None if the files do not say.
         contents: path in the folder to the bytes of every file that sentence-transformers needs beside the model.
     """
 
     pooling: Pooling = field(default_factory=Pooling)
     width: int | None = None
+    max_length: int | None = None
     contents: Mapping[str, bytes] = field(default_factory=dict)
 
     def write(self, folder: str | Path) -> None:
@@ -41,6 +44,11 @@ class SentenceProcessor:
 
     tokenizer: PreTrainedTokenizerBase
     files: SentenceFiles
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """The tokenizer's."""
+        return self.tokenizer.model_input_names
 
     @property
     def padding_side(self) -> str:
@@ -60,7 +68,26 @@ def read_sentence_files(source: str | Path) -> SentenceFiles:
     """
     source = located(source)
     settings = read_settings(source, lambda name: _content(source, name))
-    return SentenceFiles(Pooling(settings.modes, settings.normalize), settings.width, settings.contents)
+    pooling = Pooling(settings.modes, settings.normalize)
+    return SentenceFiles(pooling, settings.width, settings.max_length, settings.contents)
+
+
+def described(pooling: Pooling, width: int, max_length: int) -> SentenceFiles:
+    """The files that describe a pooling of hidden states of this width to sentence-transformers."""
+    names = ("Transformer", "Pooling", *(("Normalize",) if pooling.normalize else ()))
+    paths = ["" if name == "Transformer" else f"{index}_{name}" for index, name in enumerate(names)]
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for index, (name, path) in enumerate(zip(names, paths, strict=True))
+    ]
+    modes = pooling.modes[0] if len(pooling.modes) == 1 else list(pooling.modes)
+    values = {
+        MODULES: modules,
+        "1_Pooling/config.json": {"word_embedding_dimension": width, "pooling_mode": modes},
+        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+    }
+    contents = {name: (json.dumps(value, indent=2) + "\n").encode() for name, value in values.items()}
+    return SentenceFiles(pooling, width, max_length, contents)
 
 
 def _content(source: str | Path, name: str) -> bytes | None:

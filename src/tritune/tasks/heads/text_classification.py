@@ -26,6 +26,8 @@ _METRICS: dict[str, tuple[Measure, tuple[str, ...]]] = {
     "multi_label": (multi_label_scores, ("micro_f1", "macro_f1", "subset_accuracy")),
     "regression": (mean_pearson_spearman, ("mean_pearson_spearman", "pearson", "spearman")),
 }
+# Scores that are no further apart are the same answer.
+_SAME_SCORE = 1e-3
 Columns = tuple[str, ...]
 
 
@@ -119,8 +121,16 @@ class TextClassification(Classifier):
         if task.problem != "multi_label":
             return super().closeness(student, teacher, task, data)
         divergence = binary_kl_divergence(torch.from_numpy(student).double(), torch.from_numpy(teacher).double())
-        agreement = float(np.mean(((student > 0) == (teacher > 0)).all(-1)))
+        agreement = float(np.mean(self.same_answers(student, teacher, task, data, data.select)))
         return {"agreement": agreement, "kl_to_teacher": float(divergence)}
+
+    def same_answers(self, one: np.ndarray, other: np.ndarray, task: Task, data: EncodedData, split: str) -> np.ndarray:
+        """As of classes; of many labels, whether all of a row are the same; of a score, whether it is to 1e-3."""
+        if task.problem == "regression":
+            return (np.abs(one - other) <= _SAME_SCORE).all(-1)
+        if task.problem == "multi_label":
+            return ((one > 0) == (other > 0)).all(-1)
+        return super().same_answers(one, other, task, data, split)
 
 
 def _table(path: Path, label_column: str | None, columns: Sequence[str] | None) -> tuple[list, Columns, Columns]:

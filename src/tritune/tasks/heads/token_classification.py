@@ -56,6 +56,7 @@ class TokenClassification(Classifier):
     name = "token-classification"
     auto_model = AutoModelForTokenClassification
     keeps_answers = False
+    unit = "words"
 
     def load_processor(
         self, source: str | Path, model: PreTrainedModel, max_length: int | None
@@ -125,10 +126,15 @@ class TokenClassification(Classifier):
 
     def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData) -> dict[str, float]:
         """As of classes, of logits (sentences, tokens, labels): agreement and KL are means over the words."""
-        words = np.zeros(student.shape[:2], bool)
-        for row, ids in enumerate(data.dev["labels"]):
+        student, teacher = (self.without_padding(read, data.dev) for read in (student, teacher))
+        return super().closeness(student, teacher, task, data)
+
+    def without_padding(self, read: np.ndarray, rows: Dataset) -> np.ndarray:
+        """The logits of the words, (words, labels), of those of all tokens, (sentences, tokens, labels)."""
+        words = np.zeros(read.shape[:2], bool)
+        for row, ids in enumerate(rows["labels"]):
             words[row, : len(ids)] = np.asarray(ids) != IGNORED
-        return super().closeness(student[words], teacher[words], task, data)
+        return read[words]
 
     def inputs(self, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None, name: str) -> list[list[str]]:
         """The words of every row, of one column: a list of them, or a text that is split at spaces."""

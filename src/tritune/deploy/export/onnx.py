@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -30,7 +31,8 @@ from ...modeling.modes import evaluation_mode
 from .codes import signed
 from .integer import with_integer_arithmetic
 from .operators import onnx_unpack, translations
-from .opsets import DEFAULT_OPSET, check_opset
+from .opsets import OPSET_OF, Target, check_opset
+from .web import rewrite_for_web
 
 # The first opsets with types of that many bits.
 _OPSET_OF_TYPE = {2: 25, 4: 21}
@@ -40,7 +42,11 @@ _CODES = re.compile(r"(?:^|\.)(odd_)?codes_([24])$")
 
 
 def export_onnx(
-    model: PreTrainedModel, path: str | Path, opset: int = DEFAULT_OPSET, input_names: Sequence[str] | None = None
+    model: PreTrainedModel,
+    path: str | Path,
+    opset: int | None = None,
+    input_names: Sequence[str] | None = None,
+    target: Target = "native",
 ) -> None:
     """Write a QAT model as one ONNX file, all of it or nothing; the arguments are those of `to_onnx`.
 
@@ -48,7 +54,7 @@ def export_onnx(
         TrituneError: as `to_onnx`, or the file cannot be written.
     """
     path = Path(path)
-    program = to_onnx(model, opset, input_names)
+    program = to_onnx(model, opset, input_names, target)
     try:
         with replace_file(path) as partial:
             program.save(str(partial))
@@ -57,7 +63,10 @@ def export_onnx(
 
 
 def to_onnx(
-    model: PreTrainedModel, opset: int = DEFAULT_OPSET, input_names: Sequence[str] | None = None
+    model: PreTrainedModel,
+    opset: int | None = None,
+    input_names: Sequence[str] | None = None,
+    target: Target = "native",
 ) -> torch.onnx.ONNXProgram:
     """The ONNX program of a QAT model, or of a float one.
 
@@ -73,6 +82,7 @@ def to_onnx(
     Raises:
         TrituneError: the opset is out of range, onnx is not installed, or torch.onnx cannot trace the model.
     """
+    opset = OPSET_OF[target] if opset is None else opset
     check_opset(opset)
     _check_installed()
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass
@@ -90,12 +100,12 @@ def to_onnx(
                 input_names=list(inputs),
                 output_names=["logits"],
                 dynamic_shapes=(tuple(_free_dimensions(value) for value in inputs.values()),),
-                custom_translation_table=translations(),
+                custom_translation_table=translations(opset),
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
                 # Its optimizer loses a Shape of ours that two nodes take (onnxscript 0.7); runtimes optimize anyway.
-                optimize=not is_quantized,
+                optimize=True,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             cause = first_line(error.__cause__ or error)
@@ -103,6 +113,8 @@ def to_onnx(
     assert program is not None  # it is for `dynamo=False` only
     # Q, K and V quantize the same input.
     CommonSubexpressionEliminationPass()(program.model)
+    if target == "web":
+        rewrite_for_web(program.model)
     _store_packed(program.model, opset)
     # Names and source lines of torch would be a quarter of the file.
     ClearMetadataAndDocStringPass()(program.model)
@@ -150,17 +162,16 @@ def _store_packed(model: Any, opset: int) -> None:
             continue
         are_odd, bits, codes = bool(match[1]), int(match[2]), value.const_value.numpy()
         codes = (codes - 1) // 2 if are_odd else codes
-        kind_of_wide = _FLOAT if are_odd else _INT8
         if opset >= _OPSET_OF_TYPE[bits]:
             kind = ir.DataType[f"INT{bits}"]
             stored = ir.tensor(codes.astype(kind.numpy()), name=f"{name}.packed")
-            wide = call("Cast", _initializer(model, stored), to=kind_of_wide)
+            wide = call("Cast", _initializer(model, stored), to=_FLOAT if are_odd else _INT8)
+            if are_odd:
+                doubled = call("Mul", wide, call("Constant", value_float=2.0))
+                wide = call("Cast", call("Add", doubled, call("Constant", value_float=1.0)), to=_INT8)
         else:
             stored = ir.tensor(pack(torch.from_numpy(codes), bits, signed(bits)).numpy(), name=f"{name}.packed")
-            wide = onnx_unpack(call, _initializer(model, stored), bits, codes.shape[-1], kind_of_wide)
-        if are_odd:
-            doubled = call("Mul", wide, call("Constant", value_float=2.0))
-            wide = call("Cast", call("Add", doubled, call("Constant", value_float=1.0)), to=_INT8)
+            wide = onnx_unpack(call, _initializer(model, stored), bits, codes.shape[-1], np.int8, are_odd)
         ir.convenience.replace_all_uses_with(value, wide)
         del model.graph.initializers[name]
     if tape.nodes:

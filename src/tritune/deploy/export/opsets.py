@@ -1,9 +1,13 @@
 """The supported ONNX opsets; can be checked without importing torch."""
 
+from typing import Literal
+
 from ...errors import TrituneError
 
 OPSETS = range(18, 26)
-DEFAULT_OPSET = 25
+Target = Literal["native", "web"]
+# onnxruntime-web takes opset 21 since 1.20, INT2 not before opset 25 does.
+OPSET_OF: dict[Target, int] = {"native": 25, "web": 21}
 
 
 def check_opset(opset: int) -> None:

@@ -1,0 +1,225 @@
+"""A graph rewritten for ONNX Runtime in WebAssembly, with operators that only ONNX Runtime has (com.microsoft).
+
+There every node costs some microseconds, whatever it computes, so nodes are what is saved:
+
+    MatMulInteger, Cast, Mul, Mul         -> MatMulIntegerToFloat, Mul
+    products of the same left operand     -> one, and Split: Q, K and V
+    Add bias, Add residual, LayerNorm     -> SkipLayerNormalization
+
+ONNX Runtime does some of this itself when it loads a file, but not with a scale per token, or where it cannot infer
+that two shapes are equal. The numbers stay the same but for the order of two float products. Rejected: float products
+of codes (a third of the speed), signed left operands (a scalar loop) and MatMulNBits, which has no kernel there and
+dequantizes all weights at every call.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_CONTRIB = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A MatMulInteger and the nodes that make floats of it: Cast, Mul by both scales, and Add of a bias, if any.
+
+    `left_scale` and `right_scale` are the values it is multiplied by. Where both are of whole tensors, the graph
+    multiplies them first: `scales_are_joined`.
+    """
+
+    nodes: tuple[Any, ...]
+    left_scale: Any
+    right_scale: Any
+    scales_are_joined: bool
+    bias: Any
+
+    @property
+    def integer(self) -> Any:
+        return self.nodes[0]
+
+    @property
+    def result(self) -> Any:
+        return self.nodes[-1].outputs[0]
+
+
+def rewrite_for_web(model: Any) -> None:
+    """Rewrite an `onnx_ir.Model` in place, as `to_onnx` builds it and before its weights are packed."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    graph = model.graph
+    graph.opset_imports[_CONTRIB] = 1
+    groups = defaultdict(list)
+    for node in graph:
+        if node.op_type == "MatMulInteger" and (product := _product_of(node)) is not None:
+            groups[_shared(product)].append(product)
+    for group in groups.values():
+        _fuse_products(graph, group)
+    for node in list(graph):
+        if node.op_type == "LayerNormalization":
+            _fuse_residual(graph, node)
+    RemoveUnusedNodesPass()(model)
+
+
+def _shared(product: _Product) -> Any:
+    """Equal for products that can be one: the same left operand and scale times weights stored in the same way."""
+    left, right, *zero_points = product.integer.inputs
+    if right.const_value is None:
+        return product.integer
+    stored_as = right.name.rpartition(".")[2]
+    return left, product.left_scale, *zero_points, stored_as, product.scales_are_joined, product.bias is None
+
+
+def _product_of(integer: Any) -> _Product | None:
+    nodes = [integer]
+    others: list[Any] = []
+    for kind in ("Cast", "Mul", "Mul", "Add"):
+        following = _only_user(nodes[-1].outputs[0])
+        if following is not None and following.op_type == kind:
+            others += [value for value in following.inputs if value is not nodes[-1].outputs[0]]
+            nodes.append(following)
+    scales = others[: sum(node.op_type == "Mul" for node in nodes)]
+    bias = others[-1] if nodes[-1].op_type == "Add" else None
+    if bias is not None and (bias.const_value is None or len(bias.shape) != 1):
+        nodes, bias = nodes[:-1], None
+    if len(scales) == 2:
+        return _Product(tuple(nodes), *scales, False, bias)
+    joined = scales[0].producer() if scales else None
+    if joined is None or joined.op_type != "Mul":
+        return None
+    return _Product(tuple(nodes), *joined.inputs, True, bias)
+
+
+def _fuse_products(graph: Any, group: Sequence[_Product]) -> None:
+    import onnx_ir as ir
+
+    tape = ir.tape.Tape()
+    first = group[0]
+    left, right, *zero_points = first.integer.inputs
+    zero_points += [None] * (2 - len(zero_points))
+    right_scale, bias = first.right_scale, first.bias
+    widths = [product.integer.inputs[1].shape[-1] for product in group]
+    if len(group) > 1:
+        right = _side_by_side(graph, [product.integer.inputs[1] for product in group])
+        right_scale = _side_by_side(graph, [product.right_scale for product in group], widths)
+        bias = bias and _side_by_side(graph, [product.bias for product in group])
+    if first.scales_are_joined:
+        inputs = [left, right, first.left_scale, right_scale, *zero_points, bias]
+        result = tape.op("MatMulIntegerToFloat", inputs, domain=_CONTRIB)
+    else:
+        # The operator takes one scale for the left operand and one per column for the right: the rest comes after.
+        factor, rows = _without_constants(tape, first.left_scale)
+        after = [rows]
+        if right_scale.const_value is None:
+            own_factor, right_scale = _without_constants(tape, right_scale)
+            factor *= own_factor
+            if right_scale.shape[-1] == 1:
+                after.append(right_scale)
+                right_scale = _scalar(graph, 1.0)
+        inputs = [left, right, _scalar(graph, factor), right_scale, *zero_points]
+        result = tape.op("MatMulIntegerToFloat", inputs, domain=_CONTRIB)
+        for scale in after:
+            result = tape.op("Mul", [result, scale])
+        result = tape.op("Add", [result, bias]) if bias is not None else result
+    results = [result]
+    if len(group) > 1:
+        inputs = [result, _initializer(graph, np.array(widths, np.int64))]
+        results = list(tape.op_multi_out("Split", inputs, {"axis": -1}, num_outputs=len(group)))
+    for product, new in zip(group, results, strict=True):
+        _copy_type(product.result, new)
+        ir.convenience.replace_all_uses_with(product.result, new, replace_graph_outputs=True)
+    graph.insert_before(first.integer, tape.nodes)
+
+
+def _without_constants(tape: Any, scale: Any) -> tuple[float, Any]:
+    """`scale` as a number times a value: what it is divided or multiplied by on its way need not be computed."""
+    node = scale.producer()
+    if node is not None and node.op_type in ("Div", "Mul"):
+        number = _number(node.inputs[1])
+        if number is not None:
+            factor, value = _without_constants(tape, node.inputs[0])
+            return factor * number if node.op_type == "Mul" else factor / number, value
+    if node is not None and node.op_type == "Transpose":
+        factor, value = _without_constants(tape, node.inputs[0])
+        if value is not node.inputs[0]:
+            turned = tape.op("Transpose", [value], dict(node.attributes))
+            _copy_type(scale, turned)
+            return factor, turned
+    return 1.0, scale
+
+
+def _fuse_residual(graph: Any, norm: Any) -> None:
+    import onnx_ir as ir
+
+    summed = norm.inputs[0]
+    residual = summed.producer()
+    if residual is None or residual.op_type != "Add" or norm.attributes["axis"].as_int() not in (-1, 2):
+        return
+    values, skip = residual.inputs
+    if values.shape is None or values.shape != skip.shape or len(values.shape) != 3:
+        return
+    bias = None
+    adds = values.producer()
+    if adds is not None and adds.op_type == "Add" and _only_user(values) is residual:
+        parts = sorted(adds.inputs, key=lambda value: value.const_value is not None)
+        if parts[1].const_value is not None and len(parts[1].shape) == 1:
+            values, bias = parts
+    weights = [*norm.inputs[1:], *[None] * (3 - len(norm.inputs))]
+    fused = ir.node(
+        "SkipLayerNormalization",
+        [values, skip, *weights, bias],
+        {"epsilon": norm.attributes["epsilon"].as_float()},
+        domain=_CONTRIB,
+        num_outputs=4,
+    )
+    for old, new in ((norm.outputs[0], fused.outputs[0]), (summed, fused.outputs[3])):
+        _copy_type(old, new)
+    norm_output = norm.outputs[0]
+    graph.insert_before(norm, fused)
+    ir.convenience.replace_all_uses_with(norm_output, fused.outputs[0], replace_graph_outputs=True)
+    graph.remove(norm, safe=True)
+    ir.convenience.replace_all_uses_with(summed, fused.outputs[3])
+
+
+def _side_by_side(graph: Any, values: Sequence[Any], widths: Sequence[int] | None = None) -> Any:
+    """An initializer of several next to each other; what is a single number is repeated to the width of its own."""
+    name = "+".join(value.name for value in values)
+    if name in graph.initializers:
+        return graph.initializers[name]
+    arrays = [value.const_value.numpy() for value in values]
+    if widths is not None:
+        arrays = [np.broadcast_to(array, (width,)) for array, width in zip(arrays, widths, strict=True)]
+    return _initializer(graph, np.concatenate(arrays, axis=-1), name)
+
+
+def _scalar(graph: Any, number: float) -> Any:
+    return _initializer(graph, np.array(number, np.float32))
+
+
+def _initializer(graph: Any, array: np.ndarray, name: str | None = None) -> Any:
+    import onnx_ir as ir
+
+    name = name or f"constant_{array.tolist()}"
+    if name not in graph.initializers:
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        graph.register_initializer(value)
+    return graph.initializers[name]
+
+
+def _number(value: Any) -> float | None:
+    import onnx_ir as ir
+
+    tensor = ir.convenience.get_const_tensor(value)
+    return float(tensor.numpy()) if tensor is not None and tensor.size == 1 else None
+
+
+def _only_user(value: Any) -> Any:
+    users = value.consumers()
+    return users[0] if len(users) == 1 and not value.is_graph_output() else None
+
+
+def _copy_type(old: Any, new: Any) -> None:
+    new.shape, new.type = old.shape, old.type

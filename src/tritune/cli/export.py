@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..deploy.export.opsets import Target
 from ..errors import TrituneError
 from ..tasks.names import is_task_file
 from . import options
@@ -18,7 +19,16 @@ def export(
     format: Annotated[
         Format, typer.Option(help="onnx: 2-bit weights, integer products. dense: float weights.")
     ] = "onnx",
-    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes.")] = 25,
+    target: Annotated[
+        Target, typer.Option(help="web: a graph that is fast in a browser, only for onnxruntime-web.")
+    ] = "native",
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes. Default: 25; 21 for --target web.",
+            show_default=False,
+        ),
+    ] = None,
     verify: Annotated[
         Path | None, typer.Option(help="Folder of a task's files: compare both models on its dev set.", metavar="DIR")
     ] = None,
@@ -41,6 +51,8 @@ def export(
     from ..recipes import check_evaluation_keys
 
     check_opset(opset)
+    if target == "web" and format != "onnx":
+        raise TrituneError("--target web is for --format onnx")
     if verify is not None and task is None:
         raise TrituneError("--verify needs --task")
     if task is None and overrides:
@@ -73,7 +85,7 @@ def export(
         # Before anything is written: a row may be one that cannot be used.
         splits = load_task_data(known, verify, known.dev_splits)
         data = head.encode(splits, known, processor, recipe.max_length, recipe.padding)
-    written = _write(loaded, processor, output, format, opset)
+    written = _write(loaded, processor, output, format, opset, target)
     report: dict[str, Any] = {"output": str(output), "format": format, "size_bytes": written.stat().st_size}
     if known:
         from ..deploy.export.runtime import OnnxClassifier
@@ -97,18 +109,18 @@ def _check_output(output: Path, model: str, format: Format) -> None:
     check_free(output, overwrite=False, inputs=(model,))
 
 
-def _write(model: Any, processor: Any, output: Path, format: Format, opset: int) -> Path:
+def _write(model: Any, processor: Any, output: Path, format: Format, opset: int | None, target: Target) -> Path:
     """Write all of the export or nothing; returns the file of the weights."""
     from ..checkpoints.files import replace_folder
     from ..deploy.export.dense import export_dense, plain_config
     from ..deploy.export.onnx import export_onnx
 
     if format == "onnx" and output.suffix == ".onnx":
-        export_onnx(model, output, opset, processor.model_input_names)
+        export_onnx(model, output, opset, processor.model_input_names, target)
         return output
     with replace_folder(output) as partial:
         if format == "onnx":
-            export_onnx(model, partial / "model.onnx", opset, processor.model_input_names)
+            export_onnx(model, partial / "model.onnx", opset, processor.model_input_names, target)
             plain_config(model).save_pretrained(partial)
         else:
             export_dense(model, partial)

@@ -164,10 +164,8 @@ def _stand_in(module: nn.Module) -> nn.Module | None:
     return IntegerEmbedding(weight)
 
 
-def _codes(
-    values: torch.Tensor, quantizer: Quantizer, zero_point: int, signed: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _codes(values: torch.Tensor, quantizer: Quantizer, zero_point: int) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(quantizer, Uniform):
         raise TrituneError(f"activations quantized by {type(quantizer).__name__} cannot be exported")
     dims = [] if quantizer.granularity is Granularity.TENSOR else list(quantizer.granularity.dims(values))
-    return quantize(values, dims, quantizer.largest_code, quantizer.clip, zero_point, signed)
+    return quantize(values, dims, quantizer.largest_code, quantizer.clip, zero_point, False)

@@ -31,7 +31,7 @@ from ...modeling.modes import evaluation_mode
 from .codes import signed
 from .integer import with_integer_arithmetic
 from .operators import onnx_unpack, translations
-from .opsets import OPSET_OF, Target, check_opset
+from .opsets import DEFAULT_OPSETS, Target, check_opset
 from .web import rewrite_for_web
 
 # The first opsets with types of that many bits.
@@ -75,23 +75,24 @@ def to_onnx(
 
     Args:
         model: computes as it would in evaluation mode; is not changed.
-        opset: 18 to 25. From 25 on 2-bit codes are stored as INT2, before as bytes and nodes that unpack them.
+        opset: 18 to 25. From 25 on 2-bit codes are stored as INT2, before as bytes and nodes that unpack them. None is
+            25, or 21 for the web.
         input_names: inputs that the tokenizer provides (`tokenizer.model_input_names`); others take the model's
             default. None takes all inputs.
+        target: "web" writes a graph for ONNX Runtime in WebAssembly, see `web`; "native" one of standard operators.
 
     Raises:
         TrituneError: the opset is out of range, onnx is not installed, or torch.onnx cannot trace the model.
     """
-    opset = OPSET_OF[target] if opset is None else opset
     check_opset(opset)
+    opset = DEFAULT_OPSETS[target] if opset is None else opset
     _check_installed()
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass
 
     inputs = _inputs(model)
     if input_names is not None:
         inputs = {name: value for name, value in inputs.items() if name in input_names}
-    is_quantized = is_instrumented(model)
-    model = with_integer_arithmetic(model) if is_quantized else model
+    model = with_integer_arithmetic(model) if is_instrumented(model) else model
     with evaluation_mode(model), torch.no_grad(), quiet():
         try:
             program = torch.onnx.export(
@@ -100,12 +101,10 @@ def to_onnx(
                 input_names=list(inputs),
                 output_names=["logits"],
                 dynamic_shapes=(tuple(_free_dimensions(value) for value in inputs.values()),),
-                custom_translation_table=translations(opset),
+                custom_translation_table=translations(),
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
-                # Its optimizer loses a Shape of ours that two nodes take (onnxscript 0.7); runtimes optimize anyway.
-                optimize=True,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             cause = first_line(error.__cause__ or error)

@@ -10,13 +10,14 @@ a call as a single node, and `translations` gives its ONNX subgraph.
 MatMulInteger takes 8-bit operands of either sign, but on x86 ONNX Runtime has kernels for an unsigned left operand
 only: two signed ones run in a scalar loop, tens of times slower. So codes of activations are stored plus 128, with a
 zero point of 128, which is the same sum. CPUs without VNNI add two products of an unsigned and a signed operand in 16
-bits, where 2 * 255 * 127 does not fit: right operands of 8 bits are therefore unsigned too, except beside
-probabilities, whose codes are never negative and need no zero point (2 * 127 * 127 fits).
+bits, where 2 * 255 * 127 does not fit: right operands of 8 bits are therefore unsigned too. (Beside probabilities,
+whose codes are never negative, they could be signed; but then ONNX Runtime dequantizes and quantizes V once more to
+transpose it.)
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
-import math
 
 import numpy as np
 import torch
@@ -119,12 +120,8 @@ def _(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
     return packed.new_empty((*packed.shape[:-1], width), dtype=torch.float32)
 
 
-def translations(opset: int) -> dict[Callable, Callable]:
-    """What each operator becomes in ONNX, as `torch.onnx.export` takes it.
-
-    Args:
-        opset: of the file. From 20 on GELU is a node of its own, from 21 on a row of any tensor can have a scale.
-    """
+def translations() -> dict[Callable, Callable]:
+    """What each operator becomes in ONNX of opset 18, as `torch.onnx.export` takes it."""
     from onnxscript import opset18
 
     op: Any = opset18  # typed for scripts, whose arguments are tensors; here they are values of a graph
@@ -159,12 +156,13 @@ def translations(opset: int) -> dict[Callable, Callable]:
             return op.Mul(product, op.Mul(left_scale, right_scale))
         return op.Mul(op.Mul(product, left_scale), right_scale)
 
-    table = {
+    return {
         torch.ops.tritune.quantize.default: onnx_quantize,
         torch.ops.tritune.matmul_integer.default: onnx_matmul_integer,
-        torch.ops.tritune.unpack.default: lambda packed, bits, width: onnx_unpack(call, packed, bits, width, np.float32),
+        torch.ops.tritune.unpack.default: lambda packed, bits, width: onnx_unpack(
+            call, packed, bits, width, np.float32
+        ),
     }
-    return table
 
 
 def onnx_unpack(call: Callable, packed: Any, bits: int, width: int, kind: type, are_odd: bool = False) -> Any:

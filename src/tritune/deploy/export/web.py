@@ -24,16 +24,19 @@ _CONTRIB = "com.microsoft"
 
 @dataclass(frozen=True)
 class _Product:
-    """A MatMulInteger and the nodes that make floats of it: Cast, Mul by both scales, and Add of a bias, if any.
+    """A MatMulInteger and the nodes that make floats of it.
 
-    `left_scale` and `right_scale` are the values it is multiplied by. Where both are of whole tensors, the graph
-    multiplies them first: `scales_are_joined`.
+    Attributes:
+        nodes: MatMulInteger, Cast, Mul by the scales, and Add of a bias, if any.
+        left_scale, right_scale: what it is multiplied by.
+        are_joined: whether the graph multiplies the scales first, as it does with those of whole tensors.
+        bias: (columns,), or None.
     """
 
     nodes: tuple[Any, ...]
     left_scale: Any
     right_scale: Any
-    scales_are_joined: bool
+    are_joined: bool
     bias: Any
 
     @property
@@ -60,6 +63,8 @@ def rewrite_for_web(model: Any) -> None:
     for node in list(graph):
         if node.op_type == "LayerNormalization":
             _fuse_residual(graph, node)
+        elif node.op_type == "Clip":
+            _drop_lower_bound(node)
     RemoveUnusedNodesPass()(model)
 
 
@@ -69,27 +74,24 @@ def _shared(product: _Product) -> Any:
     if right.const_value is None:
         return product.integer
     stored_as = right.name.rpartition(".")[2]
-    return left, product.left_scale, *zero_points, stored_as, product.scales_are_joined, product.bias is None
+    return left, product.left_scale, *zero_points, stored_as, product.are_joined, product.bias is None
 
 
 def _product_of(integer: Any) -> _Product | None:
-    nodes = [integer]
-    others: list[Any] = []
+    nodes, others = [integer], []
     for kind in ("Cast", "Mul", "Mul", "Add"):
-        following = _only_user(nodes[-1].outputs[0])
+        result = nodes[-1].outputs[0]
+        following = _only_user(result)
         if following is not None and following.op_type == kind:
-            others += [value for value in following.inputs if value is not nodes[-1].outputs[0]]
+            others += [value for value in following.inputs if value is not result]
             nodes.append(following)
-    scales = others[: sum(node.op_type == "Mul" for node in nodes)]
-    bias = others[-1] if nodes[-1].op_type == "Add" else None
+    bias = others.pop() if nodes[-1].op_type == "Add" else None
     if bias is not None and (bias.const_value is None or len(bias.shape) != 1):
         nodes, bias = nodes[:-1], None
-    if len(scales) == 2:
-        return _Product(tuple(nodes), *scales, False, bias)
-    joined = scales[0].producer() if scales else None
-    if joined is None or joined.op_type != "Mul":
-        return None
-    return _Product(tuple(nodes), *joined.inputs, True, bias)
+    are_joined = len(others) == 1
+    if are_joined and (node := others[0].producer()) is not None and node.op_type == "Mul":
+        others = list(node.inputs)
+    return _Product(tuple(nodes), others[0], others[1], are_joined, bias) if len(others) == 2 else None
 
 
 def _fuse_products(graph: Any, group: Sequence[_Product]) -> None:
@@ -105,7 +107,7 @@ def _fuse_products(graph: Any, group: Sequence[_Product]) -> None:
         right = _side_by_side(graph, [product.integer.inputs[1] for product in group])
         right_scale = _side_by_side(graph, [product.right_scale for product in group], widths)
         bias = bias and _side_by_side(graph, [product.bias for product in group])
-    if first.scales_are_joined:
+    if first.are_joined:
         inputs = [left, right, first.left_scale, right_scale, *zero_points, bias]
         result = tape.op("MatMulIntegerToFloat", inputs, domain=_CONTRIB)
     else:
@@ -148,6 +150,15 @@ def _without_constants(tape: Any, scale: Any) -> tuple[float, Any]:
             _copy_type(scale, turned)
             return factor, turned
     return 1.0, scale
+
+
+def _drop_lower_bound(clip: Any) -> None:
+    """A row of zeros may have a scale of zero: whatever codes 0 / 0 becomes, zero is what they are multiplied by."""
+    import onnx_ir as ir
+
+    peak = clip.inputs[0]
+    if len(clip.inputs) == 2 and peak.producer() is not None and peak.producer().op_type == "ReduceMax":
+        ir.convenience.replace_all_uses_with(clip.outputs[0], peak)
 
 
 def _fuse_residual(graph: Any, norm: Any) -> None:
@@ -204,7 +215,8 @@ def _initializer(graph: Any, array: np.ndarray, name: str | None = None) -> Any:
     name = name or f"constant_{array.tolist()}"
     if name not in graph.initializers:
         tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
+        value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
         graph.register_initializer(value)
     return graph.initializers[name]
 

@@ -125,7 +125,7 @@ def _in_browser(browser: str, modules: Path, folder: Path, what: str, options: d
             ".wasm": "application/wasm",
         }
 
-        def do_POST(self) -> None:  # noqa: N802, the name that http.server calls
+        def do_POST(self) -> None:
             answers.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()

@@ -3,17 +3,15 @@
 There every node costs some microseconds, whatever it computes, so nodes are what is saved:
 
     MatMulInteger, Cast, Mul, Mul         -> MatMulIntegerToFloat, Mul
-    products of the same left operand     -> one, and Split: Q, K and V
     Add bias, Add residual, LayerNorm     -> SkipLayerNormalization
+    Clip of a largest magnitude from below, Div of a scale by a number: not needed
 
 ONNX Runtime does some of this itself when it loads a file, but not with a scale per token, or where it cannot infer
-that two shapes are equal. The numbers stay the same but for the order of two float products. Rejected: float products
-of codes (a third of the speed), signed left operands (a scalar loop) and MatMulNBits, which has no kernel there and
-dequantizes all weights at every call.
+that two shapes are equal. The numbers stay the same but for the order of float products. Rejected, as measured there:
+float products of codes (a third of the speed), signed left operands (a scalar loop), MatMulNBits (no kernel: all
+weights are dequantized at every call), and Q, K and V as one product (what it saves, Split costs).
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,27 +52,14 @@ def rewrite_for_web(model: Any) -> None:
 
     graph = model.graph
     graph.opset_imports[_CONTRIB] = 1
-    groups = defaultdict(list)
-    for node in graph:
-        if node.op_type == "MatMulInteger" and (product := _product_of(node)) is not None:
-            groups[_shared(product)].append(product)
-    for group in groups.values():
-        _fuse_products(graph, group)
     for node in list(graph):
         if node.op_type == "LayerNormalization":
             _fuse_residual(graph, node)
         elif node.op_type == "Clip":
             _drop_lower_bound(node)
+        elif node.op_type == "MatMulInteger" and (product := _product_of(node)) is not None:
+            _fuse_product(graph, product)
     RemoveUnusedNodesPass()(model)
-
-
-def _shared(product: _Product) -> Any:
-    """Equal for products that can be one: the same left operand and scale times weights stored in the same way."""
-    left, right, *zero_points = product.integer.inputs
-    if right.const_value is None:
-        return product.integer
-    stored_as = right.name.rpartition(".")[2]
-    return left, product.left_scale, *zero_points, stored_as, product.are_joined, product.bias is None
 
 
 def _product_of(integer: Any) -> _Product | None:
@@ -88,31 +73,28 @@ def _product_of(integer: Any) -> _Product | None:
     bias = others.pop() if nodes[-1].op_type == "Add" else None
     if bias is not None and (bias.const_value is None or len(bias.shape) != 1):
         nodes, bias = nodes[:-1], None
-    are_joined = len(others) == 1
-    if are_joined and (node := others[0].producer()) is not None and node.op_type == "Mul":
-        others = list(node.inputs)
-    return _Product(tuple(nodes), others[0], others[1], are_joined, bias) if len(others) == 2 else None
+    are_joined = len(others) == 1 and (joined := others[0].producer()) is not None and joined.op_type == "Mul"
+    scales = list(joined.inputs) if are_joined else others
+    if len(scales) != 2 or any(scale.shape is None for scale in scales):
+        return None
+    if are_joined and len(scales[0].shape):
+        return None
+    return _Product(tuple(nodes), scales[0], scales[1], are_joined, bias)
 
 
-def _fuse_products(graph: Any, group: Sequence[_Product]) -> None:
+def _fuse_product(graph: Any, product: _Product) -> None:
     import onnx_ir as ir
 
     tape = ir.tape.Tape()
-    first = group[0]
-    left, right, *zero_points = first.integer.inputs
+    left, right, *zero_points = product.integer.inputs
     zero_points += [None] * (2 - len(zero_points))
-    right_scale, bias = first.right_scale, first.bias
-    widths = [product.integer.inputs[1].shape[-1] for product in group]
-    if len(group) > 1:
-        right = _side_by_side(graph, [product.integer.inputs[1] for product in group])
-        right_scale = _side_by_side(graph, [product.right_scale for product in group], widths)
-        bias = bias and _side_by_side(graph, [product.bias for product in group])
-    if first.are_joined:
-        inputs = [left, right, first.left_scale, right_scale, *zero_points, bias]
+    right_scale, bias = product.right_scale, product.bias
+    if product.are_joined:
+        inputs = [left, right, product.left_scale, right_scale, *zero_points, bias]
         result = tape.op("MatMulIntegerToFloat", inputs, domain=_CONTRIB)
     else:
         # The operator takes one scale for the left operand and one per column for the right: the rest comes after.
-        factor, rows = _without_constants(tape, first.left_scale)
+        factor, rows = _without_constants(tape, product.left_scale)
         after = [rows]
         if right_scale.const_value is None:
             own_factor, right_scale = _without_constants(tape, right_scale)
@@ -125,14 +107,9 @@ def _fuse_products(graph: Any, group: Sequence[_Product]) -> None:
         for scale in after:
             result = tape.op("Mul", [result, scale])
         result = tape.op("Add", [result, bias]) if bias is not None else result
-    results = [result]
-    if len(group) > 1:
-        inputs = [result, _initializer(graph, np.array(widths, np.int64))]
-        results = list(tape.op_multi_out("Split", inputs, {"axis": -1}, num_outputs=len(group)))
-    for product, new in zip(group, results, strict=True):
-        _copy_type(product.result, new)
-        ir.convenience.replace_all_uses_with(product.result, new, replace_graph_outputs=True)
-    graph.insert_before(first.integer, tape.nodes)
+    _copy_type(product.result, result)
+    ir.convenience.replace_all_uses_with(product.result, result, replace_graph_outputs=True)
+    graph.insert_before(product.integer, tape.nodes)
 
 
 def _without_constants(tape: Any, scale: Any) -> tuple[float, Any]:
@@ -194,29 +171,13 @@ def _fuse_residual(graph: Any, norm: Any) -> None:
     ir.convenience.replace_all_uses_with(summed, fused.outputs[3])
 
 
-def _side_by_side(graph: Any, values: Sequence[Any], widths: Sequence[int] | None = None) -> Any:
-    """An initializer of several next to each other; what is a single number is repeated to the width of its own."""
-    name = "+".join(value.name for value in values)
-    if name in graph.initializers:
-        return graph.initializers[name]
-    arrays = [value.const_value.numpy() for value in values]
-    if widths is not None:
-        arrays = [np.broadcast_to(array, (width,)) for array, width in zip(arrays, widths, strict=True)]
-    return _initializer(graph, np.concatenate(arrays, axis=-1), name)
-
-
 def _scalar(graph: Any, number: float) -> Any:
-    return _initializer(graph, np.array(number, np.float32))
-
-
-def _initializer(graph: Any, array: np.ndarray, name: str | None = None) -> Any:
     import onnx_ir as ir
 
-    name = name or f"constant_{array.tolist()}"
+    name = f"constant_{number}"
     if name not in graph.initializers:
-        tensor = ir.tensor(array, name=name)
-        shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
-        value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
+        tensor = ir.tensor(np.array(number, np.float32), name=name)
+        value = ir.Value(name=name, shape=ir.Shape([]), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)
     return graph.initializers[name]
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..deploy.export.opsets import Target
 from ..errors import TrituneError
 from ..tasks.names import is_task_file
 from . import options
@@ -26,11 +27,20 @@ def export(
     layout: Annotated[
         LayoutName, typer.Option(help="The program that the ONNX folder is for: its file names, and a model card.")
     ] = "plain",
+    target: Annotated[
+        Target | None,
+        typer.Option(
+            help="web: a graph that is fast in a browser, only for ONNX Runtime. Default: native, or web for "
+            "transformers.js.",
+            show_default=False,
+        ),
+    ] = None,
     opset: Annotated[
         int | None,
         typer.Option(
-            help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes. By default 25, or 18 for "
-            "sentence-transformers and fastembed.",
+            help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes. Default: 25; 21 for --target web; 18 "
+            "for sentence-transformers and fastembed.",
+            show_default=False,
         ),
     ] = None,
     verify: Annotated[
@@ -52,12 +62,11 @@ def export(
     Example: `tritune export run/ --output onnx/ --verify glue/SST-2 --task sst2`
     """
     from ..deploy.export.layouts import LAYOUTS
-    from ..deploy.export.opsets import check_opset
     from ..recipes import check_evaluation_keys
 
-    chosen = LAYOUTS[layout]
-    opset = opset or chosen.opset
-    check_opset(opset)
+    chosen = LAYOUTS[layout].settled(target, opset)
+    if target == "web" and format != "onnx":
+        raise TrituneError("--target web is for --format onnx")
     if verify is not None and task is None:
         raise TrituneError("--verify needs --task")
     if task is None and overrides:
@@ -85,14 +94,14 @@ def export(
     processor = head.load_processor(model, loaded, recipe.max_length)
     compare = _comparison(loaded, known, verify, processor, recipe) if known else None
     report: dict[str, Any] = {"output": str(output), "format": format}
-    with _in_place(output, format) as target:
-        written = _write(loaded, head, processor, target, format, chosen, opset, recipe.max_length)
+    with _in_place(output, format) as place:
+        written = _write(loaded, head, processor, place, format, chosen, recipe.max_length)
         report["size_bytes"] = written.stat().st_size
         if compare:
-            report["verify"] = compare(written if format == "onnx" else target)
+            report["verify"] = compare(written if format == "onnx" else place)
         if chosen.library:
-            made = {"name": str(output), "source": model, "recipe": recipe.name, "file": written, "opset": opset}
-            _add_card(target, loaded, head, chosen, **made, verified=report.get("verify"))
+            made = {"name": str(output), "source": model, "recipe": recipe.name, "file": written, "opset": chosen.opset}
+            _add_card(place, loaded, head, chosen, **made, verified=report.get("verify"))
     show_result(report, show_export, as_json=json)
 
 
@@ -167,21 +176,21 @@ def _in_place(output: Path, format: Format) -> AbstractContextManager[Path]:
 
 
 def _write(
-    model: Any, head: Any, processor: Any, target: Path, format: Format, layout: Any, opset: int, length: int | None
+    model: Any, head: Any, processor: Any, place: Path, format: Format, layout: Any, length: int | None
 ) -> Path:
     """Write the export; returns the file of the weights."""
     from ..deploy.export.dense import export_dense
     from ..deploy.export.folder import export_folder
     from ..deploy.export.onnx import export_onnx
 
-    if _is_file(target, format):
-        export_onnx(model, target, opset, processor.model_input_names, head)
-        return target
+    if _is_file(place, format):
+        export_onnx(model, place, layout.opset, processor.model_input_names, head, layout.target)
+        return place
     if format == "onnx":
-        return export_folder(model, processor, target, head, layout, opset, length)
-    export_dense(model, target)
-    processor.save_pretrained(target)
-    return target / "model.safetensors"
+        return export_folder(model, processor, place, head, layout, length)
+    export_dense(model, place)
+    processor.save_pretrained(place)
+    return place / "model.safetensors"
 
 
 def _add_card(folder: Path, *what: Any, **values: Any) -> None:

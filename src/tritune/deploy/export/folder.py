@@ -25,7 +25,6 @@ def export_folder(
     folder: str | Path,
     head: Head,
     layout: Layout = LAYOUTS["plain"],
-    opset: int | None = None,
     max_length: int | None = None,
 ) -> Path:
     """Write an ONNX model into a folder, with config and tokenizer or image processor; returns the ONNX file.
@@ -35,8 +34,7 @@ def export_folder(
         processor: as `head.load_processor` gives it.
         folder: exists.
         head: the kind of task; of a sentence encoder, with its pooling.
-        layout: a row of `LAYOUTS`.
-        opset: see `to_onnx`; None for that of the layout.
+        layout: a row of `LAYOUTS`, perhaps with another target or opset.
         max_length: to which the programs that have a layout of their own cut texts; sentence encoders have one in their
             files.
 
@@ -44,16 +42,16 @@ def export_folder(
         TrituneError: as `export_onnx`, or the layout is not for this kind of task.
     """
     layout.check(head.name)
-    folder, opset = Path(folder), opset or layout.opset
+    folder, layout = Path(folder), layout.settled(opset=layout.opset)
     path = folder / (layout.file if is_quantized(model) else layout.float_file)
     path.parent.mkdir(exist_ok=True)
-    export_onnx(model, path, opset, processor.model_input_names, head)
+    export_onnx(model, path, layout.opset, processor.model_input_names, head, layout.target)
     plain_config(model).save_pretrained(folder)
     processor.save_pretrained(folder)
     if layout.library:
         _add_files(model, processor, folder, layout, max_length)
         if is_quantized(model):
-            _write(folder / "quantize_config.json", _quantization(model, layout, opset))
+            _write(folder / "quantize_config.json", _quantization(model, layout))
     return path
 
 
@@ -82,12 +80,13 @@ def _add_files(model: PreTrainedModel, processor: Any, folder: Path, layout: Lay
         described(files.pooling, model.config.hidden_size, length).write(folder)
 
 
-def _quantization(model: PreTrainedModel, layout: Layout, opset: int) -> dict[str, Any]:
+def _quantization(model: PreTrainedModel, layout: Layout) -> dict[str, Any]:
     return {
         "quant_method": "tritune",
         "version": metadata.version("tritune"),
         "file": layout.file,
-        "opset": opset,
+        "target": layout.target,
+        "opset": layout.opset,
         "quantization": asdict(model.config.quantization_config.quantization),
     }
 

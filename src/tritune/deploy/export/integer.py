@@ -54,12 +54,12 @@ class IntegerProducts:
         """attention_probs @ value: (batch, heads, query, key) and (batch, heads, key, head width) to the context."""
         if probs_quantizer is None or value_quantizer is None:
             return products.context(attention_probs, value, probs_quantizer, value_quantizer)
-        values, value_scale = _codes(value, value_quantizer, 0, signed=True)
+        values, value_scale = _codes(value, value_quantizer, ZERO_POINT)
         if value_quantizer.granularity is Granularity.TOKEN:  # as in `tritune.compute.products`
             attention_probs, value_scale = attention_probs * value_scale.mT, torch.ones(())
         # Probabilities are never negative: their codes are unsigned as they are.
         probs, probs_scale = _codes(attention_probs, probs_quantizer, 0)
-        return matmul_integer(probs, probs_scale, values, value_scale, 0, 0)
+        return matmul_integer(probs, probs_scale, values, value_scale, 0, ZERO_POINT)
 
 
 class IntegerLinear(nn.Module):
@@ -164,10 +164,8 @@ def _stand_in(module: nn.Module) -> nn.Module | None:
     return IntegerEmbedding(weight)
 
 
-def _codes(
-    values: torch.Tensor, quantizer: Quantizer, zero_point: int, signed: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _codes(values: torch.Tensor, quantizer: Quantizer, zero_point: int) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(quantizer, Uniform):
         raise TrituneError(f"activations quantized by {type(quantizer).__name__} cannot be exported")
     dims = [] if quantizer.granularity is Granularity.TENSOR else list(quantizer.granularity.dims(values))
-    return quantize(values, dims, quantizer.largest_code, quantizer.clip, zero_point, signed)
+    return quantize(values, dims, quantizer.largest_code, quantizer.clip, zero_point, False)

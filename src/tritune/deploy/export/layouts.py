@@ -1,9 +1,10 @@
 """Where the programs that run exported models look for their files; can be checked without importing torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from ...errors import TrituneError
-from .opsets import DEFAULT_OPSET
+from .opsets import DEFAULT_OPSETS, Target, check_opset
 
 # Read by every ONNX Runtime since 1.14, whichever is installed beside the program.
 _OLD_OPSET = 18
@@ -18,7 +19,8 @@ class Layout:
         name: of the layout.
         file: the ONNX file of a quantized model, from the folder on.
         float_file: that of a float one.
-        opset: where the user names none.
+        target: of the graph.
+        opset: of a graph with that target; None for the usual one of a target.
         kinds: the kinds of tasks that the program runs, see `tasks.names`; empty for all.
         library: of the model card; empty for a layout that has none, and no files for certain programs.
     """
@@ -26,9 +28,21 @@ class Layout:
     name: str
     file: str = "model.onnx"
     float_file: str = "model.onnx"
-    opset: int = _OLD_OPSET
+    target: Target = "native"
+    opset: int | None = None
     kinds: tuple[str, ...] = ()
     library: str = ""
+
+    def settled(self, target: Target | None = None, opset: int | None = None) -> Self:
+        """The layout with another target or opset, and no opset left open.
+
+        Raises:
+            TrituneError: the opset is not supported.
+        """
+        check_opset(opset)
+        target = target or self.target
+        own = self.opset if target == self.target else None
+        return replace(self, target=target, opset=opset or own or DEFAULT_OPSETS[target])
 
     def check(self, kind: str) -> None:
         """Raise TrituneError if the program does not run models of this kind of task."""
@@ -42,23 +56,23 @@ class Layout:
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout("plain", opset=DEFAULT_OPSET),
-        # The suffix of the dtype `q8`, which browsers take by default. It brings its own runtime, which reads INT2; the
-        # nodes that unpack bytes would take seconds whenever a page loads the model.
+        Layout("plain"),
+        # The suffix of the dtype `q8`, which browsers take by default.
         Layout(
             "transformers.js",
             "onnx/model_quantized.onnx",
             "onnx/model.onnx",
-            opset=DEFAULT_OPSET,
+            target="web",
             library="transformers.js",
         ),
         Layout(
             "sentence-transformers",
             "onnx/model.onnx",
             "onnx/model.onnx",
+            opset=_OLD_OPSET,
             kinds=(_ENCODERS, "text-classification"),
             library="sentence-transformers",
         ),
-        Layout("fastembed", kinds=(_ENCODERS,), library="fastembed"),
+        Layout("fastembed", opset=_OLD_OPSET, kinds=(_ENCODERS,), library="fastembed"),
     )
 }

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -31,7 +32,8 @@ from ...tasks.heads import TEXT_CLASSIFICATION, Head, head_of_class
 from .codes import signed
 from .integer import with_integer_arithmetic
 from .operators import onnx_unpack, translations
-from .opsets import DEFAULT_OPSET, check_opset
+from .opsets import DEFAULT_OPSETS, Target, check_opset
+from .web import rewrite_for_web
 
 # The first opsets with types of that many bits.
 _OPSET_OF_TYPE = {2: 25, 4: 21}
@@ -43,9 +45,10 @@ _CODES = re.compile(r"(?:^|\.)(odd_)?codes_([24])$")
 def export_onnx(
     model: PreTrainedModel,
     path: str | Path,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     input_names: Sequence[str] | None = None,
     head: Head | None = None,
+    target: Target = "native",
 ) -> None:
     """Write a QAT model as one ONNX file, all of it or nothing; the arguments are those of `to_onnx`.
 
@@ -53,7 +56,7 @@ def export_onnx(
         TrituneError: as `to_onnx`, or the file cannot be written.
     """
     path = Path(path)
-    program = to_onnx(model, opset, input_names, head)
+    program = to_onnx(model, opset, input_names, head, target)
     try:
         with replace_file(path) as partial:
             program.save(str(partial))
@@ -63,9 +66,10 @@ def export_onnx(
 
 def to_onnx(
     model: PreTrainedModel,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     input_names: Sequence[str] | None = None,
     head: Head | None = None,
+    target: Target = "native",
 ) -> torch.onnx.ONNXProgram:
     """The ONNX program of a QAT model, or of a float one.
 
@@ -76,17 +80,20 @@ def to_onnx(
 
     Args:
         model: computes as it would in evaluation mode; is not changed.
-        opset: 18 to 25. From 25 on 2-bit codes are stored as INT2, before as bytes and nodes that unpack them.
+        opset: 18 to 25. From 25 on 2-bit codes are stored as INT2, before as bytes and nodes that unpack them. None is
+            25, or 21 for the web.
         input_names: inputs that the tokenizer provides (`tokenizer.model_input_names`); others take the model's
             default. None takes all inputs.
         head: the kind of task. None goes by the model's class; a sentence encoder then pools as the files say that lie
             where it was loaded from, or takes the mean if there are none.
+        target: "web" writes a graph for ONNX Runtime in WebAssembly, see `web`; "native" one of standard operators.
 
     Raises:
         TrituneError: the opset is out of range, onnx is not installed, torch.onnx cannot trace the model, or the files
             of a sentence encoder cannot be used.
     """
     check_opset(opset)
+    opset = DEFAULT_OPSETS[target] if opset is None else opset
     _check_installed()
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass
 
@@ -94,8 +101,7 @@ def to_onnx(
     if input_names is not None:
         inputs = {name: value for name, value in inputs.items() if name in input_names}
     head = head or _head_of(model)
-    is_quantized = is_instrumented(model)
-    model = with_integer_arithmetic(model) if is_quantized else model
+    model = with_integer_arithmetic(model) if is_instrumented(model) else model
     with evaluation_mode(model), torch.no_grad(), quiet():
         try:
             program = torch.onnx.export(
@@ -108,8 +114,6 @@ def to_onnx(
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
-                # Its optimizer loses a Shape of ours that two nodes take (onnxscript 0.7); runtimes optimize anyway.
-                optimize=not is_quantized,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             cause = first_line(error.__cause__ or error)
@@ -120,6 +124,8 @@ def to_onnx(
         raise TrituneError(f"{type(model).__name__} cannot be exported: its graph takes batches of one size only")
     # Q, K and V quantize the same input.
     CommonSubexpressionEliminationPass()(program.model)
+    if target == "web":
+        rewrite_for_web(program.model)
     _store_packed(program.model, opset)
     # Names and source lines of torch would be a quarter of the file.
     ClearMetadataAndDocStringPass()(program.model)
@@ -174,17 +180,16 @@ def _store_packed(model: Any, opset: int) -> None:
             continue
         are_odd, bits, codes = bool(match[1]), int(match[2]), value.const_value.numpy()
         codes = (codes - 1) // 2 if are_odd else codes
-        kind_of_wide = _FLOAT if are_odd else _INT8
         if opset >= _OPSET_OF_TYPE[bits]:
             kind = ir.DataType[f"INT{bits}"]
             stored = ir.tensor(codes.astype(kind.numpy()), name=f"{name}.packed")
-            wide = call("Cast", _initializer(model, stored), to=kind_of_wide)
+            wide = call("Cast", _initializer(model, stored), to=_FLOAT if are_odd else _INT8)
+            if are_odd:
+                doubled = call("Mul", wide, call("Constant", value_float=2.0))
+                wide = call("Cast", call("Add", doubled, call("Constant", value_float=1.0)), to=_INT8)
         else:
             stored = ir.tensor(pack(torch.from_numpy(codes), bits, signed(bits)).numpy(), name=f"{name}.packed")
-            wide = onnx_unpack(call, _initializer(model, stored), bits, codes.shape[-1], kind_of_wide)
-        if are_odd:
-            doubled = call("Mul", wide, call("Constant", value_float=2.0))
-            wide = call("Cast", call("Add", doubled, call("Constant", value_float=1.0)), to=_INT8)
+            wide = onnx_unpack(call, _initializer(model, stored), bits, codes.shape[-1], np.int8, are_odd)
         ir.convenience.replace_all_uses_with(value, wide)
         del model.graph.initializers[name]
     if tape.nodes:

@@ -10,13 +10,16 @@ a call as a single node, and `translations` gives its ONNX subgraph.
 MatMulInteger takes 8-bit operands of either sign, but on x86 ONNX Runtime has kernels for an unsigned left operand
 only: two signed ones run in a scalar loop, tens of times slower. So codes of activations are stored plus 128, with a
 zero point of 128, which is the same sum. CPUs without VNNI add two products of an unsigned and a signed operand in 16
-bits, where 2 * 255 * 127 does not fit: right operands of 8 bits are therefore unsigned too, except beside
-probabilities, whose codes are never negative and need no zero point (2 * 127 * 127 fits).
+bits, where 2 * 255 * 127 does not fit: right operands of 8 bits are therefore unsigned too. (Beside probabilities,
+whose codes are never negative, they could be signed; but then ONNX Runtime dequantizes and quantizes V once more to
+transpose it.)
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import library
 
@@ -26,7 +29,7 @@ from .codes import signed
 
 ZERO_POINT = 128
 # Of onnx.TensorProto.
-_FLOAT, _UINT8, _INT8 = 1, 2, 3
+_FLOAT, _INT32 = 1, 6
 
 
 @library.custom_op("tritune::quantize", mutates_args=())
@@ -126,38 +129,29 @@ def translations() -> dict[Callable, Callable]:
     def call(operator: str, *inputs: Any, **attributes: Any) -> Any:
         return getattr(op, operator)(*inputs, **attributes)
 
-    def constant(value: float) -> Any:
-        return op.Constant(value_float=float(value))
-
     def onnx_quantize(
         values: Any, dims: Sequence[int], largest_code: int, clip: float, zero_point: int, signed: bool
     ) -> Any:
-        kind = _INT8 if signed else _UINT8
-        # Two reductions read the values twice; the magnitudes would have to be written too.
-        keep = {"axes": op.Constant(value_ints=dims)} if dims else {"keepdims": 0}
-        peak = op.Max(op.ReduceMax(values, **keep), op.Neg(op.ReduceMin(values, **keep)))
-        scale = op.Div(op.Clip(peak, constant(SMALLEST_MAGNITUDE), constant(clip)), constant(largest_code))
-        low, zero, high = (
-            op.Cast(op.Constant(value_int=code), to=kind)
-            for code in (
-                zero_point - largest_code if signed or zero_point else 0,
-                zero_point,
-                zero_point + largest_code,
-            )
-        )
-        if not dims:
-            return op.Clip(op.QuantizeLinear(values, scale, zero), low, high), scale
-        # QuantizeLinear takes one scale per row of a matrix; the dimensions that share one are the last.
-        scales = op.Reshape(scale, op.Constant(value_ints=[-1]))
-        rows = op.Flatten(values, axis=len(values.shape) - len(dims))
-        codes = op.QuantizeLinear(rows, scales, op.Expand(zero, op.Shape(scales)), axis=0)
-        return op.Clip(op.Reshape(codes, op.Shape(values)), low, high), scale
+        kind = np.int8 if signed else np.uint8
+        axes = {"axes": op.Constant(value_ints=dims)} if dims else {"keepdims": 0}
+        bounds = [_constant(op, bound, np.float32) for bound in (SMALLEST_MAGNITUDE, clip) if bound < math.inf]
+        magnitude = op.Abs(values) if signed or zero_point else values
+        peak = op.Clip(op.ReduceMax(magnitude, **axes), *bounds)
+        scale = op.Div(peak, _constant(op, largest_code, np.float32))
+        # Of scales that are not constant, QuantizeLinear takes one, or one per row of a matrix.
+        rows = (op.Div(values, peak), _constant(op, 1 / largest_code, np.float32)) if dims else (values, scale)
+        codes = op.QuantizeLinear(*rows, _constant(op, zero_point, kind))
+        if clip < math.inf:
+            low, high = zero_point - largest_code if signed or zero_point else 0, zero_point + largest_code
+            codes = op.Clip(codes, _constant(op, low, kind), _constant(op, high, kind))
+        return codes, scale
 
     def onnx_matmul_integer(
         left: Any, left_scale: Any, right: Any, right_scale: Any, left_zero_point: int, right_zero_point: int
     ) -> Any:
-        zero_points = [op.Cast(op.Constant(value_int=z), to=_UINT8) for z in (left_zero_point, right_zero_point) if z]
-        product = op.Cast(op.MatMulInteger(left, right, *zero_points), to=_FLOAT)
+        zeros = [_constant(op, left_zero_point, np.uint8)]
+        zeros += [_constant(op, right_zero_point, np.uint8)] if right_zero_point else []
+        product = op.Cast(op.MatMulInteger(left, right, *zeros), to=_FLOAT)
         if not len(left_scale.shape):
             return op.Mul(product, op.Mul(left_scale, right_scale))
         return op.Mul(op.Mul(product, left_scale), right_scale)
@@ -165,19 +159,36 @@ def translations() -> dict[Callable, Callable]:
     return {
         torch.ops.tritune.quantize.default: onnx_quantize,
         torch.ops.tritune.matmul_integer.default: onnx_matmul_integer,
-        torch.ops.tritune.unpack.default: lambda packed, bits, width: onnx_unpack(call, packed, bits, width, _FLOAT),
+        torch.ops.tritune.unpack.default: lambda packed, bits, width: onnx_unpack(
+            call, packed, bits, width, np.float32
+        ),
     }
 
 
-def onnx_unpack(call: Callable, packed: Any, bits: int, width: int, dtype: int) -> Any:
-    """`unpack` as nodes that `call(operator, *inputs, **attributes)` makes; the codes are of the ONNX type `dtype`."""
-    fields = call("Unsqueeze", packed, call("Constant", value_ints=[-1]))
-    starts = call("Cast", call("Constant", value_ints=list(range(0, 8, bits))), to=_UINT8)
-    mask = call("Cast", call("Constant", value_int=2**bits - 1), to=_UINT8)
-    fields = call("BitwiseAnd", call("BitShift", fields, starts, direction="RIGHT"), mask)
-    codes = call("Sub", call("Cast", fields, to=_FLOAT), call("Constant", value_float=float(-signed(bits).start)))
+def onnx_unpack(call: Callable, packed: Any, bits: int, width: int, kind: type, are_odd: bool = False) -> Any:
+    """`unpack` as nodes that `call(operator, *inputs, **attributes)` makes: every byte is looked up in a table.
+
+    Args:
+        call: what makes a node.
+        packed: uint8 (..., ceil(width * bits / 8)).
+        bits, width: as `unpack` takes them.
+        kind: numpy's dtype of the result.
+        are_odd: whether what is stored are the k of codes 2 * k + 1.
+    """
+    import onnx_ir as ir
+
+    table = packing.unpack(torch.arange(256, dtype=torch.uint8).view(-1, 1), bits, 8 // bits, signed(bits)).numpy()
+    table = (2 * table + 1 if are_odd else table).astype(kind)
+    codes = call("Gather", call("Constant", value=ir.tensor(table)), call("Cast", packed, to=_INT32))
     # 0 keeps a dimension; the last two, bytes and their codes, become one.
     rows = [0] * (len(packed.shape) - 1)
     codes = call("Reshape", codes, call("Constant", value_ints=[*rows, -1]))
-    bounds = [call("Constant", value_ints=[bound]) for bound in (0, width, -1)]
-    return call("Cast", call("Slice", codes, *bounds), to=dtype)
+    if width * bits % 8 == 0:
+        return codes
+    return call("Slice", codes, *(call("Constant", value_ints=[bound]) for bound in (0, width, -1)))
+
+
+def _constant(op: Any, value: float, kind: type) -> Any:
+    import onnx_ir as ir
+
+    return op.Constant(value=ir.tensor(np.array(value, kind)))

@@ -21,23 +21,24 @@ MORE = {"special_tokens_map.json", "quantize_config.json"}
 
 @pytest.fixture
 def exports(monkeypatch):
-    """The opset of every graph that `export_folder` was to write; the graph itself is not made."""
-    opsets = []
+    """Opset and target of every graph that `export_folder` was to write; the graph itself is not made."""
+    written = []
 
-    def export_onnx(model, path, opset, *more):
-        opsets.append(opset)
+    def export_onnx(model, path, opset, names, head, target):
+        written.append((opset, target))
         Path(path).write_bytes(b"graph")
 
     monkeypatch.setattr(folders, "export_onnx", export_onnx)
-    return opsets
+    return written
 
 
-def export(name: str, source: Path, target: Path, layout: str, **more) -> set[str]:
+def export(name: str, source: Path, target: Path, layout: str, opset: int | None = None, **more) -> set[str]:
     """The files of a folder that was exported from `source`."""
+    chosen = LAYOUTS[layout].settled(opset=opset)
     model = EXPORTABLE[name].kind.from_pretrained(source)
     head = head_of_class(type(model).__name__).for_model(source)
     target.mkdir()
-    folders.export_folder(model, head.load_processor(source, model, None), target, head, LAYOUTS[layout], **more)
+    folders.export_folder(model, head.load_processor(source, model, None), target, head, chosen, **more)
     return {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
 
 
@@ -46,19 +47,19 @@ def read(path: Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    "layout, file, opset, more",
+    "layout, file, opset, target, more",
     [
-        ("plain", "model.onnx", 25, set()),
-        ("transformers.js", "onnx/model_quantized.onnx", 25, MORE),
-        ("sentence-transformers", "onnx/model.onnx", 18, MORE),
-        ("fastembed", "model.onnx", 18, MORE),
+        ("plain", "model.onnx", 25, "native", set()),
+        ("transformers.js", "onnx/model_quantized.onnx", 21, "web", MORE),
+        ("sentence-transformers", "onnx/model.onnx", 18, "native", MORE),
+        ("fastembed", "model.onnx", 18, "native", MORE),
     ],
 )
-def test_every_file_lies_where_the_program_looks(exports, tmp_path, layout, file, opset, more):
+def test_every_file_lies_where_the_program_looks(exports, tmp_path, layout, file, opset, target, more):
     source = EXPORTABLE["sentences"].write_model(tmp_path / "model")
     files = export("sentences", source, tmp_path / "new", layout)
     assert files - {"config_sentence_transformers.json", "2_Normalize/config.json"} == {file} | USUAL | SENTENCES | more
-    assert exports == [opset]
+    assert exports == [(opset, target)]
     config, tokenizer = read(tmp_path / "new" / "config.json"), read(tmp_path / "new" / "tokenizer_config.json")
     assert "tritune" not in json.dumps(config) and "quantization_config" not in config
     assert config.get("transformers.js_config") == ({"dtype": "q8"} if layout == "transformers.js" else None)
@@ -67,13 +68,14 @@ def test_every_file_lies_where_the_program_looks(exports, tmp_path, layout, file
         assert tokenizer["model_max_length"] == tokenizer["max_length"] == 32
         assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
         found = read(tmp_path / "new" / "quantize_config.json")
-        assert (found["file"], found["opset"], found["quantization"]["weight_bits"]) == (file, opset, 2)
+        assert [found[key] for key in ("file", "opset", "target")] == [file, opset, target]
+        assert found["quantization"]["weight_bits"] == 2
 
 
 def test_a_float_model_has_the_name_of_one(exports, tmp_path):
     source = EXPORTABLE["tags"].write_model(tmp_path / "model", quantized=False)
-    files = export("tags", source, tmp_path / "new", "transformers.js", max_length=48, opset=21)
-    assert files == {"onnx/model.onnx"} | USUAL | MORE - {"quantize_config.json"} and exports == [21]
+    files = export("tags", source, tmp_path / "new", "transformers.js", max_length=48, opset=19)
+    assert files == {"onnx/model.onnx"} | USUAL | MORE - {"quantize_config.json"} and exports == [(19, "web")]
     assert read(tmp_path / "new" / "config.json")["transformers.js_config"] == {"dtype": "fp32"}
     assert read(tmp_path / "new" / "tokenizer_config.json")["model_max_length"] == 48
 
@@ -130,3 +132,8 @@ def test_the_card_says_how_the_folder_was_made(cli, tmp_path):
         'dim=16, model_file="model.onnx"',
     ):
         assert line in card
+
+
+def test_a_layout_keeps_its_own_opset_for_its_own_target_only():
+    assert (LAYOUTS["fastembed"].settled().opset, LAYOUTS["fastembed"].settled("web").opset) == (18, 21)
+    assert (LAYOUTS["transformers.js"].settled("native").opset, LAYOUTS["plain"].settled("web", 19).opset) == (25, 19)

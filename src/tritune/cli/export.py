@@ -38,8 +38,8 @@ def export(
     opset: Annotated[
         int | None,
         typer.Option(
-            help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes. Default: 25; 21 for --target web; 18 "
-            "for sentence-transformers and fastembed.",
+            help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes. Default: 25, or 21 for --target web, "
+            "or 18 for sentence-transformers and fastembed.",
             show_default=False,
         ),
     ] = None,
@@ -175,9 +175,7 @@ def _in_place(output: Path, format: Format) -> AbstractContextManager[Path]:
     return nullcontext(output) if _is_file(output, format) else replace_folder(output)
 
 
-def _write(
-    model: Any, head: Any, processor: Any, place: Path, format: Format, layout: Any, length: int | None
-) -> Path:
+def _write(model: Any, head: Any, processor: Any, place: Path, format: Format, layout: Any, length: int | None) -> Path:
     """Write the export; returns the file of the weights."""
     from ..deploy.export.dense import export_dense
     from ..deploy.export.folder import export_folder

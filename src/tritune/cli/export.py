@@ -38,8 +38,8 @@ def export(
     opset: Annotated[
         int | None,
         typer.Option(
-            help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes. Default: 25, or 21 for --target web, "
-            "or 18 for sentence-transformers and fastembed.",
+            help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes. Default: 25, or 21 for --target "
+            "web, or 18 for sentence-transformers and fastembed.",
             show_default=False,
         ),
     ] = None,
@@ -145,7 +145,7 @@ def _comparison(
 
     def compare(written: Path) -> dict[str, Any]:
         """Of an ONNX file, or the folder of a float checkpoint."""
-        exported = OnnxModel(written) if written.is_file() else _load(written, task.head, task)
+        exported = OnnxModel(written, model.config) if written.is_file() else _load(written, task.head, task)
         batch_size = recipe.per_device_eval_batch_size or task.batch_size
         return compare_on_dev(model, exported, task, encoded, batch_size)
 

@@ -54,7 +54,12 @@ def predict(
 
 
 def shares_scales(model: PreTrainedModel) -> bool:
-    """Whether the rows of a batch share scales of activations, so that one changes what another gives."""
+    """Whether the rows of a batch share scales of activations, so that one changes what another gives.
+
+    Of something in a model's place that has no config this is not known: then they may.
+    """
+    if model.config is None:
+        return True
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, TrituneConfig):
         return False

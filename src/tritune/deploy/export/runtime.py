@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.modeling_outputs import ModelOutput
 
 from ...errors import TrituneError, first_line
@@ -15,6 +16,7 @@ class OnnxModel(nn.Module):
 
     Args:
         path: the ONNX file.
+        config: of the model that it was exported from; without one its rows are evaluated in their order.
 
     Raises:
         TrituneError: ONNX Runtime is not installed, or cannot read the file.
@@ -22,8 +24,9 @@ class OnnxModel(nn.Module):
 
     device = torch.device("cpu")
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, config: PreTrainedConfig | None = None):
         super().__init__()
+        self.config = config
         try:
             import onnxruntime
         except ImportError:

@@ -49,7 +49,7 @@ def read(path: Path) -> dict:
     "layout, file, opset, more",
     [
         ("plain", "model.onnx", 25, set()),
-        ("transformers.js", "onnx/model_quantized.onnx", 25, MORE),
+        ("transformers.js", "onnx/model_quantized.onnx", 18, MORE),
         ("sentence-transformers", "onnx/model.onnx", 18, MORE),
         ("fastembed", "model.onnx", 18, MORE),
     ],

@@ -29,8 +29,8 @@ def export(
     opset: Annotated[
         int | None,
         typer.Option(
-            help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes. By default 25, or 18 for "
-            "sentence-transformers and fastembed.",
+            help="ONNX opset, 18 to 25; below 25, 2-bit codes are stored as bytes. By default 25, or 18 with any "
+            "--layout but plain.",
         ),
     ] = None,
     verify: Annotated[

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ...errors import TrituneError
 from .opsets import DEFAULT_OPSET
 
-# Read by every ONNX Runtime since 1.14, whichever is installed beside the program.
+# Read by every ONNX Runtime since 1.14. That of transformers.js 4.3.2 in browsers has no kernel for opset 25's INT2.
 _OLD_OPSET = 18
 _ENCODERS = "feature-extraction"
 
@@ -43,15 +43,8 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout("plain", opset=DEFAULT_OPSET),
-        # The suffix of the dtype `q8`, which browsers take by default. It brings its own runtime, which reads INT2; the
-        # nodes that unpack bytes would take seconds whenever a page loads the model.
-        Layout(
-            "transformers.js",
-            "onnx/model_quantized.onnx",
-            "onnx/model.onnx",
-            opset=DEFAULT_OPSET,
-            library="transformers.js",
-        ),
+        # The suffix of the dtype `q8`, which browsers take by default.
+        Layout("transformers.js", "onnx/model_quantized.onnx", "onnx/model.onnx", library="transformers.js"),
         Layout(
             "sentence-transformers",
             "onnx/model.onnx",

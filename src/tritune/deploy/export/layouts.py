@@ -57,7 +57,7 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout("plain"),
-        # The suffix of the dtype `q8`, which browsers take by default.
+        # The suffix of the dtype `q8`, which browsers take by default. Its own runtime has no kernel for INT2 there.
         Layout(
             "transformers.js",
             "onnx/model_quantized.onnx",

@@ -50,7 +50,7 @@ def kept_tokens(
     tokens, model = tokens_of(content), content["model"]
     ids = {token: index for index, token in sorted(tokens.items(), reverse=True)}
     kept = {index for index, count in counts.items() if count >= min_count}
-    kept |= {index for index in _special(content, ids) if index in tokens}
+    kept |= {index for index in (*_special(content, ids), *needed) if index in tokens}
     byte_tokens = {ids[token] for token in _bytes(content) if token in ids}
     used = _ALWAYS.union(*(tokens[index] for index in counts))
     everything = _unknown(model, ids) is None and not byte_tokens

@@ -150,7 +150,7 @@ def _rebuilt(
         model.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (Path(folder) / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        rebuilt = AutoTokenizer.from_pretrained(folder)
+        rebuilt = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     rebuilt.name_or_path = tokenizer.name_or_path
     wanted = {token: index for index, token in tokens_of(content).items()}
     if (found := rebuilt.get_vocab()) != wanted:

@@ -4,6 +4,7 @@ from functools import cache
 
 import pytest
 
+from exportable import EXPORTABLE
 from onnx_graphs import count_integer_products
 from test_export import NEEDS_ONNX, batches, is_same, logits, run, student
 from tritune.deploy.export.dense import dense
@@ -103,3 +104,17 @@ def test_a_float_model_is_exported_for_the_web_too(tmp_path, name):
 def test_other_formats_have_no_target(cli, tmp_path):
     code, _, errors = cli("export", tmp_path, "--output", tmp_path / "new", "--format", "dense", "--target", "web")
     assert code == 2 and "--target web" in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["sentences", "tags", "questions", "classes"])
+def test_every_kind_of_task_keeps_the_names_of_its_outputs(tmp_path, name):
+    pytest.importorskip("onnxscript", reason=NEEDS_ONNX)
+    import onnx
+
+    source = EXPORTABLE[name].write_model(tmp_path / "model")
+    model = EXPORTABLE[name].kind.from_pretrained(source).eval()
+    outputs = []
+    for target in ("native", "web"):
+        export_onnx(model, tmp_path / f"{target}.onnx", target=target)
+        outputs.append([value.name for value in onnx.load(tmp_path / f"{target}.onnx").graph.output])
+    assert outputs[0] == outputs[1]

@@ -107,7 +107,7 @@ def _fuse_product(graph: Any, product: _Product) -> None:
         for scale in after:
             result = tape.op("Mul", [result, scale])
         result = tape.op("Add", [result, bias]) if bias is not None else result
-    _copy_type(product.result, result)
+    _succeed(product.result, result)
     ir.convenience.replace_all_uses_with(product.result, result, replace_graph_outputs=True)
     graph.insert_before(product.integer, tape.nodes)
 
@@ -124,7 +124,7 @@ def _without_constants(tape: Any, scale: Any) -> tuple[float, Any]:
         factor, value = _without_constants(tape, node.inputs[0])
         if value is not node.inputs[0]:
             turned = tape.op("Transpose", [value], dict(node.attributes))
-            _copy_type(scale, turned)
+            _succeed(scale, turned)
             return factor, turned
     return 1.0, scale
 
@@ -163,12 +163,12 @@ def _fuse_residual(graph: Any, norm: Any) -> None:
         num_outputs=4,
     )
     for old, new in ((norm.outputs[0], fused.outputs[0]), (summed, fused.outputs[3])):
-        _copy_type(old, new)
+        _succeed(old, new)
     norm_output = norm.outputs[0]
     graph.insert_before(norm, fused)
     ir.convenience.replace_all_uses_with(norm_output, fused.outputs[0], replace_graph_outputs=True)
     graph.remove(norm, safe=True)
-    ir.convenience.replace_all_uses_with(summed, fused.outputs[3])
+    ir.convenience.replace_all_uses_with(summed, fused.outputs[3], replace_graph_outputs=True)
 
 
 def _scalar(graph: Any, number: float) -> Any:
@@ -194,5 +194,8 @@ def _only_user(value: Any) -> Any:
     return users[0] if len(users) == 1 and not value.is_graph_output() else None
 
 
-def _copy_type(old: Any, new: Any) -> None:
+def _succeed(old: Any, new: Any) -> None:
+    """Let `new` be of the type of `old`, and have its name where others know it by that."""
     new.shape, new.type = old.shape, old.type
+    if old.is_graph_output():
+        new.name, old.name = old.name, f"{old.name}_before"

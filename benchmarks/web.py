@@ -1,10 +1,10 @@
-"""How fast an exported model is in onnxruntime-web, on one thread, in Node and in headless Chromium.
+"""How fast a model is in WebAssembly, on one thread, in Node and in headless Chromium.
 
-    python benchmarks/web_graph.py packed/ --node-modules node_modules --output benchmarks/results/web_graph.csv
+    python benchmarks/web.py packed/ --node-modules node_modules --output benchmarks/results/web.csv
 
-The student's file for the web, its opset-18 file, the float model with the same weights, and ONNX Runtime's int8
-(`quantize_dynamic`) take turns in one process. Loading is measured in a new process for each of them. `--also` adds
-files, such as one that another version exported.
+tritune's engine with the packed model, and in onnxruntime-web the student's file for the web, those of opsets 18 and
+25, the float model with the same weights and ONNX Runtime's int8 (`quantize_dynamic`) take turns in one process. Loading
+is measured in a new process for each of them. `--also` adds files, such as one that another version exported.
 """
 
 import argparse
@@ -20,13 +20,16 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from engine_products import processor
+
 _SCRIPT = Path(__file__).with_suffix(".mjs")
 _PAGE = """<!doctype html><script type="module">
 import * as ort from "/ort/ort.wasm.min.mjs";
-import { load, run } from "/web_graph.mjs";
+import { load, run } from "/web.mjs";
 const read = async (name) => new Uint8Array(await (await fetch(`/${name}`)).arrayBuffer());
+const address = (name) => new URL(`/${name}`, location.href).href;
 let answer;
-try { answer = await { load, run }[WHAT](ort, read, OPTIONS); } catch (error) { answer = String(error); }
+try { answer = await { load, run }[WHAT](ort, { read, address }, OPTIONS); } catch (error) { answer = String(error); }
 await fetch("/answer", { method: "POST", body: JSON.stringify(answer) });
 </script>"""
 
@@ -34,7 +37,7 @@ await fetch("/answer", { method: "POST", body: JSON.stringify(answer) });
 def main() -> None:
     """Export, measure in both runtimes, write one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="a packed or QAT text classifier")
+    parser.add_argument("model", help="a packed text classifier")
     parser.add_argument("--node-modules", type=Path, required=True, help="folder that contains onnxruntime-web")
     parser.add_argument("--output", type=Path, required=True, help="the CSV file to write")
     parser.add_argument("--lengths", default="16,128", help="tokens of a row")
@@ -54,9 +57,9 @@ def main() -> None:
             found = measure(Path(folder), "run", {"files": files, "lengths": lengths, "turns": arguments.turns})
             for row in found:
                 beside = {other["file"]: other["median_ms"] for other in found if other["length"] == row["length"]}
-                size = (Path(folder) / f"{row['file']}.onnx").stat().st_size
+                size = _bytes(Path(folder), row["file"])
                 rows.append(
-                    {"runtime": name}
+                    {"processor": processor(), "runtime": name}
                     | row
                     | {
                         "median_ms": round(row["median_ms"], 2),
@@ -82,11 +85,15 @@ def _export(model: str, folder: Path, also: list[str]) -> list[str]:
     import tritune  # noqa: F401
     from tritune.deploy.export.dense import dense
     from tritune.deploy.export.onnx import export_onnx, quiet
+    from tritune.deploy.web.site import write_site
 
     student = AutoModelForSequenceClassification.from_pretrained(model).eval()
     names = AutoTokenizer.from_pretrained(model).model_input_names
     export_onnx(student, folder / "web.onnx", None, names, target="web")
     export_onnx(student, folder / "opset18.onnx", 18, names)
+    export_onnx(student, folder / "opset25.onnx", 25, names)
+    (folder / "site").mkdir()
+    write_site(Path(model), folder / "site", "benchmark")
     export_onnx(dense(student), folder / "float.onnx", 18, names)
     with quiet():
         quantize_dynamic(folder / "float.onnx", folder / "int8.onnx")
@@ -99,11 +106,16 @@ def _export(model: str, folder: Path, also: list[str]) -> list[str]:
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9),
         folder / "nothing.onnx",
     )
-    files = ["web", "opset18", "float", "int8"]
+    files = ["engine", "web", "opset18", "opset25", "float", "int8"]
     for name, _, path in (one.partition("=") for one in also):
         shutil.copy(path, folder / f"{name}.onnx")
         files.append(name)
     return files
+
+
+def _bytes(folder: Path, file: str) -> int:
+    """Of a file; of the engine its model without the tokenizer."""
+    return (folder / ("site/model/model.safetensors" if file == "engine" else f"{file}.onnx")).stat().st_size
 
 
 def _in_node(modules: Path, folder: Path, what: str, options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -115,7 +127,7 @@ def _in_browser(browser: str, modules: Path, folder: Path, what: str, options: d
     answers: queue.Queue[Any] = queue.Queue()
     page = _PAGE.replace("WHAT", json.dumps(what)).replace("OPTIONS", json.dumps(options))
     (folder / "index.html").write_text(page)
-    shutil.copy(_SCRIPT, folder / "web_graph.mjs")
+    shutil.copy(_SCRIPT, folder / "web.mjs")
     if not (folder / "ort").exists():
         shutil.copytree(modules / "onnxruntime-web" / "dist", folder / "ort", ignore=shutil.ignore_patterns("*.map"))
 

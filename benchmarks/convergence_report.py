@@ -40,6 +40,10 @@ STYLES = {"1e-4": "-", "2e-4": "-", "3e-4": "--", "5e-5": ":"}
 Line = Mapping[str, Any]
 
 
+# The others are in the tables: more curves could not be told apart.
+DRAWN = tuple(ARMS)[:9]
+
+
 def line_of(cell: Cell, metrics: Line, evaluation: Line) -> dict[str, Any]:
     """A finished cell as a line.
 
@@ -146,7 +150,7 @@ def page_part(model: str, lines: Iterable[Line]) -> str:
 
 def draw(model: str, lines: Iterable[Line]) -> Figure:
     """Score and distance to the teacher against rows: a row of panels a task, a curve an arm, over the seeds."""
-    own = [line for line in lines if line["model"] == model]
+    own = [line for line in lines if line["model"] == model and line["arm"] in DRAWN]
     tasks = [task for task in WORK if any(line["task"] == task for line in own)]
     with matplotlib.rc_context({"font.size": 10}):
         figure = Figure(figsize=(8, 2.5 * len(tasks) + 1), layout="constrained")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .checkpoints.load import load
     from .checkpoints.plugin import TrituneConfig
     from .checkpoints.prepare import prepare
+    from .compression.compress import compress
     from .distil.losses import register_loss
     from .distil.schedule import register_schedule
     from .errors import TrituneError, UnsupportedModelError
@@ -46,6 +47,7 @@ __all__ = [
     "TrituneConfig",
     "TrituneError",
     "UnsupportedModelError",
+    "compress",
     "convert",
     "instrument",
     "load",
@@ -68,6 +70,7 @@ _HOMES = {
     "TrituneConfig": "checkpoints.plugin",
     "TrituneError": "errors",
     "UnsupportedModelError": "errors",
+    "compress": "compression.compress",
     "convert": "checkpoints.convert",
     "instrument": "modeling.instrument",
     "load": "checkpoints.load",

@@ -53,6 +53,7 @@ def export(
     _check_output(output, model, format)
     options.begin(model)
     from ..checkpoints.load import load_config, load_pretrained
+    from ..deploy.export.write import write_export
     from ..inference.evaluate import recipe_in_force
     from ..tasks.data import load_task_data
     from ..tasks.heads import IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, head_of
@@ -73,7 +74,7 @@ def export(
         # Before anything is written: a row may be one that cannot be used.
         splits = load_task_data(known, verify, known.dev_splits)
         data = head.encode(splits, known, processor, recipe.max_length, recipe.padding)
-    written = _write(loaded, processor, output, format, opset)
+    written = write_export(loaded, processor, output, format, opset)
     report: dict[str, Any] = {"output": str(output), "format": format, "size_bytes": written.stat().st_size}
     if known:
         from ..deploy.export.runtime import OnnxClassifier
@@ -95,22 +96,3 @@ def _check_output(output: Path, model: str, format: Format) -> None:
     from ..training.run_folder import check_free
 
     check_free(output, overwrite=False, inputs=(model,))
-
-
-def _write(model: Any, processor: Any, output: Path, format: Format, opset: int) -> Path:
-    """Write all of the export or nothing; returns the file of the weights."""
-    from ..checkpoints.files import replace_folder
-    from ..deploy.export.dense import export_dense, plain_config
-    from ..deploy.export.onnx import export_onnx
-
-    if format == "onnx" and output.suffix == ".onnx":
-        export_onnx(model, output, opset, processor.model_input_names)
-        return output
-    with replace_folder(output) as partial:
-        if format == "onnx":
-            export_onnx(model, partial / "model.onnx", opset, processor.model_input_names)
-            plain_config(model).save_pretrained(partial)
-        else:
-            export_dense(model, partial)
-        processor.save_pretrained(partial)
-    return output / ("model.onnx" if format == "onnx" else "model.safetensors")

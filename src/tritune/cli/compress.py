@@ -80,10 +80,15 @@ def compress(
     Examples: `tritune compress bert-base-uncased --data tickets.csv --output small/ --minutes 30`, then
     `tritune predict small/model --input texts.txt`
     """
-    options.begin()
-    from ..compression.compress import check, finished
+    from ..compression.request import Request, check
+
+    columns = None if text_columns is None else tuple(options.comma_separated(text_columns))
+    request = Request(model, data, columns, label_column, group, time, minutes, max_bad_rows, seed)
+    check(max_loss, export)
+    options.begin(model)
     from ..compression.compress import dry_run as plan_only
-    from ..compression.request import Request, opened_request
+    from ..compression.compress import finished
+    from ..compression.opened import opened_request
     from ..compression.result import table_of
     from .show import show_notes, show_result, show_table
 
@@ -91,10 +96,6 @@ def compress(
         """A line on stderr."""
         show_notes([line])
 
-    columns = None if text_columns is None else tuple(options.comma_separated(text_columns))
-    request = Request(model, data, columns, label_column, group, time, minutes, max_bad_rows, seed)
-    check(max_loss, export)
-    options.begin(model)
     opened = opened_request(request, say)
     if dry_run:
         plan = plan_only(opened, say)

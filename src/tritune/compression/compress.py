@@ -22,8 +22,9 @@ from ..training.job import open_job
 from ..training.run_folder import METRICS, check_free, read_json, remove, write_json
 from ..training.versions import library_versions
 from .ladder import Ladder, Tried, chosen, clock, plot_sizes
+from .opened import Opened, opened_request
 from .planning import Plan, planned
-from .request import Opened, Request, opened_request
+from .request import Request, check
 from .result import MODEL, Compressed
 from .scoring import compared, scored, verify
 from .splitting import TEST
@@ -32,7 +33,6 @@ PLAN, REMARKS, REPORT, PICTURE = "plan.json", "rows.csv", "report.html", "sizes.
 TEACHER, STUDENTS, DATA, EXPORT = "teacher", "students", "data", "export"
 _FOLDERS = (MODEL, TEACHER, STUDENTS, DATA, EXPORT)
 _FILES = (PLAN, REMARKS, REPORT, PICTURE, METRICS)
-EXPORTS = ("onnx", "dense")
 _NO_REMARK = {"line": "", "kept": "", "reason": ""}
 
 
@@ -84,14 +84,6 @@ def compress(
     check(max_loss, export)
     opened = opened_request(request, say)
     return finished(opened, Path(output), max_loss, export, overwrite, say)
-
-
-def check(max_loss: float | None, export: str | None) -> None:
-    """Check what only `finished` uses; TrituneError says what is wrong with it."""
-    if max_loss is not None and not max_loss >= 0:
-        raise TrituneError(f"max_loss: must not be negative; got {max_loss}")
-    if export is not None and export not in EXPORTS:
-        raise TrituneError(f"export: {export!r} is not one of {', '.join(EXPORTS)}")
 
 
 def dry_run(opened: Opened, say: Callable[[str], None]) -> Plan:

@@ -20,6 +20,7 @@ FLOORS = [
     ("inference",),
     ("analysis", "deploy", "training"),
     ("report",),
+    ("compression",),
     ("cli",),
     ("__main__", "tritune"),  # the package itself, which hands out names of every floor
 ]

@@ -155,7 +155,7 @@ def test_every_command_takes_plugins(cli):
     commands = dict(get_command(app).commands)
     assert commands.pop("doctor"), "which looks at the machine alone"
     commands |= {f"analyze {name}": command for name, command in commands.pop("analyze").commands.items()}
-    assert len(commands) == 22 and all(
+    assert len(commands) == 23 and all(
         "plugin" in {one.name for one in command.params} for command in commands.values()
     )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .checkpoints.plugin import TrituneConfig
     from .checkpoints.prepare import prepare
     from .checkpoints.vocabulary import shrink_vocabulary
+    from .compression.compress import compress
     from .distil.losses import register_loss
     from .distil.schedule import register_schedule
     from .errors import TrituneError, UnsupportedModelError
@@ -47,6 +48,7 @@ __all__ = [
     "TrituneConfig",
     "TrituneError",
     "UnsupportedModelError",
+    "compress",
     "convert",
     "instrument",
     "load",
@@ -70,6 +72,7 @@ _HOMES = {
     "TrituneConfig": "checkpoints.plugin",
     "TrituneError": "errors",
     "UnsupportedModelError": "errors",
+    "compress": "compression.compress",
     "convert": "checkpoints.convert",
     "instrument": "modeling.instrument",
     "load": "checkpoints.load",

@@ -82,6 +82,7 @@ def export(
         )
     _check_output(output, model, format)
     options.begin(model)
+    from ..deploy.export.write import write_export
     from ..inference.evaluate import recipe_in_force
     from ..tasks.registry import get_task
     from .show import show_export, show_result
@@ -95,7 +96,7 @@ def export(
     compare = _comparison(loaded, known, verify, processor, recipe) if known else None
     report: dict[str, Any] = {"output": str(output), "format": format}
     with _in_place(output, format) as place:
-        written = _write(loaded, head, processor, place, format, chosen, recipe.max_length)
+        written = write_export(loaded, head, processor, place, format, chosen, recipe.max_length)
         report["size_bytes"] = written.stat().st_size
         if compare:
             report["verify"] = compare(written if format == "onnx" else place)
@@ -153,7 +154,9 @@ def _comparison(
 
 
 def _check_output(output: Path, model: str, format: Format) -> None:
-    if _is_file(output, format):
+    from ..deploy.export.layouts import is_file
+
+    if is_file(output, format):
         if output.exists():
             raise TrituneError(f"{output}: exists already; remove it or choose another name")
         if not output.absolute().parent.is_dir():
@@ -164,31 +167,12 @@ def _check_output(output: Path, model: str, format: Format) -> None:
     check_free(output, overwrite=False, inputs=(model,))
 
 
-def _is_file(output: Path, format: Format) -> bool:
-    return output.suffix == ".onnx" and format == "onnx"
-
-
 def _in_place(output: Path, format: Format) -> AbstractContextManager[Path]:
     """Where to write: a file replaces itself, a folder is replaced when all is there."""
     from ..checkpoints.files import replace_folder
+    from ..deploy.export.layouts import is_file
 
-    return nullcontext(output) if _is_file(output, format) else replace_folder(output)
-
-
-def _write(model: Any, head: Any, processor: Any, place: Path, format: Format, layout: Any, length: int | None) -> Path:
-    """Write the export; returns the file of the weights."""
-    from ..deploy.export.dense import export_dense
-    from ..deploy.export.folder import export_folder
-    from ..deploy.export.onnx import export_onnx
-
-    if _is_file(place, format):
-        export_onnx(model, place, layout.opset, processor.model_input_names, head, layout.target)
-        return place
-    if format == "onnx":
-        return export_folder(model, processor, place, head, layout, length)
-    export_dense(model, place)
-    processor.save_pretrained(place)
-    return place / "model.safetensors"
+    return nullcontext(output) if is_file(output, format) else replace_folder(output)
 
 
 def _add_card(folder: Path, *what: Any, **values: Any) -> None:

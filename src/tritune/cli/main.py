@@ -11,6 +11,7 @@ from ..compute.devices import keep_freed_memory
 from . import (
     augment,
     bench,
+    compress,
     convert,
     demo,
     doctor,
@@ -31,7 +32,8 @@ from .plugins import with_plugins
 app = typer.Typer(
     name="tritune",
     help="Fine-tuned Transformers with ternary weights and 8-bit activations.\n\n"
-    "Fine-tune a teacher (finetune) or take any fine-tuned checkpoint, distil a student (train), score it (evaluate) "
+    "One command makes a small model of one file (compress). Or step by step: "
+    "fine-tune a teacher (finetune) or take any fine-tuned checkpoint, distil a student (train), score it (evaluate) "
     "and use it (predict); look inside (analyze, report); pack it, export it or make it a web page (convert, export, "
     "web) and measure its speed (bench). `tritune demo` runs all this on synthetic data, offline, in minutes; "
     "`tritune doctor` says what would be faster.",
@@ -40,7 +42,15 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 command: Callable[..., None]
-for command in (augment.augment, finetune.finetune, shrink.shrink, train.train, sweep.sweep, convert.convert):
+for command in (
+    compress.compress,
+    augment.augment,
+    finetune.finetune,
+    shrink.shrink,
+    train.train,
+    sweep.sweep,
+    convert.convert,
+):
     app.command()(with_plugins(command))
 for command in (evaluate.evaluate, predict.predict, export.export, web.web, bench.bench):
     app.command()(with_plugins(command))

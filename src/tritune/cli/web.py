@@ -29,8 +29,8 @@ def web(
     options.begin(model)
     from ..checkpoints.files import replace_folder
     from ..checkpoints.load import load_config
+    from ..deploy.pack import pack_into
     from ..deploy.web.site import check_parts, write_site
-    from .convert import pack_into
     from .show import show_result, show_site
 
     check_parts()

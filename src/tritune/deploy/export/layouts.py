@@ -1,6 +1,7 @@
 """Where the programs that run exported models look for their files; can be checked without importing torch."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 from ...errors import TrituneError
@@ -76,3 +77,8 @@ LAYOUTS = {
         Layout("fastembed", opset=_OLD_OPSET, kinds=(_ENCODERS,), library="fastembed"),
     )
 }
+
+
+def is_file(output: Path, format: str) -> bool:
+    """Whether an export in that format is one file and no folder."""
+    return output.suffix == ".onnx" and format == "onnx"

@@ -1,0 +1,249 @@
+"""The whole way from a file and a model to a small model that ships: each stage resumable, each announced."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ..analysis.plots import save
+from ..checkpoints.files import replace_folder
+from ..deploy.export.write import write_export
+from ..deploy.pack import pack_into
+from ..errors import Interrupted, TrituneError
+from ..report.page import write_report
+from ..tasks.models import load_model
+from ..tasks.registry import Task
+from ..tasks.table import write_table
+from ..training.finetune import finetune
+from ..training.job import open_job
+from ..training.run_folder import METRICS, check_free, read_json, remove, write_json
+from ..training.versions import library_versions
+from .ladder import Ladder, Tried, chosen, clock, plot_sizes
+from .opened import Opened, opened_request
+from .planning import Plan, planned
+from .request import Request, check
+from .result import MODEL, Compressed
+from .scoring import compared, scored, verify
+from .splitting import TEST
+
+PLAN, REMARKS, REPORT, PICTURE = "plan.json", "rows.csv", "report.html", "sizes.png"
+TEACHER, STUDENTS, DATA, EXPORT = "teacher", "students", "data", "export"
+_FOLDERS = (MODEL, TEACHER, STUDENTS, DATA, EXPORT)
+_FILES = (PLAN, REMARKS, REPORT, PICTURE, METRICS)
+_NO_REMARK = {"line": "", "kept": "", "reason": ""}
+
+
+def compress(
+    model: str | Path,
+    data: str | Path,
+    output: str | Path,
+    *,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    group: str | None = None,
+    time: str | None = None,
+    minutes: float | None = None,
+    max_loss: float | None = None,
+    max_bad_rows: int | None = None,
+    seed: int = 42,
+    export: str | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+) -> Compressed:
+    """Make a small model of one file: split it, fine-tune a teacher, distil, pack and score.
+
+        small = tritune.compress("bert-base-uncased", "tickets.csv", "small/", minutes=30)
+        small.predict(["where is my parcel?"])
+
+    A call with the same arguments goes on where an earlier one stopped.
+
+    Args:
+        model: folder or hub name of a pretrained model, or of a classifier with the file's labels.
+        data: a table with a column of texts (or two) and one of labels.
+        output: the folder of everything that is made.
+        text_columns, label_column: by name; None finds them out and says so.
+        group: a column whose equal values stay on one side of the split.
+        time: a column by which the newest rows are the test part.
+        minutes: that everything may take, as far as a plan can tell.
+        max_loss: points that the student may lose; beyond it larger students are tried.
+        max_bad_rows: rows that may be set aside; None for 1 % and at least one.
+        seed: of the split, the training and the intervals.
+        export: `onnx` or `dense`, to write the student in that format, too.
+        overwrite: replace another compression in `output`.
+        say: told what happens, a line each.
+
+    Raises:
+        Interrupted: a signal was received; the same call goes on.
+        TrituneError: an argument, the file or the model cannot be used; nothing is written then.
+    """
+    columns = None if text_columns is None else tuple(text_columns)
+    request = Request(str(model), Path(data), columns, label_column, group, time, minutes, max_bad_rows, seed)
+    check(max_loss, export)
+    opened = opened_request(request, say)
+    return finished(opened, Path(output), max_loss, export, overwrite, say)
+
+
+def dry_run(opened: Opened, say: Callable[[str], None]) -> Plan:
+    """Measure and show the plan; nothing is written that stays."""
+    with tempfile.TemporaryDirectory() as scratch:
+        opened.write(Path(scratch))
+        plan = _planned(opened, Path(scratch))
+    _show_plan(plan, opened.request.minutes, say)
+    return plan
+
+
+def _planned(opened: Opened, folder: Path) -> Plan:
+    request = opened.request
+    return planned(request.model, opened.task(folder), opened.trains, opened.rows, request.minutes, request.seed)
+
+
+def _show_plan(plan: Plan, minutes: float | None, say: Callable[[str], None]) -> None:
+    cut = f"; {100 * plan.cut:.1f} % of the texts are cut" if plan.cut else ""
+    say(f"plan: texts of up to {plan.max_length} tokens{cut}")
+    stages = {name: f"{seconds:.0f} s" for name, seconds in plan.stages.items()}
+    if plan.teacher_steps:
+        say(
+            f"plan: fine-tune {plan.teacher_steps} steps of {plan.batch_size} rows, about {stages['teacher']} "
+            f"({plan.costs.teacher_step:.2f} s a step, measured)"
+        )
+    say(
+        f"plan: distil {plan.student_steps} steps of every part, about {stages['student']} "
+        f"({plan.costs.student_step:.2f} s a step, measured)"
+    )
+    say(
+        f"plan: score both on {plan.rows[TEST]} test rows; all in all {plan.seconds:.0f} s, until {clock(plan.seconds)}"
+    )
+    if minutes is not None and plan.seconds > 60 * minutes:
+        say(f"plan: longer than --minutes {minutes:g}, but fewer steps would teach nothing")
+
+
+def finished(
+    opened: Opened,
+    output: Path,
+    max_loss: float | None,
+    export: str | None,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> Compressed:
+    """Do everything, from where an earlier call with the same request stopped.
+
+    Raises:
+        TrituneError: the folder holds something else.
+    """
+    began = time.time()
+    plan = _begun(opened, output, overwrite, say)
+    known = read_json(output / METRICS)
+    if known and known["max_loss"] == max_loss and known.get("export", {}).get("format") == export:
+        say(f"{output}: finished already")
+        return Compressed(output, known, _figure(known, output))
+    ends = None if opened.request.minutes is None else began + 60 * opened.request.minutes
+    task = opened.task(output / DATA)
+    try:
+        teacher = _teacher(opened, task, plan, output, say)
+        tried = Ladder(teacher, task, plan, output / STUDENTS, opened.request.seed, say).climb(max_loss, ends)
+    except Interrupted as error:
+        raise Interrupted(f"{str(error).partition(';')[0]}; the same command goes on from there") from None
+    ships = chosen(tried, max_loss)
+    if max_loss is not None and ships.loss > max_loss:
+        say(f"no student is within {max_loss:g} points of its teacher on dev; {ships.name!r} is closest and ships")
+    say(f"packing {ships.name!r}, scoring on the test part")
+    pack_into(ships.folder, output / MODEL)
+    metrics = _scored(opened, plan, teacher, ships, output)
+    if export is not None:
+        metrics["export"] = _exported(ships.folder, task, output / EXPORT, export, plan.max_length)
+    metrics |= {"tried": [_entry(one, one is ships) for one in tried], "max_loss": max_loss}
+    metrics["seconds"] = round(time.time() - began, 1)
+    figure = _figure(metrics, output)
+    save(figure, output / PICTURE)
+    write_report([one.folder for one in tried], output / REPORT, overwrite=True)
+    write_json(output / METRICS, metrics)
+    return Compressed(output, metrics, figure)
+
+
+def _begun(opened: Opened, output: Path, overwrite: bool, say: Callable[[str], None]) -> Plan:
+    """The plan, made now or by an earlier call; the parts of the file are then in the output folder."""
+    request, known = opened.request, read_json(output / PLAN)
+    if overwrite and known:
+        for name in (*_FOLDERS, *_FILES):
+            remove(output / name)
+            if (output / name).is_file():
+                (output / name).unlink()
+        known = {}
+    check_free(output, False, bool(known), inputs=(request.model, request.data), mark=PLAN)
+    if not known:
+        known = {"request": request.record(), "plan": dry_run(opened, say).as_dict()}
+    elif other := [key for key, value in request.record().items() if known["request"].get(key) != value]:
+        raise TrituneError(
+            f"{output}: holds a compression with another {' and '.join(other)}; give --overwrite or another folder"
+        )
+    else:
+        say(f"{output}: goes on with the plan that was made at first")
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / PLAN, known)
+    opened.write(output / DATA)
+    write_table(output / REMARKS, [asdict(remark) for remark in opened.table.remarks] or [_NO_REMARK])
+    return Plan.of(known["plan"])
+
+
+def _teacher(opened: Opened, task: Task, plan: Plan, output: Path, say: Callable[[str], None]) -> str | Path:
+    if not opened.trains:
+        return opened.request.model
+    folder = output / TEACHER
+    if not (folder / METRICS).is_file():
+        say(f"teacher: {plan.teacher_steps} steps, until about {clock(plan.stages['teacher'])}")
+        job = open_job(opened.request.model, task, None, plan.teacher_recipe(opened.request.seed), folder, resume=True)
+        finetune(job, resume=True)
+    metrics = read_json(folder / METRICS)
+    say(f"teacher: {100 * metrics['best'][task.metric]:.1f} on dev ({task.metric.replace('_', ' ')})")
+    return folder
+
+
+def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, output: Path) -> dict[str, Any]:
+    """What `metrics.json` holds of both models."""
+    task = opened.task(output / DATA, test=True)
+    theirs = scored(teacher, task, plan.max_length)
+    own = scored(output / MODEL, task, plan.max_length, packed=True)
+    verified = verify(output / MODEL, ships.folder, task, own.data)
+    table = opened.table
+    return {
+        "task": task.name,
+        "problem": table.problem,
+        "metric": task.metric,
+        "labels": table.labels,
+        "columns": {"texts": list(table.text_columns), "label": table.label_column},
+        "file": {"rows": len(table.examples), "encoding": table.reading.encoding, "delimiter": table.reading.delimiter},
+        "set_aside": sum(not remark.kept for remark in table.remarks),
+        "conflicts": sum(remark.kept for remark in table.remarks),
+        "rows": opened.rows,
+        "seed": opened.request.seed,
+        "plan": plan.as_dict(),
+        **compared(theirs, own, task, opened.request.seed),
+        "verified_rows": verified,
+        "versions": library_versions(),
+    }
+
+
+def _exported(student: Path, task: Task, output: Path, format: str, max_length: int) -> dict[str, Any]:
+    model = load_model(student, task)
+    processor = task.head.load_processor(student, model, max_length)
+    with replace_folder(output) as folder:
+        written = write_export(model, task.head, processor, folder, format, max_length=max_length)
+        size_bytes = written.stat().st_size
+    return {"format": format, "size_bytes": size_bytes}
+
+
+def _entry(one: Tried, ships: bool) -> dict[str, Any]:
+    return asdict(one) | {"folder": f"{STUDENTS}/{one.folder.name}", "ships": ships}
+
+
+def _figure(metrics: dict[str, Any], output: Path) -> Figure:
+    """The picture of what was tried, from its record."""
+    ships = [entry["ships"] for entry in metrics["tried"]].index(True)
+    kept = [{key: value for key, value in entry.items() if key != "ships"} for entry in metrics["tried"]]
+    tried = [Tried(**entry | {"folder": output / entry["folder"]}) for entry in kept]
+    aim = tried[0].score + tried[0].loss / 100
+    return plot_sizes(tried, tried[ships], aim, metrics["metric"], metrics["max_loss"])

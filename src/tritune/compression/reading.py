@@ -1,0 +1,256 @@
+"""Tables as people have them: encoding and delimiter are found out, unusable rows are set aside and named."""
+
+import codecs
+import csv
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..errors import TrituneError
+from ..tasks.table import FORMATS, PARQUET, check_names, columns_of, number_in, read_table
+
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+# Names of columns that nobody would write into a cell.
+USUAL_NAMES = ("text", "label", "labels", "sentence", "sentence1", "premise", "question1", "text_pair")
+_TEXT_TABLES = (".csv", ".tsv")
+# Longest first: the mark of UTF-32 begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# A quoted field does not go on for more lines than this: where it seems to, its quote is a mistake.
+_LONGEST_RECORD = 1000
+_SAMPLE = 200
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file: its line, counted from 1 (of JSON and Parquet its row), and its cells by column."""
+
+    line: int
+    cells: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something about a row that a reader of the file should know; `kept` says whether the row is used."""
+
+    line: int
+    kept: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A file that was read.
+
+    Attributes:
+        file: its name, for messages.
+        columns: in the file's order, without the index that pandas writes.
+        rows: those that can be used.
+        remarks: on rows that cannot, in order of lines.
+        encoding, delimiter: what the file was taken for; None where its format leaves no choice.
+        notes: what was guessed, a line each.
+    """
+
+    file: str
+    columns: list[str]
+    rows: list[Row]
+    remarks: list[Remark]
+    encoding: str | None = None
+    delimiter: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_messy(path: Path, header: bool | None = None) -> Reading:
+    """Read a table; what is wrong with single rows does not stop it.
+
+    Args:
+        path: .csv or .tsv in any common encoding, or anything that `read_table` reads.
+        header: whether the first row names the columns; None finds out.
+
+    Raises:
+        TrituneError: the file is missing, of another kind, or has no rows.
+    """
+    ending = path.suffix.lower()
+    if not path.is_file():
+        raise TrituneError(f"{path}: there is no such file")
+    if ending not in _TEXT_TABLES:
+        if ending not in (*FORMATS, PARQUET):
+            raise TrituneError(f"{path}: unknown kind of file; known are {', '.join((*FORMATS, PARQUET))}")
+        cells = read_table(path)
+        return Reading(path.name, columns_of(cells), [Row(*pair) for pair in enumerate(cells, 1)], [])
+    text, encoding, notes = decoded(_bytes(path), path.name)
+    lines = _lines(text)
+    if not any(line.strip() for line in lines):
+        raise TrituneError(f"{path}: holds no rows")
+    delimiter, quoted = delimited(lines)
+    names, first, found = _header(lines, delimiter, quoted, header, str(path))
+    check_names(names, f"{path}, line {first}")
+    rows, remarks = _rows(lines, first, names, delimiter, quoted)
+    if not (rows or remarks):
+        raise TrituneError(f"{path}: holds a header and no rows")
+    columns, rows, index = _without_index(names, rows)
+    return Reading(path.name, columns, rows, remarks, encoding, DELIMITERS[delimiter], [*notes, *found, *index])
+
+
+def decoded(data: bytes, name: str) -> tuple[str, str, list[str]]:
+    """The text of a file, its encoding, and a note where that is a guess.
+
+    Raises TrituneError for bytes that are no text.
+
+    >>> decoded("über".encode("latin-1"), "a.csv")[:2]
+    ('über', 'windows-1252')
+    """
+    marked = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
+    guesses = [marked] if marked else ["utf-8", "windows-1252", "latin-1"]
+    if not marked and b"\0" in data[:1000]:
+        # Of ASCII letters in UTF-16 every second byte is 0.
+        evens, odds = data[:1000:2].count(0), data[1:1000:2].count(0)
+        guesses = ["utf-16-be" if evens > odds else "utf-16-le"]
+    for encoding in guesses:
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        sure = marked or encoding == "utf-8"
+        notes = [] if sure else [f"not UTF-8: read as {encoding}; if letters look wrong, save it as UTF-8"]
+        return text, encoding.removesuffix("-sig"), notes
+    raise TrituneError(f"{name}: not a text file, or a damaged one; save it as UTF-8")
+
+
+def delimited(lines: list[str]) -> tuple[str, bool]:
+    r"""The delimiter of a table's lines, and whether its fields may be quoted.
+
+    >>> delimited(["a;b", "1,5;x", "2,5;y"]), delimited(["a\tb", '"x\t1', 'y"\t2'])
+    ((';', True), ('\t', False))
+    """
+    best, score = (",", True), (-1.0, 0)
+    for delimiter in DELIMITERS:
+        # Tabs are often written without quoting, as in the GLUE files.
+        for quoted in (True, False) if delimiter == "\t" else (True,):
+            sample = islice(_records(lines, 0, delimiter, quoted), _SAMPLE)
+            widths = [0 if _swallowed(fields, delimiter) else len(fields) for _, fields, _ in sample]
+            width, count = Counter(widths).most_common(1)[0]
+            fits = (count / len(widths) if width > 1 else 0.0, width if width > 1 else 0)
+            # The share of rows that agree decides, then the number of columns; then what is tried first.
+            if fits > score:
+                best, score = (delimiter, quoted), fits
+    return best
+
+
+def _swallowed(fields: list[str], delimiter: str) -> bool:
+    """Whether a field holds a line end and a tab, as where a stray quote swallowed the rows up to the next one."""
+    return delimiter == "\t" and any("\n" in field and delimiter in field for field in fields)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TrituneError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _lines(text: str) -> list[str]:
+    """Lines without their ends; a carriage return ends a line only in files that have no line feed."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")] if "\n" in text else text.split("\r")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _records(lines: list[str], start: int, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str], str]]:
+    """Line number, fields and, for a record that is broken, what is wrong with it.
+
+    A record that cannot be read ends with its first line, so that a stray quote costs one row.
+    """
+    place = start
+    while place < len(lines):
+        record = (f"{line}\n" for line in islice(lines, place, place + _LONGEST_RECORD))
+        style = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        reader = csv.reader(record, delimiter=delimiter, quoting=style, strict=True)
+        try:
+            fields = next(reader)
+            yield place + 1, fields, ""
+            place += reader.line_num
+        except csv.Error as error:
+            yield place + 1, [], f"a quote is not closed, or stands inside a field ({error})"
+            place += 1
+
+
+def _header(
+    lines: list[str], delimiter: str, quoted: bool, wanted: bool | None, file: str
+) -> tuple[list[str], int, list[str]]:
+    """The names of the columns, the line of the header (0 for none), and a note where there is none."""
+    sample = [(line, fields) for line, fields, _ in islice(_records(lines, 0, delimiter, quoted), _SAMPLE) if fields]
+    if not sample:
+        raise TrituneError(f"{file}, line 1: {next(_records(lines, 0, delimiter, quoted))[2]}")
+    line, names = sample[0]
+    if wanted is None:
+        wanted = not _looks_like_data(names, [fields for _, fields in sample[1:]])
+    if wanted:
+        return [name.strip() for name in names], line, []
+    made = [f"column{number}" for number in range(1, len(names) + 1)]
+    return made, 0, [f"no header (line {line} looks like a row): the columns are called {', '.join(made)}"]
+
+
+def _looks_like_data(first: list[str], others: list[list[str]]) -> bool:
+    """Whether the first record is a row: a number stands in it, or a value that its column has again and again."""
+    if any(cell.strip().lower() in USUAL_NAMES for cell in first):
+        return False
+    if len({*first}) < len(first) or any(number_in(cell) is not None for cell in first):
+        return True
+    columns = zip(*(fields for fields in others if len(fields) == len(first)), strict=True)
+    return any(cell and column.count(cell) > 1 for cell, column in zip(first, columns, strict=False))
+
+
+def _rows(
+    lines: list[str], start: int, names: list[str], delimiter: str, quoted: bool
+) -> tuple[list[Row], list[Remark]]:
+    rows, remarks = [], []
+    for line, fields, wrong in _records(lines, start, delimiter, quoted):
+        # Fields beyond the header may be empty, as where every line ends with a delimiter.
+        if any(fields) and (len(fields) < len(names) or any(fields[len(names) :])):
+            wrong = f"{len(fields)} fields, the header has {len(names)}"
+        if wrong:
+            remarks.append(Remark(line, False, wrong))
+        elif not any(cell.strip() for cell in fields):
+            remarks.append(Remark(line, False, "blank"))
+        else:
+            rows.append(Row(line, dict(zip(names, fields, strict=False))))
+    return rows, remarks
+
+
+def _without_index(names: list[str], rows: list[Row]) -> tuple[list[str], list[Row], list[str]]:
+    """The table without a first column that only counts its rows, as pandas writes it."""
+    first = names[0]
+    if len(names) < 3 or not (first == "" or first.startswith("Unnamed: 0")):
+        return names, rows, []
+    left = [Row(row.line, {name: cell for name, cell in row.cells.items() if name != first}) for row in rows]
+    return names[1:], left, ["the first column, without a name, is an index and is not used"]
+
+
+def check_few(remarks: Iterable[Remark], rows: int, most: float | None, file: str) -> None:
+    """Check that not too many rows of a file had to be set aside.
+
+    Args:
+        remarks: on its rows.
+        rows: how many can be used.
+        most: that may be lost; None for 1 % and at least one.
+        file: its name, for the message.
+
+    Raises:
+        TrituneError: more were; the message names the first lines and reasons.
+    """
+    lost = [remark for remark in remarks if not remark.kept]
+    allowed = max(1, (rows + len(lost)) // 100) if most is None else most
+    if len(lost) > allowed:
+        first = "; ".join(f"line {remark.line}: {remark.reason}" for remark in lost[:3])
+        raise TrituneError(
+            f"{file}: {len(lost)} of {rows + len(lost)} rows cannot be used, more than --max-bad-rows ({allowed}): "
+            f"{first}{'; …' if len(lost) > 3 else ''}"
+        )

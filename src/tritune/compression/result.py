@@ -1,0 +1,70 @@
+"""A finished compression: its table, its picture, and the model that ships."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ..errors import TrituneError, readable
+from ..inference.predict import predict_rows
+
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A finished compression.
+
+    Attributes:
+        folder: of everything that was made; the model that ships is in its `model/`.
+        metrics: the content of `metrics.json`.
+        figure: size against score of every student that was tried.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    figure: Figure = field(repr=False)
+
+    def table(self) -> list[list[str]]:
+        """The result as rows of a table, the header first."""
+        return table_of(self.metrics)
+
+    def plot(self) -> Figure:
+        """Size against dev score of every student that was tried."""
+        return self.figure
+
+    def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Any]:
+        """The shipped model's answers: a label or a score for every text or pair of texts."""
+        columns = ("text",) if not texts or isinstance(texts[0], str) else ("text", "text_pair")
+        cells = [(text,) if isinstance(text, str) else text for text in texts]
+        rows = [dict(zip(columns, row, strict=True)) for row in cells]
+        return [row["prediction"] for row in predict_rows(self.folder / MODEL, rows)] if rows else []
+
+    def save(self, folder: str | Path) -> None:
+        """Copy the shipped model to a new folder; TrituneError if there is one."""
+        if Path(folder).exists():
+            raise TrituneError(f"{folder}: exists already; give a new folder")
+        shutil.copytree(self.folder / MODEL, folder)
+
+
+def table_of(metrics: dict[str, Any]) -> list[list[str]]:
+    """The result as rows of a table, the header first: scores are percentages with their 95 % intervals."""
+    models = metrics["teacher"], metrics["student"]
+    rows = [["on the test part", "teacher", "student"]]
+    for name in metrics["teacher"]["scores"]:
+        cells = [_percent(one["scores"][name], one["intervals"][name]) for one in models]
+        rows.append([name.replace("_", " "), *cells])
+    points, (low, high) = metrics["loss"]["points"], metrics["loss"]["interval"]
+    rows.append(["points lost", "", f"{points:.1f} ({low:.1f} to {high:.1f})"])
+    if "agreement" in metrics["closeness"]:
+        rows.append(["same answer as the teacher", "", f"{100 * metrics['closeness']['agreement']:.1f}"])
+    rows.append(["size", *(readable(one["size_bytes"]) for one in models)])
+    rows.append(["ms per text", *(f"{one['latency_ms']:.1f}" for one in models)])
+    return rows
+
+
+def _percent(score: float, interval: Sequence[float]) -> str:
+    return f"{100 * score:.1f} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"

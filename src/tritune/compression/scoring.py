@@ -1,0 +1,128 @@
+"""The final table: scores of teacher and student on the test part with intervals, their agreement, size and speed."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from ..checkpoints.load import load
+from ..checkpoints.size import size_bytes
+from ..compute.devices import this_process
+from ..errors import TrituneError
+from ..inference.evaluate import dev_logits, predict, recipe_in_force
+from ..tasks.data import load_task_data
+from ..tasks.heads import EncodedData
+from ..tasks.models import load_model
+from ..tasks.registry import Task
+
+RESAMPLES = 1000
+_TIMED = 30
+_VERIFIED = 64
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model, its logits (rows, labels) of the test part, and the part as its tokenizer encodes it."""
+
+    model: PreTrainedModel
+    logits: np.ndarray
+    data: EncodedData
+
+
+def scored(source: str | Path, task: Task, max_length: int, packed: bool = False) -> Scored:
+    """A model's logits of a task's dev split, which here is the test part.
+
+    Args:
+        source: its folder or hub name.
+        task: whose validation file is the test part.
+        max_length: tokens of a text.
+        packed: whether it is packed, and so loaded with the best engine there is.
+    """
+    model = load(source) if packed else load_model(source, task)
+    recipe = recipe_in_force(source, model, [f"max_length={max_length}"], task)
+    processor = task.head.load_processor(source, model, recipe.max_length)
+    model.to(this_process().device)
+    splits = load_task_data(task, splits=task.dev_splits)
+    data = task.head.encode(splits, task, processor, recipe.max_length, "longest")
+    return Scored(model, dev_logits(model, data, task, 32)[data.select], data)
+
+
+def compared(teacher: Scored, student: Scored, task: Task, seed: int) -> dict[str, Any]:
+    """The table's numbers: scores and 95 % intervals of both, the loss in points, closeness, size and latency.
+
+    Intervals are percentiles of a bootstrap over rows, drawn for both models alike, so that the loss has one too.
+    """
+    labels = np.asarray(teacher.data.dev["labels"])
+    pair = {"teacher": teacher.logits, "student": student.logits}
+    drawn = resampled(pair, labels, task.measure, seed)
+    times = latencies({"teacher": teacher, "student": student}, task)
+    rows = {
+        name: {
+            "scores": {key: float(value) for key, value in task.measure(logits, labels).items()},
+            "intervals": {key: interval(values) for key, values in drawn[name].items()},
+            "size_bytes": size_bytes(one.model),
+            "latency_ms": times[name],
+        }
+        for (name, logits), one in zip(pair.items(), (teacher, student), strict=True)
+    }
+    lost = 100 * (drawn["teacher"][task.metric] - drawn["student"][task.metric])
+    points = 100 * (rows["teacher"]["scores"][task.metric] - rows["student"]["scores"][task.metric])
+    close = task.head.closeness(student.logits, teacher.logits, task, student.data)
+    return rows | {"loss": {"points": points, "interval": interval(lost)}, "closeness": close}
+
+
+def resampled(
+    logits: Mapping[str, np.ndarray], labels: np.ndarray, measure: Callable[..., dict[str, float]], seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """For every model and metric its values on resampled rows, (RESAMPLES,); the rows are the same for all models."""
+    random = np.random.default_rng(seed)
+    values: dict[str, dict[str, list[float]]] = {name: {} for name in logits}
+    for _ in range(RESAMPLES):
+        rows = random.integers(len(labels), size=len(labels))
+        for name, of in logits.items():
+            for key, value in measure(of[rows], labels[rows]).items():
+                values[name].setdefault(key, []).append(value)
+    return {name: {key: np.array(of) for key, of in each.items()} for name, each in values.items()}
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """The middle 95 % of some values.
+
+    >>> interval(np.arange(1001.0))
+    [25.0, 975.0]
+    """
+    return [float(edge) for edge in np.quantile(values, (0.025, 0.975))]
+
+
+def latencies(models: Mapping[str, Scored], task: Task) -> dict[str, float]:
+    """Median milliseconds of one text at a time; the models take turns, so that disturbances affect all."""
+    spent: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(_TIMED + 1):
+        for name, one in models.items():
+            rows = one.data.dev.select([turn % len(one.data.dev)])
+            began = time.perf_counter()
+            predict(one.model, rows, one.data.collate, 1, task.head.read)
+            if turn:
+                spent[name].append(1000 * (time.perf_counter() - began))
+    return {name: median(values) for name, values in spent.items()}
+
+
+def verify(packed: Path, student: Path, task: Task, data: EncodedData) -> int:
+    """Check that a packed model gives the very logits of its student, in torch; returns the number of rows compared.
+
+    Raises:
+        TrituneError: a row differs.
+    """
+    rows = data.dev.select(range(min(_VERIFIED, len(data.dev))))
+    models = load(packed, engine="reference"), load_model(student, task)
+    device = this_process().device
+    own, theirs = (predict(model.to(device), rows, data.collate, 32, task.head.read) for model in models)
+    if not np.array_equal(own, theirs):
+        differing = int((own != theirs).any(axis=-1).sum())
+        raise TrituneError(f"{packed}: {differing} of {len(rows)} predictions differ from {student}; report this")
+    return len(rows)

@@ -1,0 +1,167 @@
+"""A table in three parts: what a model learns from, what selects it (dev), and what it is finally scored on (test).
+
+Rows with the same text but for case, punctuation and spaces stay on one side, and so do groups. Where time is given,
+the newest rows are the test part. The same seed gives the same parts.
+"""
+
+import random
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import TrituneError
+from ..tasks.table import listed, number_in
+from .columns import Example
+
+TRAIN, DEV, TEST = "train", "dev", "test"
+_SHARES = {TEST: 0.2, DEV: 0.1}
+_MOST = {TEST: 5000, DEV: 2000}
+# Scores are stratified by as many ranges of equal size.
+_RANGES = 5
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The rows of each part, and the lines of rows that are in none."""
+
+    rows: dict[str, list[Example]]
+    left_out: list[int]
+
+
+def split(examples: Sequence[Example], seed: int, group: str | None = None, time: str | None = None) -> Parts:
+    """Divide examples into train, dev and test.
+
+    Args:
+        examples: at least ten.
+        seed: of the order in which rows are drawn.
+        group: a column whose equal values stay on one side.
+        time: a column by which the newest rows are the test part, and those before them the dev part. Rows whose text
+            or group is in an earlier part are left out of the later ones.
+
+    Raises:
+        TrituneError: a column is missing or has no readable time, or there are too few groups.
+    """
+    for option, column in (("--group", group), ("--time", time)):
+        if column is not None and not any(column in example.cells for example in examples):
+            raise TrituneError(f"{option}: no column {column!r}; there are {listed(examples[0].cells)}")
+    families = _families(examples, group)
+    if time is not None:
+        return _by_time(examples, families, time)
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, family in enumerate(families):
+        members[family].append(index)
+    strata: dict[Hashable, list[list[int]]] = defaultdict(list)
+    classes = _classes(examples)
+    for rows in members.values():
+        strata[Counter(classes[row] for row in rows).most_common(1)[0][0]].append(rows)
+    shuffle = random.Random(seed)
+    sides = [TRAIN] * len(examples)
+    for stratum in sorted(strata, key=str):
+        for side, rows in _drawn(strata[stratum], len(examples), shuffle):
+            for row in rows:
+                sides[row] = side
+    parts = {side: [e for e, of in zip(examples, sides, strict=True) if of == side] for side in (TRAIN, DEV, TEST)}
+    return Parts(_checked(parts, group), [])
+
+
+def normalized(text: str) -> str:
+    """A text without case, punctuation and repeated spaces: texts that are equal then count as duplicates.
+
+    >>> normalized("  It's  LATE! ")
+    'it s late'
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    kept = "".join(" " if unicodedata.category(letter)[0] in "PZC" else letter for letter in folded)
+    return " ".join(kept.split()) or text
+
+
+def _families(examples: Sequence[Example], group: str | None) -> list[int]:
+    """For every example the number of its family: rows that duplicates and groups tie together."""
+    parent = list(range(len(examples)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    first: dict[Hashable, int] = {}
+    for index, example in enumerate(examples):
+        keys: list[Hashable] = [("text", *map(normalized, example.texts))]
+        value = None if group is None else str(example.cells.get(group) or "").strip()
+        if value:
+            keys.append(("group", value))
+        for key in keys:
+            parent[root(index)] = root(first.setdefault(key, index))
+    return [root(index) for index in range(len(examples))]
+
+
+def _classes(examples: Sequence[Example]) -> list[Hashable]:
+    """What is stratified by: the class, or the range that a score is in."""
+    labels = [example.label for example in examples]
+    if isinstance(labels[0], str):
+        return list(labels)
+    edges = np.quantile(np.array(labels, dtype=float), np.linspace(0, 1, _RANGES + 1)[1:-1])
+    return np.searchsorted(edges, np.array(labels, dtype=float)).tolist()
+
+
+def _drawn(families: list[list[int]], total: int, shuffle: random.Random) -> list[tuple[str, list[int]]]:
+    """The families of one stratum that leave the training part: its share of rows, and at least one for either side.
+
+    A single family stays in training; of two, one goes to the test part.
+    """
+    left = sorted(families)
+    shuffle.shuffle(left)
+    rows = sum(map(len, families))
+    drawn = []
+    for side in (TEST, DEV):
+        wanted, taken = rows * min(_SHARES[side], _MOST[side] / total), 0
+        for family in list(left):
+            if len(left) > 1 and taken + len(family) / 2 <= wanted:
+                left.remove(family)
+                drawn.append((side, family))
+                taken += len(family)
+        if not taken and len(left) > 1:
+            left.sort(key=len, reverse=True)  # where one has to go, the smallest does least harm to the shares
+            drawn.append((side, left.pop()))
+    return drawn
+
+
+def _checked(parts: dict[str, list[Example]], group: str | None) -> dict[str, list[Example]]:
+    if empty := [side for side, rows in parts.items() if not rows]:
+        what = f"too few groups in {group!r}, which equal texts tie together" if group else "too few different texts"
+        raise TrituneError(f"no rows are left for the {empty[0]} part: {what}; at least three are needed")
+    return parts
+
+
+def _by_time(examples: Sequence[Example], families: Sequence[int], column: str) -> Parts:
+    order = sorted(range(len(examples)), key=_times(examples, column).__getitem__)
+    counts = {side: max(1, round(len(order) * min(_SHARES[side], _MOST[side] / len(order)))) for side in (TEST, DEV)}
+    cuts = len(order) - counts[TEST] - counts[DEV], len(order) - counts[TEST]
+    sides = {TRAIN: order[: cuts[0]], DEV: order[cuts[0] : cuts[1]], TEST: order[cuts[1] :]}
+    home: dict[int, str] = {}
+    for side, rows in sides.items():
+        for row in rows:
+            home.setdefault(families[row], side)
+    kept = {side: [examples[row] for row in rows if home[families[row]] == side] for side, rows in sides.items()}
+    left_out = [examples[row].line for side, rows in sides.items() for row in rows if home[families[row]] != side]
+    return Parts(_checked(kept, None), sorted(left_out))
+
+
+def _times(examples: Sequence[Example], column: str) -> list[Any]:
+    import pandas
+
+    cells = [example.cells.get(column) for example in examples]
+    numbers = [number_in(cell) for cell in cells]
+    if all(number is not None for number in numbers):
+        return numbers
+    times = pandas.to_datetime(pandas.Series(cells, dtype=object), errors="coerce", format="mixed", utc=True)
+    for example, time in zip(examples, times, strict=True):
+        if pandas.isna(time):
+            found = example.cells.get(column)
+            raise TrituneError(f"line {example.line}: {column!r} is no time: {found!r}; write it as 2024-12-31 18:00")
+    return times.tolist()

@@ -1,0 +1,238 @@
+"""From one file to a small model: the whole way with a tiny model, stopped and begun again, planned and refused."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score
+
+import tritune
+from tritune.cli import demo
+from tritune.compression import compress as stages
+from tritune.compression import planning, scoring
+from tritune.compression.ladder import Tried, chosen
+from tritune.compression.planning import Costs, Plan
+from tritune.errors import Interrupted, TrituneError
+from tritune.tasks.metrics import accuracy
+
+WORDS = ("the dog", "a cat", "the king", "one boy", "these girls", "the pilots", "sleeps", "sees", "here", "often")
+
+
+def write(path: Path, count: int = 80, label=lambda i: "good" if i % 3 else "bad", delimiter: str = ";") -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(["", "note", "label"])
+        for i in range(count):
+            writer.writerow([i, f"{WORDS[i % 10]} {WORDS[i // 10 % 10]} {i}", label(i)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("compress")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "TRAIN_ROWS", 100)
+        patch.setattr(demo, "DEV_ROWS", 20)
+        demo._write_inputs(folder, seed=0)
+    return folder / "base"
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    monkeypatch.setattr(planning, "_FEWEST_STEPS", 4)
+    monkeypatch.setattr(scoring, "RESAMPLES", 50)
+
+
+@pytest.fixture(scope="module")
+def made(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    data = write(folder / "tickets.csv")
+    with data.open("a") as file:
+        file.write(";;\n")
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "_FEWEST_STEPS", 4)
+        patch.setattr(scoring, "RESAMPLES", 50)
+        result = tritune.compress(base, data, folder / "small", minutes=0.001, say=said.append)
+    return result, said, data
+
+
+def test_everything_is_made_and_said(made):
+    result, said, _ = made
+    folder = result.folder
+    names = {path.name for path in folder.iterdir()}
+    assert {"model", "teacher", "students", "data", "plan.json", "metrics.json", "report.html", "sizes.png"} <= names
+    text = "\n".join(said)
+    for part in ("80 rows (utf-8, semicolon)", "bad 27, good 53", "parts: ", "longer than --minutes", "line 82: blank"):
+        assert part in text
+    rows = {side: list(csv.DictReader((folder / "data" / f"{side}.csv").open())) for side in ("train", "dev", "test")}
+    assert sum(map(len, rows.values())) == 80 and list(rows["dev"][0]) == ["note", "label"]
+    assert list(csv.DictReader((folder / "rows.csv").open())) == [{"line": "82", "kept": "false", "reason": "blank"}]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == json.loads(json.dumps(result.metrics, default=str))
+    assert metrics["rows"] == {side: len(each) for side, each in rows.items()} and metrics["verified_rows"] == 16
+
+
+def test_the_table_holds_the_scores_of_the_test_part(made):
+    result, _, _ = made
+    rows = list(csv.DictReader((result.folder / "data" / "test.csv").open()))
+    answers = result.predict([row["note"] for row in rows])
+    own = result.metrics["student"]
+    assert own["scores"]["accuracy"] == accuracy_score([row["label"] for row in rows], answers)
+    low, high = own["intervals"]["accuracy"]
+    assert low <= own["scores"]["accuracy"] <= high
+    assert own["size_bytes"] < result.metrics["teacher"]["size_bytes"] and own["latency_ms"] > 0
+    header, *cells = result.table()
+    assert header == ["on the test part", "teacher", "student"] and {len(row) for row in cells} == {3}
+    assert result.predict([]) == []
+
+
+def test_the_model_can_be_copied(made, tmp_path):
+    result, _, _ = made
+    result.save(tmp_path / "copy")
+    assert (tmp_path / "copy" / "config.json").is_file() and result.plot() is result.figure
+    with pytest.raises(TrituneError, match="exists already"):
+        result.save(tmp_path / "copy")
+
+
+def test_the_same_call_goes_on_and_another_is_refused(made, base, tmp_path):
+    result, _, data = made
+    again: list[str] = []
+    same = tritune.compress(base, data, result.folder, minutes=0.001, say=again.append)
+    assert "finished already" in again[-1] and same.metrics == json.loads(json.dumps(result.metrics, default=str))
+    with pytest.raises(TrituneError, match="another seed; give --overwrite"):
+        tritune.compress(base, data, result.folder, seed=1, say=again.append)
+    with pytest.raises(TrituneError, match="another data;"):
+        tritune.compress(base, write(tmp_path / "other.csv", 70), result.folder, say=again.append)
+
+
+def test_a_stopped_compression_goes_on(made, base, tmp_path, monkeypatch):
+    """Stopped after the teacher, killed after the plan: what is made at last is what is made at once."""
+    result, _, data = made
+    shutil.copytree(result.folder, tmp_path / "small")
+    for name in ("students", "model", "data"):
+        shutil.rmtree(tmp_path / "small" / name)
+    (tmp_path / "small" / "metrics.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.Ladder, "climb", lambda *_: (_ for _ in ()).throw(Interrupted("stopped in x; --resume")))
+        with pytest.raises(Interrupted, match=r"^stopped in x; the same command goes on"):
+            tritune.compress(base, data, tmp_path / "small", say=str)
+    monkeypatch.setattr(stages, "finetune", None)  # the teacher is there
+    same = tritune.compress(base, data, tmp_path / "small", say=str)
+    assert same.metrics["student"]["scores"] == result.metrics["student"]["scores"]
+    assert same.metrics["plan"] == json.loads(json.dumps(result.metrics["plan"]))
+
+
+def test_a_teacher_is_taken_as_it_is(made, tmp_path, cli):
+    """Its labels are in another order than the file's would be; the ladder is climbed, the smallest within ships."""
+    result, _, data = made
+    out = tmp_path / "out"
+    code, text, err = cli(
+        *("compress", result.folder / "teacher", "--data", data, "--output", out, "--minutes", "0.001"),
+        *("--max-loss", "100", "--json"),
+    )
+    assert code == 0, err
+    metrics = json.loads(text)
+    assert "distilled as it is" in err and not (out / "teacher").exists()
+    assert metrics["plan"]["teacher_steps"] == 0 and [one["ships"] for one in metrics["tried"]] == [True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "name"), [("onnx", "model.onnx"), ("dense", "model.safetensors")])
+def test_a_finished_compression_is_exported(made, base, tmp_path, form, name):
+    result, _, data = made
+    shutil.copytree(result.folder, tmp_path / "small")
+    exported = tritune.compress(base, data, tmp_path / "small", export=form, say=str)
+    size = (tmp_path / "small" / "export" / name).stat().st_size
+    assert exported.metrics["export"] == {"format": form, "size_bytes": size}
+
+
+@pytest.mark.slow
+def test_the_ladder_is_climbed_to_its_end(made, tmp_path, monkeypatch):
+    result, _, data = made
+    said: list[str] = []
+    monkeypatch.setattr(stages.Plan, "seconds_of", lambda self, steps: 0.0)
+    monkeypatch.setattr("tritune.compression.ladder.Tried", lambda *values: Tried(*values[:3], 9.0, values[4]))
+    top = tritune.compress(result.folder / "teacher", data, tmp_path / "out", minutes=5, max_loss=0.5, say=said.append)
+    names = [one["name"] for one in top.metrics["tried"]]
+    assert [name.split(",")[0] for name in names] == [
+        *("2 bits", "2 bits", "a quarter in 4 bits", "a quarter in 8 bits", "a half in 4 bits", "a half in 8 bits")
+    ]
+    sizes = [one["size_bytes"] for one in top.metrics["tried"]]
+    assert sizes[0] == sizes[1] < sizes[2] < sizes[3]
+    assert any("no student is within 0.5 points" in line for line in said)
+
+
+def test_scores_are_planned_and_nothing_is_written(base, tmp_path, cli):
+    data = write(tmp_path / "scores.csv", label=lambda i: i / 8)
+    before = {path.name for path in tmp_path.iterdir()}
+    code, out, err = cli("compress", base, "--data", data, "--output", tmp_path / "out", "--dry-run", "--json")
+    assert code == 0, err
+    assert "a score from 0 to 9.875" in err and "plan: fine-tune" in err and "measured" in err
+    assert json.loads(out)["teacher_steps"] == 100
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+REFUSED = {
+    "no_file": (("--data", "none.csv"), "none.csv: there is no such file"),
+    "no_column": (("--label-column", "nope"), "no column 'nope'"),
+    "a_negative_loss": (("--max-loss", "-1"), "max_loss: must not be negative"),
+    "no_minutes": (("--minutes", "0"), "minutes: must not be negative or 0"),
+    "few_bad_rows": (("--data", "bad.csv", "--max-bad-rows", "0"), "more than --max-bad-rows (0): line 82: 2 fields"),
+    "no_group": (("--group", "shop"), "--group: no column 'shop'"),
+    "no_model": ((), "nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_one_line_and_nothing_is_written(base, tmp_path, cli, monkeypatch, name):
+    more, message = REFUSED[name]
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.csv")
+    with write(tmp_path / "bad.csv").open("a") as file:
+        file.write("1;2\n")
+    model = tmp_path / "nowhere" if name == "no_model" else base
+    code, out, err = cli("compress", model, "--data", "rows.csv", "--output", "out", *more)
+    assert code == 2 and out == "" and message in err
+    assert err.strip().splitlines()[-1].startswith("error: ") and not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_other_files_is_refused(base, tmp_path, cli):
+    data = write(tmp_path / "rows.csv")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("x")
+    for more in ((), ("--overwrite",)):
+        code, _, err = cli("compress", base, "--data", data, "--output", tmp_path / "out", *more)
+        assert code == 2 and "holds" in err and [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    code, _, err = cli("compress", base, "--data", data, "--output", tmp_path)
+    assert code == 2 and "also an input" in err and data.is_file()
+
+
+def test_a_plan_fits_its_minutes():
+    costs = Costs(0.1, 0.2, 0.001, 0.002)
+    full = Plan(64, 0.0, 16, 500, 300, costs, {"train": 1500, "dev": 200, "test": 400})
+    fitted = planning._within(full, 60)
+    assert fitted.seconds <= 60 and 4 < fitted.student_steps < 300 and 4 < fitted.teacher_steps < 500
+    assert planning._within(full, 1e4) == full
+    assert Plan.of(json.loads(json.dumps(full.as_dict()))) == full
+    taught = planning._within(Plan(64, 0.0, 16, 0, 300, costs, full.rows), 1)
+    assert (taught.teacher_steps, taught.student_steps) == (0, 4)
+
+
+def test_the_smallest_within_the_bound_ships():
+    one, two, three = (Tried(str(size), Path(), 0.9, loss, size) for loss, size in ((3.0, 1), (0.9, 3), (1.0, 2)))
+    assert chosen([one, two, three], 1.0) is three
+    assert chosen([one, two, three], 0.5) is two
+    assert chosen([one], None) is one
+
+
+def test_intervals_are_those_of_a_slow_bootstrap():
+    random = np.random.default_rng(3)
+    logits, labels = random.normal(size=(40, 3)), random.integers(3, size=40)
+    drawn = scoring.resampled({"a": logits, "b": logits}, labels, accuracy, seed=5)
+    again = np.random.default_rng(5)
+    slow = [np.mean([logits[i].argmax() == labels[i] for i in again.integers(40, size=40)]) for _ in range(50)]
+    assert np.allclose(drawn["a"]["accuracy"], slow) and np.array_equal(drawn["a"]["accuracy"], drawn["b"]["accuracy"])

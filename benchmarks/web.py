@@ -3,8 +3,8 @@
     python benchmarks/web.py packed/ --node-modules node_modules --output benchmarks/results/web.csv
 
 tritune's engine with the packed model, and in onnxruntime-web the student's file for the web, those of opsets 18 and
-25, the float model with the same weights and ONNX Runtime's int8 (`quantize_dynamic`) take turns in one process. Loading
-is measured in a new process for each of them. `--also` adds files, such as one that another version exported.
+25, the float model with the same weights and ONNX Runtime's int8 (`quantize_dynamic`) take turns in one process.
+Loading is measured in a new process for each of them. `--also` adds files, such as one that another version exported.
 """
 
 import argparse

@@ -150,20 +150,40 @@ def test_a_finished_compression_is_exported(made, base, tmp_path, form, name):
     assert exported.metrics["export"] == {"format": form, "size_bytes": size}
 
 
+def lossy(patch: pytest.MonkeyPatch) -> None:
+    """Every student loses nine points."""
+    patch.setattr("tritune.compression.ladder.Tried", lambda *values: Tried(*values[:3], 9.0, values[4]))
+
+
 @pytest.mark.slow
 def test_the_ladder_is_climbed_to_its_end(made, tmp_path, monkeypatch):
     result, _, data = made
     said: list[str] = []
-    monkeypatch.setattr(stages.Plan, "seconds_of", lambda self, steps: 0.0)
-    monkeypatch.setattr("tritune.compression.ladder.Tried", lambda *values: Tried(*values[:3], 9.0, values[4]))
-    top = tritune.compress(result.folder / "teacher", data, tmp_path / "out", minutes=5, max_loss=0.5, say=said.append)
-    names = [one["name"] for one in top.metrics["tried"]]
-    assert [name.split(",")[0] for name in names] == [
-        *("2 bits", "2 bits", "a quarter in 4 bits", "a quarter in 8 bits", "a half in 4 bits", "a half in 8 bits")
+    climb = stages.Ladder.climb
+    monkeypatch.setattr(stages.Ladder, "climb", lambda self, bound, ends: climb(self, bound, None))
+    lossy(monkeypatch)
+    asked = {"minutes": 0.001, "max_loss": 0.5, "say": said.append}
+    top = tritune.compress(result.folder / "teacher", data, tmp_path / "out", **asked)
+    assert [one["name"] for one in top.metrics["tried"]] == [
+        *("2 bits", "2 bits, 12 steps", "a quarter in 4 bits", "a quarter in 8 bits"),
+        *("a half in 4 bits", "a half in 8 bits"),
     ]
     sizes = [one["size_bytes"] for one in top.metrics["tried"]]
-    assert sizes[0] == sizes[1] < sizes[2] < sizes[3]
+    assert sizes[0] == sizes[1] < sizes[2] < sizes[3] < sizes[5] and sizes[2] < sizes[4] < sizes[5]
     assert any("no student is within 0.5 points" in line for line in said)
+    monkeypatch.undo()
+    again = tritune.compress(result.folder / "teacher", data, tmp_path / "out", max_loss=100, say=str)
+    assert [one["name"] for one in again.metrics["tried"]] == ["2 bits"]
+
+
+def test_the_ladder_ends_with_its_minutes(made, tmp_path, monkeypatch):
+    result, _, data = made
+    said: list[str] = []
+    lossy(monkeypatch)
+    asked = {"minutes": 0.001, "max_loss": 0.5, "say": said.append}
+    top = tritune.compress(result.folder / "teacher", data, tmp_path / "out", **asked)
+    assert [one["name"] for one in top.metrics["tried"]] == ["2 bits"]
+    assert any(line.startswith("stopped before '2 bits, 12 steps'") for line in said)
 
 
 def test_scores_are_planned_and_nothing_is_written(base, tmp_path, cli):

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from sklearn.metrics import accuracy_score
 
 import tritune
+from stopped import run_tritune
 from tritune.cli import demo
 from tritune.compression import compress as stages
 from tritune.compression import planning, scoring
@@ -124,6 +126,28 @@ def test_a_stopped_compression_goes_on(made, base, tmp_path, monkeypatch):
     same = tritune.compress(base, data, tmp_path / "small", say=str)
     assert same.metrics["student"]["scores"] == result.metrics["student"]["scores"]
     assert same.metrics["plan"] == json.loads(json.dumps(result.metrics["plan"]))
+
+
+# What a kill comes just before.
+KILLS = {
+    "parts": "open data/.dev.csv.partial",
+    "teacher": "open teacher/.metrics.json.partial",
+    "student": "open students/2-bits/.metrics.json.partial",
+    "table": "open .metrics.json.partial",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_killed_compression_goes_on(base, tmp_path, kill):
+    data, out = write(tmp_path / "rows.csv"), tmp_path / "out"
+    line = ("compress", base, "--data", data, "--output", out, "--minutes", "0.001")
+    killed = run_tritune(*line, folder=out, at=KILLS[kill], how=signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL and not (out / "metrics.json").is_file()
+    done = run_tritune(*line, folder=out)
+    assert done.returncode == 0 and "goes on with the plan" in done.stderr, done.stderr[-2000:]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["plan"]["teacher_steps"] == 20 and (out / "model" / "config.json").is_file()
 
 
 def test_a_teacher_is_taken_as_it_is(made, tmp_path, cli):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score
+from transformers import BertConfig
 
 import tritune
 from stopped import run_tritune
@@ -16,6 +17,7 @@ from tritune.cli import demo
 from tritune.compression import compress as stages
 from tritune.compression import planning, scoring
 from tritune.compression.ladder import Tried, chosen
+from tritune.compression.opened import teacher_labels
 from tritune.compression.planning import Costs, Plan
 from tritune.errors import Interrupted, TrituneError
 from tritune.tasks.metrics import accuracy
@@ -218,6 +220,29 @@ def test_scores_are_planned_and_nothing_is_written(base, tmp_path, cli):
     assert "a score from 0 to 9.875" in err and "plan: fine-tune" in err and "measured" in err
     assert json.loads(out)["teacher_steps"] == 100
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_a_pair_of_texts_is_compressed(base, tmp_path):
+    rows = [(f"{WORDS[i % 10]} {i}", WORDS[i // 10 % 10], ("no", "yes")[i % 2]) for i in range(60)]
+    data = tmp_path / "pairs.csv"
+    with data.open("w", newline="", encoding="utf-16") as file:
+        csv.writer(file, delimiter="\t").writerows([("premise", "hypothesis", "label"), *rows])
+    small = tritune.compress(base, data, tmp_path / "out", minutes=0.001, say=str)
+    assert small.metrics["columns"] == {"texts": ["premise", "hypothesis"], "label": "label"}
+    assert set(small.predict([row[:2] for row in rows])) <= {"no", "yes"}
+    assert small.metrics["file"] == {"rows": 60, "encoding": "utf-16", "delimiter": "tab"}
+
+
+def test_a_teacher_is_known_by_its_labels():
+    def labels(names, file, architecture="BertForSequenceClassification"):
+        config = BertConfig(architectures=[architecture], id2label=dict(enumerate(names)))
+        return teacher_labels(config, file)
+
+    assert labels(["b", "a"], ("a", "b")) == ("b", "a")
+    assert labels(["a", "b"], ("a", "c")) is None and labels(["a", "b"], None) is None
+    assert labels(["LABEL_0", "LABEL_1"], ("0", "1")) == ("LABEL_0", "LABEL_1")
+    assert labels(["LABEL_0", "LABEL_1"], ("1", "2")) is None and labels(["a"], None) == ()
+    assert labels(["a", "b"], ("a", "b"), "BertForMaskedLM") is None
 
 
 REFUSED = {

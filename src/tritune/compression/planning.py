@@ -133,6 +133,7 @@ def planned(
     Raises:
         TrituneError: the model cannot be used for this task.
     """
+    began = time.perf_counter()
     model = load_model(source, task, new_head=trains).to(this_process().device)
     room = min(_LONGEST, positions(model) or _LONGEST)
     processor = task.head.load_processor(source, model, room)
@@ -149,7 +150,7 @@ def planned(
     student = load_recipe(STUDENT).reconstruct_steps
     cut = float((lengths > max_length).mean())
     plan = Plan(max_length, cut, batch_size, teacher, student, costs, rows)
-    return plan if minutes is None else _within(plan, 60 * minutes)
+    return plan if minutes is None else _within(plan, 60 * minutes - (time.perf_counter() - began))
 
 
 def _within(plan: Plan, seconds: float) -> Plan:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -106,7 +105,7 @@ def test_what_is_in_the_way(workspace, small, tmp_path, cli):
 
 
 def test_a_failure_halfway_leaves_nothing(workspace, tmp_path, cli, monkeypatch):
-    monkeypatch.setattr(sys.modules["tritune.checkpoints.load"], "load_tokenizer", lambda *args, **kwargs: Unwilling())
+    monkeypatch.setattr("tritune.deploy.pack.load_tokenizer", lambda *args, **kwargs: Unwilling())
     with pytest.raises(OSError, match="full"):
         cli("convert", workspace / "run", "--output", tmp_path / "small")
     assert list(tmp_path.iterdir()) == []

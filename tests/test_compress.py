@@ -3,17 +3,21 @@
 import csv
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score
+from transformers import BertConfig
 
 import tritune
+from stopped import run_tritune
 from tritune.cli import demo
 from tritune.compression import compress as stages
 from tritune.compression import planning, scoring
 from tritune.compression.ladder import Tried, chosen
+from tritune.compression.opened import teacher_labels
 from tritune.compression.planning import Costs, Plan
 from tritune.errors import Interrupted, TrituneError
 from tritune.tasks.metrics import accuracy
@@ -126,6 +130,28 @@ def test_a_stopped_compression_goes_on(made, base, tmp_path, monkeypatch):
     assert same.metrics["plan"] == json.loads(json.dumps(result.metrics["plan"]))
 
 
+# What a kill comes just before.
+KILLS = {
+    "parts": "open data/.dev.csv.partial",
+    "teacher": "open teacher/.metrics.json.partial",
+    "student": "open students/2-bits/.metrics.json.partial",
+    "table": "open .metrics.json.partial",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_killed_compression_goes_on(base, tmp_path, kill):
+    data, out = write(tmp_path / "rows.csv"), tmp_path / "out"
+    line = ("compress", base, "--data", data, "--output", out, "--minutes", "0.001")
+    killed = run_tritune(*line, folder=out, at=KILLS[kill], how=signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL and not (out / "metrics.json").is_file()
+    done = run_tritune(*line, folder=out)
+    assert done.returncode == 0 and "goes on with the plan" in done.stderr, done.stderr[-2000:]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["plan"]["teacher_steps"] == 20 and (out / "model" / "config.json").is_file()
+
+
 def test_a_teacher_is_taken_as_it_is(made, tmp_path, cli):
     """Its labels are in another order than the file's would be; the ladder is climbed, the smallest within ships."""
     result, _, data = made
@@ -150,20 +176,40 @@ def test_a_finished_compression_is_exported(made, base, tmp_path, form, name):
     assert exported.metrics["export"] == {"format": form, "size_bytes": size}
 
 
+def lossy(patch: pytest.MonkeyPatch) -> None:
+    """Every student loses nine points."""
+    patch.setattr("tritune.compression.ladder.Tried", lambda *values: Tried(*values[:3], 9.0, values[4]))
+
+
 @pytest.mark.slow
 def test_the_ladder_is_climbed_to_its_end(made, tmp_path, monkeypatch):
     result, _, data = made
     said: list[str] = []
-    monkeypatch.setattr(stages.Plan, "seconds_of", lambda self, steps: 0.0)
-    monkeypatch.setattr("tritune.compression.ladder.Tried", lambda *values: Tried(*values[:3], 9.0, values[4]))
-    top = tritune.compress(result.folder / "teacher", data, tmp_path / "out", minutes=5, max_loss=0.5, say=said.append)
-    names = [one["name"] for one in top.metrics["tried"]]
-    assert [name.split(",")[0] for name in names] == [
-        *("2 bits", "2 bits", "a quarter in 4 bits", "a quarter in 8 bits", "a half in 4 bits", "a half in 8 bits")
+    climb = stages.Ladder.climb
+    monkeypatch.setattr(stages.Ladder, "climb", lambda self, bound, ends: climb(self, bound, None))
+    lossy(monkeypatch)
+    asked = {"minutes": 0.001, "max_loss": 0.5, "say": said.append}
+    top = tritune.compress(result.folder / "teacher", data, tmp_path / "out", **asked)
+    assert [one["name"] for one in top.metrics["tried"]] == [
+        *("2 bits", "2 bits, 12 steps", "a quarter in 4 bits", "a quarter in 8 bits"),
+        *("a half in 4 bits", "a half in 8 bits"),
     ]
     sizes = [one["size_bytes"] for one in top.metrics["tried"]]
-    assert sizes[0] == sizes[1] < sizes[2] < sizes[3]
+    assert sizes[0] == sizes[1] < sizes[2] < sizes[3] < sizes[5] and sizes[2] < sizes[4] < sizes[5]
     assert any("no student is within 0.5 points" in line for line in said)
+    monkeypatch.undo()
+    again = tritune.compress(result.folder / "teacher", data, tmp_path / "out", max_loss=100, say=str)
+    assert [one["name"] for one in again.metrics["tried"]] == ["2 bits"]
+
+
+def test_the_ladder_ends_with_its_minutes(made, tmp_path, monkeypatch):
+    result, _, data = made
+    said: list[str] = []
+    lossy(monkeypatch)
+    asked = {"minutes": 0.001, "max_loss": 0.5, "say": said.append}
+    top = tritune.compress(result.folder / "teacher", data, tmp_path / "out", **asked)
+    assert [one["name"] for one in top.metrics["tried"]] == ["2 bits"]
+    assert any(line.startswith("stopped before '2 bits, 12 steps'") for line in said)
 
 
 def test_scores_are_planned_and_nothing_is_written(base, tmp_path, cli):
@@ -174,6 +220,29 @@ def test_scores_are_planned_and_nothing_is_written(base, tmp_path, cli):
     assert "a score from 0 to 9.875" in err and "plan: fine-tune" in err and "measured" in err
     assert json.loads(out)["teacher_steps"] == 100
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_a_pair_of_texts_is_compressed(base, tmp_path):
+    rows = [(f"{WORDS[i % 10]} {i}", WORDS[i // 10 % 10], ("no", "yes")[i % 2]) for i in range(60)]
+    data = tmp_path / "pairs.csv"
+    with data.open("w", newline="", encoding="utf-16") as file:
+        csv.writer(file, delimiter="\t").writerows([("premise", "hypothesis", "label"), *rows])
+    small = tritune.compress(base, data, tmp_path / "out", minutes=0.001, say=str)
+    assert small.metrics["columns"] == {"texts": ["premise", "hypothesis"], "label": "label"}
+    assert set(small.predict([row[:2] for row in rows])) <= {"no", "yes"}
+    assert small.metrics["file"] == {"rows": 60, "encoding": "utf-16", "delimiter": "tab"}
+
+
+def test_a_teacher_is_known_by_its_labels():
+    def labels(names, file, architecture="BertForSequenceClassification"):
+        config = BertConfig(architectures=[architecture], id2label=dict(enumerate(names)))
+        return teacher_labels(config, file)
+
+    assert labels(["b", "a"], ("a", "b")) == ("b", "a")
+    assert labels(["a", "b"], ("a", "c")) is None and labels(["a", "b"], None) is None
+    assert labels(["LABEL_0", "LABEL_1"], ("0", "1")) == ("LABEL_0", "LABEL_1")
+    assert labels(["LABEL_0", "LABEL_1"], ("1", "2")) is None and labels(["a"], None) == ()
+    assert labels(["a", "b"], ("a", "b"), "BertForMaskedLM") is None
 
 
 REFUSED = {

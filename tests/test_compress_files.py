@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -139,6 +140,19 @@ def test_labels_as_numbers_words_and_scores(tmp_path):
     assert labelled(["a"] * 9 + ["b"] * 2, tmp_path).metric == "macro_f1"
 
 
+def test_a_column_of_scores_is_the_label(tmp_path):
+    rows = [{"id": i, "review": row["text"], "stars": i / 4} for i, row in enumerate(ROWS)]
+    found = understood(read(tmp_path, table(rows)))
+    assert (found.text_columns, found.label_column, found.problem) == (("review",), "stars", "regression")
+
+
+def test_json_holds_nothing_where_there_is_null(tmp_path):
+    lines = [json.dumps({"text": None if i == 3 else f"text {i} x", "label": i % 2 or None}) for i in range(30)]
+    found = understood(read(tmp_path, "\n".join(lines).replace("null}", "7}"), "rows.jsonl"))
+    assert [(remark.line, remark.reason) for remark in found.remarks] == [(4, "no text in 'text'")]
+    assert found.labels == {"1": 14, "7": 15}
+
+
 def test_rows_without_text_or_label_are_named(tmp_path):
     found = labelled(["a", "b", "", "nan", "b"] * 4, tmp_path, ["", *(f"text {i} x" for i in range(19))])
     reasons = [(remark.line, remark.reason) for remark in found.remarks]
@@ -163,6 +177,7 @@ REFUSED = {
     "one_score": (table([row | {"label": 0.5} for row in ROWS]), "every row has the same label"),
     "ids_as_labels": (table([row | {"label": f"u{i}"} for i, row in enumerate(ROWS)]), "too many for classes"),
     "no_label": (table([{"a": f"x {i}", "b": f"y {i}"} for i in range(20)]), "say with --label-column which of"),
+    "many_labels": (table([row | {"label": "a|b" if i else "a"} for i, row in enumerate(ROWS)]), "'a.b' holds ., as"),
     "no_text": (table([{"a": i, "label": i % 2} for i in range(20)]), "'a' holds numbers .0.; name the text"),
     "twice": ("text,text,label\n" + "x,y,z\n" * 20, "'text' more than once"),
 }

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import TrituneError, shown
+from ..tasks.heads.labels import SEPARATOR
 from ..tasks.heads.text import text_columns
 from ..tasks.table import listed, number_in
 from .reading import Reading, Remark, Row
@@ -118,7 +119,9 @@ def _check_columns(reading: Reading, wanted: Sequence[str]) -> None:
 
 
 def _cells(reading: Reading, column: str) -> list[str]:
-    return [str(row.cells.get(column, "")).strip() for row in reading.rows]
+    """The cells of a column as texts, without blanks around them; "" for nothing."""
+    cells = (row.cells.get(column) for row in reading.rows)
+    return ["" if cell is None else str(cell).strip() for cell in cells]
 
 
 def _label_column(reading: Reading, notes: list[str]) -> str:
@@ -131,10 +134,19 @@ def _label_column(reading: Reading, notes: list[str]) -> str:
         values = {*_cells(reading, column)} - {""}
         if 2 <= len(values) <= max(2, len(reading.rows) // 5):
             few.append(column)
+    what = "whose values come again and again"
+    if not few:
+        what = "of numbers with fractions"
+        few = [column for column in reading.columns if _are_scores(_cells(reading, column))]
     if len(few) == 1:
-        notes.append(f"the label is {few[0]!r}, the only column whose values come again and again")
+        notes.append(f"the label is {few[0]!r}, the only column {what}")
         return few[0]
     raise TrituneError(f"{reading.file}: say with --label-column which of {listed(reading.columns)} holds the label")
+
+
+def _are_scores(cells: list[str]) -> bool:
+    numbers = [number for number in map(number_in, cells) if number is not None]
+    return len(numbers) >= max(1, _MOSTLY * len(cells)) and any(number % 1 for number in numbers)
 
 
 def _text_columns(reading: Reading, label: str, wanted: Sequence[str] | None, notes: list[str]) -> tuple[str, ...]:
@@ -189,6 +201,11 @@ def _labelled(
     if len(counts) < 2:
         found = f"the only label is {listed(counts)}" if counts else "no row has a label"
         raise TrituneError(f"{file}: {found} (column {column!r}); at least two are needed")
+    if parted := [name for name in counts if SEPARATOR in name]:
+        raise TrituneError(
+            f"{file}: the label {shown(parted[0])} holds {SEPARATOR}, as several labels of one row do, which `tritune "
+            "finetune` and `tritune train` can learn; rename it if it is one"
+        )
     if len(counts) > _MANY_CLASSES and 2 * len(counts) > len(cells):
         raise TrituneError(
             f"{file}: {column!r} has {len(counts)} different values in {len(cells)} rows, too many for classes; name "

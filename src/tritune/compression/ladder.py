@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Ladder:
         yield f"2 bits, {longer} steps", longer, lambda: None
         for share, word in ((0.25, "quarter"), (0.5, "half")):
             for bits in (4, 8):
-                yield f"a {word} in {bits} bits", longer, lambda s=share, b=bits: self._modules(s, b)
+                yield f"a {word} in {bits} bits", longer, partial(self._modules, share, bits)
 
     def _made(
         self, name: str, folder: Path, steps: int, modules: dict[str, dict[str, Any]] | None, seconds: float

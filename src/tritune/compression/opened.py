@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig
 
 from ..checkpoints.load import load_config
+from ..engine.answers import label_names
 from ..tasks.heads import TEXT_CLASSIFICATION
 from ..tasks.registry import Task, own_task
 from ..tasks.table import write_table
@@ -45,7 +47,7 @@ class Opened:
         """Write the parts as CSV files."""
         folder.mkdir(parents=True, exist_ok=True)
         for side, rows in self.parts.rows.items():
-            cells = [
+            cells: list[dict[str, Any]] = [
                 dict(zip(self.table.text_columns, row.texts, strict=True)) | {self.table.label_column: row.label}
                 for row in rows
             ]
@@ -89,7 +91,7 @@ def teacher_labels(config: PreTrainedConfig, labels: tuple[str, ...] | None) -> 
         return None
     if labels is None:
         return () if config.num_labels == 1 else None
-    names = tuple(config.id2label[index] for index in range(config.num_labels))
+    names = label_names(config.id2label)
     generic = names == tuple(f"LABEL_{index}" for index in range(len(names)))
     if generic and labels == tuple(map(str, range(len(names)))):
         return names

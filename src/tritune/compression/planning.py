@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def planned(
     Raises:
         TrituneError: the model cannot be used for this task.
     """
+    began = time.perf_counter()
     model = load_model(source, task, new_head=trains).to(this_process().device)
     room = min(_LONGEST, positions(model) or _LONGEST)
     processor = task.head.load_processor(source, model, room)
@@ -148,7 +150,7 @@ def planned(
     student = load_recipe(STUDENT).reconstruct_steps
     cut = float((lengths > max_length).mean())
     plan = Plan(max_length, cut, batch_size, teacher, student, costs, rows)
-    return plan if minutes is None else _within(plan, 60 * minutes)
+    return plan if minutes is None else _within(plan, 60 * minutes - (time.perf_counter() - began))
 
 
 def _within(plan: Plan, seconds: float) -> Plan:
@@ -177,11 +179,11 @@ def _measured(model: PreTrainedModel, task: Task, rows: Dataset, collate: Callab
     batches = [collate(_some(rows, own, place)) for place in range(4)]
     with bfloat16(device) if recipe.bf16 else nullcontext():
         first, fourth = (
-            _seconds(lambda n=steps: reconstruct(student, model, batches, steps=n, head=task.head)) for steps in (1, 4)
+            _seconds(partial(reconstruct, student, model, batches, steps=steps, head=task.head)) for steps in (1, 4)
         )
     some = rows.select(range(min(len(rows), 32)))
     teacher_row, student_row = (
-        _seconds(lambda m=one: predict(m, some, collate, 32, task.head.read)) / len(some) for one in (model, student)
+        _seconds(partial(predict, one, some, collate, 32, task.head.read)) / len(some) for one in (model, student)
     )
     model.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)

@@ -171,8 +171,10 @@ def _records(lines: list[str], start: int, delimiter: str, quoted: bool) -> Iter
     place = start
     while place < len(lines):
         record = (f"{line}\n" for line in islice(lines, place, place + _LONGEST_RECORD))
-        style = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-        reader = csv.reader(record, delimiter=delimiter, quoting=style, strict=True)
+        if quoted:
+            reader = csv.reader(record, delimiter=delimiter, strict=True)
+        else:
+            reader = csv.reader(record, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
         try:
             fields = next(reader)
             yield place + 1, fields, ""

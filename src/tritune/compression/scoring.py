@@ -61,7 +61,7 @@ def compared(teacher: Scored, student: Scored, task: Task, seed: int) -> dict[st
     pair = {"teacher": teacher.logits, "student": student.logits}
     drawn = resampled(pair, labels, task.measure, seed)
     times = latencies({"teacher": teacher, "student": student}, task)
-    rows = {
+    rows: dict[str, Any] = {
         name: {
             "scores": {key: float(value) for key, value in task.measure(logits, labels).items()},
             "intervals": {key: interval(values) for key, values in drawn[name].items()},

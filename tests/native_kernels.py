@@ -21,7 +21,7 @@ NATIVE = Path(tritune.__file__).parent / "engine" / "native"
 DRIVERS = Path(__file__).parent / "native"
 ISAS = ("amx", "avx512vnni", "avxvnni", "avx2", "neon", "scalar")
 # What products and panels take of the engine.
-SOURCES = [NATIVE / f"{name}.cpp" for name in ("isa", "layout", *(f"kernels_{isa}" for isa in ISAS))]
+SOURCES = [NATIVE / "isa.cpp", NATIVE / "layout.cpp", *sorted(NATIVE.glob("kernels_*.cpp"))]
 PIPE = DRIVERS / "kernel_pipe.cpp"
 PANEL_ROWS, GROUP = 16, 64
 # What weights of 2 bits may have as step and first code: ternary, binary, quaternary, and two's complement.

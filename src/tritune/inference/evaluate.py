@@ -68,12 +68,13 @@ def shares_scales(model: PreTrainedModel) -> bool:
 
 
 def longest_first(dataset: Dataset) -> Sequence[int]:
-    """The rows by their number of tokens, so that too little memory is noticed at once; images in their order.
+    """The rows by their number of tokens, so that too little memory is noticed at once. What is no table, and images,
+    stay in their order.
 
     >>> longest_first(Dataset.from_dict({"input_ids": [[1], [1, 2, 3], [4]]}))
     [1, 0, 2]
     """
-    if "input_ids" not in dataset.column_names:
+    if not isinstance(dataset, Dataset) or "input_ids" not in dataset.column_names:
         return range(len(dataset))
     lengths = [len(ids) for ids in dataset["input_ids"]]
     return sorted(range(len(lengths)), key=lambda row: -lengths[row])

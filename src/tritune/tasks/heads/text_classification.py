@@ -121,7 +121,7 @@ class TextClassification(Classifier):
         if task.problem != "multi_label":
             return super().closeness(student, teacher, task, data)
         divergence = binary_kl_divergence(torch.from_numpy(student).double(), torch.from_numpy(teacher).double())
-        agreement = float(np.mean(self.same_answers(student, teacher, task, data, data.select)))
+        agreement = float(np.mean(_same_labels(student, teacher)))
         return {"agreement": agreement, "kl_to_teacher": float(divergence)}
 
     def same_answers(self, one: np.ndarray, other: np.ndarray, task: Task, data: EncodedData, split: str) -> np.ndarray:
@@ -129,8 +129,13 @@ class TextClassification(Classifier):
         if task.problem == "regression":
             return (np.abs(one - other) <= _SAME_SCORE).all(-1)
         if task.problem == "multi_label":
-            return ((one > 0) == (other > 0)).all(-1)
+            return _same_labels(one, other)
         return super().same_answers(one, other, task, data, split)
+
+
+def _same_labels(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Whether all labels of a row are the same, from the logits of many labels, (rows, labels)."""
+    return ((one > 0) == (other > 0)).all(-1)
 
 
 def _table(path: Path, label_column: str | None, columns: Sequence[str] | None) -> tuple[list, Columns, Columns]:

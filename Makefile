@@ -113,4 +113,5 @@ $(WEB)/tokenizers.mjs:
 	cp build/web/package/dist/tokenizers.min.mjs $@
 
 clean:
-	rm -rf $(VENV) demo build dist $(LIBRARY) $(ENGINE)/not_compiled.txt $(WEB)/*.wasm $(WEB)/tokenizers.*
+	rm -rf $(VENV) demo build dist $(LIBRARY) $(ENGINE)/not_compiled.txt $(WEB)/*.wasm $(WEB)/tokenizers.* $(CLIENTS)/node_modules \
+		$(CLIENTS)/.venv

@@ -9,7 +9,7 @@ import tritune
 from families import FAMILIES, VOCABULARY
 from test_invariance import DEPLOY
 from tritune import Quantization
-from tritune.inference.evaluate import longest_first, predict
+from tritune.inference.evaluate import longest_first, predict, shares_scales
 
 BERT = FAMILIES["bert"]
 MODELS = {
@@ -78,3 +78,9 @@ def test_a_scale_per_tensor_keeps_the_batches_as_they_are():
 def test_rows_of_one_length_and_rows_without_tokens_stay_in_order():
     assert longest_first(rows_of([2, 3, 2, 3])) == [1, 3, 0, 2]
     assert list(longest_first(Dataset.from_dict({"pixel_values": [[0.0], [1.0]]}))) == [0, 1]
+
+
+@pytest.mark.parametrize("modules", [{"*.query": {"activation_granularity": "tensor"}}, None])
+def test_one_layer_with_a_scale_per_tensor_is_enough_to_keep_the_order(modules):
+    quantization = Quantization(activation_granularity="token", modules=modules)
+    assert shares_scales(tritune.prepare(BERT.build(), quantization).eval()) == (modules is not None)

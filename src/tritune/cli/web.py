@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import TrituneError
 from . import options
 
 
@@ -35,9 +36,12 @@ def web(
 
     check_parts()
     method = getattr(load_config(model), "quantization_config", None) or {}
+    is_packed = method.get("stage") == "packed"
+    if is_packed and not Path(model).is_dir():
+        raise TrituneError(f"{model}: is packed already, on the hub; download it and give its folder")
     with tempfile.TemporaryDirectory() as scratch, replace_folder(output) as folder:
         packed = Path(model)
-        if not (packed.is_dir() and method.get("stage") == "packed"):
+        if not is_packed:
             packed = Path(scratch) / "packed"
             pack_into(model, packed)
         sizes = write_site(packed, folder, title or Path(model).resolve().name)

@@ -1,5 +1,6 @@
 """What a table of texts and labels asks: which columns hold them, classes or scores, and which rows cannot be used."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,7 +147,11 @@ def _label_column(reading: Reading, notes: list[str]) -> str:
 
 def _are_scores(cells: list[str]) -> bool:
     numbers = [number for number in map(number_in, cells) if number is not None]
-    return len(numbers) >= max(1, _MOSTLY * len(cells)) and any(number % 1 for number in numbers)
+    return len(numbers) >= max(1, _MOSTLY * len(cells)) and any(map(_is_fraction, numbers))
+
+
+def _is_fraction(number: float) -> bool:
+    return math.isfinite(number) and bool(number % 1)
 
 
 def _text_columns(reading: Reading, label: str, wanted: Sequence[str] | None, notes: list[str]) -> tuple[str, ...]:
@@ -187,7 +192,7 @@ def _labelled(
     cells = [_name(row.cells[column]) for row in rows]
     numbers = [number_in(cell) for cell in cells]
     known = [number for number in numbers if number is not None]
-    if len(known) >= _MOSTLY * len(cells) and any(number % 1 for number in known):
+    if len(known) >= _MOSTLY * len(cells) and any(map(_is_fraction, known)):
         scores = []
         for row, number in zip(rows, numbers, strict=True):
             if number is None or abs(number) == float("inf"):

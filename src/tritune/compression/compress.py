@@ -151,6 +151,8 @@ def finished(
     if max_loss is not None and ships.loss > max_loss:
         say(f"no student is within {max_loss:g} points of its teacher on dev; {ships.name!r} is closest and ships")
     say(f"packing {ships.name!r}, scoring on the test part")
+    # They tell of another student as soon as this one is packed.
+    _remove(output, METRICS, EXPORT)
     pack_into(ships.folder, output / MODEL)
     metrics = _scored(opened, plan, teacher, ships, output)
     if export is not None:
@@ -167,15 +169,11 @@ def finished(
 def _begun(opened: Opened, output: Path, overwrite: bool, say: Callable[[str], None]) -> Plan:
     """The plan, made now or by an earlier call; the parts of the file are then in the output folder."""
     request, known = opened.request, read_json(output / PLAN)
-    if overwrite and known:
-        for name in (*_FOLDERS, *_FILES):
-            remove(output / name)
-            if (output / name).is_file():
-                (output / name).unlink()
-        known = {}
-    check_free(output, False, bool(known), inputs=(request.model, request.data), mark=PLAN)
-    if not known:
+    # With the mark of a run to resume, so that its advice is none of another command.
+    check_free(output, False, resume=True, inputs=(request.model, request.data), mark=PLAN)
+    if overwrite or not known:
         known = {"request": request.record(), "plan": dry_run(opened, say).as_dict()}
+        _remove(output, *_FOLDERS, *_FILES)
     elif other := [key for key, value in request.record().items() if known["request"].get(key) != value]:
         raise TrituneError(
             f"{output}: holds a compression with another {' and '.join(other)}; give --overwrite or another folder"
@@ -187,6 +185,13 @@ def _begun(opened: Opened, output: Path, overwrite: bool, say: Callable[[str], N
     opened.write(output / DATA)
     write_table(output / REMARKS, [asdict(remark) for remark in opened.table.remarks] or [_NO_REMARK])
     return Plan.of(known["plan"])
+
+
+def _remove(output: Path, *names: str) -> None:
+    """What an earlier call made."""
+    for name in names:
+        remove(output / name)
+        (output / name).unlink(missing_ok=True)
 
 
 def _teacher(opened: Opened, task: Task, plan: Plan, output: Path, say: Callable[[str], None]) -> str | Path:

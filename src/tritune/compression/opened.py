@@ -91,6 +91,8 @@ def teacher_labels(config: PreTrainedConfig, labels: tuple[str, ...] | None) -> 
         return None
     if labels is None:
         return () if config.num_labels == 1 else None
+    if config.problem_type in ("multi_label_classification", "regression"):
+        return None
     names = label_names(config.id2label)
     generic = names == tuple(f"LABEL_{index}" for index in range(len(names)))
     if generic and labels == tuple(map(str, range(len(names)))):

@@ -148,7 +148,8 @@ def planned(
     epochs = 5 if rows["train"] < 2000 else 3
     teacher = max(100, epochs * -(-rows["train"] // batch_size)) if trains else 0
     student = load_recipe(STUDENT).reconstruct_steps
-    cut = float((lengths > max_length).mean())
+    # What is as long as there is room for has been cut already.
+    cut = float(((lengths > max_length) | (lengths == room)).mean())
     plan = Plan(max_length, cut, batch_size, teacher, student, costs, rows)
     return plan if minutes is None else _within(plan, 60 * minutes - (time.perf_counter() - began))
 
@@ -195,6 +196,7 @@ def _measured(model: PreTrainedModel, task: Task, rows: Dataset, collate: Callab
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        loss.item()  # waits for a GPU
 
     update()
     return Costs(_seconds(update, 2), max((fourth - first) / 3, fourth / 20), teacher_row, student_row)

@@ -170,7 +170,7 @@ def _records(lines: list[str], start: int, delimiter: str, quoted: bool) -> Iter
     """
     place = start
     while place < len(lines):
-        record = (f"{line}\n" for line in islice(lines, place, place + _LONGEST_RECORD))
+        record = (f"{lines[at]}\n" for at in range(place, min(place + _LONGEST_RECORD, len(lines))))
         if quoted:
             reader = csv.reader(record, delimiter=delimiter, strict=True)
         else:

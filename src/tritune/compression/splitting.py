@@ -4,6 +4,7 @@ Rows with the same text but for case, punctuation and spaces stay on one side, a
 the newest rows are the test part. The same seed gives the same parts.
 """
 
+import math
 import random
 import unicodedata
 from collections import Counter, defaultdict
@@ -92,7 +93,8 @@ def _families(examples: Sequence[Example], group: str | None) -> list[int]:
     first: dict[Hashable, int] = {}
     for index, example in enumerate(examples):
         keys: list[Hashable] = [("text", *map(normalized, example.texts))]
-        value = None if group is None else str(example.cells.get(group) or "").strip()
+        cell = None if group is None else example.cells.get(group)
+        value = "" if cell is None else str(cell).strip()
         if value:
             keys.append(("group", value))
         for key in keys:
@@ -157,7 +159,7 @@ def _times(examples: Sequence[Example], column: str) -> list[Any]:
 
     cells = [example.cells.get(column) for example in examples]
     numbers = [number_in(cell) for cell in cells]
-    if all(number is not None for number in numbers):
+    if all(number is not None and not math.isnan(number) for number in numbers):
         return numbers
     times = pandas.to_datetime(pandas.Series(cells, dtype=object), errors="coerce", format="mixed", utc=True)
     for example, time in zip(examples, times, strict=True):

@@ -63,8 +63,10 @@ def shares_scales(model: PreTrainedModel) -> bool:
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, TrituneConfig):
         return False
-    quantization = config.quantization
-    return quantization.activation_bits is not None and quantization.activation_granularity != Granularity.TOKEN
+    return any(
+        one.activation_bits is not None and one.activation_granularity != Granularity.TOKEN
+        for one in config.quantization.variants()
+    )
 
 
 def longest_first(dataset: Dataset) -> Sequence[int]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Self
 
 from ...errors import TrituneError
-from .opsets import DEFAULT_OPSETS, Target, check_opset
+from .opsets import DEFAULT_OPSETS, OPSETS, Target, check_opset
 
 # Read by every ONNX Runtime since 1.14, whichever is installed beside the program.
 _OLD_OPSET = 18
@@ -22,6 +22,7 @@ class Layout:
         float_file: that of a float one.
         target: of the graph.
         opset: of a graph with that target; None for the usual one of a target.
+        newest_opset: that the program's own runtime reads, whatever the target.
         kinds: the kinds of tasks that the program runs, see `tasks.names`; empty for all.
         library: of the model card; empty for a layout that has none, and no files for certain programs.
     """
@@ -31,6 +32,7 @@ class Layout:
     float_file: str = "model.onnx"
     target: Target = "native"
     opset: int | None = None
+    newest_opset: int = OPSETS[-1]
     kinds: tuple[str, ...] = ()
     library: str = ""
 
@@ -43,7 +45,7 @@ class Layout:
         check_opset(opset)
         target = target or self.target
         own = self.opset if target == self.target else None
-        return replace(self, target=target, opset=opset or own or DEFAULT_OPSETS[target])
+        return replace(self, target=target, opset=opset or own or min(DEFAULT_OPSETS[target], self.newest_opset))
 
     def check(self, kind: str) -> None:
         """Raise TrituneError if the program does not run models of this kind of task."""
@@ -64,6 +66,7 @@ LAYOUTS = {
             "onnx/model_quantized.onnx",
             "onnx/model.onnx",
             target="web",
+            newest_opset=21,
             library="transformers.js",
         ),
         Layout(

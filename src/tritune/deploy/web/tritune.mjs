@@ -15,7 +15,6 @@ export class TrituneError extends Error {}
 
 // Modules of the engine, best first: browsers without relaxed SIMD refuse the first one as a whole.
 const MODULES = ["tritune-relaxed.wasm", "tritune.wasm"];
-const MESSAGE_BYTES = 1000;
 
 /**
  * Load a model.
@@ -31,18 +30,22 @@ const MESSAGE_BYTES = 1000;
 export async function load(folder, { Tokenizer, modules, isa } = {}) {
   if (typeof Tokenizer !== "function") throw new TrituneError("load needs { Tokenizer } of @huggingface/tokenizers");
   const base = new URL(String(folder).replace(/\/?$/, "/"), globalThis.document?.baseURI ?? currentFolder());
-  const file = (name) => bytesOf(new URL(name, base));
-  const [settings, config, weights, tokenizer, options, engine] = await Promise.all([
-    file("web.json").then(json),
-    file("config.json"),
-    file("model.safetensors"),
-    file("tokenizer.json").then(json),
-    file("tokenizer_config.json").then(json),
-    Engine.start(modules ?? MODULES.map((name) => new URL(name, import.meta.url))),
-  ]);
-  await verify(weights, JSON.parse(text(config)).quantization_config.checksums);
-  engine.load(config, weights, isa);
-  return new Model(engine, settings, new Tokenizer(tokenizer, options));
+  try {
+    const file = (name) => bytesOf(new URL(name, base));
+    const [settings, config, weights, tokenizer, options, engine] = await Promise.all([
+      file("web.json").then(json),
+      file("config.json"),
+      file("model.safetensors"),
+      file("tokenizer.json").then(json),
+      file("tokenizer_config.json").then(json),
+      Engine.start(modules ?? MODULES.map((name) => new URL(name, import.meta.url))),
+    ]);
+    await verify(weights, json(config).quantization_config.checksums);
+    engine.load(config, weights, isa);
+    return new Model(engine, settings, new Tokenizer(tokenizer, options));
+  } catch (error) {
+    throw error instanceof TrituneError ? error : new TrituneError(`${base}: cannot be loaded (${error.message})`);
+  }
 }
 
 /** A model that reads texts; `load` makes it. */
@@ -299,6 +302,6 @@ async function bytesOf(address) {
   return new Uint8Array(await answer.arrayBuffer());
 }
 
-const currentFolder = () => `file://${globalThis.process?.cwd?.() ?? ""}/`;
+const currentFolder = () => `file://${encodeURI(globalThis.process?.cwd?.() ?? "").replace(/[?#]/g, encodeURIComponent)}/`;
 const text = (bytes) => new TextDecoder().decode(bytes);
 const json = (bytes) => JSON.parse(text(bytes));

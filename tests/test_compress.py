@@ -109,6 +109,12 @@ def test_the_same_call_goes_on_and_another_is_refused(made, base, tmp_path):
     assert "finished already" in again[-1] and same.metrics == json.loads(json.dumps(result.metrics, default=str))
     with pytest.raises(TrituneError, match="another seed; give --overwrite"):
         tritune.compress(base, data, result.folder, seed=1, say=again.append)
+    # Not even to replace it: the model and the file that are asked for lie in there.
+    before = sorted(path.relative_to(result.folder) for path in result.folder.rglob("*"))
+    for source, rows in ((result.folder / "teacher", data), (base, result.folder / "data" / "train.csv")):
+        with pytest.raises(TrituneError, match="is also an input, or holds"):
+            tritune.compress(source, rows, result.folder, overwrite=True, say=again.append)
+    assert before == sorted(path.relative_to(result.folder) for path in result.folder.rglob("*"))
     with pytest.raises(TrituneError, match="another data;"):
         tritune.compress(base, write(tmp_path / "other.csv", 70), result.folder, say=again.append)
 
@@ -234,8 +240,8 @@ def test_a_pair_of_texts_is_compressed(base, tmp_path):
 
 
 def test_a_teacher_is_known_by_its_labels():
-    def labels(names, file, architecture="BertForSequenceClassification"):
-        config = BertConfig(architectures=[architecture], id2label=dict(enumerate(names)))
+    def labels(names, file, architecture="BertForSequenceClassification", **more):
+        config = BertConfig(architectures=[architecture], id2label=dict(enumerate(names)), **more)
         return teacher_labels(config, file)
 
     assert labels(["b", "a"], ("a", "b")) == ("b", "a")
@@ -243,6 +249,7 @@ def test_a_teacher_is_known_by_its_labels():
     assert labels(["LABEL_0", "LABEL_1"], ("0", "1")) == ("LABEL_0", "LABEL_1")
     assert labels(["LABEL_0", "LABEL_1"], ("1", "2")) is None and labels(["a"], None) == ()
     assert labels(["a", "b"], ("a", "b"), "BertForMaskedLM") is None
+    assert labels(["a", "b"], ("a", "b"), problem_type="multi_label_classification") is None
 
 
 REFUSED = {

@@ -136,6 +136,8 @@ def test_labels_as_numbers_words_and_scores(tmp_path):
     assert labelled(["yes", " no"] * 5, tmp_path).labels == {"no": 5, "yes": 5}
     scores = labelled([0.5, 1, 2.25, "-3"] * 5, tmp_path)
     assert scores.labels is None and [e.label for e in scores.examples[:4]] == [0.5, 1.0, 2.25, -3.0]
+    # An infinite number is no fraction that would make scores of classes.
+    assert labelled([*[1, 2] * 9, "inf"], tmp_path).labels.keys() >= {"1", "2"}
     assert labelled(["a", "b"] * 5, tmp_path).metric is None
     assert labelled(["a"] * 9 + ["b"] * 2, tmp_path).metric == "macro_f1"
 
@@ -244,6 +246,14 @@ def test_groups_stay_whole_and_join_with_duplicates():
     of = {side: {row.cells["customer"] for row in each} for side, each in parts.items()}
     assert not (of[TRAIN] & of[TEST] or of[TRAIN] & of[DEV] or of[DEV] & of[TEST])
     assert len({side for side, each in parts.items() for row in each if normalized(row.texts[0]) == "text 0"}) == 1
+    zero = [Example(i, (f"text {i}",), "ab"[i % 2], {"customer": i % 6}) for i in range(300)]
+    homes = {
+        side
+        for side, each in split(zero, 0, group="customer").rows.items()
+        for row in each
+        if not row.cells["customer"]
+    }
+    assert len(homes) == 1, "0 is a group like any other"
     with pytest.raises(TrituneError, match="too few groups"):
         split(examples(20, customer=lambda i: "one"), 0, group="customer")
     with pytest.raises(TrituneError, match="--group: no column 'shop'"):
@@ -258,6 +268,8 @@ def test_the_newest_rows_are_the_test_part():
     assert newest[0] <= oldest[0] and newest[1] <= oldest[1]
     assert not keys(parts.rows[TRAIN]) & keys(parts.rows[TEST])
     assert len(parts.left_out) + sum(map(len, parts.rows.values())) == 200
+    with pytest.raises(TrituneError, match="line 3: 'day' is no time: nan"):
+        split(examples(20, day=lambda i: float("nan") if i == 3 else i), 0, time="day")
     with pytest.raises(TrituneError, match="line 0: 'day' is no time: 'soon'"):
         split(examples(20, day=lambda i: "soon"), 0, time="day")
 

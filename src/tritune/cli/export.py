@@ -76,7 +76,7 @@ def export(
         options.check_task(task)
         if verify is None and not is_task_file(task):
             raise TrituneError(f"--task {task}: --verify must name the folder of its files")
-    if chosen.library and (format != "onnx" or output.suffix == ".onnx"):
+    if chosen.program and (format != "onnx" or output.suffix == ".onnx"):
         raise TrituneError(
             f"--layout {layout}: is that of an ONNX folder; give --output a folder and no --format dense"
         )
@@ -100,7 +100,7 @@ def export(
         report["size_bytes"] = written.stat().st_size
         if compare:
             report["verify"] = compare(written if format == "onnx" else place)
-        if chosen.library:
+        if chosen.program:
             made = {"name": str(output), "source": model, "recipe": recipe.name, "file": written, "opset": chosen.opset}
             _add_card(place, loaded, head, chosen, **made, verified=report.get("verify"))
     show_result(report, show_export, as_json=json)

@@ -103,7 +103,7 @@ def export_card(
     rows.append(("size", f"{file.stat().st_size / 1e6:.2f} MB"))
     data = ModelCardData(
         model_name=Path(name).name,
-        library_name=layout.library,
+        library_name=layout.program,
         pipeline_tag=head.pipeline_tag or head.name,
         tags=["tritune", "onnx", *(["ternary"] if is_quantized(model) else [])],
     )
@@ -113,7 +113,7 @@ def export_card(
         rows="\n".join(f"| {key} | {value} |" for key, value in rows),
         command=command,
         verified="" if verified is None else _verified(verified),
-        language="js" if layout.library == "transformers.js" else "python",
+        language="js" if layout.program == "transformers.js" else "python",
         usage=_usage(model, head, layout, name),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")

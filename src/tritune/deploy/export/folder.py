@@ -48,7 +48,7 @@ def export_folder(
     export_onnx(model, path, layout.opset, processor.model_input_names, head, layout.target)
     plain_config(model).save_pretrained(folder)
     processor.save_pretrained(folder)
-    if layout.library:
+    if layout.program:
         _add_files(model, processor, folder, layout, max_length)
         if is_quantized(model):
             _write(folder / "quantize_config.json", _quantization(model, layout))
@@ -59,7 +59,7 @@ def _add_files(model: PreTrainedModel, processor: Any, folder: Path, layout: Lay
     """What programs other than transformers 5 need beside its own files."""
     # Without it, Node would take the float file and browsers the quantized one.
     dtype = "q8" if is_quantized(model) else "fp32"
-    if layout.library == "transformers.js":
+    if layout.program == "transformers.js":
         _change(folder / "config.json", {"transformers.js_config": {"dtype": dtype}})
     tokenizer, files = processor, None
     if isinstance(processor, SentenceProcessor):

@@ -24,7 +24,7 @@ class Layout:
         opset: of a graph with that target; None for the usual one of a target.
         newest_opset: that the program's own runtime reads, whatever the target.
         kinds: the kinds of tasks that the program runs, see `tasks.names`; empty for all.
-        library: of the model card; empty for a layout that has none, and no files for certain programs.
+        program: its name in the model card; empty for a layout that has none, and no files for certain programs.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Layout:
     opset: int | None = None
     newest_opset: int = OPSETS[-1]
     kinds: tuple[str, ...] = ()
-    library: str = ""
+    program: str = ""
 
     def settled(self, target: Target | None = None, opset: int | None = None) -> Self:
         """The layout with another target or opset, and no opset left open.
@@ -67,7 +67,7 @@ LAYOUTS = {
             "onnx/model.onnx",
             target="web",
             newest_opset=21,
-            library="transformers.js",
+            program="transformers.js",
         ),
         Layout(
             "sentence-transformers",
@@ -75,9 +75,9 @@ LAYOUTS = {
             "onnx/model.onnx",
             opset=_OLD_OPSET,
             kinds=(_ENCODERS, "text-classification"),
-            library="sentence-transformers",
+            program="sentence-transformers",
         ),
-        Layout("fastembed", opset=_OLD_OPSET, kinds=(_ENCODERS,), library="fastembed"),
+        Layout("fastembed", opset=_OLD_OPSET, kinds=(_ENCODERS,), program="fastembed"),
     )
 }
 

@@ -51,7 +51,8 @@ export async function load(folder, { Tokenizer, modules, isa } = {}) {
 /** A model that reads texts; `load` makes it. */
 export class Model {
   constructor(engine, settings, tokenizer) {
-    Object.assign(this, { engine, settings, tokenizer });
+    const added = Array.from(tokenizer.get_added_tokens_decoder().values(), ({ content, id }) => [content, id]);
+    Object.assign(this, { engine, settings, tokenizer, added: new Map(added) });
   }
 
   /** The instruction set in use. */
@@ -105,7 +106,7 @@ export class Model {
     return texts.map((text, row) => {
       const both = pairs === undefined ? [text] : [text, pairs[row]];
       if (both.some((one) => typeof one !== "string")) throw new TrituneError(`texts[${row}] is not text`);
-      const found = tokensOf(this.tokenizer, both, this.settings);
+      const found = tokensOf(this, both);
       if (!found.ids.length) throw new TrituneError(`texts[${row}]: has no tokens; drop it`);
       return found;
     });
@@ -216,7 +217,7 @@ class Engine {
 }
 
 /** Ids and types of a text or a pair, with at most `max_length` tokens; special tokens are never cut off. */
-function tokensOf(tokenizer, texts, settings) {
+function tokensOf({ tokenizer, added, settings }, texts) {
   const parts = texts.map((one) => tokenizer.tokenize(one, { add_special_tokens: false }));
   // With the special tokens, as its file says; the tokenizer's own `encode` cannot truncate.
   const together = ([first, second = null]) =>
@@ -225,7 +226,6 @@ function tokensOf(tokenizer, texts, settings) {
   const kept = lengthsWithin(parts.map((part) => part.length), settings.max_length - special);
   const cut = (part, length) => (settings.truncation_side === "left" ? part.slice(part.length - length) : part.slice(0, length));
   const { tokens, token_type_ids: types } = together(parts.map((part, which) => cut(part, kept[which])));
-  const added = new Map(Array.from(tokenizer.get_added_tokens_decoder().values(), ({ content, id }) => [content, id]));
   const ids = tokens.map((token) => added.get(token) ?? tokenizer.token_to_id(token) ?? tokenizer.model.unk_token_id);
   return { ids, types: settings.has_types ? (types ?? ids.map(() => 0)) : null };
 }

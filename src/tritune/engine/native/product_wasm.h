@@ -1,8 +1,8 @@
 // Products in WebAssembly, a quarter of a panel at a time.
 //
-// Relaxed SIMD multiplies signed bytes by bytes of 7 bits, which fields of 2 bits are: in pairs, added to 16 bits, which
-// is one instruction of x86 processors, or four at once, added to 32 bits, which is one of ARM's. Without it there are
-// products of 16 bits only.
+// Relaxed SIMD multiplies signed bytes by bytes of 7 bits, which fields of 2 bits are: in pairs, added to 16 bits,
+// which is one instruction of x86 processors, or four at once, added to 32 bits, which is one of ARM's. Without it there
+// are products of 16 bits only.
 
 #include <wasm_simd128.h>
 
@@ -21,12 +21,6 @@ template <int j>
 inline v128_t fields_of(v128_t block) {
   return wasm_v128_and(j ? wasm_u16x8_shr(block, 2 * j) : block, wasm_i8x16_const_splat(3));
 }
-
-// Signed or unsigned bytes as the lower and the upper eight of 16 bits.
-struct Halves {
-  v128_t low, high;
-};
-inline Halves signed_halves(v128_t bytes) { return {wasm_i16x8_extend_low_i8x16(bytes), wasm_i16x8_extend_high_i8x16(bytes)}; }
 
 struct WasmTile {
   typedef int32_t Ints __attribute__((vector_size(16)));
@@ -55,11 +49,11 @@ struct WasmTile {
   static void add_words(const int8_t* x, int64_t x_stride, const uint8_t* fields, v128_t* low, v128_t* high) {
     const v128_t bytes = bits == 8 ? wasm_v128_xor(bytes_at(fields + 64 * j), wasm_i8x16_const_splat(-128))
                                    : fields_of<j>(bytes_at(fields));
-    const Halves of_fields = signed_halves(bytes);
+    const v128_t lower = wasm_i16x8_extend_low_i8x16(bytes), upper = wasm_i16x8_extend_high_i8x16(bytes);
     TRITUNE_UNROLL for (int m = 0; m < rows; ++m) {
-      const v128_t codes = wasm_i16x8_extend_low_i8x16(wasm_v128_load32_splat(x + m * x_stride + 4 * j));
-      low[m] = wasm_i32x4_add(low[m], wasm_i32x4_dot_i16x8(of_fields.low, codes));
-      high[m] = wasm_i32x4_add(high[m], wasm_i32x4_dot_i16x8(of_fields.high, codes));
+      const v128_t codes = wasm_i16x8_extend_low_i8x16(codes_at(x + m * x_stride + 4 * j));
+      low[m] = wasm_i32x4_add(low[m], wasm_i32x4_dot_i16x8(lower, codes));
+      high[m] = wasm_i32x4_add(high[m], wasm_i32x4_dot_i16x8(upper, codes));
     }
   }
 };
@@ -91,7 +85,7 @@ struct PairTile {
       WasmTile::Ints low[rows], high[rows];
       WasmTile::multiply_words<8, rows>(x, x_stride, fields, blocks, low);
       WasmTile::multiply_words<8, rows>(x, x_stride, fields + 16, blocks, high);
-      for (int m = 0; m < rows; ++m) sums[m] = __builtin_shufflevector(low[m], high[m], 0, 1, 2, 3, 4, 5, 6, 7);
+      for (int m = 0; m < rows; ++m) sums[m] = joined(low[m], high[m]);
     } else {
       v128_t low[rows], high[rows];
       TRITUNE_UNROLL for (int m = 0; m < rows; ++m) low[m] = high[m] = wasm_i32x4_const_splat(0);
@@ -115,8 +109,12 @@ struct PairTile {
         }
         blocks -= several;
       }
-      for (int m = 0; m < rows; ++m) sums[m] = __builtin_shufflevector((WasmTile::Ints)low[m], (WasmTile::Ints)high[m], 0, 1, 2, 3, 4, 5, 6, 7);
+      for (int m = 0; m < rows; ++m) sums[m] = joined((WasmTile::Ints)low[m], (WasmTile::Ints)high[m]);
     }
+  }
+
+  static Ints joined(WasmTile::Ints low, WasmTile::Ints high) {
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
   }
 
   template <int rows, int j>

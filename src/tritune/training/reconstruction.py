@@ -3,7 +3,6 @@
 The student's weights are kept after every stage. A resumed run goes on with the next stage and ends with the same bits.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,6 +19,7 @@ from ..distil.reconstruct import Reconstruction, Stage
 from ..modeling.blocks import Batch
 from ..modeling.instrument import instrument
 from ..recipes import Recipe
+from ..recipes.recipe import GROUP_BY_LENGTH
 from .job import Job
 from .reconstruct import answer_loss
 from .resume import StopOnSignal, checkpoints, load_weights, writable
@@ -105,16 +105,19 @@ class _Batches(Sequence[Batch]):
 
     def __init__(self, job: Job[Recipe], device: torch.device):
         self.rows, self.collate, self.device = job.data.splits["train"], job.data.collate, device
-        self.size = job.recipe.reconstruct_batch_size
-        generator = torch.Generator().manual_seed(job.recipe.seed)
-        self.order = torch.randperm(len(self.rows), generator=generator)[: job.recipe.reconstruct_steps * self.size]
+        size, generator = job.recipe.reconstruct_batch_size, torch.Generator().manual_seed(job.recipe.seed)
+        order = torch.randperm(len(self.rows), generator=generator)[: job.recipe.reconstruct_steps * size].tolist()
+        if grouped := job.recipe.train_sampling_strategy == GROUP_BY_LENGTH:
+            lengths = [len(ids) for ids in self.rows.select(order)["input_ids"]]
+            order = [order[place] for place in sorted(range(len(order)), key=lengths.__getitem__)]
+        self.batches = [order[start : start + size] for start in range(0, len(order), size)]
+        if grouped:  # the first few are what an error is measured on
+            places = torch.randperm(len(self.batches), generator=generator).tolist()
+            self.batches = [self.batches[place] for place in places]
 
     def __len__(self) -> int:
-        return math.ceil(len(self.order) / self.size)
+        return len(self.batches)
 
     def __getitem__(self, place: Any) -> Any:
-        chosen = self.order[place * self.size : (place + 1) * self.size].tolist()
-        if not chosen:
-            raise IndexError(place)
-        batch = self.collate([self.rows[row] for row in chosen])
+        batch = self.collate([self.rows[row] for row in self.batches[place]])
         return {name: tensor.to(self.device) for name, tensor in batch.items() if name != "labels"}

@@ -130,7 +130,7 @@ def write(path: str | Path, count: int = 3000, seed: int = 0) -> None:
         writer = csv.writer(file, delimiter=";")
         writer.writerow(("", "date", "message", "category"))
         for number, (day, text, label) in enumerate(rows):
-            writer.writerow((number, day, text, "" if choose.random() < 0.002 else label))
+            writer.writerow((number, day, text, "" if choose.random() < 0.001 else label))
             if choose.random() < 0.03:
                 writer.writerow((number, day, text.upper(), label))
             if choose.random() < 0.002:

@@ -21,8 +21,8 @@ def landscape(
     loss: common.LossName = "ground_truth",
     loss_average: common.LossAverage = "padded",
     parameters: common.Patterns = None,
-    rows: common.Rows = 64,
-    points: Annotated[int, typer.Option(help="Grid points per axis; an odd number.", min=3)] = 21,
+    rows: common.Rows = 32,
+    points: Annotated[int, typer.Option(help="Grid points per axis; an odd number.", min=3)] = 15,
     extent: Annotated[
         float,
         typer.Option("--range", help="Random directions go from -RANGE to +RANGE, in lengths of the weights."),

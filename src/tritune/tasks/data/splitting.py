@@ -14,15 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import TrituneError
-from ..tasks.table import listed, number_in
-from .columns import Example
+from ...errors import TrituneError
+from ..table import listed, number_in
 
 TRAIN, DEV, TEST = "train", "dev", "test"
 _SHARES = {TEST: 0.2, DEV: 0.1}
 _MOST = {TEST: 5000, DEV: 2000}
 # Scores are stratified by as many ranges of equal size.
 _RANGES = 5
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row that can be used: its line, its one or two texts, its label (a class name or a score), and its cells."""
+
+    line: int
+    texts: tuple[str, ...]
+    label: str | float
+    cells: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import pytest
 
 from tritune.compression.columns import Example, understood
 from tritune.compression.reading import check_few, read_messy
-from tritune.compression.splitting import DEV, TEST, TRAIN, normalized, split
 from tritune.errors import TrituneError
+from tritune.tasks.data.splitting import DEV, TEST, TRAIN, normalized, split
 
 ROWS = [{"text": f"the dog number {i}", "label": "good, really" if i % 3 else "bad"} for i in range(30)]
 

@@ -62,6 +62,8 @@ def show_stage(stage: "Stage") -> None:
 
 def show_task(task: "Task") -> None:
     """What was read of the user's own files, on stderr before they are used."""
+    from ..tasks.heads.head import HELD_OUT_SEED
+
     if task.labels is None:
         labels = "a score" if task.is_regression else "no labels"
     else:
@@ -71,7 +73,8 @@ def show_task(task: "Task") -> None:
     asked = ""
     if task.head.has_columns:
         asked = f"{', '.join(task.text_columns) or 'inputs'} to {labels} in {task.label_column}; "
-    _say(f"{task.title}: {asked}selected by {task.metric}", error=True)
+    held_out = f" on a tenth of the training rows (seed {HELD_OUT_SEED})" if task.holds_out else ""
+    _say(f"{task.title}: {asked}selected by {task.metric}{held_out}", error=True)
 
 
 def show_dry_run(recipe: Recipe, phases: list["Phase"], student: "PreTrainedModel") -> None:

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import TrituneError, shown
+from ..tasks.data.splitting import Example
 from ..tasks.heads.labels import SEPARATOR
 from ..tasks.heads.text import text_columns
 from ..tasks.table import listed, number_in
@@ -35,16 +36,6 @@ _MANY_CLASSES = 20
 _MOSTLY = 0.9
 FEWEST_ROWS = 10
 _SKEW = 4
-
-
-@dataclass(frozen=True)
-class Example:
-    """A row that can be used: its line, its one or two texts, its label (a class name or a score), and its cells."""
-
-    line: int
-    texts: tuple[str, ...]
-    label: str | float
-    cells: dict[str, Any]
 
 
 @dataclass(frozen=True)

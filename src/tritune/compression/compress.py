@@ -15,6 +15,7 @@ from ..deploy.export.write import write_export
 from ..deploy.pack import pack_into
 from ..errors import Interrupted, TrituneError
 from ..report.page import write_report
+from ..tasks.data.splitting import TEST
 from ..tasks.models import load_model
 from ..tasks.registry import Task
 from ..tasks.table import write_table
@@ -28,7 +29,6 @@ from .planning import Plan, planned
 from .request import Request, check
 from .result import MODEL, Compressed
 from .scoring import compared, scored, verify
-from .splitting import TEST
 
 PLAN, REMARKS, REPORT, PICTURE = "plan.json", "rows.csv", "report.html", "sizes.png"
 TEACHER, STUDENTS, DATA, EXPORT = "teacher", "students", "data", "export"

@@ -9,13 +9,13 @@ from transformers import PreTrainedConfig
 
 from ..checkpoints.load import load_config
 from ..engine.answers import label_names
+from ..tasks.data.splitting import DEV, TEST, TRAIN, Parts, split
 from ..tasks.heads import TEXT_CLASSIFICATION
 from ..tasks.registry import Task, own_task
 from ..tasks.table import write_table
 from .columns import Table, understood
 from .reading import check_few, read_messy
 from .request import Request
-from .splitting import DEV, TEST, TRAIN, Parts, split
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from .. import options
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ...analysis.kept import Kept
     from ...analysis.subjects import Subjects
 
 Teacher = Annotated[str, typer.Option(help="The full-precision model: a folder or a hub name.", metavar="MODEL")]
@@ -48,6 +49,10 @@ LossAverage = Annotated[
 Patterns = Annotated[
     list[str] | None,
     typer.Option("--parameters", help="Only parameters with matching names, such as `*.query.*`; may be repeated."),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="Do as much as fits into so many minutes, and say how much that is.", min=0.01, metavar="N"),
 ]
 
 
@@ -96,6 +101,20 @@ def begin(
 
     subjects = open_subjects(get_task(task), data, teacher, models, rows, overrides or [], untrained=untrained)
     return subjects, folder
+
+
+def kept_parts(name: str, folder: Path) -> "Kept":
+    """What an earlier call of the analysis `name` left in `folder` when it was stopped, and room for more."""
+    from ...analysis.kept import Kept
+
+    return Kept(folder / f"{name}.parts.jsonl")
+
+
+def say(line: str) -> None:
+    """A line on stderr, about the work ahead."""
+    from ..show import show_notes
+
+    show_notes([line])
 
 
 def finish(

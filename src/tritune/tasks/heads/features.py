@@ -25,6 +25,8 @@ from .text import collator, encode, text_columns, text_of
 # The columns that are looked for where nobody names any.
 _PAIRS = (("sentence1", "sentence2"), ("text", "text_pair"), ("text1", "text2"))
 _SCORES = ("score", "label")
+# Said of a training file that has to hold the dev rows as well.
+_NO_PAIRS = "an encoder is scored on pairs of texts with a score, which are not in this file; give some with --dev-file"
 # The output of an exported graph that holds what `read` reads.
 EMBEDDING = "sentence_embedding"
 
@@ -110,14 +112,19 @@ class FeatureExtraction(Head):
         texts = tuple(columns or _PAIRS[0])
         if len(texts) != 2:
             raise TrituneError(f"--text-columns: a pair needs two columns of text, got {listed(texts)}")
-        if (path := files.get("validation")) is not None:
+        alone = "validation" not in files
+        if (path := files.get("validation") or files.get("train")) is not None:
             present = columns_of(read_table(path))
             known = [pair for pair in _PAIRS if set(pair) <= set(present)]
+            if alone and not (columns or known):
+                raise TrituneError(f"{path}: {_NO_PAIRS}")
             if columns is None and not known:
                 raise TrituneError(f"{path}: say with --text-columns which two of {listed(present)} hold the texts")
             texts = text_columns(present, columns or known[0], str(path))
             wanted = _SCORES if label_column is None else (label_column,)
             label_column = next((column for column in wanted if column in present), None)
+            if label_column is None and alone:
+                raise TrituneError(f"{path}: {_NO_PAIRS}")
             if label_column is None:
                 raise TrituneError(
                     f"{path}: no column {' or '.join(wanted)} with the score of a pair; there are {listed(present)}; "
@@ -134,6 +141,10 @@ class FeatureExtraction(Head):
     def read_files(self, task: Task, splits: Sequence[str]) -> DatasetDict:
         """The texts of "train", and pairs with their scores of dev splits."""
         return DatasetDict({split: _read(task, task.file(split), split == "train") for split in splits})
+
+    def read_undivided(self, task: Task) -> Dataset:
+        """Pairs with their scores."""
+        return _read(task, task.file("train"), is_train=False)
 
     def read(self, output: ModelOutput, batch: Batch) -> torch.Tensor:
         """The embeddings, (batch, width); an exported graph has made them itself."""

@@ -21,6 +21,8 @@ from .text import collator
 
 # The split of training rows that are kept to select checkpoints.
 HELD_OUT = "held_out"
+# Of the dev rows that are taken from a training file: no recipe's seed, so that teacher and student have the same.
+HELD_OUT_SEED = 42
 Batch = dict[str, torch.Tensor]
 # transformers' collators return mappings that are no dictionaries (BatchEncoding, BatchFeature).
 Collate = Callable[[list[dict[str, Any]]], MutableMapping[str, torch.Tensor]]
@@ -87,6 +89,11 @@ class Task:
     def num_labels(self) -> int:
         """Width of the logits: the number of classes, or 1 for regression."""
         return 1 if self.labels is None else len(self.labels)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the user's own files are a training file alone, some of whose rows are the dev rows."""
+        return self.files is not None and "train" in self.files and not any(map(self.files.get, self.dev_splits))
 
     def file(self, split: str) -> Path:
         """The file of a split of a user's own data; TrituneError if there is none."""
@@ -306,6 +313,24 @@ class Head(ABC):
         Raises:
             TrituneError: a file or a row cannot be used; the message names it.
         """
+
+    def read_undivided(self, task: Task) -> Dataset:
+        """The training file of a task that has no other, as dev rows are read, and in that order.
+
+        Raises:
+            TrituneError: a file or a row cannot be used; the message names it.
+        """
+        return self.read_files(task, ["train"])["train"]
+
+    def kinship(self, rows: Dataset, task: Task) -> tuple[list[tuple[str, ...]], list[str | float]]:
+        """What decides which rows are held out together: of every row its inputs as texts, and its class or score.
+
+        Args:
+            rows: as `read_undivided` gives them.
+            task: of these rows.
+        """
+        texts = list(zip(*(rows[column] for column in task.text_columns), strict=True))
+        return texts, [label if task.is_regression else str(label) for label in rows["label"]]
 
     def companions(self, folder: str | Path) -> Mapping[str, bytes]:
         """What a model's folder holds beside model and processor and must be uploaded with them: path to bytes."""

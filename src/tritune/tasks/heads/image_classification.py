@@ -23,7 +23,7 @@ from ..metrics import accuracy
 from .classifier import Classifier, measures_of, named_answers
 from .head import Answering, EncodedData, Predictable, Task
 from .image_augmentation import augmented
-from .images import IMAGE, LABEL, eight_bits, label_names, labelled, read_labelled, with_label
+from .images import IMAGE, LABEL, checksums, eight_bits, label_names, labelled, read_labelled, with_label
 
 # Named as the model's input, because Trainer keeps no other columns.
 PIXELS = "pixel_values"
@@ -106,6 +106,10 @@ class ImageClassification(Classifier):
             rows = read_labelled(task.file(split), split, column, task.label_column)
             read[split] = labelled(rows, task.labels or (), str(task.file(split)))
         return read
+
+    def kinship(self, rows: Dataset, task: Task) -> tuple[list[tuple[str, ...]], list[str | float]]:
+        """The bytes of an image, as a checksum."""
+        return [(checksum,) for checksum in checksums(rows)], list(map(str, rows[LABEL]))
 
     def folder_files(self, task: Task, folder: Path) -> dict[str, Path]:
         """A parquet file per split: `train.parquet`, `test.parquet`."""

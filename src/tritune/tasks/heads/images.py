@@ -5,6 +5,7 @@ found out before anything is trained. A folder is read here and not by `datasets
 named "train" or "test" for splits and drops the labels where there is a single one.
 """
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,13 @@ def read_labelled(source: str | Path, split: str, column: str | None, label_colu
         return _read_folder(path)
     rows = read_parquet(path) if path.is_file() else _read_hub(source, split)
     return with_label(rows, column, label_column, str(source))
+
+
+def checksums(rows: Dataset) -> list[str]:
+    """Of every image in the column `image`, that of its file's bytes."""
+    files = rows.cast_column(IMAGE, Image(decode=False))[IMAGE]
+    contents = (file["bytes"] or Path(file["path"]).read_bytes() for file in files)
+    return [hashlib.sha256(content).hexdigest() for content in contents]
 
 
 def with_label(rows: Dataset, column: str | None, label_column: str | None, where: str) -> Dataset:

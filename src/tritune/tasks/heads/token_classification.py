@@ -103,6 +103,10 @@ class TokenClassification(Classifier):
         columns = (*task.text_columns, task.label_column)
         return DatasetDict({split: read_tagged(task.file(split), columns, task.labels) for split in splits})
 
+    def kinship(self, rows: Dataset, task: Task) -> tuple[list[tuple[str, ...]], list[str | float]]:
+        """The words of a sentence; sentences have no class."""
+        return [(" ".join(words),) for words in rows["tokens"]], [""] * len(rows)
+
     def from_hub(self, rows: Dataset, task: Task, source: str) -> Dataset:
         """The hub keeps the tags as numbers."""
         names = getattr(getattr(rows.features.get("ner_tags"), "feature", None), "names", None)

@@ -29,11 +29,15 @@ _LONGEST_RECORD = 1000
 _SAMPLE = 200
 
 
+# Where a row stands: its line, counted from 1 (of JSON and Parquet its row), or a name.
+Place = int | str
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row of a file: its line, counted from 1 (of JSON and Parquet its row), and its cells by column."""
+    """One row of a file: its place, and its cells by column."""
 
-    line: int
+    line: Place
     cells: dict[str, Any]
 
 
@@ -41,9 +45,14 @@ class Row:
 class Remark:
     """Something about a row that a reader of the file should know; `kept` says whether the row is used."""
 
-    line: int
+    line: Place
     kept: bool
     reason: str
+
+    @property
+    def place(self) -> str:
+        """Where the row stands, for messages."""
+        return placed_at(self.line)
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,15 @@ class Reading:
     encoding: str | None = None
     delimiter: str | None = None
     notes: list[str] = field(default_factory=list)
+
+
+def placed_at(place: Place) -> str:
+    """What messages call a place.
+
+    >>> placed_at(3), placed_at("cats/1.png")
+    ('line 3', 'cats/1.png')
+    """
+    return f"line {place}" if isinstance(place, int) else place
 
 
 def read_messy(path: Path, header: bool | None = None) -> Reading:
@@ -251,7 +269,7 @@ def check_few(remarks: Iterable[Remark], rows: int, most: float | None, file: st
     lost = [remark for remark in remarks if not remark.kept]
     allowed = max(1, (rows + len(lost)) // 100) if most is None else most
     if len(lost) > allowed:
-        first = "; ".join(f"line {remark.line}: {remark.reason}" for remark in lost[:3])
+        first = "; ".join(f"{remark.place}: {remark.reason}" for remark in lost[:3])
         raise TrituneError(
             f"{file}: {len(lost)} of {rows + len(lost)} rows cannot be used, more than --max-bad-rows ({allowed}): "
             f"{first}{'; …' if len(lost) > 3 else ''}"

@@ -16,9 +16,9 @@ import numpy as np
 
 from ..errors import TrituneError
 from ..tasks.table import listed, number_in
-from .columns import Example
+from .kinds.table import DEV, TEST, TRAIN, Example
+from .reading import Place, placed_at
 
-TRAIN, DEV, TEST = "train", "dev", "test"
 _SHARES = {TEST: 0.2, DEV: 0.1}
 _MOST = {TEST: 5000, DEV: 2000}
 # Scores are stratified by as many ranges of equal size.
@@ -30,7 +30,7 @@ class Parts:
     """The rows of each part, and the lines of rows that are in none."""
 
     rows: dict[str, list[Example]]
-    left_out: list[int]
+    left_out: list[Place]
 
 
 def split(examples: Sequence[Example], seed: int, group: str | None = None, time: str | None = None) -> Parts:
@@ -103,12 +103,16 @@ def _families(examples: Sequence[Example], group: str | None) -> list[int]:
 
 
 def _classes(examples: Sequence[Example]) -> list[Hashable]:
-    """What is stratified by: the class, or the range that a score is in."""
+    """What is stratified by: the class, the rarest of several, or the range that a score is in."""
     labels = [example.label for example in examples]
-    if isinstance(labels[0], str):
-        return list(labels)
-    edges = np.quantile(np.array(labels, dtype=float), np.linspace(0, 1, _RANGES + 1)[1:-1])
-    return np.searchsorted(edges, np.array(labels, dtype=float)).tolist()
+    if any(isinstance(label, float) for label in labels):
+        edges = np.quantile(np.array(labels, dtype=float), np.linspace(0, 1, _RANGES + 1)[1:-1])
+        return np.searchsorted(edges, np.array(labels, dtype=float)).tolist()
+    counts = Counter(name for label in labels if isinstance(label, tuple) for name in label)
+    return [
+        min(label, key=lambda name: (counts[name], name), default=None) if isinstance(label, tuple) else label
+        for label in labels
+    ]
 
 
 def _drawn(families: list[list[int]], total: int, shuffle: random.Random) -> list[tuple[str, list[int]]]:
@@ -135,7 +139,7 @@ def _drawn(families: list[list[int]], total: int, shuffle: random.Random) -> lis
 
 def _checked(parts: dict[str, list[Example]], group: str | None) -> dict[str, list[Example]]:
     if empty := [side for side, rows in parts.items() if not rows]:
-        what = f"too few groups in {group!r}, which equal texts tie together" if group else "too few different texts"
+        what = f"too few groups in {group!r}, which equal texts tie together" if group else "too few that differ"
         raise TrituneError(f"no rows are left for the {empty[0]} part: {what}; at least three are needed")
     return parts
 
@@ -165,5 +169,7 @@ def _times(examples: Sequence[Example], column: str) -> list[Any]:
     for example, time in zip(examples, times, strict=True):
         if pandas.isna(time):
             found = example.cells.get(column)
-            raise TrituneError(f"line {example.line}: {column!r} is no time: {found!r}; write it as 2024-12-31 18:00")
+            raise TrituneError(
+                f"{placed_at(example.line)}: {column!r} is no time: {found!r}; write it as 2024-12-31 18:00"
+            )
     return times.tolist()

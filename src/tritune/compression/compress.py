@@ -52,6 +52,8 @@ def compress(
     seed: int = 42,
     export: str | None = None,
     overwrite: bool = False,
+    task: str | None = None,
+    eval: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Compressed:
     """Make a small model of one file: split it, fine-tune a teacher, distil, pack and score.
@@ -62,10 +64,10 @@ def compress(
     A call with the same arguments goes on where an earlier one stopped.
 
     Args:
-        model: folder or hub name of a pretrained model, or of a classifier with the file's labels.
-        data: a table with a column of texts (or two) and one of labels.
+        model: folder or hub name of a pretrained model, or of one that was fine-tuned for such data.
+        data: a file, a folder of images with one folder a class, or the name of a data set on the hub.
         output: the folder of everything that is made.
-        text_columns, label_column: by name; None finds them out and says so.
+        text_columns, label_column: of the inputs and the labels by name; None finds them out and says so.
         group: a column whose equal values stay on one side of the split.
         time: a column by which the newest rows are the test part.
         minutes: that everything may take, as far as a plan can tell.
@@ -74,6 +76,8 @@ def compress(
         seed: of the split, the training and the intervals.
         export: `onnx` or `dense`, to write the student in that format, too.
         overwrite: replace another compression in `output`.
+        task: the kind of task, such as `token-classification`; None goes by the data.
+        eval: a table of pairs of texts with scores, by which a sentence encoder is scored.
         say: told what happens, a line each.
 
     Raises:
@@ -81,7 +85,10 @@ def compress(
         TrituneError: an argument, the file or the model cannot be used; nothing is written then.
     """
     columns = None if text_columns is None else tuple(text_columns)
-    request = Request(str(model), Path(data), columns, label_column, group, time, minutes, max_bad_rows, seed)
+    pairs = None if eval is None else Path(eval)
+    request = Request(
+        str(model), data, columns, label_column, group, time, minutes, max_bad_rows, seed, task=task, eval=pairs
+    )
     check(max_loss, export)
     opened = opened_request(request, say)
     return finished(opened, Path(output), max_loss, export, overwrite, say)
@@ -216,10 +223,8 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
     table = opened.table
     return {
         "task": task.name,
-        "problem": table.problem,
         "metric": task.metric,
-        "labels": table.labels,
-        "columns": {"texts": list(table.text_columns), "label": table.label_column},
+        **table.facts(),
         "file": {"rows": len(table.examples), "encoding": table.reading.encoding, "delimiter": table.reading.delimiter},
         "set_aside": sum(not remark.kept for remark in table.remarks),
         "conflicts": sum(remark.kept for remark in table.remarks),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TrituneError
+from ..tasks.data.splitting import Place, placed_at
 from ..tasks.table import FORMATS, PARQUET, check_names, columns_of, number_in, read_table
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -31,9 +32,9 @@ _SAMPLE = 200
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a file: its line, counted from 1 (of JSON and Parquet its row), and its cells by column."""
+    """One row of a file: its place, and its cells by column."""
 
-    line: int
+    line: Place
     cells: dict[str, Any]
 
 
@@ -41,9 +42,14 @@ class Row:
 class Remark:
     """Something about a row that a reader of the file should know; `kept` says whether the row is used."""
 
-    line: int
+    line: Place
     kept: bool
     reason: str
+
+    @property
+    def place(self) -> str:
+        """Where the row stands, for messages."""
+        return placed_at(self.line)
 
 
 @dataclass(frozen=True)
@@ -251,7 +257,7 @@ def check_few(remarks: Iterable[Remark], rows: int, most: float | None, file: st
     lost = [remark for remark in remarks if not remark.kept]
     allowed = max(1, (rows + len(lost)) // 100) if most is None else most
     if len(lost) > allowed:
-        first = "; ".join(f"line {remark.line}: {remark.reason}" for remark in lost[:3])
+        first = "; ".join(f"{remark.place}: {remark.reason}" for remark in lost[:3])
         raise TrituneError(
             f"{file}: {len(lost)} of {rows + len(lost)} rows cannot be used, more than --max-bad-rows ({allowed}): "
             f"{first}{'; …' if len(lost) > 3 else ''}"

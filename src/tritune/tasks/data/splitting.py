@@ -22,15 +22,26 @@ SHARES = {TEST: 0.2, DEV: 0.1}
 _MOST = {TEST: 5000, DEV: 2000}
 # Scores are stratified by as many ranges of equal size.
 _RANGES = 5
+# Where a row stands: its line, counted from 1 (of JSON and Parquet its row), or a name.
+Place = int | str
+# A class (str), a score (float), several classes (a tuple), or None.
+Label = Any
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row that can be used: its line, its one or two texts, its label (a class name or a score), and its cells."""
+    """A row that can be used.
 
-    line: int
+    Attributes:
+        line: its place in the file.
+        texts: what it is told apart by: rows whose texts are equal but for case and punctuation stay in one part.
+        label: a class, a score, several classes, or nothing; every part gets its share of each.
+        cells: by column.
+    """
+
+    line: Place
     texts: tuple[str, ...]
-    label: str | float
+    label: Label
     cells: dict[str, Any]
 
 
@@ -39,7 +50,7 @@ class Parts:
     """The rows of each part, and the lines of rows that are in none."""
 
     rows: dict[str, list[Example]]
-    left_out: list[int]
+    left_out: list[Place]
 
 
 def split(
@@ -89,6 +100,15 @@ def split(
     return Parts(_checked(parts, group), [])
 
 
+def placed_at(place: Place) -> str:
+    """What messages call a place.
+
+    >>> placed_at(3), placed_at("cats/1.png")
+    ('line 3', 'cats/1.png')
+    """
+    return f"line {place}" if isinstance(place, int) else place
+
+
 def normalized(text: str) -> str:
     """A text without case, punctuation and repeated spaces: texts that are equal then count as duplicates.
 
@@ -123,12 +143,16 @@ def _families(examples: Sequence[Example], group: str | None) -> list[int]:
 
 
 def _classes(examples: Sequence[Example]) -> list[Hashable]:
-    """What is stratified by: the class, or the range that a score is in."""
+    """What is stratified by: the class, the rarest of several, or the range that a score is in."""
     labels = [example.label for example in examples]
-    if isinstance(labels[0], str):
-        return list(labels)
-    edges = np.quantile(np.array(labels, dtype=float), np.linspace(0, 1, _RANGES + 1)[1:-1])
-    return np.searchsorted(edges, np.array(labels, dtype=float)).tolist()
+    if any(isinstance(label, float) for label in labels):
+        edges = np.quantile(np.array(labels, dtype=float), np.linspace(0, 1, _RANGES + 1)[1:-1])
+        return np.searchsorted(edges, np.array(labels, dtype=float)).tolist()
+    counts = Counter(name for label in labels if isinstance(label, tuple) for name in label)
+    return [
+        min(label, key=lambda name: (counts[name], name), default=None) if isinstance(label, tuple) else label
+        for label in labels
+    ]
 
 
 def _drawn(
@@ -157,7 +181,7 @@ def _drawn(
 
 def _checked(parts: dict[str, list[Example]], group: str | None) -> dict[str, list[Example]]:
     if empty := [side for side, rows in parts.items() if not rows]:
-        what = f"too few groups in {group!r}, which equal texts tie together" if group else "too few different texts"
+        what = f"too few groups in {group!r}, which equal texts tie together" if group else "too few that differ"
         raise TrituneError(f"no rows are left for the {empty[0]} part: {what}; at least {len(parts)} are needed")
     return parts
 
@@ -187,5 +211,7 @@ def _times(examples: Sequence[Example], column: str) -> list[Any]:
     for example, time in zip(examples, times, strict=True):
         if pandas.isna(time):
             found = example.cells.get(column)
-            raise TrituneError(f"line {example.line}: {column!r} is no time: {found!r}; write it as 2024-12-31 18:00")
+            raise TrituneError(
+                f"{placed_at(example.line)}: {column!r} is no time: {found!r}; write it as 2024-12-31 18:00"
+            )
     return times.tolist()

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from tritune.compression.answers import per_class
 from tritune.recipes import load_recipe, to_yaml
 from tritune.recipes.recipe import FinetuneRecipe
+from tritune.tasks.table import write_table
 
 TEACHER = {"accuracy": 0.875, "path": "teacher", "sha256": "a1" * 32, "size_bytes": 1_000_000}
 
@@ -92,3 +94,44 @@ def _picture(index: int, ending: str) -> bytes:
     figure.subplots().plot([0, 1], [index, 2])
     figure.savefig(buffer, format=ending, dpi=150)
     return buffer.getvalue()
+
+
+def make_compression(folder: Path, answers: list[dict], problem: str = "single_label", **metrics) -> Path:
+    """A finished compression with two students; `answers` are the rows of its test part, `metrics` replace parts."""
+    folder.mkdir(parents=True)
+    names = sorted({part for row in answers for part in str(row["label"]).split("|")})
+    multi, metric = problem == "multi_label", "pearson" if problem == "regression" else "accuracy"
+    sizes = {"2 bits": 89_028, "2 bits, 12 steps": 89_028}
+    tried = []
+    for place, (name, size) in enumerate(sizes.items()):
+        run = make_run(folder / "students" / str(place), recipe="ternarybert")
+        tried.append({"name": name, "folder": f"students/{run.name}", "score": 0.8 + place / 100, "loss": 7.5 - place})
+        tried[-1] |= {"size_bytes": size, "ships": place == 1}
+    scores = {"scores": {metric: 0.875}, "intervals": {metric: [0.8, 0.95]}, "size_bytes": 10**6, "latency_ms": 8.5}
+    values = {
+        **{
+            "model": "base",
+            "data": "tickets.csv",
+            "task": "demo",
+            "problem": problem,
+            "metric": metric,
+            "seed": 42,
+            "max_loss": 1.0,
+        },
+        "labels": None if problem == "regression" else dict.fromkeys(names, 40),
+        "columns": {"texts": ["note"], "label": "kind"},
+        "file": {"rows": 80, "encoding": "utf-8", "delimiter": "semicolon"},
+        **{"notes": ["the first column is an index"], "set_aside": 21, "conflicts": 2, "tried": tried},
+        "rows": {"train": 56, "dev": 8, "test": len(answers)},
+        "plan": {"max_length": 64, "cut": 0.041},
+        **{"teacher": scores, "student": scores | {"size_bytes": 100_000, "latency_ms": 2.25}},
+        "loss": {"points": 1.25, "interval": [-0.5, 2.75]},
+        "closeness": {"agreement": 0.96},
+        "classes": [] if problem == "regression" else per_class(answers, names, multi),
+    }
+    (folder / "metrics.json").write_text(json.dumps(values | metrics))
+    (folder / "plan.json").write_text("{}")
+    remarks = [{"line": line, "kept": line > 21, "reason": "blank" if line < 22 else "twice"} for line in range(1, 24)]
+    write_table(folder / "rows.csv", remarks)
+    write_table(folder / "answers.csv", answers)
+    return folder

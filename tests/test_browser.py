@@ -9,7 +9,9 @@ import subprocess
 import pytest
 from matplotlib.figure import Figure
 
-from run_folders import add_analysis, make_run
+from run_folders import add_analysis, make_compression, make_run
+from test_compress_report import rows_of
+from tritune.compression.report import write_compression_report
 from tritune.report.page import write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -92,6 +94,16 @@ def test_the_report_fits_every_width_and_all_of_it_is_shown(seen_and_console):
     for page, width in zip(seen, WIDTHS, strict=True):
         assert page["width"] == width and page["scroll_width"] <= width
         assert page["images"] == 8 and page["broken"] == []
+
+
+@pytest.mark.parametrize("classes", [2, 20, 200])
+def test_the_report_of_a_compression_fits_every_width(tmp_path, classes):
+    folder = make_compression(tmp_path / "small", rows_of(400, classes))
+    write_compression_report(folder, folder / "report.html")
+    seen, console = browse(folder / "report.html")
+    assert console == []
+    for page, width in zip(seen, WIDTHS, strict=True):
+        assert page["scroll_width"] <= width and page["images"] == 5 and page["broken"] == []
 
 
 def test_a_very_wide_figure_has_a_switch_to_its_full_size(seen_and_console):

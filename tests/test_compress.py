@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -92,6 +93,24 @@ def test_the_table_holds_the_scores_of_the_test_part(made):
     header, *cells = result.table()
     assert header == ["on the test part", "teacher", "student"] and {len(row) for row in cells} == {3}
     assert result.predict([]) == []
+
+
+def test_the_report_can_be_made_again(made, tmp_path, cli):
+    """Of the folder alone; classes and mistakes are those of the shipped model's own answers."""
+    result, _, _ = made
+    code, out, err = cli("report", result.folder, "--output", tmp_path / "again.html")
+    assert code == 0 and "1 run," in out, err
+    first, again = (
+        re.sub(r"made [-0-9]* [0-9:]* UTC", "", path.read_text())
+        for path in (result.folder / "report.html", tmp_path / "again.html")
+    )
+    assert first == again
+    rows = list(csv.DictReader((result.folder / "answers.csv").open()))
+    assert [row["student"] for row in rows] == result.predict([row["text"] for row in rows])
+    lines = {str(i + 2): f"{WORDS[i % 10]} {WORDS[i // 10 % 10]} {i}" for i in range(80)}
+    assert all(lines[row["line"]] == row["text"] for row in rows)
+    right = {one["label"]: one["student"]["recall"] * one["rows"] for one in result.metrics["classes"]}
+    assert sum(right.values()) == pytest.approx(len(rows) * result.metrics["student"]["scores"]["accuracy"])
 
 
 def test_the_model_can_be_copied(made, tmp_path):

@@ -7,14 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+import numpy as np
 
 from ..analysis.plots import save
 from ..checkpoints.files import replace_folder
 from ..deploy.export.write import write_export
 from ..deploy.pack import pack_into
 from ..errors import Interrupted, TrituneError
-from ..report.page import write_report
 from ..tasks.data.splitting import TEST
 from ..tasks.models import load_model
 from ..tasks.registry import Task
@@ -23,17 +22,19 @@ from ..training.finetune import finetune
 from ..training.job import open_job
 from ..training.run_folder import METRICS, check_free, read_json, remove, write_json
 from ..training.versions import library_versions
-from .ladder import Ladder, Tried, chosen, clock, plot_sizes
+from .answers import ANSWERS, answers, per_class
+from .ladder import Ladder, Tried, chosen, clock
 from .opened import Opened, opened_request
 from .planning import Plan, planned
+from .report import PLAN, REMARKS, write_compression_report
 from .request import Request, check
-from .result import MODEL, Compressed
+from .result import MODEL, Compressed, figure_of
 from .scoring import compared, scored, verify
 
-PLAN, REMARKS, REPORT, PICTURE = "plan.json", "rows.csv", "report.html", "sizes.png"
+REPORT, PICTURE = "report.html", "sizes.png"
 TEACHER, STUDENTS, DATA, EXPORT = "teacher", "students", "data", "export"
 _FOLDERS = (MODEL, TEACHER, STUDENTS, DATA, EXPORT)
-_FILES = (PLAN, REMARKS, REPORT, PICTURE, METRICS)
+_FILES = (PLAN, REMARKS, REPORT, PICTURE, ANSWERS, METRICS)
 _NO_REMARK = {"line": "", "kept": "", "reason": ""}
 
 
@@ -146,7 +147,7 @@ def finished(
     known = read_json(output / METRICS)
     if known and known["max_loss"] == max_loss and known.get("export", {}).get("format") == export:
         say(f"{output}: finished already")
-        return Compressed(output, known, _figure(known, output))
+        return Compressed(output, known, figure_of(known, output))
     ends = None if opened.request.minutes is None else began + 60 * opened.request.minutes
     task = opened.task(output / DATA)
     try:
@@ -159,16 +160,16 @@ def finished(
         say(f"no student is within {max_loss:g} points of its teacher on dev; {ships.name!r} is closest and ships")
     say(f"packing {ships.name!r}, scoring on the test part")
     # They tell of another student as soon as this one is packed.
-    _remove(output, METRICS, EXPORT)
+    _remove(output, METRICS, ANSWERS, EXPORT)
     pack_into(ships.folder, output / MODEL)
     metrics = _scored(opened, plan, teacher, ships, output)
     if export is not None:
         metrics["export"] = _exported(ships.folder, task, output / EXPORT, export, plan.max_length)
     metrics |= {"tried": [_entry(one, one is ships) for one in tried], "max_loss": max_loss}
     metrics["seconds"] = round(time.time() - began, 1)
-    figure = _figure(metrics, output)
+    figure = figure_of(metrics, output)
     save(figure, output / PICTURE)
-    write_report([one.folder for one in tried], output / REPORT, overwrite=True)
+    write_compression_report(output, output / REPORT, overwrite=True, metrics=metrics)
     write_json(output / METRICS, metrics)
     return Compressed(output, metrics, figure)
 
@@ -221,17 +222,25 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
     own = scored(output / MODEL, task, plan.max_length, packed=True)
     verified = verify(output / MODEL, ships.folder, task, own.data)
     table = opened.table
+    labels = np.asarray(own.data.dev["labels"])
+    inputs = [(example.line, example.texts) for example in opened.parts.rows[TEST]]
+    if rows := answers(theirs.logits, own.logits, labels, task, inputs):
+        write_table(output / ANSWERS, rows)
     return {
+        "model": opened.request.model,
+        "data": opened.request.data.name,
         "task": task.name,
         "metric": task.metric,
         **table.facts(),
         "file": {"rows": len(table.examples), "encoding": table.reading.encoding, "delimiter": table.reading.delimiter},
+        "notes": table.notes,
         "set_aside": sum(not remark.kept for remark in table.remarks),
         "conflicts": sum(remark.kept for remark in table.remarks),
         "rows": opened.rows,
         "seed": opened.request.seed,
         "plan": plan.as_dict(),
         **compared(theirs, own, task, opened.request.seed),
+        "classes": per_class(rows, task.labels, task.multi_label) if rows and task.labels else [],
         "verified_rows": verified,
         "versions": library_versions(),
     }
@@ -248,12 +257,3 @@ def _exported(student: Path, task: Task, output: Path, format: str, max_length: 
 
 def _entry(one: Tried, ships: bool) -> dict[str, Any]:
     return asdict(one) | {"folder": f"{STUDENTS}/{one.folder.name}", "ships": ships}
-
-
-def _figure(metrics: dict[str, Any], output: Path) -> Figure:
-    """The picture of what was tried, from its record."""
-    ships = [entry["ships"] for entry in metrics["tried"]].index(True)
-    kept = [{key: value for key, value in entry.items() if key != "ships"} for entry in metrics["tried"]]
-    tried = [Tried(**entry | {"folder": output / entry["folder"]}) for entry in kept]
-    aim = tried[0].score + tried[0].loss / 100
-    return plot_sizes(tried, tried[ships], aim, metrics["metric"], metrics["max_loss"])

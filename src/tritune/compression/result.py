@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ..errors import TrituneError, readable
 from ..inference.predict import predict_rows
+from .ladder import Tried, plot_sizes
 
 MODEL = "model"
 
@@ -64,6 +65,20 @@ def table_of(metrics: dict[str, Any]) -> list[list[str]]:
     rows.append(["size", *(readable(one["size_bytes"]) for one in models)])
     rows.append(["ms per text", *(f"{one['latency_ms']:.1f}" for one in models)])
     return rows
+
+
+def figure_of(metrics: dict[str, Any], folder: Path) -> Figure:
+    """Size against dev score of every student that was tried, from the record in `metrics.json`.
+
+    Args:
+        metrics: its content.
+        folder: of the compression.
+    """
+    ships = [entry["ships"] for entry in metrics["tried"]].index(True)
+    kept = [{key: value for key, value in entry.items() if key != "ships"} for entry in metrics["tried"]]
+    tried = [Tried(**entry | {"folder": folder / entry["folder"]}) for entry in kept]
+    aim = tried[0].score + tried[0].loss / 100
+    return plot_sizes(tried, tried[ships], aim, metrics["metric"], metrics["max_loss"])
 
 
 def _percent(score: float, interval: Sequence[float]) -> str:

@@ -38,13 +38,17 @@ def write_report(folders: Sequence[Path], output: Path, overwrite: bool = False)
     """
     check_output(output, overwrite)
     runs = read_runs(folders)
-    html = render(runs)
+    write_page(render(runs), output)
+    return runs
+
+
+def write_page(html: str, output: Path) -> None:
+    """Write a page, whole or not at all; TrituneError if it cannot be written."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, html)
     except OSError as error:
         raise TrituneError(f"{output}: cannot be written ({error.strerror})") from None
-    return runs
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -66,8 +70,14 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise TrituneError(f"{output}: exists and is not a report; give --overwrite or another name")
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The page as text that can be encoded in UTF-8; the contents of files are escaped."""
+def render(runs: Sequence[Run], template: str = _TEMPLATE, **more: Any) -> str:
+    """The page as text that can be encoded in UTF-8; the contents of files are escaped.
+
+    Args:
+        runs: what it is about.
+        template: a file of this folder that extends the page of runs.
+        **more: what that template takes besides; it may replace what the page of runs takes, such as `title`.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -75,7 +85,7 @@ def render(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html = environment.get_template(_TEMPLATE).render(_contents(runs))
+    html = environment.get_template(template).render(_contents(runs) | more)
     return html.encode("utf-8", "replace").decode()
 
 

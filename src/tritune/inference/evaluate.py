@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..checkpoints.load import is_quantized
@@ -25,6 +24,7 @@ from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
 from ..modeling.sites import Site
 from ..modeling.trace import Intervention
+from ..progress import tracked
 from ..quant import Granularity
 from ..recipes import FinetuneRecipe, Recipe, check_evaluation_keys, load_recipe, recipe_beside
 from ..tasks.data import load_task_data
@@ -124,7 +124,7 @@ def _batches(
     dataset: Dataset, collate: Collate, batch_size: int, device: torch.device, order: Sequence[int]
 ) -> Iterator[Batch]:
     loader = DataLoader(dataset, batch_size, sampler=order, collate_fn=collate)
-    for batch in tqdm(loader, desc="evaluate", leave=False, delay=3):
+    for batch in tracked(loader, "evaluate", len(loader), "batches"):
         yield {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
 
 

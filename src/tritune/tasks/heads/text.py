@@ -5,9 +5,11 @@ from typing import Any
 
 import datasets
 from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ...errors import TrituneError
+from ...progress import stage
 from ..table import listed, number_in, placed
 
 # The columns that are looked for, in this order, where nobody names any.
@@ -21,23 +23,31 @@ _KNOWN_COLUMNS: tuple[tuple[str, ...], ...] = (
     ("text",),
 )
 
-# Tokenizing fewer rows than this takes about a second: a bar would only be noise.
-_ROWS_WORTH_A_BAR = 20_000
-
 
 def tokenized(rows: Dataset, tokenize: Callable[..., dict[str, list]], columns: Sequence[str], title: str) -> Dataset:
     """Rows, in memory, with what `tokenize(batch, row numbers)` makes of each batch in place of `columns`.
 
-    `title` is that of the progress bar, which small sets do not have; its setting is global, so it is put back.
+    `title` is that of its progress. The bars of `datasets` are switched off for all of the process, so they are
+    switched on again.
     """
-    silence = len(rows) < _ROWS_WORTH_A_BAR and not datasets.are_progress_bars_disabled()
-    if silence:
+    bars = not datasets.are_progress_bars_disabled()
+    if bars:
         datasets.disable_progress_bars()
     try:
-        options = {"batched": True, "with_indices": True, "keep_in_memory": True, "desc": title}
-        return rows.map(tokenize, remove_columns=list(columns), **options)
+        with stage(title, len(rows), "rows", delay=3) as shown:
+
+            def told(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
+                """The same, and it is told how many rows are done."""
+                columns = tokenize(batch, numbers)
+                shown.advance(len(numbers))
+                return columns
+
+            options = {"batched": True, "with_indices": True, "keep_in_memory": True}
+            # A fingerprint of its own, since one made of the function would be made of its progress, too.
+            options["new_fingerprint"] = generate_random_fingerprint()
+            return rows.map(told, remove_columns=list(columns), **options)
     finally:
-        if silence:
+        if bars:
             datasets.enable_progress_bars()
 
 

@@ -66,9 +66,10 @@ class Stage:
         return None if self.total is None or steps <= 0 else self.seconds / steps * max(0, self.total - self.done)
 
     def _tell(self, scores: dict[str, Any]) -> None:
+        is_news = any(self.scores.get(name) != value for name, value in scores.items())
         self.scores |= scores
         if self._begin():
-            self._listener.advanced(self, bool(scores))
+            self._listener.advanced(self, is_news)
 
     def _begin(self) -> bool:
         """Whether it has been told that the stage began; a short one is not worth it."""
@@ -172,7 +173,7 @@ def stage(
 
 
 def tracked(
-    items: Iterable[Item], title: str, total: int, unit: str = "steps", *, before: int = 0, delay: float = 3
+    items: Iterable[Item], title: str, total: int, unit: str = "steps", *, before: int = 0, delay: float = 5
 ) -> Iterator[Item]:
     """The items, of which each is a step of a stage that is told once it takes longer than `delay` seconds.
 

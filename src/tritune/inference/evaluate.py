@@ -43,14 +43,21 @@ def predict(
 ) -> np.ndarray:
     """What `read` takes of the outputs of `model` in evaluation mode, (rows, ...).
 
-    Rows of similar length share a batch, which needs little padding. Only with per-tensor activation scales, where a
-    row's logits depend on its batch mates, batches are taken in order.
+    Rows of similar length share a batch where `batch_order` allows it.
     """
-    order = range(len(dataset)) if shares_scales(model) else longest_first(dataset)
+    order = batch_order(model, dataset)
     with evaluation_mode(model), weights_held(), torch.no_grad():
         batches = _batches(dataset, collate, batch_size, model.device, order)
         read_rows = stacked([read(model(**batch), batch) for batch in batches])
     return read_rows[np.argsort(order)]
+
+
+def batch_order(model: PreTrainedModel, dataset: Dataset) -> Sequence[int]:
+    """The rows in the order in which batches are made of them: of similar length, which needs little padding.
+
+    Only with per-tensor activation scales, where a row's logits depend on its batch mates, they stay as they are.
+    """
+    return range(len(dataset)) if shares_scales(model) else longest_first(dataset)
 
 
 def shares_scales(model: PreTrainedModel) -> bool:

@@ -232,7 +232,7 @@ def _train(
             if cache is None
             else rows.add_column(ROW, range(len(rows)))
         ),
-        **data_arguments(job),
+        **data_arguments(job, student),
     )
     history = History(job.output / HISTORY, phase.name, phase.first_step, trainer.site_name)
     timer, started = StepTimer(), time.perf_counter()

@@ -159,7 +159,7 @@ def _check_splits(name: str, files: Mapping[str, Path], trains: bool) -> None:
 def begin(*models: str | Path | None) -> None:
     """Check that models exist, then silence transformers; whatever is heavy is imported after this.
 
-    Silent are transformers' own progress bars and messages; training bars, our warnings and errors stay.
+    Silent are transformers' own progress bars and messages; our progress, warnings and errors stay.
 
     Args:
         *models: folders or hub names; None for those that are not given.

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..compute.devices import this_process
 from ..errors import readable
+from ..progress import say
 from ..recipes import Recipe, to_yaml
 from ..recipes import label as label_of
 
@@ -405,7 +406,10 @@ def _table(*columns: str, title: str = "", words: int = 1) -> Table:
 def _say(text: str, error: bool = False) -> None:
     """Print one line, in the main process only."""
     if this_process().is_main_process:
-        Console(stderr=error, soft_wrap=True).print(text, markup=False, highlight=False)
+        if error:
+            say(text)
+        else:
+            Console(soft_wrap=True).print(text, markup=False, highlight=False)
 
 
 def _percent(value: float | None) -> str:

@@ -14,6 +14,8 @@ from ..checkpoints.files import replace_folder
 from ..deploy.export.write import write_export
 from ..deploy.pack import pack_into
 from ..errors import Interrupted, TrituneError
+from ..progress import stage
+from ..tasks.bars import without_bars
 from ..tasks.data.splitting import TEST
 from ..tasks.models import load_model
 from ..tasks.registry import Task
@@ -38,6 +40,7 @@ _FILES = (PLAN, REMARKS, REPORT, PICTURE, ANSWERS, METRICS)
 _NO_REMARK = {"line": "", "kept": "", "reason": ""}
 
 
+@without_bars()
 def compress(
     model: str | Path,
     data: str | Path,
@@ -106,7 +109,8 @@ def dry_run(opened: Opened, say: Callable[[str], None]) -> Plan:
 
 def _planned(opened: Opened, folder: Path) -> Plan:
     request = opened.request
-    return planned(request.model, opened.task(folder), opened.trains, opened.rows, request.minutes, request.seed)
+    with stage("measure a few steps", delay=3):
+        return planned(request.model, opened.task(folder), opened.trains, opened.rows, request.minutes, request.seed)
 
 
 def _show_plan(plan: Plan, minutes: float | None, say: Callable[[str], None]) -> None:

@@ -93,7 +93,7 @@ def _trainer(job: Job[FinetuneRecipe]) -> HeadTrainer:
         optimizer=recipe.optimizer,
         warmup_ratio=recipe.warmup_ratio,
         train_dataset=job.data.training_rows(recipe.image_augmentation, recipe.seed),
-        **data_arguments(job),
+        **data_arguments(job, job.model),
     )
 
 

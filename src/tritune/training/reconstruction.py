@@ -18,10 +18,11 @@ from ..compute.devices import this_process
 from ..distil.reconstruct import Reconstruction, Stage
 from ..modeling.blocks import Batch
 from ..modeling.instrument import instrument
+from ..progress import stage
 from ..recipes import Recipe
 from ..recipes.recipe import GROUP_BY_LENGTH
 from .job import Job
-from .reconstruct import answer_loss
+from .reconstruct import answer_loss, tell
 from .resume import StopOnSignal, checkpoints, load_weights, writable
 from .run_folder import read_json, remove, write_json
 
@@ -48,20 +49,28 @@ def reconstruct_student(
         TrituneError: the model cannot be taken apart.
     """
     known = restore_student(job, student)
-    stages, before, began = [Stage(**stage) for stage in known["stages"]], known["seconds"], time.perf_counter()
+    stages, before, began = [Stage(**one) for one in known["stages"]], known["seconds"], time.perf_counter()
     stop, folder = StopOnSignal(), checkpoints(job.output, NAME)
     cast = bfloat16(student.device) if job.recipe.bf16 else nullcontext()
-    with stop.listening(), cast, writable(folder, lambda: stages[-1].name if stages else "no part"):
-        for stage in _work(job, student, lambda: stop.asked).stages(stages[-1].number + 1 if stages else 0):
-            stages.append(stage)
+    finished, steps = stages[-1].number + 1 if stages else 0, job.recipe.reconstruct_steps
+    work = _work(job, student, lambda: stop.asked)
+    with (
+        stop.listening(),
+        cast,
+        writable(folder, lambda: stages[-1].name if stages else "no part"),
+        stage(NAME, work.most_stages * steps, before=finished * steps) as shown,
+    ):
+        for part in work.stages(finished, shown.advance):
+            tell(shown, part, steps)
+            stages.append(part)
             known = {"stages": list(map(asdict, stages)), "seconds": round(before + time.perf_counter() - began, 1)}
             if this_process().is_main_process:
-                with replace_folder(folder / f"stage-{stage.number}") as new:
+                with replace_folder(folder / f"stage-{part.number}") as new:
                     student.save_pretrained(new)
                     write_json(new / _STAGES, known)
                 for older in _kept(folder)[:-1]:
                     remove(older)
-            told(stage)
+            told(part)
     return known
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as Pillow
-from tqdm.auto import tqdm
 
 from ...checkpoints.hub import load_dataset
 from ...errors import TrituneError, first_line, shown
+from ...progress import tracked
 from ..table import listed
 
 IMAGE, LABEL = "image", "label"
@@ -179,8 +179,7 @@ def verified(rows: Dataset, where: str) -> Dataset:
             rows = rows.cast_column(IMAGE, Image())
         except Exception as error:  # pyarrow and datasets each fail with types of their own
             raise TrituneError(f"{where}: its image column holds no images ({first_line(error)})") from None
-    bar = tqdm(range(len(rows)), desc=f"verify the images of {where}", leave=False, delay=2)
-    for number in bar:
+    for number in tracked(range(len(rows)), f"verify the images of {where}", len(rows), "images"):
         try:
             image = rows[number][IMAGE]
         except Exception as error:

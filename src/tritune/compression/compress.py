@@ -232,7 +232,7 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
         write_table(output / ANSWERS, rows)
     return {
         "model": opened.request.model,
-        "data": opened.request.data.name,
+        "data": table.reading.file,
         "task": task.name,
         "metric": task.metric,
         **table.facts(),

@@ -197,3 +197,21 @@ def test_models_without_a_classifier_are_named_as_such(cli, tmp_path, kind, comm
             err
         )
         assert not (tmp_path / "out").exists()
+
+
+def test_labels_of_a_task_file_are_named_for_an_analysis_and_an_export(cli, tmp_path):
+    """A task file by hand, whose labels the model calls LABEL_0, LABEL_1 and LABEL_2."""
+    teacher = teacher_of(WORDS, tmp_path / "teacher")
+    dev_file(WORDS, tmp_path / "dev", TAGS)
+    (tmp_path / "task.yaml").write_text(f"kind: {WORDS}\ndev_file: dev.jsonl\n")
+    own = ("--task", tmp_path / "task.yaml")
+    models = ("--teacher", teacher, "--student", teacher, "--output", tmp_path / "layers")
+    code, _, err = cli("analyze", "layers", *own, *models)
+    assert code == 2 and "name those in id order with --labels" in err, err
+    code, _, err = cli("analyze", "layers", *own, *models, "--labels", ",".join(TAGS))
+    assert code == 0 and (tmp_path / "layers" / "layers.json").is_file(), err
+    arguments = ("export", teacher, "--format", "dense", "--output", tmp_path / "dense")
+    code, _, err = cli(*arguments, "--labels", "a,b")
+    assert code == 2 and "give --task" in err and not (tmp_path / "dense").exists()
+    code, _, err = cli(*arguments, *own, "--labels", "O,B-PER")
+    assert code == 2 and "the model has 3 labels" in err, err

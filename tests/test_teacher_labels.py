@@ -21,9 +21,11 @@ import small_answers
 from tritune import TrituneError
 from tritune.cli.show import show_task
 from tritune.tasks.data import load_task_data
-from tritune.tasks.registry import own_task
+from tritune.tasks.models import load_model
+from tritune.tasks.registry import get_task, own_task
 
 WORDS, IMAGES = "token-classification", "image-classification"
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 TAGS = ("O", "B-PER", "B-LOC")
 COLOURS = ("red", "green", "blue")
 
@@ -215,3 +217,12 @@ def test_labels_of_a_task_file_are_named_for_an_analysis_and_an_export(cli, tmp_
     assert code == 2 and "give --task" in err and not (tmp_path / "dense").exists()
     code, _, err = cli(*arguments, *own, "--labels", "O,B-PER")
     assert code == 2 and "the model has 3 labels" in err, err
+
+
+@pytest.mark.parametrize("task", ["cola", "conll2003", "squad", "cifar10"])
+def test_a_task_of_the_table_names_them_too(tmp_path, task):
+    """Before labels are counted that such a model does not have."""
+    model = ViTModel(ViTConfig(**SMALL)) if task == "cifar10" else BertForMaskedLM(BertConfig(vocab_size=9, **SMALL))
+    model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(TrituneError, match=rf"a {type(model).__name__}, which has no head for .* --task {task} "):
+        load_model(tmp_path / "bare", get_task(task))

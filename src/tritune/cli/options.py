@@ -121,6 +121,19 @@ class OwnFiles:
         return {name: value for name, value in given.items() if value is not None}
 
 
+@dataclass(frozen=True)
+class Asked:
+    """`--task`, with the names that `--labels` gives to the labels of a task file; both as written."""
+
+    task: str
+    labels: str | None = None
+
+    @property
+    def own(self) -> OwnFiles:
+        """What `check_task` and `open_task` take beside the task."""
+        return OwnFiles(None, None, None, None, None, self.labels)
+
+
 def comma_separated(text: str) -> list[str]:
     """The parts of `a, b`, without the blanks around them."""
     return [part.strip() for part in text.split(",")]

@@ -18,6 +18,7 @@ def curvature(
     models: common.Models,
     task: options.Task,
     data: options.Data = None,
+    labels: options.Labels = None,
     teacher: common.LossTeacher = None,
     loss: common.LossName = "ground_truth",
     loss_average: common.LossAverage = "padded",
@@ -58,7 +59,9 @@ def curvature(
     """
     check_loss(loss, teacher, loss_average)
     keys = [*(overrides or []), f"per_device_eval_batch_size={batch_size}"]
-    subjects, folder = common.begin("curvature", task, data, teacher, models, batches * batch_size, keys, output)
+    subjects, folder = common.begin(
+        "curvature", options.Asked(task, labels), data, teacher, models, batches * batch_size, keys, output
+    )
     from ...analysis.curvature import curvature as analyse
     from ...analysis.curvature_plots import plot_curvature
 

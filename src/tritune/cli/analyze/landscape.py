@@ -17,6 +17,7 @@ def landscape(
     models: common.Models,
     task: options.Task,
     data: options.Data = None,
+    labels: options.Labels = None,
     teacher: common.LossTeacher = None,
     loss: common.LossName = "ground_truth",
     loss_average: common.LossAverage = "padded",
@@ -52,7 +53,7 @@ def landscape(
     if sources and len(models) > 1:
         raise TrituneError("--checkpoint: the plane goes through one --model; give the others as checkpoints")
     subjects, folder = common.begin(
-        "landscape", task, data, teacher, models, rows, overrides, output, checkpoints=sources
+        "landscape", options.Asked(task, labels), data, teacher, models, rows, overrides, output, checkpoints=sources
     )
     from ...analysis.landscape import landscape as analyse
     from ...analysis.landscape_plots import plot_contours, plot_surfaces

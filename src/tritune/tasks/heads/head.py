@@ -241,17 +241,18 @@ class Head(ABC):
         """
         return self
 
-    def check_architecture(self, config: PreTrainedConfig, source: str | Path) -> None:
+    def check_architecture(self, config: PreTrainedConfig, source: str | Path, task: str = "") -> None:
         """Raise TrituneError, naming `source`, if a model of this config has another head, or none.
 
-        Its labels would not be those of any task.
+        Its labels would not be those of any task. `task` is the name of the one that it is wanted for, by default that
+        of this kind.
         """
         wanted = self.auto_model.__name__.removeprefix("AutoModel")
         names = config.architectures or []
         if names and not any(wanted in name for name in names):
             raise TrituneError(
                 f"{source}: a {names[0]}, which has no head for {self.name}; fine-tune it first: tritune finetune "
-                f"{source} --task {self.name} --output teacher, with the options of your files"
+                f"{source} --task {task or self.name} --output teacher, with the options of your files"
             )
 
     @abstractmethod

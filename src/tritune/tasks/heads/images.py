@@ -20,6 +20,7 @@ from ...checkpoints.hub import load_dataset
 from ...errors import TrituneError, first_line, shown
 from ...progress import tracked
 from ..table import listed
+from .labels import advice_on, id_of
 
 IMAGE, LABEL = "image", "label"
 # The columns that are looked for where none is of the type `Image`.
@@ -140,30 +141,47 @@ def label_names(rows: Dataset, where: str) -> tuple[str, ...]:
     else:
         values = rows[LABEL]
         for number, value in enumerate(values, 1):
-            if type(value) not in (int, str) or type(value) is not type(values[0]):
+            known = type(value) in (int, str) or (type(value) is float and value % 1 == 0)
+            if not known or isinstance(value, str) is not isinstance(values[0], str):
                 raise TrituneError(
                     f"{where}, row {number}: labels must be all whole numbers or all text; got {shown(value)}"
                 )
-        names = tuple(map(str, sorted(set(values))))
+        names = tuple(_spelt(value) for value in sorted(set(values)))
     if len(names) < 2:
         raise TrituneError(f"{where}: has {len(names)} label; a classifier needs at least two")
     return names
 
 
-def labelled(rows: Dataset, names: Sequence[str], where: str) -> Dataset:
+def spelt_labels(rows: Dataset) -> set[str]:
+    """The labels of `read_labelled` as text: the names of a ClassLabel, else the values that occur."""
+    feature = rows.features[LABEL]
+    if isinstance(feature, ClassLabel):
+        return set(feature.names)
+    return {_spelt(value) for value in rows[LABEL] if value is not None}
+
+
+def _spelt(label: Any) -> str:
+    """A label as text; pandas makes floats of ids where one is missing."""
+    return str(int(label)) if isinstance(label, float) and label % 1 == 0 else str(label)
+
+
+def labelled(rows: Dataset, names: Sequence[str], where: str, by_id: bool = False) -> Dataset:
     """Rows of `read_labelled` with every image decodable, and every label a `ClassLabel` of `names` in id order.
+
+    With `by_id` whole numbers are ids of those labels.
 
     Raises TrituneError, naming file or row, if an image cannot be decoded or a label is not among `names`.
     """
-    feature, ids = rows.features[LABEL], {name: number for number, name in enumerate(names)}
+    feature = rows.features[LABEL]
     given = rows[LABEL]
     if isinstance(feature, ClassLabel):
         given = [feature.names[value] if value is not None and value >= 0 else None for value in given]
+    ids = {name: None if name is None else id_of(_spelt(name), names, by_id) for name in set(given)}
     for number, name in enumerate(given, 1):
-        if name is None or str(name) not in ids:
+        if ids[name] is None:
             what = "no label" if name is None else f"the label {shown(name)}, which is not in the training data"
-            raise TrituneError(f"{where}, row {number}: {what}; known are {listed(names)}")
-    numbers = [ids[str(name)] for name in given]
+            raise TrituneError(f"{where}, row {number}: {what}; known are {listed(names)}; {advice_on(names)}")
+    numbers = [ids[name] for name in given]
     rows = rows.remove_columns(LABEL).add_column(LABEL, numbers, feature=ClassLabel(names=list(names)))
     return verified(rows, where)
 

@@ -24,6 +24,7 @@ from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accurac
 from ..table import placed
 from .classifier import Classifier
 from .head import Answering, EncodedData, Predictable, Task
+from .labels import are_ids_of
 from .tag_files import FEATURES, is_table, labels_of, read_tagged
 from .text import check_room, collator, token_by_token, tokenized
 
@@ -94,14 +95,16 @@ class TokenClassification(Classifier):
                 f"{self.name}: lines of word and tag have no columns to name; .jsonl, .json and .parquet do"
             )
         source = files.get("train") or files["validation"]
-        labels = tuple(labels or labels_of(read_tagged(source, (words, tags)), source))
-        own = {"text_columns": (words,), "label_column": tags, "labels": labels}
+        sentences = read_tagged(source, (words, tags))
+        by_id = are_ids_of({tag for row in sentences["tags"] for tag in row}, labels or ()) and bool(labels)
+        labels = tuple(labels or labels_of(sentences, source))
+        own = {"text_columns": (words,), "label_column": tags, "labels": labels, "by_id": by_id}
         return CONLL | own | ({} if names_entities(labels) else {"measure": tag_accuracy, "metric": "accuracy"})
 
     def read_files(self, task: Task, splits: Sequence[str]) -> DatasetDict:
         """Words and tags of every sentence, see `tag_files.read_tagged`."""
         columns = (*task.text_columns, task.label_column)
-        return DatasetDict({split: read_tagged(task.file(split), columns, task.labels) for split in splits})
+        return DatasetDict({split: read_tagged(task.file(split), columns, task.labels, task.by_id) for split in splits})
 
     def kinship(self, rows: Dataset, task: Task) -> tuple[list[tuple[str, ...]], list[str | float]]:
         """The words of a sentence; sentences have no class."""

@@ -105,12 +105,14 @@ def dry_run(opened: Opened, say: Callable[[str], None]) -> Plan:
 
 def _planned(opened: Opened, folder: Path) -> Plan:
     request = opened.request
-    return planned(request.model, opened.task(folder), opened.trains, opened.rows, request.minutes, request.seed)
+    measured = opened.trains, opened.rows, request.minutes, request.seed, opened.table.longest
+    return planned(request.model, opened.task(folder), *measured)
 
 
 def _show_plan(plan: Plan, minutes: float | None, say: Callable[[str], None]) -> None:
     cut = f"; {100 * plan.cut:.1f} % of the texts are cut" if plan.cut else ""
-    say(f"plan: texts of up to {plan.max_length} tokens{cut}")
+    if plan.max_length is not None:
+        say(f"plan: texts of up to {plan.max_length} tokens{cut}")
     stages = {name: f"{seconds:.0f} s" for name, seconds in plan.stages.items()}
     if plan.teacher_steps:
         say(
@@ -217,11 +219,16 @@ def _teacher(opened: Opened, task: Task, plan: Plan, output: Path, say: Callable
 def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, output: Path) -> dict[str, Any]:
     """What `metrics.json` holds of both models."""
     task = opened.task(output / DATA, test=True)
-    theirs = scored(teacher, task, plan.max_length)
-    own = scored(output / MODEL, task, plan.max_length, packed=True)
+    theirs = scored(teacher, task, plan.lengths)
+    own = scored(output / MODEL, task, plan.lengths, packed=True)
     verified = verify(output / MODEL, ships.folder, task, own.data)
-    table = opened.table
+    table, lines = opened.table, opened.table.lines(output / DATA)
+    also = {}
+    if lines is not None:
+        mine, their = (scored(*of, lines, plan.lengths) for of in ((ships.folder,), (teacher,)))
+        also = {"lines": lines.head.closeness(mine.logits, their.logits, lines, mine.data)}
     return {
+        "model": opened.request.model,
         "task": task.name,
         "metric": task.metric,
         **table.facts(),
@@ -232,12 +239,14 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
         "seed": opened.request.seed,
         "plan": plan.as_dict(),
         **compared(theirs, own, task, opened.request.seed),
+        **also,
         "verified_rows": verified,
         "versions": library_versions(),
     }
 
 
-def _exported(student: Path, task: Task, output: Path, format: str, max_length: int) -> dict[str, Any]:
+def _exported(student: Path, task: Task, output: Path, format: str, max_length: int | None) -> dict[str, Any]:
+    task = task.for_model(student)
     model = load_model(student, task)
     processor = task.head.load_processor(student, model, max_length)
     with replace_folder(output) as folder:

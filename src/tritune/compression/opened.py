@@ -7,10 +7,11 @@ from pathlib import Path
 from ..checkpoints.load import load_config
 from ..tasks.registry import Task
 from .forms import read_data
-from .kinds import Table, kind_of
+from .kinds import kind_of
 from .reading import check_few
 from .request import Request
 from .splitting import Parts, split
+from .table import Table
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Opened:
         """Write the parts."""
         folder.mkdir(parents=True, exist_ok=True)
         for side, rows in self.parts.rows.items():
-            self.table.write(self.table.file(folder, side), rows)
+            self.table.write(folder, side, rows)
 
     @property
     def rows(self) -> dict[str, int]:

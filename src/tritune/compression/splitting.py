@@ -16,8 +16,8 @@ import numpy as np
 
 from ..errors import TrituneError
 from ..tasks.table import listed, number_in
-from .kinds.table import DEV, TEST, TRAIN, Example
 from .reading import Place, placed_at
+from .table import DEV, TEST, TRAIN, Example
 
 _SHARES = {TEST: 0.2, DEV: 0.1}
 _MOST = {TEST: 5000, DEV: 2000}
@@ -67,6 +67,20 @@ def split(examples: Sequence[Example], seed: int, group: str | None = None, time
                 sides[row] = side
     parts = {side: [e for e, of in zip(examples, sides, strict=True) if of == side] for side in (TRAIN, DEV, TEST)}
     return Parts(_checked(parts, group), [])
+
+
+def halves(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
+    """Two parts of about the same size, duplicates on one side."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, family in enumerate(_families(examples, None)):
+        members[family].append(index)
+    families = list(members.values())
+    random.Random(seed).shuffle(families)
+    sides: tuple[list[int], list[int]] = [], []
+    for rows in families:
+        min(sides, key=len).extend(rows)
+    first, second = ([examples[row] for row in sorted(side)] for side in sides)
+    return first, second
 
 
 def normalized(text: str) -> str:

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from ...engine.answers import label_names
-from ...errors import TrituneError
-from ...tasks.registry import Task, own_task
-from ...tasks.table import listed
-from ..reading import Place, Reading, Remark
-from ..request import Request
+from ..engine.answers import label_names
+from ..errors import TrituneError
+from ..tasks.registry import Task, own_task
+from ..tasks.table import listed
+from .reading import Place, Reading, Remark
+from .request import Request
 
 TRAIN, DEV, TEST = "train", "dev", "test"
 FEWEST_ROWS = 10
@@ -83,6 +83,11 @@ class Table(ABC):
         """Whether a file holds data of this kind, as far as its columns say."""
 
     @classmethod
+    def may_be(cls, reading: Reading) -> bool:
+        """Whether it can hold such data if somebody says that it does."""
+        return cls.fits(reading)
+
+    @classmethod
     @abstractmethod
     def of(cls, reading: Reading, request: Request) -> "Table":
         """The rows of a file as this kind takes them.
@@ -100,8 +105,8 @@ class Table(ABC):
         """The labels, in its own order, of a model that answers as this data asks; None if it must be fine-tuned."""
 
     @abstractmethod
-    def write(self, path: Path, rows: Sequence[Example]) -> None:
-        """Write a part as a file that `task` reads."""
+    def write(self, folder: Path, side: str, rows: Sequence[Example]) -> None:
+        """Write a part into a folder, as `task` reads it."""
 
     @property
     @abstractmethod
@@ -134,6 +139,10 @@ class Table(ABC):
             files = {"validation": self.file(folder, TEST)}
         columns = self.columns
         return own_task(self.task_kind, files, columns.get("texts"), columns.get("label"), **self.options(labels))
+
+    def lines(self, folder: Path) -> Task | None:
+        """Where the test part was made of other data: the task of this data's own rows that are not learned from."""
+        return None
 
     def facts(self) -> dict[str, Any]:
         """What `metrics.json` says of the data."""

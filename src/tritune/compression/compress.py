@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ..tasks.registry import Task
 from ..tasks.table import write_table
 from ..training.finetune import finetune
 from ..training.job import open_job
-from ..training.run_folder import METRICS, check_free, read_json, remove, write_json
+from ..training.run_folder import METRICS, check_free, claimed, read_json, remove, write_json
 from ..training.versions import library_versions
 from .ladder import Ladder, Tried, chosen, clock, plot_sizes
 from .opened import Opened, opened_request
@@ -141,8 +142,28 @@ def finished(
     """Do everything, from where an earlier call with the same request stopped.
 
     Raises:
+        CannotWriteError: another command is writing into the folder.
         TrituneError: the folder holds something else.
     """
+    # With the mark of a run to resume, so that its advice is none of another command.
+    inputs = [one for one in (opened.request.model, opened.request.data, opened.request.eval) if one is not None]
+    check_free(output, False, resume=True, inputs=inputs, mark=PLAN)
+    try:
+        with claimed(output, resume=True):
+            return _finished(opened, output, max_loss, export, overwrite, say)
+    finally:
+        with suppress(OSError):  # it holds something, as it should
+            output.rmdir()
+
+
+def _finished(
+    opened: Opened,
+    output: Path,
+    max_loss: float | None,
+    export: str | None,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> Compressed:
     began = time.time()
     plan = _begun(opened, output, overwrite, say)
     known = read_json(output / METRICS)
@@ -178,8 +199,6 @@ def finished(
 def _begun(opened: Opened, output: Path, overwrite: bool, say: Callable[[str], None]) -> Plan:
     """The plan, made now or by an earlier call; the parts of the file are then in the output folder."""
     request, known = opened.request, read_json(output / PLAN)
-    # With the mark of a run to resume, so that its advice is none of another command.
-    check_free(output, False, resume=True, inputs=(request.model, request.data), mark=PLAN)
     if overwrite or not known:
         known = {"request": request.record(), "plan": dry_run(opened, say).as_dict()}
         _remove(output, *_FOLDERS, *_FILES)

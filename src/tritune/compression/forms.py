@@ -178,8 +178,8 @@ def _plain(path: Path, task: str | None, tagged: bool) -> Reading:
 
 def _look_tagged(lines: list[str]) -> bool:
     """Whether lines are words with tags: the same number of fields in each, the last one a tag such as B-PER or O."""
-    fields = [_fields(line) for line in lines if line.strip()]
-    width = Counter(map(len, fields)).most_common(1)[0][0]
+    fields = [_fields(line) for line in lines if line.strip() and not line.startswith(_DOCUMENT)]
+    width = Counter(map(len, fields)).most_common(1)[0][0] if fields else 0
     fit = [row for row in fields if len(row) == width and _TAG.fullmatch(row[-1])]
     return width > 1 and len(fit) >= _MOSTLY * len(fields)
 

@@ -55,6 +55,7 @@ class Table(ABC):
         teacher_is: what a model must be that needs no fine-tuning.
         ending: of the files of the parts.
         longest: tokens that an input may have at most.
+        takes_pairs: whether it may be scored on pairs of texts.
     """
 
     reading: Reading
@@ -68,6 +69,7 @@ class Table(ABC):
     teacher_is: ClassVar[str] = "classifier with these labels"
     ending: ClassVar[str] = ".jsonl"
     longest: ClassVar[int] = 512
+    takes_pairs: ClassVar[bool] = False
 
     def __post_init__(self):
         if len(self.examples) < FEWEST_ROWS:

@@ -37,6 +37,7 @@ class Sentences(Table):
     task_kind = "feature-extraction"
     rows_are = "texts"
     teacher_is = "sentence encoder"
+    takes_pairs = True
 
     @classmethod
     def fits(cls, reading: Reading) -> bool:

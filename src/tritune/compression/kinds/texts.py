@@ -29,6 +29,8 @@ _LABELS = (
     "intent",
     "topic",
     "tag",
+    "tags",
+    "categories",
     "y",
     "rating",
     "score",

@@ -17,9 +17,9 @@ from stopped import run_tritune
 from tritune.cli import demo
 from tritune.compression import compress as stages
 from tritune.compression import planning, scoring
-from tritune.compression.kinds.table import teacher_labels
 from tritune.compression.ladder import Tried, chosen
 from tritune.compression.planning import Costs, Plan
+from tritune.compression.table import teacher_labels
 from tritune.errors import Interrupted, TrituneError
 from tritune.tasks.metrics import accuracy
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tritune.compression.kinds.table import Example
 from tritune.compression.kinds.texts import understood
 from tritune.compression.reading import check_few, read_messy
 from tritune.errors import TrituneError
-from tritune.tasks.data.splitting import DEV, TEST, TRAIN, normalized, split
+from tritune.tasks.data.splitting import DEV, TEST, TRAIN, Example, normalized, split
 
 ROWS = [{"text": f"the dog number {i}", "label": "good, really" if i % 3 else "bad"} for i in range(30)]
 

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from ..errors import Interrupted, TrituneError
 from ..progress import stage
 from ..tasks.bars import without_bars
 from ..tasks.data.splitting import TEST
+from ..tasks.heads.classifier import Classifier
 from ..tasks.models import load_model
 from ..tasks.registry import Task
 from ..tasks.table import write_table
 from ..training.finetune import finetune
 from ..training.job import open_job
-from ..training.run_folder import METRICS, check_free, read_json, remove, write_json
+from ..training.run_folder import METRICS, check_free, claimed, read_json, remove, write_json
 from ..training.versions import library_versions
 from .answers import ANSWERS, answers, per_class
 from .ladder import Ladder, Tried, chosen, clock
@@ -109,13 +111,15 @@ def dry_run(opened: Opened, say: Callable[[str], None]) -> Plan:
 
 def _planned(opened: Opened, folder: Path) -> Plan:
     request = opened.request
+    measured = opened.trains, opened.rows, request.minutes, request.seed, opened.table.longest
     with stage("measure a few steps", delay=3):
-        return planned(request.model, opened.task(folder), opened.trains, opened.rows, request.minutes, request.seed)
+        return planned(request.model, opened.task(folder), *measured)
 
 
 def _show_plan(plan: Plan, minutes: float | None, say: Callable[[str], None]) -> None:
     cut = f"; {100 * plan.cut:.1f} % of the texts are cut" if plan.cut else ""
-    say(f"plan: texts of up to {plan.max_length} tokens{cut}")
+    if plan.max_length is not None:
+        say(f"plan: texts of up to {plan.max_length} tokens{cut}")
     stages = {name: f"{seconds:.0f} s" for name, seconds in plan.stages.items()}
     if plan.teacher_steps:
         say(
@@ -144,8 +148,28 @@ def finished(
     """Do everything, from where an earlier call with the same request stopped.
 
     Raises:
+        CannotWriteError: another command is writing into the folder.
         TrituneError: the folder holds something else.
     """
+    # With the mark of a run to resume, so that its advice is none of another command.
+    inputs = [one for one in (opened.request.model, opened.request.data, opened.request.eval) if one is not None]
+    check_free(output, False, resume=True, inputs=inputs, mark=PLAN)
+    try:
+        with claimed(output, resume=True):
+            return _finished(opened, output, max_loss, export, overwrite, say)
+    finally:
+        with suppress(OSError):  # it holds something, as it should
+            output.rmdir()
+
+
+def _finished(
+    opened: Opened,
+    output: Path,
+    max_loss: float | None,
+    export: str | None,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> Compressed:
     began = time.time()
     plan = _begun(opened, output, overwrite, say)
     known = read_json(output / METRICS)
@@ -181,8 +205,6 @@ def finished(
 def _begun(opened: Opened, output: Path, overwrite: bool, say: Callable[[str], None]) -> Plan:
     """The plan, made now or by an earlier call; the parts of the file are then in the output folder."""
     request, known = opened.request, read_json(output / PLAN)
-    # With the mark of a run to resume, so that its advice is none of another command.
-    check_free(output, False, resume=True, inputs=(request.model, request.data), mark=PLAN)
     if overwrite or not known:
         known = {"request": request.record(), "plan": dry_run(opened, say).as_dict()}
         _remove(output, *_FOLDERS, *_FILES)
@@ -222,13 +244,18 @@ def _teacher(opened: Opened, task: Task, plan: Plan, output: Path, say: Callable
 def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, output: Path) -> dict[str, Any]:
     """What `metrics.json` holds of both models."""
     task = opened.task(output / DATA, test=True)
-    theirs = scored(teacher, task, plan.max_length)
-    own = scored(output / MODEL, task, plan.max_length, packed=True)
+    theirs = scored(teacher, task, plan.lengths)
+    own = scored(output / MODEL, task, plan.lengths, packed=True)
     verified = verify(output / MODEL, ships.folder, task, own.data)
-    table = opened.table
-    labels = np.asarray(own.data.dev["labels"])
-    inputs = [(example.line, example.texts) for example in opened.parts.rows[TEST]]
-    if rows := answers(theirs.logits, own.logits, labels, task, inputs):
+    table, lines = opened.table, opened.table.lines(output / DATA)
+    also = {}
+    if lines is not None:
+        mine, their = (scored(*of, lines, plan.lengths) for of in ((ships.folder,), (teacher,)))
+        also = {"lines": lines.head.closeness(mine.logits, their.logits, lines, mine.data)}
+    rows = []
+    if isinstance(task.head, Classifier) and own.logits.ndim == 2:  # not one answer a word
+        inputs = [(example.line, example.texts) for example in opened.parts.rows[TEST]]
+        rows = answers(theirs.logits, own.logits, np.asarray(own.data.dev["labels"]), task, inputs)
         write_table(output / ANSWERS, rows)
     return {
         "model": opened.request.model,
@@ -245,12 +272,14 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
         "plan": plan.as_dict(),
         **compared(theirs, own, task, opened.request.seed),
         "classes": per_class(rows, task.labels, task.multi_label) if rows and task.labels else [],
+        **also,
         "verified_rows": verified,
         "versions": library_versions(),
     }
 
 
-def _exported(student: Path, task: Task, output: Path, format: str, max_length: int) -> dict[str, Any]:
+def _exported(student: Path, task: Task, output: Path, format: str, max_length: int | None) -> dict[str, Any]:
+    task = task.for_model(student)
     model = load_model(student, task)
     processor = task.head.load_processor(student, model, max_length)
     with replace_folder(output) as folder:

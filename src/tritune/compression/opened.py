@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints.load import load_config
+from ..errors import TrituneError
 from ..tasks.data.splitting import Parts, split
 from ..tasks.registry import Task
 from .forms import read_data
-from .kinds import Table, kind_of
+from .kinds import kind_of
 from .reading import check_few
 from .request import Request
+from .table import Table
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Opened:
         """Write the parts."""
         folder.mkdir(parents=True, exist_ok=True)
         for side, rows in self.parts.rows.items():
-            self.table.write(self.table.file(folder, side), rows)
+            self.table.write(folder, side, rows)
 
     @property
     def rows(self) -> dict[str, int]:
@@ -46,7 +48,10 @@ def opened_request(request: Request, say: Callable[[str], None]) -> Opened:
         TrituneError: the file cannot be used.
     """
     reading = read_data(request.data, request.task)
-    table = kind_of(reading, request.task).of(reading, request)
+    kind = kind_of(reading, request.task)
+    if request.eval is not None and not kind.takes_pairs:
+        raise TrituneError(f"eval: pairs are for sentence encoders; the data is for {kind.task_kind}")
+    table = kind.of(reading, request)
     check_few(table.remarks, len(table.examples), request.max_bad_rows, str(request.data))
     parts = split(table.examples, request.seed, request.group, request.time)
     own = table.teacher(load_config(request.model))

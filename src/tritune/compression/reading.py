@@ -92,8 +92,8 @@ def read_messy(path: Path, header: bool | None = None) -> Reading:
             raise TrituneError(f"{path}: unknown kind of file; known are {', '.join((*FORMATS, PARQUET))}")
         cells = read_table(path)
         return Reading(path.name, columns_of(cells), [Row(*pair) for pair in enumerate(cells, 1)], [])
-    text, encoding, notes = decoded(_bytes(path), path.name)
-    lines = _lines(text)
+    text, encoding, notes = decoded(read_bytes(path), path.name)
+    lines = lines_of(text)
     if not any(line.strip() for line in lines):
         raise TrituneError(f"{path}: holds no rows")
     delimiter, quoted = delimited(lines)
@@ -102,7 +102,7 @@ def read_messy(path: Path, header: bool | None = None) -> Reading:
     rows, remarks = _rows(lines, first, names, delimiter, quoted)
     if not (rows or remarks):
         raise TrituneError(f"{path}: holds a header and no rows")
-    columns, rows, index = _without_index(names, rows)
+    columns, rows, index = without_index(names, rows)
     return Reading(path.name, columns, rows, remarks, encoding, DELIMITERS[delimiter], [*notes, *found, *index])
 
 
@@ -156,14 +156,15 @@ def _swallowed(fields: list[str], delimiter: str) -> bool:
     return delimiter == "\t" and any("\n" in field and delimiter in field for field in fields)
 
 
-def _bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; TrituneError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise TrituneError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _lines(text: str) -> list[str]:
+def lines_of(text: str) -> list[str]:
     """Lines without their ends; a carriage return ends a line only in files that have no line feed."""
     lines = [line.removesuffix("\r") for line in text.split("\n")] if "\n" in text else text.split("\r")
     return lines[:-1] if lines[-1] == "" else lines
@@ -233,7 +234,7 @@ def _rows(
     return rows, remarks
 
 
-def _without_index(names: list[str], rows: list[Row]) -> tuple[list[str], list[Row], list[str]]:
+def without_index(names: list[str], rows: list[Row]) -> tuple[list[str], list[Row], list[str]]:
     """The table without a first column that only counts its rows, as pandas writes it."""
     first = names[0]
     if len(names) < 3 or not (first == "" or first.startswith("Unnamed: 0")):

@@ -30,6 +30,7 @@ from ..recipes import FinetuneRecipe, Recipe, check_evaluation_keys, load_recipe
 from ..tasks.data import load_task_data
 from ..tasks.data.rows_record import rows_sha256
 from ..tasks.heads import TEXT_CLASSIFICATION, EncodedData, Head, head_of
+from ..tasks.heads.features import COSINE
 from ..tasks.heads.head import Batch, Collate, Read, read_logits, stacked
 from ..tasks.models import fit_length, load_model
 from ..tasks.registry import TASKS, Task
@@ -181,6 +182,8 @@ def evaluate_source(
     Raises:
         TrituneError: model, data or an override cannot be used.
     """
+    if task.metric == COSINE and teacher_source is None:
+        raise TrituneError(f"{task.title}: lines have no scores; name the model that they are compared with: --teacher")
     task = task.for_model(source)
     model = load_model(source, task)
     recipe = recipe_in_force(source, model, overrides, task)

@@ -17,7 +17,7 @@ from ...tasks.heads.text import text_columns
 from ...tasks.table import listed, number_in, write_table
 from ..reading import Reading, Remark, Row
 from ..request import Request
-from .table import Table, check_columns, classes_line, lengths_line, teacher_labels
+from ..table import Table, check_columns, classes_line, lengths_line, teacher_labels
 
 # Names under which people keep the label, tried in this order, in any case.
 _LABELS = (
@@ -30,6 +30,8 @@ _LABELS = (
     "intent",
     "topic",
     "tag",
+    "tags",
+    "categories",
     "y",
     "rating",
     "score",
@@ -109,14 +111,14 @@ class Texts(Table):
             lines.append(f"classes are skewed: {self.metric} selects, accuracy is shown beside it")
         return lines
 
-    def write(self, path: Path, rows: Sequence[Example]) -> None:
+    def write(self, folder: Path, side: str, rows: Sequence[Example]) -> None:
         """As CSV; several labels of a row have bars between."""
         cells: list[dict[str, Any]] = [
             dict(zip(self.text_columns, row.texts, strict=True))
             | {self.label_column: SEPARATOR.join(row.label) if isinstance(row.label, tuple) else row.label}
             for row in rows
         ]
-        write_table(path, cells)
+        write_table(self.file(folder, side), cells)
 
     def facts(self) -> dict[str, Any]:
         """The problem, too."""

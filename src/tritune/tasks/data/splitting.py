@@ -100,6 +100,20 @@ def split(
     return Parts(_checked(parts, group), [])
 
 
+def halves(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
+    """Two parts of about the same size, duplicates on one side."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, family in enumerate(_families(examples, None)):
+        members[family].append(index)
+    families = list(members.values())
+    random.Random(seed).shuffle(families)
+    sides: tuple[list[int], list[int]] = [], []
+    for rows in families:
+        min(sides, key=len).extend(rows)
+    first, second = ([examples[row] for row in sorted(side)] for side in sides)
+    return first, second
+
+
 def placed_at(place: Place) -> str:
     """What messages call a place.
 

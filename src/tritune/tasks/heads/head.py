@@ -27,6 +27,7 @@ Batch = dict[str, torch.Tensor]
 # transformers' collators return mappings that are no dictionaries (BatchEncoding, BatchFeature).
 Collate = Callable[[list[dict[str, Any]]], MutableMapping[str, torch.Tensor]]
 Read = Callable[[ModelOutput, Batch], torch.Tensor]
+Measure = Callable[..., dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,8 @@ class Head(ABC):
         has_columns: whether files of this kind have columns to choose from.
         has_logits: whether such a model ends in a head whose logits are compared; without, `read` says what is.
         output_names: of an exported graph, see `outputs`; those that other programs look for.
+        windows: whether long inputs become several rows of the model's, so that nothing of them is lost.
+        asked: the usual columns of an input, where it has some.
         unit: what is answered one by one, for messages.
         hub_library, pipeline_tag: of its model card; an empty tag is the name.
         unused_keys: of a recipe, that mean nothing to this kind, with the reason.
@@ -227,6 +230,8 @@ class Head(ABC):
     has_columns: ClassVar[bool] = True
     has_logits: ClassVar[bool] = True
     output_names: ClassVar[tuple[str, ...]] = ("logits",)
+    windows: ClassVar[bool] = False
+    asked: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     unit: ClassVar[str] = "rows"
     hub_library: ClassVar[str] = "transformers"
     pipeline_tag: ClassVar[str] = ""
@@ -398,6 +403,21 @@ class Head(ABC):
             "agreement": float(np.mean(student.argmax(-1) == teacher.argmax(-1))),
             "kl_to_teacher": float(divergence),
         }
+
+    def scored(
+        self, read: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData
+    ) -> tuple[np.ndarray, np.ndarray, Measure]:
+        """What is scored for the dev split that selects: answers, references, and what measures them.
+
+        Of both there is one for each row of the data (question, sentence, pair of texts), in its order, so that
+        `measure(answers[rows], references[rows])` are the metrics of any rows.
+
+        Args:
+            read: what `read` took of a model's outputs for the split.
+            teacher: the same of its teacher, which is the reference where the data has none.
+            task, data: the split's.
+        """
+        return read, np.asarray(data.dev["labels"]), task.measure
 
     def without_padding(self, read: np.ndarray, rows: Dataset) -> np.ndarray:
         """What `read` took of a model's outputs for encoded rows, (answers, ...), without what stands at padding."""

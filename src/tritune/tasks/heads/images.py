@@ -7,7 +7,8 @@ named "train" or "test" for splits and drops the labels where there is a single 
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,24 +199,31 @@ def verified(rows: Dataset, where: str) -> Dataset:
         except Exception as error:  # pyarrow and datasets each fail with types of their own
             raise TrituneError(f"{where}: its image column holds no images ({first_line(error)})") from None
     for number in tracked(range(len(rows)), f"verify the images of {where}", len(rows), "images"):
-        try:
-            image = rows[number][IMAGE]
-        except Exception as error:
-            place = _place(rows, number, where)
-            raise TrituneError(f"{place}: not an image that can be decoded ({first_line(error)}); replace it") from None
-        if image is None:
-            raise TrituneError(f"{where}, row {number + 1}: there is no image; fill it in or drop the row")
-        if image.mode in _NO_RANGE:
-            raise TrituneError(
-                f"{_place(rows, number, where)}: its pixels are {_NO_RANGE[image.mode]}, whose black and white are not "
-                "known; save it with 8 or 16 bits"
-            )
+        if wrong := what_is_wrong(partial(_image_at, rows, number)):
+            raise TrituneError(f"{_place(rows, number, where)}: {wrong}")
     return rows
+
+
+def _image_at(rows: Dataset, number: int) -> Pillow.Image | None:
+    return rows[number][IMAGE]
+
+
+def what_is_wrong(load: Callable[[], Pillow.Image | None]) -> str:
+    """Why an image that `load` decodes cannot be used; "" if it can."""
+    try:
+        image = load()
+    except Exception as error:  # Pillow's own types, and whatever a damaged file makes of its numbers
+        return f"not an image that can be decoded ({first_line(error)}); replace it"
+    if image is None:
+        return "there is no image; fill it in or drop the row"
+    if image.mode in _NO_RANGE:
+        return f"its pixels are {_NO_RANGE[image.mode]}, whose black and white are not known; save it with 8 or 16 bits"
+    return ""
 
 
 def _place(rows: Dataset, number: int, where: str) -> str:
     """What a message calls the image of a row."""
-    path = rows.cast_column(IMAGE, Image(decode=False))[number][IMAGE]["path"]
+    path = (rows.cast_column(IMAGE, Image(decode=False))[number][IMAGE] or {}).get("path")
     return path if path and Path(path).is_file() else f"{where}, row {number + 1}"
 
 

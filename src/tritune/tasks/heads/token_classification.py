@@ -20,10 +20,19 @@ from ...distil.losses import IGNORED
 from ...engine.answers import first_tokens as first_tokens_of
 from ...engine.answers import tags_of
 from ...errors import TrituneError
-from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
+from ..span_metrics import (
+    OUTSIDE,
+    accuracy_ratio,
+    entity_f1,
+    entity_ratios,
+    iob2,
+    names_entities,
+    tag_accuracy,
+    tag_counts,
+)
 from ..table import placed
 from .classifier import Classifier
-from .head import Answering, EncodedData, Predictable, Task
+from .head import Answering, EncodedData, Measure, Predictable, Task
 from .labels import are_ids_of
 from .tag_files import FEATURES, is_table, labels_of, read_tagged
 from .text import check_room, collator, token_by_token, tokenized
@@ -45,7 +54,11 @@ class _Tags:
 
     def __call__(self, logits: np.ndarray) -> dict[str, float]:
         """Metrics of logits, (sentences, tokens, labels)."""
-        return self.measure(tags_of(logits, self.first_tokens, self.labels), self.gold)
+        return self.measure(self.tags(logits), self.gold)
+
+    def tags(self, logits: np.ndarray) -> list[list[str]]:
+        """The tags of every word."""
+        return tags_of(logits, self.first_tokens, self.labels)
 
 
 class TokenClassification(Classifier):
@@ -58,6 +71,7 @@ class TokenClassification(Classifier):
     auto_model = AutoModelForTokenClassification
     keeps_answers = False
     unit = "words"
+    asked = ("tokens",)
 
     def load_processor(
         self, source: str | Path, model: PreTrainedModel, max_length: int | None
@@ -135,6 +149,16 @@ class TokenClassification(Classifier):
         """As of classes, of logits (sentences, tokens, labels): agreement and KL are means over the words."""
         student, teacher = (self.without_padding(read, data.dev) for read in (student, teacher))
         return super().closeness(student, teacher, task, data)
+
+    def scored(
+        self, read: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData
+    ) -> tuple[np.ndarray, np.ndarray, Measure]:
+        """The counts of every sentence, see `span_metrics.tag_counts`, which hold the references as well."""
+        measure = data.measures[data.select]
+        assert isinstance(measure, _Tags)  # `encode` put it there
+        ratios = entity_ratios if task.measure is entity_f1 else accuracy_ratio
+        counts = tag_counts(measure.tags(read), measure.gold)
+        return counts, np.zeros(len(counts)), lambda some, _: ratios(some)
 
     def without_padding(self, read: np.ndarray, rows: Dataset) -> np.ndarray:
         """The logits of the words, (words, labels), of those of all tokens, (sentences, tokens, labels)."""

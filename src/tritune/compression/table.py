@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from ...engine.answers import label_names
-from ...errors import TrituneError
-from ...tasks.data.splitting import DEV, TEST, TRAIN, Example
-from ...tasks.registry import Task, own_task
-from ...tasks.table import listed
-from ..reading import Reading, Remark
-from ..request import Request
+from ..engine.answers import label_names
+from ..errors import TrituneError
+from ..tasks.data.splitting import DEV, TEST, TRAIN, Example
+from ..tasks.registry import Task, own_task
+from ..tasks.table import listed
+from .reading import Reading, Remark
+from .request import Request
 
 FEWEST_ROWS = 10
 _SHOWN = 20
@@ -36,6 +36,7 @@ class Table(ABC):
         teacher_is: what a model must be that needs no fine-tuning.
         ending: of the files of the parts.
         longest: tokens that an input may have at most.
+        takes_pairs: whether it may be scored on pairs of texts.
     """
 
     reading: Reading
@@ -49,6 +50,7 @@ class Table(ABC):
     teacher_is: ClassVar[str] = "classifier with these labels"
     ending: ClassVar[str] = ".jsonl"
     longest: ClassVar[int] = 512
+    takes_pairs: ClassVar[bool] = False
 
     def __post_init__(self):
         if len(self.examples) < FEWEST_ROWS:
@@ -62,6 +64,11 @@ class Table(ABC):
     @abstractmethod
     def fits(cls, reading: Reading) -> bool:
         """Whether a file holds data of this kind, as far as its columns say."""
+
+    @classmethod
+    def may_be(cls, reading: Reading) -> bool:
+        """Whether it can hold such data if somebody says that it does."""
+        return cls.fits(reading)
 
     @classmethod
     @abstractmethod
@@ -81,8 +88,8 @@ class Table(ABC):
         """The labels, in its own order, of a model that answers as this data asks; None if it must be fine-tuned."""
 
     @abstractmethod
-    def write(self, path: Path, rows: Sequence[Example]) -> None:
-        """Write a part as a file that `task` reads."""
+    def write(self, folder: Path, side: str, rows: Sequence[Example]) -> None:
+        """Write a part into a folder, as `task` reads it."""
 
     @property
     @abstractmethod
@@ -115,6 +122,10 @@ class Table(ABC):
             files = {"validation": self.file(folder, TEST)}
         columns = self.columns
         return own_task(self.task_kind, files, columns.get("texts"), columns.get("label"), **self.options(labels))
+
+    def lines(self, folder: Path) -> Task | None:
+        """Where the test part was made of other data: the task of this data's own rows that are not learned from."""
+        return None
 
     def facts(self) -> dict[str, Any]:
         """What `metrics.json` says of the data."""

@@ -57,6 +57,13 @@ def compress(
         typer.Option(help="Rows that may be set aside, by default 1 % and at least one.", metavar="N"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the split and the training.")] = 42,
+    balance: Annotated[
+        Literal["none", "weights", "sampling"],
+        typer.Option(
+            help="Let rare classes count as much as frequent ones in the fine-tuning: their rows weigh more in the "
+            "loss, or come more often."
+        ),
+    ] = "none",
     export: Annotated[
         Literal["onnx", "dense"] | None, typer.Option(help="Write the student for other runtimes, too.")
     ] = None,
@@ -83,7 +90,7 @@ def compress(
     from ..compression.request import Request, check
 
     columns = None if text_columns is None else tuple(options.comma_separated(text_columns))
-    request = Request(model, data, columns, label_column, group, time, minutes, max_bad_rows, seed)
+    request = Request(model, data, columns, label_column, group, time, minutes, max_bad_rows, seed, balance)
     check(max_loss, export)
     options.begin(model)
     from ..compression.compress import dry_run as plan_only

@@ -51,6 +51,7 @@ def compress(
     max_loss: float | None = None,
     max_bad_rows: int | None = None,
     seed: int = 42,
+    balance: str = "none",
     export: str | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
@@ -73,6 +74,7 @@ def compress(
         max_loss: points that the student may lose; beyond it larger students are tried.
         max_bad_rows: rows that may be set aside; None for 1 % and at least one.
         seed: of the split, the training and the intervals.
+        balance: `weights` or `sampling` lets rare classes count as much as frequent ones in the fine-tuning.
         export: `onnx` or `dense`, to write the student in that format, too.
         overwrite: replace another compression in `output`.
         say: told what happens, a line each.
@@ -82,7 +84,7 @@ def compress(
         TrituneError: an argument, the file or the model cannot be used; nothing is written then.
     """
     columns = None if text_columns is None else tuple(text_columns)
-    request = Request(str(model), Path(data), columns, label_column, group, time, minutes, max_bad_rows, seed)
+    request = Request(str(model), Path(data), columns, label_column, group, time, minutes, max_bad_rows, seed, balance)
     check(max_loss, export)
     opened = opened_request(request, say)
     return finished(opened, Path(output), max_loss, export, overwrite, say)
@@ -201,7 +203,8 @@ def _teacher(opened: Opened, task: Task, plan: Plan, output: Path, say: Callable
     folder = output / TEACHER
     if not (folder / METRICS).is_file():
         say(f"teacher: {plan.teacher_steps} steps, until about {clock(plan.stages['teacher'])}")
-        job = open_job(opened.request.model, task, None, plan.teacher_recipe(opened.request.seed), folder, resume=True)
+        recipe = plan.teacher_recipe(opened.request.seed, opened.request.balance)
+        job = open_job(opened.request.model, task, None, recipe, folder, resume=True)
         finetune(job, resume=True)
     metrics = read_json(folder / METRICS)
     say(f"teacher: {100 * metrics['best'][task.metric]:.1f} on dev ({task.metric.replace('_', ' ')})")

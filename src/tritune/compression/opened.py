@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from ..checkpoints.load import load_config
 from ..engine.answers import label_names
+from ..errors import TrituneError
 from ..tasks.heads import TEXT_CLASSIFICATION
 from ..tasks.registry import Task, own_task
 from ..tasks.table import write_table
@@ -79,7 +80,28 @@ def opened_request(request: Request, say: Callable[[str], None]) -> Opened:
         if trains
         else f"{request.model} is a teacher with these labels: it is distilled as it is"
     )
+    say_balance(request, table, trains, say)
     return Opened(request, table, parts, labels if trains or labels is None else own, trains)
+
+
+def say_balance(request: Request, table: Table, trains: bool, say: Callable[[str], None]) -> None:
+    """Say how much rare classes count, where they are rare or that is asked for.
+
+    Raises:
+        TrituneError: it is asked for, and there are no classes or nothing is fine-tuned on them.
+    """
+    if request.balance == "none":
+        if trains and table.metric:
+            say("--balance weights or sampling would let rare classes count as much as frequent ones")
+    elif table.labels is None:
+        raise TrituneError(f"--balance: {table.label_column!r} holds scores, no classes to balance; leave it out")
+    elif not trains:
+        raise TrituneError(
+            f"--balance: {request.model} is a teacher already, and its student learns from its answers, not from the "
+            "labels; leave it out"
+        )
+    else:
+        say(f"rare classes count as much as frequent ones in the fine-tuning ({request.balance})")
 
 
 def teacher_labels(config: PreTrainedConfig, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:

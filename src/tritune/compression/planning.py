@@ -93,11 +93,12 @@ class Plan:
         """The expected seconds of everything."""
         return sum(self.stages.values())
 
-    def teacher_recipe(self, seed: int) -> FinetuneRecipe:
-        """The fine-tuning."""
+    def teacher_recipe(self, seed: int, balance: str = "none") -> FinetuneRecipe:
+        """The fine-tuning, with its classes in `balance`."""
         keys = {
             **{"max_steps": self.teacher_steps, "per_device_train_batch_size": self.batch_size, "seed": seed},
             **{"max_length": self.max_length, "eval_steps": max(1, self.teacher_steps // _EVALUATIONS)},
+            "balance": balance,
         }
         return load_recipe(TEACHER, [f"{key}={value}" for key, value in keys.items()], FinetuneRecipe)
 

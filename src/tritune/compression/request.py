@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import TrituneError
+from ..errors import TrituneError, check_among
+from ..recipes.recipe import BALANCES
 from ..tasks.task_file import content_sha256
 
 EXPORTS = ("onnx", "dense")
@@ -22,6 +23,7 @@ class Request:
         text_columns, label_column, group, time: columns by name, see `understood` and `split`.
         minutes: that everything may take.
         max_bad_rows: that may be set aside; None for 1 % and at least one.
+        balance: of classes in the fine-tuning, a recipe's `balance`.
         seed: of the parts, the training and the intervals.
     """
 
@@ -34,10 +36,12 @@ class Request:
     minutes: float | None = None
     max_bad_rows: int | None = None
     seed: int = 42
+    balance: str = "none"
 
     def __post_init__(self):
         if not self.data.is_file():
             raise TrituneError(f"{self.data}: there is no such file")
+        check_among(self, "balance", BALANCES)
         for name in ("minutes", "max_bad_rows", "seed"):
             value = getattr(self, name)
             if value is not None and (value < 0 or (name == "minutes" and value == 0)):

@@ -214,6 +214,8 @@ def _with_held_out(splits: DatasetDict, task: Task, seed: int) -> DatasetDict:
 def _check_unlabelled(recipe: FinetuneRecipe, path: Path) -> None:
     if not isinstance(recipe, Recipe) or recipe.ground_truth_coefficient:
         raise TrituneError(f"--unlabelled {path}: the ground_truth loss needs labels; set ground_truth_coefficient=0")
+    if recipe.balance != "none":
+        raise TrituneError(f"--unlabelled {path}: classes are balanced by their labels; set balance=none")
     if recipe.augmented:
         raise TrituneError(f"--unlabelled {path}: augmented rows are those of the task; set augmented=false")
 

@@ -204,6 +204,7 @@ class Head(ABC):
         reads_hub: whether one of a user's own files may be the name of a data set on the hub.
         has_columns: whether files of this kind have columns to choose from.
         has_logits: whether such a model ends in a head whose logits are compared; without, `read` says what is.
+        has_classes: whether a row as a whole may have one of some classes.
         output_names: of an exported graph, see `outputs`; those that other programs look for.
         unit: what is answered one by one, for messages.
         hub_library, pipeline_tag: of its model card; an empty tag is the name.
@@ -219,6 +220,7 @@ class Head(ABC):
     reads_hub: ClassVar[bool] = False
     has_columns: ClassVar[bool] = True
     has_logits: ClassVar[bool] = True
+    has_classes: ClassVar[bool] = False
     output_names: ClassVar[tuple[str, ...]] = ("logits",)
     unit: ClassVar[str] = "rows"
     hub_library: ClassVar[str] = "transformers"

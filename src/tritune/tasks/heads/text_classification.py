@@ -36,6 +36,7 @@ class TextClassification(Classifier):
 
     name = "text-classification"
     auto_model = AutoModelForSequenceClassification
+    has_classes = True
     file_options: ClassVar[tuple[str, ...]] = ("problem", "labels", "metric")
 
     def encode(

@@ -64,6 +64,10 @@ def compress(
             "loss, or come more often."
         ),
     ] = "none",
+    long: Annotated[
+        Literal["truncate", "head-tail"],
+        typer.Option(help="What is kept of texts that are too long: their beginning, or as much of both ends."),
+    ] = "truncate",
     export: Annotated[
         Literal["onnx", "dense"] | None, typer.Option(help="Write the student for other runtimes, too.")
     ] = None,
@@ -90,7 +94,7 @@ def compress(
     from ..compression.request import Request, check
 
     columns = None if text_columns is None else tuple(options.comma_separated(text_columns))
-    request = Request(model, data, columns, label_column, group, time, minutes, max_bad_rows, seed, balance)
+    request = Request(model, data, columns, label_column, group, time, minutes, max_bad_rows, seed, balance, long)
     check(max_loss, export)
     options.begin(model)
     from ..compression.compress import dry_run as plan_only

@@ -52,6 +52,7 @@ def compress(
     max_bad_rows: int | None = None,
     seed: int = 42,
     balance: str = "none",
+    long: str = "truncate",
     export: str | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
@@ -74,6 +75,7 @@ def compress(
         max_loss: points that the student may lose; beyond it larger students are tried.
         max_bad_rows: rows that may be set aside; None for 1 % and at least one.
         seed: of the split, the training and the intervals.
+        long: what is kept of texts that are too long: `truncate`, their beginning, or `head-tail`, both ends.
         balance: `weights` or `sampling` lets rare classes count as much as frequent ones in the fine-tuning.
         export: `onnx` or `dense`, to write the student in that format, too.
         overwrite: replace another compression in `output`.
@@ -84,7 +86,9 @@ def compress(
         TrituneError: an argument, the file or the model cannot be used; nothing is written then.
     """
     columns = None if text_columns is None else tuple(text_columns)
-    request = Request(str(model), Path(data), columns, label_column, group, time, minutes, max_bad_rows, seed, balance)
+    request = Request(
+        str(model), Path(data), columns, label_column, group, time, minutes, max_bad_rows, seed, balance, long
+    )
     check(max_loss, export)
     opened = opened_request(request, say)
     return finished(opened, Path(output), max_loss, export, overwrite, say)
@@ -147,7 +151,9 @@ def finished(
     task = opened.task(output / DATA)
     try:
         teacher = _teacher(opened, task, plan, output, say)
-        tried = Ladder(teacher, task, plan, output / STUDENTS, opened.request.seed, say).climb(max_loss, ends)
+        request = opened.request
+        ladder = Ladder(teacher, task, plan, output / STUDENTS, request.seed, say, request.long_texts)
+        tried = ladder.climb(max_loss, ends)
     except Interrupted as error:
         raise Interrupted(f"{str(error).partition(';')[0]}; the same command goes on from there") from None
     ships = chosen(tried, max_loss)
@@ -203,7 +209,8 @@ def _teacher(opened: Opened, task: Task, plan: Plan, output: Path, say: Callable
     folder = output / TEACHER
     if not (folder / METRICS).is_file():
         say(f"teacher: {plan.teacher_steps} steps, until about {clock(plan.stages['teacher'])}")
-        recipe = plan.teacher_recipe(opened.request.seed, opened.request.balance)
+        request = opened.request
+        recipe = plan.teacher_recipe(request.seed, request.balance, request.long_texts)
         job = open_job(opened.request.model, task, None, recipe, folder, resume=True)
         finetune(job, resume=True)
     metrics = read_json(folder / METRICS)
@@ -214,8 +221,9 @@ def _teacher(opened: Opened, task: Task, plan: Plan, output: Path, say: Callable
 def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, output: Path) -> dict[str, Any]:
     """What `metrics.json` holds of both models."""
     task = opened.task(output / DATA, test=True)
-    theirs = scored(teacher, task, plan.max_length)
-    own = scored(output / MODEL, task, plan.max_length, packed=True)
+    long_texts = opened.request.long_texts
+    theirs = scored(teacher, task, plan.max_length, long_texts=long_texts)
+    own = scored(output / MODEL, task, plan.max_length, packed=True, long_texts=long_texts)
     verified = verify(output / MODEL, ships.folder, task, own.data)
     table = opened.table
     labels = np.asarray(own.data.dev["labels"])
@@ -236,6 +244,7 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
         "conflicts": sum(remark.kept for remark in table.remarks),
         "rows": opened.rows,
         "seed": opened.request.seed,
+        "long_texts": long_texts,
         "plan": plan.as_dict(),
         **compared(theirs, own, task, opened.request.seed),
         "classes": per_class(rows, task.labels, task.multi_label) if rows and task.labels else [],

@@ -59,6 +59,7 @@ class Ladder:
         folder: of the runs.
         seed: of all of them.
         say: told what happens, a line each.
+        long_texts: what is kept of texts that are too long.
     """
 
     teacher: str | Path
@@ -67,6 +68,7 @@ class Ladder:
     folder: Path
     seed: int
     say: Say
+    long_texts: str = "truncate"
 
     def climb(self, max_loss: float | None, ends: float | None) -> list[Tried]:
         """Make students until one loses at most `max_loss` points; without a bound, the first alone.
@@ -111,7 +113,7 @@ class Ladder:
     ) -> Tried:
         if not (folder / METRICS).is_file():
             self.say(f"{name}: {steps} steps of every part, until about {clock(seconds)}")
-        recipe = self.plan.student_recipe(self.seed, steps, modules)
+        recipe = self.plan.student_recipe(self.seed, steps, modules, self.long_texts)
         job: Job = open_job(self.teacher, self.task, None, recipe, folder, resume=True)
         metrics = run(job, phases_of(job), resume=True)
         metric = self.task.metric
@@ -134,7 +136,14 @@ class Ladder:
         """The parts of the first student with weights, most sensitive first."""
         folder = self.folder / "2-bits"
         student = load_model(folder, self.task)
-        job = open_job(self.teacher, self.task, None, self.plan.student_recipe(self.seed, 1), folder, resume=True)
+        job = open_job(
+            self.teacher,
+            self.task,
+            None,
+            self.plan.student_recipe(self.seed, 1, None, self.long_texts),
+            folder,
+            resume=True,
+        )
         rows = job.data.dev.select(range(min(_ROWS, len(job.data.dev))))
         wanted = _logits(job.model, rows, job)
         result = sensitivity(student, lambda model: -float(np.mean((_logits(model, rows, job) - wanted) ** 2)))

@@ -80,6 +80,8 @@ def opened_request(request: Request, say: Callable[[str], None]) -> Opened:
         if trains
         else f"{request.model} is a teacher with these labels: it is distilled as it is"
     )
+    if request.long_texts != "truncate" and len(table.text_columns) > 1:
+        raise TrituneError(f"--long {request.long_texts}: is for single texts, and these are pairs; leave it out")
     say_balance(request, table, trains, say)
     return Opened(request, table, parts, labels if trains or labels is None else own, trains)
 

@@ -93,18 +93,24 @@ class Plan:
         """The expected seconds of everything."""
         return sum(self.stages.values())
 
-    def teacher_recipe(self, seed: int, balance: str = "none") -> FinetuneRecipe:
+    def teacher_recipe(self, seed: int, balance: str = "none", long_texts: str = "truncate") -> FinetuneRecipe:
         """The fine-tuning, with its classes in `balance`."""
         keys = {
             **{"max_steps": self.teacher_steps, "per_device_train_batch_size": self.batch_size, "seed": seed},
             **{"max_length": self.max_length, "eval_steps": max(1, self.teacher_steps // _EVALUATIONS)},
-            "balance": balance,
+            **{"balance": balance, "long_texts": long_texts},
         }
         return load_recipe(TEACHER, [f"{key}={value}" for key, value in keys.items()], FinetuneRecipe)
 
-    def student_recipe(self, seed: int, steps: int, modules: dict[str, dict[str, Any]] | None = None) -> Recipe:
+    def student_recipe(
+        self,
+        seed: int,
+        steps: int,
+        modules: dict[str, dict[str, Any]] | None = None,
+        long_texts: str = "truncate",
+    ) -> Recipe:
         """The distillation; `modules` have settings of their own."""
-        keys = {"reconstruct_steps": steps, "max_length": self.max_length, "seed": seed}
+        keys = {"reconstruct_steps": steps, "max_length": self.max_length, "seed": seed, "long_texts": long_texts}
         recipe = load_recipe(STUDENT, [f"{key}={value}" for key, value in keys.items()])
         return replace(recipe, modules=modules) if modules else recipe
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TrituneError, check_among
-from ..recipes.recipe import BALANCES
+from ..recipes.recipe import BALANCES, LONG_TEXTS
 from ..tasks.task_file import content_sha256
 
 EXPORTS = ("onnx", "dense")
@@ -24,6 +24,7 @@ class Request:
         minutes: that everything may take.
         max_bad_rows: that may be set aside; None for 1 % and at least one.
         balance: of classes in the fine-tuning, a recipe's `balance`.
+        long_texts: what is kept of texts that are too long, a recipe's `long_texts`.
         seed: of the parts, the training and the intervals.
     """
 
@@ -37,11 +38,13 @@ class Request:
     max_bad_rows: int | None = None
     seed: int = 42
     balance: str = "none"
+    long_texts: str = "truncate"
 
     def __post_init__(self):
         if not self.data.is_file():
             raise TrituneError(f"{self.data}: there is no such file")
         check_among(self, "balance", BALANCES)
+        check_among(self, "long_texts", LONG_TEXTS)
         for name in ("minutes", "max_bad_rows", "seed"):
             value = getattr(self, name)
             if value is not None and (value < 0 or (name == "minutes" and value == 0)):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +34,9 @@ class Scored:
     data: EncodedData
 
 
-def scored(source: str | Path, task: Task, max_length: int, packed: bool = False) -> Scored:
+def scored(
+    source: str | Path, task: Task, max_length: int, packed: bool = False, long_texts: str = "truncate"
+) -> Scored:
     """A model's logits of a task's dev split, which here is the test part.
 
     Args:
@@ -42,9 +44,11 @@ def scored(source: str | Path, task: Task, max_length: int, packed: bool = False
         task: whose validation file is the test part.
         max_length: tokens of a text.
         packed: whether it is packed, and so loaded with the best engine there is.
+        long_texts: what is kept of longer ones.
     """
     model = load(source) if packed else load_model(source, task)
-    recipe = recipe_in_force(source, model, [f"max_length={max_length}"], task)
+    recipe = recipe_in_force(source, model, [f"max_length={max_length}", f"long_texts={long_texts}"], task)
+    task = replace(task, long_texts=recipe.long_texts)
     processor = task.head.load_processor(source, model, recipe.max_length)
     model.to(this_process().device)
     splits = load_task_data(task, splits=task.dev_splits)

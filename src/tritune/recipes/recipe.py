@@ -31,6 +31,7 @@ _OF_WHOLE_MODEL = (
 
 PADDINGS = ("max_length", "longest")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
+LONG_TEXTS = ("truncate", "head-tail")
 BALANCES = ("none", "weights", "sampling")
 SELECTIONS = ("dev", "held_out")
 OPTIMIZERS = ("bert_adam", "adamw")
@@ -63,6 +64,8 @@ class FinetuneRecipe:
             often as any other; or `none`.
         augmented: train on `train_aug.tsv`, written by `tritune augment`, instead of `train.tsv`.
         max_length: sequence length in tokens; null takes the task's.
+        long_texts: what is kept of a text beyond `max_length`: its beginning, `truncate`, or as much of its
+            beginning as of its end, `head-tail`.
         padding: `max_length` or `longest`.
         eval_steps: updates between evaluations; null takes the task's.
         logging_steps: updates between lines of `history.jsonl`.
@@ -97,6 +100,7 @@ class FinetuneRecipe:
     balance: str = "none"
     augmented: bool = False
     max_length: int | None = None
+    long_texts: str = "truncate"
     padding: str = "longest"
     eval_steps: int | None = None
     logging_steps: int = 10
@@ -108,6 +112,7 @@ class FinetuneRecipe:
 
     def __post_init__(self):
         check_among(self, "optimizer", OPTIMIZERS)
+        check_among(self, "long_texts", LONG_TEXTS)
         check_among(self, "padding", PADDINGS)
         check_among(self, "train_sampling_strategy", SAMPLING_STRATEGIES)
         check_among(self, "select_on", SELECTIONS)
@@ -154,6 +159,11 @@ class FinetuneRecipe:
                 raise TrituneError(f"{key} would change nothing for {task.title}: {reason}")
         if task.max_length is None and self.train_sampling_strategy == "group_by_length":
             raise TrituneError(f"train_sampling_strategy: {task.title} has no lengths to group by; use random")
+        if self.long_texts != "truncate" and not (task.head.cuts_middles and len(task.text_columns) == 1):
+            raise TrituneError(
+                f"long_texts: {self.long_texts} is for the classes and scores of single texts, not for {task.title}; "
+                "take truncate"
+            )
         if self.balance != "none" and not task.head.has_classes:
             raise TrituneError(f"balance: {task.title} has no class for a whole row; take none")
         if self.balance != "none" and task.problem != "single_label":

@@ -48,6 +48,7 @@ class Task:
         label_column: that holds the label of a user's own data.
         multi_label: whether a row may have any number of labels.
         by_id: whether the user's own data give labels whose names are known by their ids.
+        long_texts: what is kept of texts beyond the length, see `long_texts.token_ids`; a run's is that of its recipe.
         repository: the data set's name on the hub where it is none of GLUE's.
     """
 
@@ -66,6 +67,7 @@ class Task:
     label_column: str = "label"
     multi_label: bool = False
     by_id: bool = False
+    long_texts: str = "truncate"
     repository: str | None = None
 
     @property
@@ -140,12 +142,16 @@ class EncodedData:
 
 @dataclass(frozen=True)
 class Answering:
-    """A model that answers, its tokenizer or image processor, and the lengths of its recipe; images have none."""
+    """A model that answers, its tokenizer or image processor, and the lengths of its recipe; images have none.
+
+    What is kept of longer texts is `long_texts`, see `long_texts.token_ids`.
+    """
 
     model: PreTrainedModel
     processor: Any
     max_length: int | None
     padding: str
+    long_texts: str = "truncate"
 
     def collate(self) -> Collate:
         """The collator of tokenized inputs."""
@@ -205,6 +211,7 @@ class Head(ABC):
         has_columns: whether files of this kind have columns to choose from.
         has_logits: whether such a model ends in a head whose logits are compared; without, `read` says what is.
         has_classes: whether a row as a whole may have one of some classes.
+        cuts_middles: whether a text that is too long may lose its middle in place of its end.
         output_names: of an exported graph, see `outputs`; those that other programs look for.
         unit: what is answered one by one, for messages.
         hub_library, pipeline_tag: of its model card; an empty tag is the name.
@@ -221,6 +228,7 @@ class Head(ABC):
     has_columns: ClassVar[bool] = True
     has_logits: ClassVar[bool] = True
     has_classes: ClassVar[bool] = False
+    cuts_middles: ClassVar[bool] = False
     output_names: ClassVar[tuple[str, ...]] = ("logits",)
     unit: ClassVar[str] = "rows"
     hub_library: ClassVar[str] = "transformers"

@@ -9,6 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, T
 
 from tritune import DistillationTrainer, Quantization, prepare
 from tritune.tasks.heads import FEATURE_EXTRACTION, TEXT_CLASSIFICATION
+from tritune.training.balance import BalancedSampler
 
 GLOBAL_BATCH, STEPS = 8, 10
 PER_TOKEN = Quantization(weight_granularity="row", activation_granularity="token")
@@ -76,15 +77,21 @@ def main(folder: str, schedule: str, processes: int, *flags: str) -> None:
     }
     if headless:
         coefficients |= {"logits": 0.0, "embedding": 1.0}
+    balance = {}
+    if schedule == "balanced":
+        coefficients = {name: weight for name, weight in coefficients.items() if name != "attention_map"}
+        coefficients |= {"ground_truth": 1.0}
+        balance = {"class_weights": [0.6, 2.5], "sampler": BalancedSampler(rows()["labels"], seed=1)}
     trainer = DistillationTrainer(
         model=student,
         teacher=teacher,
         args=args,
         coefficients=coefficients,
-        schedule=None if schedule in ("none", "features", *QUANTIZATIONS) else schedule,
+        schedule=None if schedule in ("none", "features", "balanced", *QUANTIZATIONS) else schedule,
         loss_average="valid",
         head=FEATURE_EXTRACTION if headless else TEXT_CLASSIFICATION,
         train_dataset=rows(),
+        **balance,
     )
     trainer.train()
     history = [row for row in trainer.state.log_history if "loss" in row]

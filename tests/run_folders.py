@@ -117,6 +117,7 @@ def make_compression(folder: Path, answers: list[dict], problem: str = "single_l
             "metric": metric,
             "seed": 42,
             "max_loss": 1.0,
+            "long_texts": "truncate",
         },
         "labels": None if problem == "regression" else dict.fromkeys(names, 40),
         "columns": {"texts": ["note"], "label": "kind"},

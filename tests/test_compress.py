@@ -271,6 +271,44 @@ def test_a_teacher_is_known_by_its_labels():
     assert labels(["a", "b"], ("a", "b"), problem_type="multi_label_classification") is None
 
 
+def test_rare_classes_count_as_much(made, base, tmp_path, cli):
+    data = write(tmp_path / "skewed.csv", label=lambda i: "good" if i % 8 else "bad")
+    line = ("compress", base, "--data", data, "--output", tmp_path / "out", "--minutes", "0.001")
+    code, _, err = cli(*line, "--dry-run")
+    assert code == 0 and "--balance weights or sampling would let rare classes count" in err, err
+    long = ("--long", "head-tail")
+    code, _, err = cli(*line, "--balance", "weights", *long)
+    assert code == 0 and "count as much as frequent ones in the fine-tuning (weights)" in err, err
+    assert "balance: weights" in (tmp_path / "out" / "teacher" / "recipe.yaml").read_text()
+    for folder in ("teacher", "students/2-bits", "model"):
+        assert "long_texts: head-tail" in (tmp_path / "out" / folder / "recipe.yaml").read_text()
+    assert "at their end" not in (tmp_path / "out" / "report.html").read_text()
+    code, _, err = cli(*line, *long)
+    assert code == 2 and "holds a compression with another balance" in err
+    code, _, err = cli(
+        "compress",
+        made[0].folder / "teacher",
+        "--data",
+        made[2],
+        "--output",
+        tmp_path / "other",
+        "--balance",
+        "weights",
+    )
+    assert code == 2 and "is a teacher already" in err
+    scores = write(tmp_path / "scores.csv", label=lambda i: i / 8)
+    code, _, err = cli("compress", base, "--data", scores, "--output", tmp_path / "other", "--balance", "sampling")
+    assert code == 2 and "holds scores, no classes to balance" in err
+    pairs = ("--text-columns", "note,other", "--data", tmp_path / "pairs.csv", "--output", tmp_path / "other")
+    (tmp_path / "pairs.csv").write_text("note,other,label\n" + "".join(f"a {i},b,{i % 2}\n" for i in range(40)))
+    code, _, err = cli("compress", base, *pairs, *long)
+    assert (
+        code == 2
+        and "--long head-tail: is for single texts, and these are pairs" in err
+        and not (tmp_path / "other").exists()
+    )
+
+
 REFUSED = {
     "no_file": (("--data", "none.csv"), "none.csv: there is no such file"),
     "no_column": (("--label-column", "nope"), "no column 'nope'"),

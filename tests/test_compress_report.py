@@ -104,7 +104,7 @@ def test_the_page_begins_with_what_was_asked_for(tmp_path):
     assert result["size"] == {"teacher": "1.0 MB", "student": "100.0 kB"}
     taken = {name: cells["what it was taken for"] for name, cells in shown.rows("What the file was taken for").items()}
     assert taken["encoding, delimiter"] == "utf-8, semicolon" and taken["parts"] == "56 train, 8 dev, 40 test (seed 42)"
-    assert taken["length"] == "64 tokens; 4.1 % of the texts are longer and cut"
+    assert taken["length"] == "64 tokens; 4.1 % of the texts are longer and cut at their end"
     assert taken["rows"] == "80 used, 21 set aside; 2 have a text that has another label elsewhere"
     remarks = shown.tables["Rows with a remark"]
     assert len(remarks) == 21 and remarks[1] == ["1", "set aside", "blank"] and "20 of 23 are shown" in shown.text

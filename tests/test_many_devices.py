@@ -22,7 +22,7 @@ from tritune.tasks.heads import TEXT_CLASSIFICATION
 from tritune.training import precision
 from workspace import make_workspace, train_arguments
 
-MODES = ("none", "map", "context", "projection", "block", "stochastic", "learned", "features")
+MODES = ("none", "map", "context", "projection", "block", "stochastic", "learned", "features", "balanced")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from ..inference.evaluate import recipe_in_force
 from ..modeling.instrument import instrument, instrument_of
 from ..tasks.data import load_task_data
 from ..tasks.heads import EncodedData
+from ..tasks.heads.long_texts import token_ids
 from ..tasks.models import load_model
 from ..tasks.registry import Task
 
@@ -93,7 +94,9 @@ class Subjects:
                 raise TrituneError(
                     f"--text: {self.task.title} takes {len(self.task.text_columns)} text(s), separated by a tab"
                 )
-            encoded = self.tokenizer(*parts, truncation=True, max_length=self.max_length)
+            texts = [[part] for part in parts]
+            ids = token_ids(self.tokenizer, texts, self.max_length, self.task.long_texts, "--text")
+            encoded = {name: values[0] for name, values in ids.items()}
         elif row < len(self.data.dev):
             encoded = {name: value for name, value in self.data.dev[row].items() if name != "labels"}
         else:
@@ -147,6 +150,7 @@ def open_subjects(
     models = {name: instrument(model).to(device).eval() for name, model in models.items()}
     _check_shapes(models, {**sources, UNTRAINED: UNTRAINED})
     splits = load_task_data(task, data_folder, task.dev_splits)
+    task = replace(task, long_texts=recipe.long_texts)
     data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
     tokenizer = getattr(processor, "tokenizer", processor)
     count = len(data.dev) if rows is None else min(rows, len(data.dev))

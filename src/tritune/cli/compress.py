@@ -60,6 +60,17 @@ def compress(
         typer.Option(help="Rows that may be set aside, by default 1 % and at least one.", metavar="N"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the split and the training.")] = 42,
+    balance: Annotated[
+        Literal["none", "weights", "sampling"],
+        typer.Option(
+            help="Let rare classes count as much as frequent ones in the fine-tuning: their rows weigh more in the "
+            "loss, or come more often."
+        ),
+    ] = "none",
+    long: Annotated[
+        Literal["truncate", "head-tail"],
+        typer.Option(help="What is kept of texts that are too long: their beginning, or as much of both ends."),
+    ] = "truncate",
     export: Annotated[
         Literal["onnx", "dense"] | None, typer.Option(help="Write the student for other runtimes, too.")
     ] = None,
@@ -99,7 +110,7 @@ def compress(
 
     columns = None if text_columns is None else tuple(options.comma_separated(text_columns))
     request = Request(
-        model, data, columns, label_column, group, time, minutes, max_bad_rows, seed, task=task, eval=eval
+        model, data, columns, label_column, group, time, minutes, max_bad_rows, seed, balance, long, task, eval
     )
     check(max_loss, export)
     options.begin(model)

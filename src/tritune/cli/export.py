@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,7 +90,7 @@ def export(
     from ..deploy.export.write import write_export
     from ..inference.evaluate import recipe_in_force
     from ..tasks.registry import get_task
-    from .show import show_export, show_result
+    from .show import show_export, show_notes, show_result
 
     known = None
     if task is not None:
@@ -99,6 +100,8 @@ def export(
     chosen.check(head.name)
     loaded = _load(model, head, known)
     recipe = recipe_in_force(model, loaded, overrides or [], known)
+    if recipe.long_texts != "truncate":
+        show_notes([f"long texts: {model} keeps both ends of them; a program that loads the export has to cut so, too"])
     processor = head.load_processor(model, loaded, recipe.max_length)
     compare = _comparison(loaded, known, verify, processor, recipe) if known else None
     report: dict[str, Any] = {"output": str(output), "format": format}
@@ -149,6 +152,7 @@ def _comparison(
     from ..tasks.data import load_task_data
 
     splits = load_task_data(task, data, task.dev_splits)
+    task = replace(task, long_texts=recipe.long_texts)
     encoded = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
 
     def compare(written: Path) -> dict[str, Any]:

@@ -56,6 +56,8 @@ def compress(
     max_loss: float | None = None,
     max_bad_rows: int | None = None,
     seed: int = 42,
+    balance: str = "none",
+    long: str = "truncate",
     export: str | None = None,
     overwrite: bool = False,
     task: str | None = None,
@@ -80,6 +82,8 @@ def compress(
         max_loss: points that the student may lose; beyond it larger students are tried.
         max_bad_rows: rows that may be set aside; None for 1 % and at least one.
         seed: of the split, the training and the intervals.
+        long: what is kept of texts that are too long: `truncate`, their beginning, or `head-tail`, both ends.
+        balance: `weights` or `sampling` lets rare classes count as much as frequent ones in the fine-tuning.
         export: `onnx` or `dense`, to write the student in that format, too.
         overwrite: replace another compression in `output`.
         task: the kind of task, such as `token-classification`; None goes by the data.
@@ -93,7 +97,7 @@ def compress(
     columns = None if text_columns is None else tuple(text_columns)
     pairs = None if eval is None else Path(eval)
     request = Request(
-        str(model), data, columns, label_column, group, time, minutes, max_bad_rows, seed, task=task, eval=pairs
+        str(model), data, columns, label_column, group, time, minutes, max_bad_rows, seed, balance, long, task, pairs
     )
     check(max_loss, export)
     opened = opened_request(request, say)
@@ -111,9 +115,9 @@ def dry_run(opened: Opened, say: Callable[[str], None]) -> Plan:
 
 def _planned(opened: Opened, folder: Path) -> Plan:
     request = opened.request
-    measured = opened.trains, opened.rows, request.minutes, request.seed, opened.table.longest
+    of_rows = opened.trains, opened.rows, request.minutes, request.seed, opened.table.longest, request.long_texts
     with stage("measure a few steps", delay=3):
-        return planned(request.model, opened.task(folder), *measured)
+        return planned(request.model, opened.task(folder), *of_rows)
 
 
 def _show_plan(plan: Plan, minutes: float | None, say: Callable[[str], None]) -> None:
@@ -234,7 +238,9 @@ def _teacher(opened: Opened, task: Task, plan: Plan, output: Path, say: Callable
     folder = output / TEACHER
     if not (folder / METRICS).is_file():
         say(f"teacher: {plan.teacher_steps} steps, until about {clock(plan.stages['teacher'])}")
-        job = open_job(opened.request.model, task, None, plan.teacher_recipe(opened.request.seed), folder, resume=True)
+        request = opened.request
+        recipe = plan.teacher_recipe(request.seed, request.balance)
+        job = open_job(request.model, task, None, recipe, folder, resume=True)
         finetune(job, resume=True)
     metrics = read_json(folder / METRICS)
     say(f"teacher: {100 * metrics['best'][task.metric]:.1f} on dev ({task.metric.replace('_', ' ')})")
@@ -269,6 +275,7 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
         "conflicts": sum(remark.kept for remark in table.remarks),
         "rows": opened.rows,
         "seed": opened.request.seed,
+        "long_texts": plan.long_texts,
         "plan": plan.as_dict(),
         **compared(theirs, own, task, opened.request.seed),
         "classes": per_class(rows, task.labels, task.multi_label) if rows and task.labels else [],

@@ -61,8 +61,31 @@ def opened_request(request: Request, say: Callable[[str], None]) -> Opened:
         say(f"{request.model} is fine-tuned first: it is no {table.teacher_is}")
     else:
         say(f"{request.model} is a {table.teacher_is}: it is distilled as it is")
+    if request.long_texts != "truncate" and not table.is_single_text:
+        raise TrituneError(f"--long {request.long_texts}: is for single texts with classes or a score; leave it out")
+    say_balance(request, table, own is None, say)
     labels = own or (None if table.labels is None else tuple(table.labels))
     return Opened(request, table, parts, labels, own is None)
+
+
+def say_balance(request: Request, table: Table, trains: bool, say: Callable[[str], None]) -> None:
+    """Say how much rare classes count, where they are rare or that is asked for.
+
+    Raises:
+        TrituneError: it is asked for, and there are no classes or nothing is fine-tuned on them.
+    """
+    if request.balance == "none":
+        if trains and table.metric:
+            say("--balance weights or sampling would let rare classes count as much as frequent ones")
+    elif not table.has_classes:
+        raise TrituneError(f"--balance: {table.reading.file} does not have one class for each row; leave it out")
+    elif not trains:
+        raise TrituneError(
+            f"--balance: {request.model} is a teacher already, and its student learns from its answers, not from the "
+            "labels; leave it out"
+        )
+    else:
+        say(f"rare classes count as much as frequent ones in the fine-tuning ({request.balance})")
 
 
 def _described(table: Table, parts: Parts) -> list[str]:

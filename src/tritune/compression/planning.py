@@ -20,6 +20,7 @@ from ..compute.devices import this_process
 from ..inference.evaluate import predict
 from ..modeling.quantization import Quantization
 from ..recipes import FinetuneRecipe, Recipe, load_recipe
+from ..recipes.recipe import GROUP_BY_LENGTH
 from ..tasks.data import load_task_data
 from ..tasks.models import load_model
 from ..tasks.registry import Task
@@ -65,6 +66,8 @@ class Plan:
         student_steps: updates of every part of the student.
         costs: what the expected seconds follow from.
         rows: of each part.
+        long_texts: what is kept of longer ones, as in recipes.
+        grouped: whether inputs of similar length share a batch.
     """
 
     max_length: int | None
@@ -74,6 +77,8 @@ class Plan:
     student_steps: int
     costs: Costs
     rows: dict[str, int]
+    long_texts: str = "truncate"
+    grouped: bool = False
 
     def seconds_of(self, student_steps: int) -> float:
         """Seconds that a student of so many steps is expected to take, with its evaluations."""
@@ -92,26 +97,28 @@ class Plan:
         """The expected seconds of everything."""
         return sum(self.stages.values())
 
-    def teacher_recipe(self, seed: int) -> FinetuneRecipe:
-        """The fine-tuning."""
+    def teacher_recipe(self, seed: int, balance: str = "none") -> FinetuneRecipe:
+        """The fine-tuning, with its classes in `balance`."""
         keys = {
             **{"max_steps": self.teacher_steps, "per_device_train_batch_size": self.batch_size, "seed": seed},
-            **{"eval_steps": max(1, self.teacher_steps // _EVALUATIONS)},
+            **{"eval_steps": max(1, self.teacher_steps // _EVALUATIONS), "balance": balance},
         }
-        return load_recipe(TEACHER, self._overrides(keys), FinetuneRecipe)
+        # Balanced sampling has an order of its own.
+        return load_recipe(TEACHER, self._overrides(keys, balance != "sampling"), FinetuneRecipe)
 
     def student_recipe(self, seed: int, steps: int, modules: dict[str, dict[str, Any]] | None = None) -> Recipe:
         """The distillation; `modules` have settings of their own."""
         recipe = load_recipe(STUDENT, self._overrides({"reconstruct_steps": steps, "seed": seed}))
         return replace(recipe, modules=modules) if modules else recipe
 
-    def _overrides(self, keys: dict[str, Any]) -> list[str]:
-        return [*(f"{key}={value}" for key, value in keys.items()), *self.lengths]
+    def _overrides(self, keys: dict[str, Any], may_group: bool = True) -> list[str]:
+        order = [f"train_sampling_strategy={GROUP_BY_LENGTH}"] if self.grouped and may_group else []
+        return [*(f"{key}={value}" for key, value in keys.items()), *self.lengths, *order]
 
     @property
     def lengths(self) -> list[str]:
         """What a recipe must be told of lengths."""
-        return [] if self.max_length is None else [f"max_length={self.max_length}"]
+        return [] if self.max_length is None else [f"max_length={self.max_length}", f"long_texts={self.long_texts}"]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; `Plan.of` reads it back."""
@@ -131,6 +138,7 @@ def planned(
     minutes: float | None,
     seed: int,
     longest: int,
+    long_texts: str = "truncate",
 ) -> Plan:
     """Measure a few steps and plan with them.
 
@@ -142,6 +150,7 @@ def planned(
         minutes: that everything may take; None for as long as the usual steps take.
         seed: of the rows that are measured.
         longest: tokens that an input may have at most.
+        long_texts: what is kept of longer ones.
 
     Raises:
         TrituneError: the model cannot be used for this task.
@@ -154,25 +163,42 @@ def planned(
     read = load_task_data(task, splits=["train"])["train"]
     drawn = np.random.default_rng(seed).permutation(len(read))[:_SAMPLE]
     data = task.head.encode({"train": read.select(drawn)}, task, processor, room, "longest")
-    encoded, max_length, cut = data.splits["train"], room, 0.0
-    if room is not None:
-        max_length, cut, encoded = _length(encoded, room)
     batch_size = 16 if rows["train"] < 5000 else 32
+    encoded, max_length, cut, grouped = data.splits["train"], room, 0.0, False
+    if room is not None:
+        lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+        max_length, cut = _length(lengths, room)
+        grouped = mostly_padding(np.minimum(lengths, max_length), batch_size)
+        encoded = encoded.select(_typical(lengths) if grouped else np.flatnonzero(lengths <= max_length))
     costs = _measured(model, task, encoded, data.collate, batch_size, trains)
     epochs = 5 if rows["train"] < 2000 else 3
     teacher = max(100, epochs * -(-rows["train"] // batch_size)) if trains else 0
     student = load_recipe(STUDENT).reconstruct_steps
-    plan = Plan(max_length, 0.0 if task.head.windows else cut, batch_size, teacher, student, costs, rows)
+    cut = 0.0 if task.head.windows else cut
+    plan = Plan(max_length, cut, batch_size, teacher, student, costs, rows, long_texts, grouped)
     return plan if minutes is None else _within(plan, 60 * minutes - (time.perf_counter() - began))
 
 
-def _length(rows: Dataset, room: int) -> tuple[int, float, Dataset]:
-    """Tokens that an input may have, the share of rows that are longer, and those that are not."""
-    lengths = np.array([len(ids) for ids in rows["input_ids"]])
+def _length(lengths: np.ndarray, room: int) -> tuple[int, float]:
+    """Tokens that an input may have, and the share of rows that are longer."""
     max_length = min(room, _multiple(int(np.quantile(lengths, 1 - _CUT, method="higher"))))
     # What is as long as there is room for has been cut already.
-    cut = float(((lengths > max_length) | (lengths == room)).mean())
-    return max_length, cut, rows.select(np.flatnonzero(lengths <= max_length))
+    return max_length, float(((lengths > max_length) | (lengths == room)).mean())
+
+
+def mostly_padding(lengths: np.ndarray, batch_size: int) -> bool:
+    """Whether rows of these lengths, in their order, make batches of which more than half would be padding.
+
+    >>> mostly_padding(np.array([5, 5, 5, 50]), 4), mostly_padding(np.array([5, 5, 50, 50]), 2)
+    (True, False)
+    """
+    batches = lengths[: len(lengths) // batch_size * batch_size].reshape(-1, batch_size)
+    return bool(batches.size) and float(batches.max(1).mean()) > 2 * float(batches.mean())
+
+
+def _typical(lengths: np.ndarray) -> np.ndarray:
+    """The rows, those of mean length first: grouped by length, batches cost on average what a batch of these does."""
+    return np.argsort(np.abs(lengths - lengths.mean()), kind="stable")
 
 
 def _within(plan: Plan, seconds: float) -> Plan:
@@ -193,7 +219,7 @@ def _multiple(length: int) -> int:
 def _measured(
     model: PreTrainedModel, task: Task, rows: Dataset, collate: Callable, batch_size: int, trains: bool
 ) -> Costs:
-    """Seconds of steps on random rows; the model is spoilt."""
+    """Seconds of steps on the first of some rows; the model is spoilt."""
     recipe = settle(load_recipe(STUDENT))
     device = model.device
     batch = {name: tensor.to(device) for name, tensor in collate(_some(rows, batch_size)).items()}
@@ -203,13 +229,15 @@ def _measured(
     batches = [collate(_some(rows, own, place)) for place in range(4)]
     with bfloat16(device) if recipe.bf16 else nullcontext():
         first, fourth = (
-            _seconds(partial(reconstruct, student, model, batches, steps=steps, head=task.head)) for steps in (1, 4)
+            _seconds(partial(reconstruct, student, model, batches[:steps], steps=steps, head=task.head))
+            for steps in (1, 4)
         )
     some = rows.select(range(min(len(rows), 32)))
     teacher_row, student_row = (
         _seconds(partial(predict, one, some, collate, 32, task.head.read)) / len(some) for one in (model, student)
     )
-    student_step = max((fourth - first) / 3, fourth / 20)
+    # Both measured their error on all of their batches, before and after, as a long one does on a few.
+    student_step = max((fourth - first) / 3 - 2 * own * student_row, fourth / 20)
     if not trains:
         return Costs(0.0, student_step, teacher_row, student_row)
     model.requires_grad_(True).train()

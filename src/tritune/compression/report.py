@@ -118,7 +118,8 @@ def _file(metrics: dict[str, Any]) -> list[list[str]]:
     what = "a score" if labels is None else f"{len(labels)} classes"
     if labels is not None and len(labels) <= _MATRIX:
         what += ": " + ", ".join(f"{name} {count}" for name, count in labels.items())
-    cut = f"{100 * plan['cut']:.1f} % of the texts are longer and cut" if plan["cut"] else "none is longer"
+    where = "in their middle" if metrics["long_texts"] == "head-tail" else "at their end"
+    cut = f"{100 * plan['cut']:.1f} % of the texts are longer and cut {where}" if plan["cut"] else "none is longer"
     parts = ", ".join(f"{count} {side}" for side, count in metrics["rows"].items())
     rows = f"{file['rows']} used, {metrics['set_aside']} set aside"
     if metrics["conflicts"]:

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import TrituneError
+from ..errors import TrituneError, check_among
+from ..recipes.recipe import BALANCES, LONG_TEXTS
 from ..tasks.names import KINDS
 from ..tasks.task_file import content_sha256
 
@@ -24,6 +25,8 @@ class Request:
         text_columns, label_column, group, time: columns by name, see `understood` and `split`.
         minutes: that everything may take.
         max_bad_rows: that may be set aside; None for 1 % and at least one.
+        balance: of classes in the fine-tuning, a recipe's `balance`.
+        long_texts: what is kept of texts that are too long, a recipe's `long_texts`.
         seed: of the parts, the training and the intervals.
         task: the kind of task, one of `names.KINDS`; None goes by the data.
         eval: pairs of texts with scores, for a sentence encoder.
@@ -38,6 +41,8 @@ class Request:
     minutes: float | None = None
     max_bad_rows: int | None = None
     seed: int = 42
+    balance: str = "none"
+    long_texts: str = "truncate"
     task: str | None = None
     eval: Path | None = None
 
@@ -48,6 +53,8 @@ class Request:
             raise TrituneError(f"{self.eval}: there is no such file")
         if self.task is not None and self.task not in KINDS:
             raise TrituneError(f"task: {self.task!r} is not one of {', '.join(KINDS)}")
+        check_among(self, "balance", BALANCES)
+        check_among(self, "long_texts", LONG_TEXTS)
         for name in ("minutes", "max_bad_rows", "seed"):
             value = getattr(self, name)
             if value is not None and (value < 0 or (name == "minutes" and value == 0)):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,6 +48,7 @@ def scored(source: str | Path, task: Task, lengths: Sequence[str], packed: bool 
     task = task.for_model(source)
     model = load(source) if packed else load_model(source, task)
     recipe = recipe_in_force(source, model, lengths, task)
+    task = replace(task, long_texts=recipe.long_texts)
     processor = task.head.load_processor(source, model, recipe.max_length)
     model.to(this_process().device)
     splits = load_task_data(task, splits=task.dev_splits)

@@ -101,6 +101,16 @@ class Table(ABC):
         """What selects checkpoints; None for what is usual for the kind."""
         return None
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether every row has one of some classes."""
+        return False
+
+    @property
+    def is_single_text(self) -> bool:
+        """Whether the inputs are texts of which the middle can be left out."""
+        return False
+
     def options(self, labels: tuple[str, ...] | None) -> dict[str, Any]:
         """What `own_task` takes besides files and columns."""
         return {"labels": labels}

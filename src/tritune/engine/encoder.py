@@ -38,6 +38,7 @@ _KINDS = {"ForSequenceClassification": TEXTS, "ForTokenClassification": TAGS, "F
 _USUAL_LENGTHS = {TEXTS: 128, TAGS: 128, SPANS: 384, EMBEDDINGS: 128}
 # The key of a recipe, read without the seconds that importing a YAML library may take.
 _RECIPE, _MAX_LENGTH = "recipe.yaml", re.compile(r"^max_length:[ \t]*(\d+)[ \t]*(?:#.*)?$", re.MULTILINE)
+_LONG_TEXTS = re.compile(r"^long_texts:[ \t]*head-tail[ \t]*(?:#.*)?$", re.MULTILINE)
 # Texts that are tokenized at once, and tokens of a thread that are run at once: more would only take more memory.
 _TEXTS_AT_ONCE, _TOKENS_A_THREAD = 512, 512
 
@@ -83,6 +84,11 @@ def load(
     settings = read_settings(folder, lambda name: _content(folder / name))
     kind = _kind(packed.config)
     if max_length is None:
+        if _LONG_TEXTS.search(_recipe_text(folder)):
+            raise TrituneError(
+                f"{folder}: keeps both ends of long texts ({_RECIPE}: long_texts), and here they are cut at their end; "
+                "use `tritune predict`, or give max_length to cut them so all the same"
+            )
         max_length = min(_max_length(folder, kind, settings, tokenization.config), model.max_tokens)
     if max_length > model.max_tokens:
         raise TrituneError(f"max_length {max_length} is more than the {model.max_tokens} positions of {folder}")
@@ -320,9 +326,13 @@ def _max_length(folder: Path, kind: str, settings: Settings, tokenizer: dict[str
     if settings.contents:
         length = settings.max_length or tokenizer.get("model_max_length")
     else:
-        found = _MAX_LENGTH.search((_content(folder / _RECIPE) or b"").decode(errors="replace"))
+        found = _MAX_LENGTH.search(_recipe_text(folder))
         length = int(found[1]) if found else None
     return length if isinstance(length, int) and length > 0 else _USUAL_LENGTHS[kind]
+
+
+def _recipe_text(folder: Path) -> str:
+    return (_content(folder / _RECIPE) or b"").decode(errors="replace")
 
 
 def _content(path: Path) -> bytes | None:

@@ -5,6 +5,7 @@ tensors plugged in, and what it returns is reported under the name `assisted`.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,7 @@ def evaluate_source(
     task = task.for_model(source)
     model = load_model(source, task)
     recipe = recipe_in_force(source, model, overrides, task)
+    task = replace(task, long_texts=recipe.long_texts)
     processor = task.head.load_processor(source, model, recipe.max_length)
     model.to(this_process().device)
     splits = load_task_data(task, data_folder, task.dev_splits)

@@ -93,7 +93,8 @@ def _answered(
     task = usual_task(head)
     recipe = recipe_in_force(source, model, overrides, task)
     processor = head.load_processor(source, model, recipe.max_length)
-    asked = head.predictable(inputs, Answering(model, processor, recipe.max_length, recipe.padding), name)
+    answering = Answering(model, processor, recipe.max_length, recipe.padding, recipe.long_texts)
+    asked = head.predictable(inputs, answering, name)
     shares = asked.shares if probabilities else None
     if probabilities and shares is None:
         raise TrituneError(f"--probabilities would change nothing: {source} gives no labels")

@@ -22,7 +22,7 @@ FOLDER = resources.files(__package__)
 FINETUNE = "finetune"
 RECIPE_FILE = "recipe.yaml"
 # The keys that still matter once a model is trained.
-EVALUATION_KEYS = ("max_length", "padding", "per_device_eval_batch_size")
+EVALUATION_KEYS = ("max_length", "long_texts", "padding", "per_device_eval_batch_size")
 
 # No number in use is larger.
 _LARGEST = 2**63

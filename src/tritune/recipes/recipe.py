@@ -26,12 +26,14 @@ _OF_RECONSTRUCTION = ("reconstruct_batch_size", "reconstruct_learning_rate")
 _OF_WHOLE_MODEL = (
     *("learning_rate", "learned_scale_learning_rate", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("weight_decay", "warmup_ratio", "max_grad_norm", "gradient_accumulation_steps", "gradient_checkpointing"),
-    *("logging_steps", "save_steps", "select_on", "student_dropout", "report_to"),
+    *("balance", "logging_steps", "save_steps", "select_on", "student_dropout", "report_to"),
 )
 
 PADDINGS = ("max_length", "longest")
 GROUP_BY_LENGTH = "group_by_length"
 SAMPLING_STRATEGIES = ("random", "sequential", GROUP_BY_LENGTH)
+LONG_TEXTS = ("truncate", "head-tail")
+BALANCES = ("none", "weights", "sampling")
 SELECTIONS = ("dev", "held_out")
 OPTIMIZERS = ("bert_adam", "adamw")
 IMAGE_AUGMENTATIONS = ("standard", "none")
@@ -59,8 +61,12 @@ class FinetuneRecipe:
             bf16 may be `auto`, see `settled`.
         gradient_checkpointing: recompute activations in the backward pass instead of storing them.
         train_sampling_strategy: order of the training rows: `random`, `sequential`, or `group_by_length`.
+        balance: of classes: `weights`, every row weighs as much as its class is rare; `sampling`, every class comes as
+            often as any other; or `none`.
         augmented: train on `train_aug.tsv`, written by `tritune augment`, instead of `train.tsv`.
         max_length: sequence length in tokens; null takes the task's.
+        long_texts: what is kept of a text beyond `max_length`: its beginning, `truncate`, or as much of its
+            beginning as of its end, `head-tail`.
         padding: `max_length` or `longest`.
         eval_steps: updates between evaluations; null takes the task's.
         logging_steps: updates between lines of `history.jsonl`.
@@ -92,8 +98,10 @@ class FinetuneRecipe:
     fp16: bool = False
     gradient_checkpointing: bool = False
     train_sampling_strategy: str = "random"
+    balance: str = "none"
     augmented: bool = False
     max_length: int | None = None
+    long_texts: str = "truncate"
     padding: str = "longest"
     eval_steps: int | None = None
     logging_steps: int = 10
@@ -105,9 +113,11 @@ class FinetuneRecipe:
 
     def __post_init__(self):
         check_among(self, "optimizer", OPTIMIZERS)
+        check_among(self, "long_texts", LONG_TEXTS)
         check_among(self, "padding", PADDINGS)
         check_among(self, "train_sampling_strategy", SAMPLING_STRATEGIES)
         check_among(self, "select_on", SELECTIONS)
+        check_among(self, "balance", BALANCES)
         check_among(self, "image_augmentation", (None, *IMAGE_AUGMENTATIONS))
         for key in ("learning_rate", "adam_epsilon"):
             _check(self, key, lambda value: value > 0, "must be positive")
@@ -128,6 +138,11 @@ class FinetuneRecipe:
             f"must be at least {fewest}, or -1 for epochs",
         )
         _check(self, "num_train_epochs", lambda value: 0 < value <= 1e6, "must be above 0 and at most a million")
+        if self.balance == "sampling" and self.train_sampling_strategy != "random":
+            raise TrituneError(
+                f"balance: sampling draws the rows itself; set train_sampling_strategy random, not "
+                f"{self.train_sampling_strategy}"
+            )
         if self.select_on == "held_out" and self.augmented:
             raise TrituneError(
                 "select_on: held_out and augmented exclude each other: variants of held-out rows would be trained on"
@@ -145,6 +160,16 @@ class FinetuneRecipe:
                 raise TrituneError(f"{key} would change nothing for {task.title}: {reason}")
         if task.max_length is None and self.train_sampling_strategy == GROUP_BY_LENGTH:
             raise TrituneError(f"train_sampling_strategy: {task.title} has no lengths to group by; use random")
+        if self.long_texts != "truncate" and not (task.head.cuts_middles and len(task.text_columns) == 1):
+            raise TrituneError(
+                f"long_texts: {self.long_texts} is for the classes and scores of single texts, not for {task.title}; "
+                "take truncate"
+            )
+        if self.balance != "none" and not task.head.has_classes:
+            raise TrituneError(f"balance: {task.title} has no class for a whole row; take none")
+        if self.balance != "none" and task.problem != "single_label":
+            what = "scores" if task.is_regression else "any number of labels a row"
+            raise TrituneError(f"balance: {task.title} has {what}, no classes to balance; take none")
         batch = self.per_device_train_batch_size or task.batch_size
         steps = self.max_steps
         if steps < 0:
@@ -279,6 +304,10 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
         for key in ("learned_scale_learning_rate", "reconstruct_learning_rate"):
             _check(self, key, lambda value: value > 0, "must be positive")
         _check(self, "reconstruct_batch_size", lambda value: value >= 1, "must be at least 1")
+        if self.balance == "weights" and not self.ground_truth_coefficient:
+            raise TrituneError(
+                "balance: weights are those of the ground_truth loss, and ground_truth_coefficient is 0; take sampling"
+            )
         if self.max_steps == 0 and self.schedule is not None:
             raise TrituneError(f"schedule: {self.schedule} needs a step one, and max_steps is 0; set schedule null")
 

@@ -17,6 +17,7 @@ from ..inference.evaluate import dev_logits, dev_scores
 from ..recipes import RECIPE_FILE, FinetuneRecipe, to_yaml
 from ..tasks.task_file import task_record
 from .arguments import data_arguments, training_arguments
+from .balance import balance_arguments
 from .callbacks import BestModel, History, StepTimer
 from .head_trainer import HeadTrainer
 from .job import Job
@@ -94,6 +95,7 @@ def _trainer(job: Job[FinetuneRecipe]) -> HeadTrainer:
         warmup_ratio=recipe.warmup_ratio,
         train_dataset=job.data.training_rows(recipe.image_augmentation, recipe.seed),
         **data_arguments(job, job.model),
+        **balance_arguments(job, recipe.seed),
     )
 
 

@@ -1,16 +1,21 @@
 """transformers' Trainer for every kind of task, with the optimizer of the published recipes."""
 
 import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, SchedulerType, TrainingArguments
 
 from ..checkpoints.files import usual_modes
+from ..distil.losses.ground_truth import class_cross_entropy
+from ..distil.losses.means import wide
 from ..errors import TrituneError
 from ..recipes.recipe import OPTIMIZERS
 from ..tasks.heads import TEXT_CLASSIFICATION, Head
+from ..tasks.heads.augmented import EpochOf
 from .optimizer import BertAdam, learning_rate
 from .resume import ResumableTrainer
 
@@ -25,6 +30,8 @@ class HeadTrainer(ResumableTrainer):
         head: the kind of task.
         optimizer: `adamw`, Trainer's own, or `bert_adam`, see `BertAdam`. `optimizers` in `kwargs` overrides both.
         warmup_ratio: of `bert_adam`, the fraction of steps used for warm-up.
+        class_weights: (classes,), of the rows of each class in the loss of a training step, see `class_cross_entropy`.
+        sampler: of the training rows, told its `epoch` before each; None goes by `train_sampling_strategy`.
         **kwargs: passed to Trainer.
 
     Raises:
@@ -42,6 +49,8 @@ class HeadTrainer(ResumableTrainer):
         head: Head = TEXT_CLASSIFICATION,
         optimizer: str = "adamw",
         warmup_ratio: float = 0.1,
+        class_weights: Sequence[float] | None = None,
+        sampler: Sampler | None = None,
         **kwargs: Any,
     ):
         if optimizer not in OPTIMIZERS:
@@ -57,6 +66,10 @@ class HeadTrainer(ResumableTrainer):
             # Of every kind of task; Trainer would take the names of the model's own arguments.
             self.label_names = ["labels"]
         self.model_accepts_loss_kwargs = False
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights, device=self.args.device)
+        self.sampler = sampler
+        if sampler is not None:
+            self.add_callback(EpochOf(sampler))
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that was chosen; biases and norms are not decayed."""
@@ -85,8 +98,20 @@ class HeadTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The model's own loss, and its output with `return_outputs`; a mean, whatever `num_items_in_batch`."""
-        return super().compute_loss(model, self.head.model_inputs(inputs), return_outputs)
+        """The model's own loss, and its output with `return_outputs`; a mean, whatever `num_items_in_batch`.
+
+        In training its rows have the weights of their classes.
+        """
+        inputs = self.head.model_inputs(inputs)
+        if self.class_weights is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs)
+        _, output = super().compute_loss(model, inputs, return_outputs=True)
+        (logits,) = wide(output["logits"])
+        loss = class_cross_entropy(logits, inputs["labels"], self.class_weights)
+        return (loss, output) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """See Trainer; the files get the modes that the umask allows."""

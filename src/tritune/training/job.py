@@ -185,6 +185,7 @@ def open_job(
         raise TrituneError(f"{source}: quantized already; give a float model")
     student = None if student_source is None else _open_student(student_source, task, processor, recipe.max_length)
     recipe = _fitted(recipe, task, model, student)
+    task = replace(task, long_texts=recipe.long_texts)
     data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
     if unlabelled is not None:
         read, rows = read_unlabelled(unlabelled, task, model, processor, recipe.max_length, recipe.padding)
@@ -215,6 +216,8 @@ def _with_held_out(splits: DatasetDict, task: Task, seed: int) -> DatasetDict:
 def _check_unlabelled(recipe: FinetuneRecipe, path: Path) -> None:
     if not isinstance(recipe, Recipe) or recipe.ground_truth_coefficient:
         raise TrituneError(f"--unlabelled {path}: the ground_truth loss needs labels; set ground_truth_coefficient=0")
+    if recipe.balance != "none":
+        raise TrituneError(f"--unlabelled {path}: classes are balanced by their labels; set balance=none")
     if recipe.augmented:
         raise TrituneError(f"--unlabelled {path}: augmented rows are those of the task; set augmented=false")
 
@@ -241,7 +244,8 @@ def with_recipe(job: Job[Recipe], recipe: Recipe, data_folder: Path | None, outp
         TrituneError: the recipe does not fit the model or the task.
     """
     fitted = fit(job, recipe)
-    if (fitted.max_length, fitted.padding) != (job.recipe.max_length, job.recipe.padding):
+    if any(getattr(fitted, key) != getattr(job.recipe, key) for key in ("max_length", "long_texts", "padding")):
+        job = replace(job, task=replace(job.task, long_texts=fitted.long_texts))
         splits = load_task_data(job.task, data_folder, augmented=fitted.augmented)
         if fitted.select_on == HELD_OUT:
             splits = _with_held_out(splits, job.task, job.recipe.seed)

@@ -24,6 +24,7 @@ from ..modeling.modes import evaluation_mode
 from ..modeling.quantization import Quantization
 from ..recipes import Recipe
 from .arguments import data_arguments, takes_kernels, training_arguments
+from .balance import balance_arguments
 from .callbacks import BestModel, History, StepTimer, Watch
 from .card import CARD, model_card
 from .job import Job, Phase
@@ -233,6 +234,7 @@ def _train(
             else rows.add_column(ROW, range(len(rows)))
         ),
         **data_arguments(job, student),
+        **balance_arguments(job, data_seed),
     )
     history = History(job.output / HISTORY, phase.name, phase.first_step, trainer.site_name)
     timer, started = StepTimer(), time.perf_counter()

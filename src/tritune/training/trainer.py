@@ -200,6 +200,7 @@ class DistillationTrainer(HeadTrainer):
             temperature=self.temperature,
             layers=self.layers,
             causal=_is_language_model(self.teacher, teacher),
+            class_weights=self.class_weights,
             embeddings=(
                 None if self.head.has_logits else (self.head.read(student, batch), self.head.read(teacher, batch))
             ),

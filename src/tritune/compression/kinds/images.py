@@ -78,6 +78,11 @@ class Images(Table):
         """Those of the parts are the usual ones."""
         return {}
 
+    @property
+    def has_classes(self) -> bool:
+        """One an image."""
+        return True
+
     def write(self, folder: Path, side: str, rows: Sequence[Example]) -> None:
         """As Parquet, with the bytes of every image."""
         features = Features({IMAGE: Image(), LABEL: ClassLabel(names=list(self.labels or ()))})

@@ -85,6 +85,16 @@ class Texts(Table):
             return None
         return "macro_f1" if max(self.labels.values()) >= _SKEW * min(self.labels.values()) else None
 
+    @property
+    def has_classes(self) -> bool:
+        """Of one label a row."""
+        return self.problem == "single_label"
+
+    @property
+    def is_single_text(self) -> bool:
+        """Not of pairs."""
+        return len(self.text_columns) == 1
+
     def options(self, labels: tuple[str, ...] | None) -> dict[str, Any]:
         """Labels, problem and metric."""
         return {"labels": labels, "problem": self.problem, "metric": self.metric}

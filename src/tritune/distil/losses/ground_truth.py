@@ -34,7 +34,25 @@ def ground_truth_loss(pair: Pair) -> torch.Tensor:
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     if logits.ndim == 3:
         return _labelled(logits, labels, pair.average)
-    return F.cross_entropy(logits, labels)
+    return class_cross_entropy(logits, labels, pair.class_weights)
+
+
+def class_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean over the rows of the weight of a row's class times its cross-entropy.
+
+    Not divided by the sum of the weights in the batch, as torch would: the mean then does not depend on how rows are
+    split over batches and processes.
+
+    Args:
+        logits: (batch, classes).
+        labels: class ids, (batch,).
+        weights: (classes,); None weighs all alike.
+    """
+    if weights is None:
+        return F.cross_entropy(logits, labels)
+    return (weights.to(logits)[labels] * F.cross_entropy(logits, labels, reduction="none")).mean()
 
 
 def _labelled(logits: torch.Tensor, labels: torch.Tensor, average: str) -> torch.Tensor:

@@ -29,6 +29,7 @@ class Pair:
         layers: that the losses taken per layer read, see `distilled_layers`; None for all, and the embeddings too.
         causal: whether the logits, (batch, tokens, vocabulary), are about the next token, and the labels token ids.
         multi_label: whether each logit is a yes or no of its own.
+        class_weights: (classes,), of the rows of each class in the ground truth loss; None weighs all alike.
         embeddings: the student's and the teacher's pooled embeddings, each (batch, width), of a sentence encoder.
     """
 
@@ -42,6 +43,7 @@ class Pair:
     layers: tuple[int, ...] | None = None
     causal: bool = False
     multi_label: bool = False
+    class_weights: torch.Tensor | None = None
     embeddings: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod

@@ -32,7 +32,7 @@ def read_unlabelled(
         raise TrituneError(
             f"--unlabelled {path}: {task.title} has no labels to do without; give the file as --train-file"
         )
-    answering = Answering(model, processor, max_length, padding)
+    answering = Answering(model, processor, max_length, padding, task.long_texts)
     if task.head is IMAGE_CLASSIFICATION:
         images, _ = unlabelled(path)
         return images, task.head.predictable(images, answering, str(path)).examples

@@ -30,9 +30,9 @@ class AugmentedRows(Dataset):
 
 
 class EpochOf(TrainerCallback):
-    """Tells augmented rows which epoch it is."""
+    """Tells rows, or a sampler of them, which epoch it is."""
 
-    def __init__(self, rows: AugmentedRows):
+    def __init__(self, rows: Any):
         self.rows = rows
 
     def on_epoch_begin(self, args, state, control, **kwargs):

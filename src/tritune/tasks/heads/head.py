@@ -51,6 +51,7 @@ class Task:
         label_column: that holds the label of a user's own data.
         multi_label: whether a row may have any number of labels.
         by_id: whether the user's own data give labels whose names are known by their ids.
+        long_texts: what is kept of texts beyond the length, see `long_texts.token_ids`; a run's is that of its recipe.
         repository: the data set's name on the hub where it is none of GLUE's.
     """
 
@@ -69,6 +70,7 @@ class Task:
     label_column: str = "label"
     multi_label: bool = False
     by_id: bool = False
+    long_texts: str = "truncate"
     repository: str | None = None
 
     @property
@@ -148,12 +150,16 @@ class EncodedData:
 
 @dataclass(frozen=True)
 class Answering:
-    """A model that answers, its tokenizer or image processor, and the lengths of its recipe; images have none."""
+    """A model that answers, its tokenizer or image processor, and the lengths of its recipe; images have none.
+
+    What is kept of longer texts is `long_texts`, see `long_texts.token_ids`.
+    """
 
     model: PreTrainedModel
     processor: Any
     max_length: int | None
     padding: str
+    long_texts: str = "truncate"
 
     def collate(self) -> Collate:
         """The collator of tokenized inputs."""
@@ -212,6 +218,8 @@ class Head(ABC):
         reads_hub: whether one of a user's own files may be the name of a data set on the hub.
         has_columns: whether files of this kind have columns to choose from.
         has_logits: whether such a model ends in a head whose logits are compared; without, `read` says what is.
+        has_classes: whether a row as a whole may have one of some classes.
+        cuts_middles: whether a text that is too long may lose its middle in place of its end.
         output_names: of an exported graph, see `outputs`; those that other programs look for.
         windows: whether long inputs become several rows of the model's, so that nothing of them is lost.
         asked: the usual columns of an input, where it has some.
@@ -229,6 +237,8 @@ class Head(ABC):
     reads_hub: ClassVar[bool] = False
     has_columns: ClassVar[bool] = True
     has_logits: ClassVar[bool] = True
+    has_classes: ClassVar[bool] = False
+    cuts_middles: ClassVar[bool] = False
     output_names: ClassVar[tuple[str, ...]] = ("logits",)
     windows: ClassVar[bool] = False
     asked: ClassVar[tuple[str, ...]] = ("text", "text_pair")

@@ -39,6 +39,7 @@ class ImageClassification(Classifier):
     auto_model = AutoModelForImageClassification
     auto_processor = AutoImageProcessor
     reads_hub = True
+    has_classes = True
     unused_keys: ClassVar[Mapping[str, str]] = {"max_length": "images are not cut to a number of tokens"}
     default_keys: ClassVar[Mapping[str, Any]] = {"image_augmentation": "standard"}
 

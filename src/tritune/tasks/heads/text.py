@@ -11,6 +11,7 @@ from ...errors import TrituneError
 from ...progress import stage
 from ..bars import without_bars
 from ..table import listed, number_in, placed
+from .long_texts import token_ids
 
 # The columns that are looked for, in this order, where nobody names any.
 _KNOWN_COLUMNS: tuple[tuple[str, ...], ...] = (
@@ -107,21 +108,26 @@ def token_by_token(tokenizer: PreTrainedTokenizerBase, source: object) -> PreTra
 
 
 def encode(
-    rows: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None, title: str
+    rows: Dataset,
+    columns: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    title: str,
+    long_texts: str = "truncate",
 ) -> Dataset:
-    """Token ids of the texts in one or two columns, truncated to `max_length` and not padded, in memory.
+    """Token ids of the texts in one or two columns, cut to `max_length` and not padded, in memory.
 
     The texts are replaced by what the tokenizer returns (`input_ids` etc., each `(length,)`); `label`, where there is
-    one, becomes `labels`. `title` is that of the progress bar.
+    one, becomes `labels`. `title` is that of the progress bar; `long_texts` says what is cut, see `token_ids`.
 
-    Raises TrituneError if `max_length` leaves no room for text beside the special tokens.
+    Raises TrituneError if `max_length` leaves no room for text beside the special tokens, or as `token_ids` does.
     """
     check_room(tokenizer, len(columns), max_length)
 
     def tokenize(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
         """Columns of texts to columns of token ids."""
         texts = [batch[column] for column in columns]
-        return dict(tokenizer(*texts, truncation=True, max_length=max_length))
+        return token_ids(tokenizer, texts, max_length, long_texts, title)
 
     encoded = tokenized(rows, tokenize, columns, title)
     return encoded.rename_column("label", "labels") if "label" in encoded.column_names else encoded

@@ -18,6 +18,7 @@ from ..table import columns_of, listed, placed, read_table
 from .classifier import PROBLEM_TYPES, Classifier, measures_of, named_answers
 from .head import Answering, EncodedData, Predictable, Task
 from .labels import LabelReader, are_ids, guessed_problem, label_columns, label_names
+from .long_texts import token_ids
 from .text import check_room, collator, encode, text_columns, text_of, training_texts
 
 # How the rows of each problem are scored; the first metric selects where a task file does not say another one.
@@ -36,14 +37,16 @@ class TextClassification(Classifier):
 
     name = "text-classification"
     auto_model = AutoModelForSequenceClassification
+    has_classes = True
+    cuts_middles = True
     file_options: ClassVar[tuple[str, ...]] = ("problem", "labels", "metric")
 
     def encode(
         self, splits: DatasetDict, task: Task, processor: PreTrainedTokenizerBase, max_length: int | None, padding: str
     ) -> EncodedData:
         """Token ids of every text, see `text.encode`."""
-        columns, title = task.text_columns, task.title
-        encoded = DatasetDict({split: encode(splits[split], columns, processor, max_length, title) for split in splits})
+        options = processor, max_length, task.title, task.long_texts
+        encoded = DatasetDict({split: encode(splits[split], task.text_columns, *options) for split in splits})
         collate = collator(processor, padding, max_length)
         return EncodedData(encoded, collate, measures_of(encoded, task), task.dev_splits[0])
 
@@ -113,8 +116,8 @@ class TextClassification(Classifier):
     def predictable(self, inputs: list[list[str]], answering: Answering, name: str) -> Predictable:
         """Adds `prediction`, see `classifier.named_answers`."""
         check_room(answering.processor, len(inputs), answering.max_length)
-        encoded = answering.processor(*inputs, truncation=True, max_length=answering.max_length)
-        return named_answers(Dataset.from_dict(dict(encoded)), answering.collate(), answering.model, name)
+        encoded = token_ids(answering.processor, inputs, answering.max_length, answering.long_texts, name)
+        return named_answers(Dataset.from_dict(encoded), answering.collate(), answering.model, name)
 
     def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData) -> dict[str, float]:
         """As of classes; with many labels a row agrees where every label's answer is the same, and the KL is summed."""

@@ -1,15 +1,21 @@
 """Rows of similar length share a batch, and the answers come in the order of the rows."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
 import tritune
-from families import FAMILIES, VOCABULARY
+from families import FAMILIES, LABELS, VOCABULARY
 from test_invariance import DEPLOY
+from test_trainer import arguments
 from tritune import Quantization
 from tritune.inference.evaluate import longest_first, predict, shares_scales
+from tritune.tasks.heads import TEXT_CLASSIFICATION
+from tritune.training.arguments import data_arguments
+from tritune.training.head_trainer import HeadTrainer
 
 BERT = FAMILIES["bert"]
 MODELS = {
@@ -58,6 +64,29 @@ def test_answers_are_those_of_every_row_on_its_own(name, lengths):
     # No other way to make batches of three pads less.
     widest = sorted(lengths, reverse=True)
     assert collate.tokens == sum(widest[start] * len(widest[start : start + 3]) for start in range(0, len(widest), 3))
+
+
+@pytest.mark.parametrize("name", [*MODELS, "a scale per tensor"])
+def test_evaluations_inside_a_training_batch_as_predict_does(name, tmp_path):
+    build = MODELS.get(name, lambda: tritune.prepare(BERT.build(), Quantization()).eval())
+    model, rows, collate, read = build(), rows_of(LENGTHS), Collate(), []
+    labelled = rows.add_column("labels", [row % LABELS for row in range(len(rows))])
+
+    def with_labels(batch):
+        return collate(batch) | {"labels": torch.tensor([row["labels"] for row in batch])}
+
+    def measure(logits):
+        read.append(logits)
+        return {"score": 1.0}
+
+    data = SimpleNamespace(splits={"dev": labelled}, selection="dev", measures={"dev": measure}, collate=with_labels)
+    job = SimpleNamespace(data=data, task=SimpleNamespace(head=TEXT_CLASSIFICATION))
+    options = arguments(tmp_path, per_device_eval_batch_size=4, remove_unused_columns=False)
+    assert HeadTrainer(model, options, **data_arguments(job, model)).evaluate()["eval_score"] == 1.0
+    batches, inside = collate.batches, read[0]
+    collate.batches = []
+    np.testing.assert_array_equal(inside, predict(model, labelled, with_labels, batch_size=4))
+    assert batches == collate.batches and (batches[0] == [0, 1, 2, 3]) is (name == "a scale per tensor")
 
 
 def test_answers_token_by_token_keep_their_rows():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 
 import tritune
@@ -104,6 +105,44 @@ def test_steps_with_an_intervention_ask(tmp_path, teacher):
     expected = losses(tmp_path / "a", teacher, None, schedule="gradual")
     assert losses(tmp_path / "b", teacher, cache, schedule="gradual") == expected
     assert not cache.filled.any()
+
+
+def test_filling_computes_every_row_once_with_those_of_its_length(tmp_path, teacher):
+    lengths = [5, 2, 4, 3, 5, 2, 3, 4, 1]
+    ids = [[1 + (row + place) % 9 for place in range(length)] for row, length in enumerate(lengths)]
+    rows = Dataset.from_dict({"input_ids": ids, "labels": [0] * len(ids), ROW: range(len(ids))})
+    fields, widths = frozenset({"hidden_states", "attention_probs"}), []
+
+    def collate(batch):
+        width = max(len(row["input_ids"]) for row in batch)
+        widths.append(width)
+        padded = torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in batch])
+        other = {"labels": torch.zeros(len(batch), dtype=torch.long), ROW: torch.tensor([row[ROW] for row in batch])}
+        return {"input_ids": padded, "attention_mask": (padded > 0).long(), **other}
+
+    with torch.no_grad():
+        sample = teacher(**text_batch(), output_trace=fields)
+    cache = TeacherCache(tmp_path / "cache", len(ids), max(lengths), fields, sample)
+    run = DistillationTrainer(
+        model=tritune.prepare(BERT.build()),
+        teacher=teacher,
+        args=arguments(tmp_path),
+        train_dataset=rows,
+        data_collator=collate,
+        coefficients={"logits": 1.0, "hidden_states": 1.0, "attention_map": 1.0},
+        teacher_cache=cache,
+    )
+    state = torch.get_rng_state()
+    run.fill_teacher_cache()
+    assert torch.equal(state, torch.get_rng_state()), "dropout is that of a run without a cache"
+    assert cache.filled.all() and widths == [5, 4, 2]
+    for row, tokens in enumerate(ids):
+        with torch.no_grad():
+            alone = teacher(input_ids=torch.tensor([tokens]), output_trace=fields)
+        torch.testing.assert_close(torch.tensor(cache.files["logits"][row]), alone.logits[0], rtol=1e-4, atol=1e-5)
+        for place, hidden in enumerate(alone.trace.hidden_states):
+            kept = torch.tensor(cache.files["hidden_states"][row][place, : len(tokens)])
+            torch.testing.assert_close(kept, hidden[0], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

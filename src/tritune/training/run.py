@@ -170,7 +170,7 @@ def _check_cache(job: Job[Recipe], phase: Phase) -> None:
     if not job.task.head.keeps_answers:
         raise TrituneError(f"cache_teacher: not supported for {job.task.head.name}, whose outputs differ in length")
     recipe, rows = job.recipe, len(job.data.splits["train"])
-    visits = phase.steps * recipe.batch_sizes[0] * recipe.gradient_accumulation_steps
+    visits = phase.steps * _rows_per_step(recipe)
     if phase.schedule is not None or visits <= rows:
         raise TrituneError(
             f"cache_teacher would change nothing: {phase.name} sees no row a second time without intervention "
@@ -184,6 +184,11 @@ def _check_cache(job: Job[Recipe], phase: Phase) -> None:
         raise TrituneError("cache_teacher: this tokenizer pads on the left, so it needs padding: max_length")
     if this_process().num_processes > 1:
         raise TrituneError("cache_teacher: only supported in a single process")
+
+
+def _rows_per_step(recipe: Recipe) -> int:
+    """Of one process."""
+    return recipe.batch_sizes[0] * recipe.gradient_accumulation_steps
 
 
 def _teacher_cache(job: Job[Recipe]) -> TeacherCache:
@@ -238,6 +243,9 @@ def _train(
     )
     history = History(job.output / HISTORY, phase.name, phase.first_step, trainer.site_name)
     timer, started = StepTimer(), time.perf_counter()
+    left = phase.steps - last_step(job.output, {phase.name: 0})
+    if cache is not None and phase.schedule is None and left * _rows_per_step(recipe) >= len(rows):
+        trainer.fill_teacher_cache()
     try:
         train(trainer, phase.name, [history, timer, *callbacks], trainer.site_name)
     except Interrupted:

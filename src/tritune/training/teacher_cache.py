@@ -1,6 +1,7 @@
 """The teacher's outputs for every training row, computed once and read back in later epochs.
 
-The teacher never changes, so from the second epoch on its forward pass, about a quarter of a step, can be looked up.
+The teacher never changes, so its forward pass, about a quarter of a step, can be looked up. A run computes all rows
+before its first step, those of similar length in one batch, which needs little padding.
 The price is disk space: attention scores grow with the square of the sequence length. Values are stored in float32, so
 training with and without the cache agree up to the last bits, in which a row depends on the rest of its batch.
 """

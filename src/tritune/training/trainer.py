@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_utils import TrainOutput
@@ -20,10 +20,12 @@ from ..distil.losses import LOSSES, Pair, distillation_losses, trace_fields
 from ..distil.losses.means import total
 from ..distil.schedule import SCHEDULES, teacher_weight
 from ..errors import TrituneError
+from ..inference.evaluate import longest_first
 from ..modeling.dropout import dropping_modules
 from ..modeling.instrument import instrument_of, is_instrumented
 from ..modeling.sites import Site
 from ..modeling.trace import Intervention
+from ..progress import tracked
 from ..tasks.heads import TEXT_CLASSIFICATION, Head
 from .arguments import separate_learned_scales, takes_kernels
 from .head_trainer import HeadTrainer
@@ -218,6 +220,16 @@ class DistillationTrainer(HeadTrainer):
             logs.update({f"{name}_loss": value / updates for name, value in zip(names, sums, strict=True)})
             self._sums = None
         super().log(logs, start_time)
+
+    def fill_teacher_cache(self) -> None:
+        """Compute the teacher's outputs for all rows; those of similar length share a batch, with little padding."""
+        rows = self._remove_unused_columns(self.train_dataset, "training")
+        options = {"sampler": longest_first(rows), "collate_fn": self.data_collator}
+        # With a generator of its own it draws nothing from the one that dropout draws from.
+        loader = DataLoader(rows, self.args.train_batch_size, generator=torch.Generator(), **options)
+        for inputs in tracked(loader, "outputs of the teacher", len(loader), "batches"):
+            inputs = self._prepare_inputs(inputs)
+            self._teacher_output({n: value for n, value in inputs.items() if n not in ("labels", ROW)}, inputs)
 
     def site_name(self) -> str | None:
         """The site of the current step's intervention as text, or None."""

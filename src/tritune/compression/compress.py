@@ -106,7 +106,8 @@ def dry_run(opened: Opened, say: Callable[[str], None]) -> Plan:
 
 def _planned(opened: Opened, folder: Path) -> Plan:
     request = opened.request
-    measured = opened.trains, opened.rows, request.minutes, request.seed, opened.table.longest
+    rows = opened.rows | opened.table.evaluated
+    measured = opened.trains, rows, request.minutes, request.seed, opened.table.longest
     return planned(request.model, opened.task(folder), *measured)
 
 

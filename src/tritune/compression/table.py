@@ -120,6 +120,11 @@ class Table(ABC):
         """What selects checkpoints; None for what is usual for the kind."""
         return None
 
+    @property
+    def evaluated(self) -> dict[str, int]:
+        """How many inputs of each part a model answers, where that is not the number of its rows."""
+        return {}
+
     def options(self, labels: tuple[str, ...] | None) -> dict[str, Any]:
         """What `own_task` takes besides files and columns."""
         return {"labels": labels}

@@ -163,3 +163,26 @@ def test_the_score_is_what_a_slow_loop_gives(made, monkeypatch):
     task = get_task(str(result.folder / "students" / "2-bits" / "task.yaml"))
     scores = evaluate_source(result.folder / "model", replace(task, files={"validation": test}))
     assert {name: scores[name] for name in own} == pytest.approx(own)
+
+
+@pytest.mark.slow
+def test_an_encoder_is_scored_on_pairs(tmp_path):
+    """The score is `evaluate`'s on half of the pairs; the closeness on its own lines is there, too; no bound is met."""
+    base, data = encoder(tmp_path)
+    texts = sentence_encoder.sentences(80, seed=5)
+    pairs = [(a, b, i % 6) for i, (a, b) in enumerate(zip(texts[::2], texts[1::2], strict=True))]
+    with (tmp_path / "pairs.tsv").open("w") as file:
+        csv.writer(file, delimiter="\t").writerows([("text1", "text2", "score"), *pairs])
+    small = tritune.compress(
+        base, data, tmp_path / "o", minutes=0.001, max_loss=0, eval=tmp_path / "pairs.tsv", say=str
+    )
+    own = small.metrics["student"]
+    assert small.metrics["metric"] == "spearman" and small.metrics["pairs"] == {"dev": 20, "test": 20}
+    task = replace(
+        get_task(str(tmp_path / "o" / "students" / "2-bits" / "task.yaml")),
+        files={"validation": tmp_path / "o" / "data" / "pairs-test.jsonl"},
+    )
+    assert evaluate_source(tmp_path / "o" / "model", task)["spearman"] == pytest.approx(own["scores"]["spearman"])
+    low, high = own["intervals"]["spearman"]
+    assert low <= own["scores"]["spearman"] <= high and 0 < small.metrics["lines"]["cosine_to_teacher"] < 1
+    assert [row[0] for row in small.table()][3] == "cosine to teacher, own texts"

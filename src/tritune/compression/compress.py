@@ -115,7 +115,8 @@ def dry_run(opened: Opened, say: Callable[[str], None]) -> Plan:
 
 def _planned(opened: Opened, folder: Path) -> Plan:
     request = opened.request
-    of_rows = opened.trains, opened.rows, request.minutes, request.seed, opened.table.longest, request.long_texts
+    rows = opened.rows | opened.table.evaluated
+    of_rows = opened.trains, rows, request.minutes, request.seed, opened.table.longest, request.long_texts
     with stage("measure a few steps", delay=3):
         return planned(request.model, opened.task(folder), *of_rows)
 

@@ -77,6 +77,8 @@ def table_of(metrics: dict[str, Any]) -> list[list[str]]:
     rows.append(["points lost", "", f"{points:.1f} ({low:.1f} to {high:.1f})"])
     if "agreement" in metrics["closeness"]:
         rows.append(["same answer as the teacher", "", f"{100 * metrics['closeness']['agreement']:.1f}"])
+    if "lines" in metrics:
+        rows.append(["cosine to teacher, own texts", "", f"{100 * metrics['lines']['cosine_to_teacher']:.1f}"])
     rows.append(["size", *(readable(one["size_bytes"]) for one in models)])
     rows.append(["ms per text", *(f"{one['latency_ms']:.1f}" for one in models)])
     return rows

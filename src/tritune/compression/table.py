@@ -111,6 +111,11 @@ class Table(ABC):
         """Whether the inputs are texts of which the middle can be left out."""
         return False
 
+    @property
+    def evaluated(self) -> dict[str, int]:
+        """How many inputs of each part a model answers, where that is not the number of its rows."""
+        return {}
+
     def options(self, labels: tuple[str, ...] | None) -> dict[str, Any]:
         """What `own_task` takes besides files and columns."""
         return {"labels": labels}

@@ -90,6 +90,11 @@ class Sentences(Table):
         """The names in the parts."""
         return {"texts": list(_PAIR), "label": _SCORE} if self.pairs else {"texts": [_LINE]}
 
+    @property
+    def evaluated(self) -> dict[str, int]:
+        """Two texts a pair."""
+        return {side: 2 * len(rows) for side, rows in self.pairs.items()}
+
     def options(self, labels: tuple[str, ...] | None) -> dict[str, Any]:
         """None."""
         return {}

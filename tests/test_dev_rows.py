@@ -100,7 +100,7 @@ def test_a_student_is_scored_on_rows_that_its_teacher_has_not_learnt(cli, base, 
     teacher, run = tmp_path / "teacher", tmp_path / "run"
     code, _, said = cli("finetune", base, *own, "--output", teacher, *options(*BRIEF, "seed=1"))
     assert code == 0 and "on a tenth of the training rows (seed 42)" in said, said
-    code, _, said = cli("train", teacher, *own, "--output", run, *options(*BRIEF, "seed=2"))
+    code, _, said = cli("train", teacher, *own, "--recipe", "ti-g", "--output", run, *options(*BRIEF, "seed=2"))
     assert code == 0, said
     splits = load_task_data(own_task(KIND, {"train": file}))
     for folder in (teacher, run):

@@ -282,13 +282,14 @@ def loss_grid(
         directions: tensors shaped like the parameters, by name.
         x, y: (columns,) and (lines,).
         evaluate: the loss with the parameters as they are.
-        name: what the progress bar shows.
+        name: what the progress bar shows; without one there is no bar.
         keep: is called with the y of each line and a function that computes its losses, and returns them.
 
     Returns:
         (lines, columns)
     """
-    bar = tqdm(total=len(y) * len(x), desc=f"landscape of {name}".strip(), unit="point", leave=False, delay=3)
+    title, count = f"landscape of {name}", len(y) * len(x)
+    bar = tqdm(total=count, desc=title, unit="point", leave=False, delay=3, disable=not name)
     with bar, restored(parameters) as origin, torch.no_grad():
 
         def line_at(height: float) -> list[float]:

@@ -57,12 +57,11 @@ def write_compression_report(
     try:
         runs = read_runs([folder / one["folder"] for one in metrics["tried"]])
         contents = _contents(folder, metrics)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, TrituneError):
-            raise
-        raise TrituneError(
-            f"{folder / METRICS}: not what `tritune compress` writes ({error!r}); make it again"
-        ) from None
+    except TrituneError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        found = f"{type(error).__name__}: {first_line(error)}"
+        raise TrituneError(f"{folder}: not as `tritune compress` leaves it ({found}); make it again") from None
     write_page(render(runs, _TEMPLATE, **contents), output)
     return runs
 

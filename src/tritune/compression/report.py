@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..errors import TrituneError, readable
+from ..errors import TrituneError, first_line, readable
 from ..report.figures import drawn
 from ..report.files import read_object
 from ..report.page import check_output, render, write_page

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tritune.compression.columns import Example, understood
+from tritune.compression.kinds.texts import understood
 from tritune.compression.reading import check_few, read_messy
-from tritune.compression.splitting import DEV, TEST, TRAIN, normalized, split
 from tritune.errors import TrituneError
+from tritune.tasks.data.splitting import DEV, TEST, TRAIN, Example, normalized, split
 
 ROWS = [{"text": f"the dog number {i}", "label": "good, really" if i % 3 else "bad"} for i in range(30)]
 
@@ -148,6 +148,33 @@ def test_a_column_of_scores_is_the_label(tmp_path):
     assert (found.text_columns, found.label_column, found.problem) == (("review",), "stars", "regression")
 
 
+def test_several_labels_of_a_row(tmp_path):
+    """Joined by bars, as lists and as columns of 0 and 1: the same rows."""
+    wanted = [tuple(name for name, every in (("big", 2), ("red", 3), ("sad", 5)) if i % every == 0) for i in range(30)]
+    texts = [{"text": f"text {i} of some words"} for i in range(30)]
+    bars = [row | {"label": " | ".join(names)} for row, names in zip(texts, wanted, strict=True)]
+    lists = [row | {"label": [*names, *names[:1]]} for row, names in zip(texts, wanted, strict=True)]
+    flags = [row | {n: str(int(n in of)) for n in ("big", "red", "sad")} for row, of in zip(texts, wanted, strict=True)]
+    forms = (
+        (understood(read(tmp_path, table(bars)))),
+        (understood(read(tmp_path, "\n".join(map(json.dumps, lists)), "rows.jsonl"))),
+        (understood(read(tmp_path, table(flags)), label="big, red,sad")),
+    )
+    for found in forms:
+        assert found.problem == "multi_label" and found.metric is None and found.remarks == []
+        assert [example.label for example in found.examples] == wanted
+        assert found.labels == {"big": 15, "red": 10, "sad": 6}
+    assert any("8 rows have more than one label, 8 have none" in line for line in forms[0].described())
+    sides = split(forms[0].examples, 0).rows
+    assert all({name for row in side for name in row.label} == {"big", "red", "sad"} for side in sides.values())
+    flags[3]["red"], lists[4]["label"] = "perhaps", [{"no": "name"}]
+    for odd in (
+        understood(read(tmp_path, table(flags)), label="big,red,sad"),
+        understood(read(tmp_path, "\n".join(map(json.dumps, lists)), "rows.jsonl")),
+    ):
+        assert len(odd.examples) == 29 and "cannot be read" in odd.remarks[0].reason
+
+
 def test_json_holds_nothing_where_there_is_null(tmp_path):
     lines = [json.dumps({"text": None if i == 3 else f"text {i} x", "label": i % 2 or None}) for i in range(30)]
     found = understood(read(tmp_path, "\n".join(lines).replace("null}", "7}"), "rows.jsonl"))
@@ -179,7 +206,6 @@ REFUSED = {
     "one_score": (table([row | {"label": 0.5} for row in ROWS]), "every row has the same label"),
     "ids_as_labels": (table([row | {"label": f"u{i}"} for i, row in enumerate(ROWS)]), "too many for classes"),
     "no_label": (table([{"a": f"x {i}", "b": f"y {i}"} for i in range(20)]), "say with --label-column which of"),
-    "many_labels": (table([row | {"label": "a|b" if i else "a"} for i, row in enumerate(ROWS)]), "'a.b' holds ., as"),
     "no_text": (table([{"a": i, "label": i % 2} for i in range(20)]), "'a' holds numbers .0.; name the text"),
     "twice": ("text,text,label\n" + "x,y,z\n" * 20, "'text' more than once"),
 }

@@ -2,11 +2,13 @@
 
 import copy
 import json
+import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
-from scipy.sparse.linalg import aslinearoperator
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -16,6 +18,7 @@ from tritune import TrituneError, prepare
 from tritune.analysis.curvature import curvature
 from tritune.analysis.curvature_plots import plot_curvature
 from tritune.analysis.hessian import Hessian, both_ends, hutchinson, top_eigenvalues
+from tritune.analysis.kept import Kept
 from tritune.analysis.lanczos import lanczos, spectral_density
 from tritune.analysis.objective import objective
 from tritune.analysis.result import write_result
@@ -24,6 +27,8 @@ from tritune.modeling.instrument import instrument
 from tritune.quant import quantizer
 from tritune.quant.ste import straight_through
 from workspace import make_workspace
+
+curvature_module = sys.modules["tritune.analysis.curvature"]  # of that name there is a function too
 
 LABELS = torch.tensor([0, 1, 2])
 DISTILLATION = ("logits", "hidden_states", "attention_scores", "attention_map", "block_output", "context", "projection")
@@ -79,7 +84,7 @@ def test_against_the_dense_hessian(dense_case):
     assert 300 < len(matrix) < 2000 and np.allclose(matrix, matrix.T, atol=1e-12)
     exact = np.linalg.eigvalsh(matrix)
     by_magnitude = exact[np.argsort(-np.abs(exact))]
-    result = curvature({"m": model}, [batch], top=6, trace_samples=150, density_steps=60).models["m"]
+    result = curvature({"m": model}, [batch], top=6, trace_samples=150, density_steps=60, tolerance=1e-7).models["m"]
     assert np.abs(result.eigenvalues[0] - by_magnitude[:6]).max() < 1e-6
     assert abs(result.largest[0] - exact[-1]) < 1e-6 and abs(result.smallest[0] - exact[0]) < 1e-6
     assert abs(result.trace - np.trace(matrix)) < 3 * result.trace_standard_error
@@ -232,7 +237,7 @@ def test_golden_hessian(golden_folder):
     values, model = golden.read("hessian"), golden.tiny_bert("teacher.").double()
     batch = golden.batch() | {"labels": golden.read("tiny_bert")["labels"]}
     wanted = values["top_eigenvalues"].numpy()
-    result = curvature({"teacher": model}, [batch], top=len(wanted), trace_samples=60).models["teacher"]
+    result = curvature({"teacher": model}, [batch], top=len(wanted), trace_samples=60, tolerance=1e-7).models["teacher"]
     assert result.eigenvalues[0] == pytest.approx(wanted, rel=1e-3)
     error = np.hypot(result.trace_standard_error, values["hutchinson_trace_std_error"].item())
     assert abs(result.trace - values["hutchinson_trace_mean"].item()) < 3 * error
@@ -257,7 +262,9 @@ def test_distillation_losses(loss):
     """The Hessian of the loss named and of no other, with a frozen teacher and a frozen student."""
     teacher, model, batch = tiny_bert(), tiny_bert(1).requires_grad_(False), batch_of()
     names = ["bert.encoder.layer.0.attention.self.query.weight", "bert.encoder.layer.0.attention.self.value.weight"]
-    result = curvature({"m": model}, [batch], loss=loss, teacher=teacher, parameters=names, top=5).models["m"]
+    result = curvature(
+        {"m": model}, [batch], loss=loss, teacher=teacher, parameters=names, top=5, tolerance=1e-7
+    ).models["m"]
     assert not any(parameter.requires_grad for parameter in model.parameters())
     model.requires_grad_(True)
     exact = np.linalg.eigvalsh(dense(objective(loss, batch, teacher), model, names))
@@ -277,9 +284,9 @@ def test_regression_is_the_mean_squared_error():
 def test_batches_are_measured_one_by_one_and_seeds_repeat():
     model, batch = tiny_bert(), batch_of()
     other = batch | {"labels": LABELS.flip(0)}
-    both = curvature({"m": model}, [batch, other], top=3, trace_samples=5, seed=7).models["m"]
-    again = curvature({"m": model}, [batch, other], top=3, trace_samples=5, seed=7).models["m"]
-    alone = curvature({"m": model}, [other], top=3).models["m"]
+    both = curvature({"m": model}, [batch, other], top=3, trace_samples=5, tolerance=1e-7, seed=7).models["m"]
+    again = curvature({"m": model}, [batch, other], top=3, trace_samples=5, tolerance=1e-7, seed=7).models["m"]
+    alone = curvature({"m": model}, [other], top=3, tolerance=1e-7).models["m"]
     assert np.array_equal(both.eigenvalues, again.eigenvalues) and np.array_equal(both.traces, again.traces)
     assert both.eigenvalues[1] == pytest.approx(alone.eigenvalues[0], rel=1e-6)
     assert both.trace == pytest.approx(both.traces.mean()) and both.traces.shape == (2, 5)
@@ -288,6 +295,122 @@ def test_batches_are_measured_one_by_one_and_seeds_repeat():
     assert not np.array_equal(
         both.traces, curvature({"m": model}, [batch, other], trace_samples=5, seed=8).models["m"].traces
     )
+
+
+def test_rows_not_in_use_change_nothing(dense_case):
+    """The words that are not in the batch are left out of the products, and of nothing that comes out."""
+    model, batch, matrix = dense_case
+    parameters = dict(model.named_parameters())
+    whole = Hessian(objective("ground_truth", batch)(model), parameters.values())
+    smaller = whole.without_unused_rows()
+    words = parameters["bert.embeddings.word_embeddings.weight"]
+    absent = sorted(set(range(VOCABULARY)) - set(batch["input_ids"].unique().tolist()) | {model.config.pad_token_id})
+    assert len(absent) > 2 and smaller.shape[0] <= len(matrix) - len(absent) * words.shape[1]
+    assert smaller.used.sum() == smaller.shape[0] and np.array_equal(~smaller.used, ~smaller.used & ~matrix.any(1))
+    block = matrix[np.ix_(smaller.used, smaller.used)]
+    assert np.allclose(smaller @ np.eye(len(block)), block, atol=1e-12)
+    assert np.trace(block) == pytest.approx(np.trace(matrix), rel=1e-12)
+    padded = np.sort(np.r_[np.linalg.eigvalsh(block), np.zeros(len(matrix) - len(block))])
+    assert np.abs(padded - np.linalg.eigvalsh(matrix)).max() < 1e-9
+    signs = np.random.default_rng(1).standard_normal(len(matrix))
+    assert np.allclose((whole @ signs)[smaller.used], smaller @ signs[smaller.used], atol=1e-12)
+    assert hutchinson(smaller, 3, 5, smaller.used) == pytest.approx(hutchinson(whole, 3, 5), rel=1e-9)
+
+
+def test_rows_are_in_use_where_only_the_gradient_is_zero():
+    """A distillation loss at the teacher itself: no gradient at all, and a Hessian."""
+    model = tiny_bert()
+    hessian = Hessian(objective("hidden_states", batch_of(), copy.deepcopy(model))(model), model.parameters())
+    words = hessian.without_unused_rows().used[: model.bert.embeddings.word_embeddings.weight.numel()]
+    assert words.reshape(VOCABULARY, -1)[batch_of()["input_ids"][0, 0]].all()
+
+
+def test_the_whole_spectrum_counts_rows_not_in_use(dense_case):
+    model, batch, matrix = dense_case
+    density = curvature({"m": model}, [batch], top=2, density_steps=40, seed=3).models["m"].density
+    signs = np.random.default_rng((3, 0, 3)).integers(0, 2, len(matrix)) * 2.0 - 1
+    for power in range(6):
+        wanted = signs @ np.linalg.matrix_power(matrix, power) @ signs / len(matrix)
+        assert density.weights @ density.nodes**power == pytest.approx(wanted, rel=1e-9)
+
+
+def test_ends_where_all_that_is_in_use_is_positive():
+    table = torch.ones(60, 2, dtype=torch.float64, requires_grad=True)
+    hessian = Hessian((table[:3] ** 2).sum(), [table]).without_unused_rows()
+    values, ends = curvature_module._eigenvalues(hessian, 8, (0, 0), 1e-2)
+    assert np.allclose(values, [2] * 6 + [0] * 2) and ends == pytest.approx((0, 2))
+    none = Hessian((3 * table).sum(), [table]).without_unused_rows()
+    assert curvature_module._eigenvalues(none, 2, (0, 0), 1e-2)[1] == (0, 0) and none.shape == (0, 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_loose_tolerance_saves_products_and_few_digits(dtype):
+    """Vectors in the operator's precision, against all eigenvalues; the products are counted."""
+    generator = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(generator.standard_normal((400, 400)))
+    exact = np.r_[20, -17, 14, 11, -9, generator.uniform(-6, 6, 395)]
+    matrix, calls = ((basis * exact) @ basis.T).astype(dtype), []
+
+    def product(vector):
+        calls.append(vector.dtype)
+        return matrix @ vector.ravel()
+
+    operator = LinearOperator(matrix.shape, matvec=product, dtype=dtype)
+    loose = top_eigenvalues(operator, 5, tolerance=1e-2)
+    count = len(calls)
+    assert set(calls[1:]) == {np.dtype(dtype)} and loose.dtype == np.float64
+    # A residual of 1 % and gaps of at least 2: the error is at most (0.01 * 20)^2 / 2.
+    assert np.abs(loose - exact[:5]).max() < 0.02
+    calls.clear()
+    tight = top_eigenvalues(operator, 5, tolerance=1e-7)
+    assert count < len(calls) and set(calls) == {np.dtype(np.float64)}
+    assert np.abs(tight - exact[:5]).max() < (1e-4 if dtype == np.float32 else 1e-9)
+
+
+def test_a_stopped_analysis_goes_on(tmp_path, monkeypatch):
+    """Stopped at any batch, it gives bit for bit what it gives in one go, and measures nothing twice."""
+    models, batches = {"a": tiny_bert(), "b": prepare(tiny_bert(1)).eval()}, [batch_of()] * 3
+    options = {"top": 2, "trace_samples": 2, "density_steps": 5}
+    wanted = curvature(models, batches, **options)
+    calls, original = [], curvature_module.top_eigenvalues
+
+    def stopping(*arguments):
+        calls.append(1)
+        if len(calls) % 3 == 0:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(curvature_module, "top_eigenvalues", stopping)
+    path = tmp_path / "sub" / "parts.jsonl"
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            curvature(models, batches, **options, parts=Kept(path))
+        with path.open("a") as file:
+            file.write('\n{"part": "half a li')  # as a full disk leaves it
+    lines = []
+    found = curvature(models, batches, **options, parts=Kept(path), say=lines.append)
+    assert len(calls) == 6 + 2 and "2 of 3 batches were measured before" in lines[0]
+    again = curvature(models, batches, **options, parts=Kept(path))
+    assert len(calls) == 8
+    for result in (found, again):
+        for name, model in wanted.models.items():
+            assert json.dumps(asdict(result.models[name]), default=np.ndarray.tolist) == json.dumps(
+                asdict(model), default=np.ndarray.tolist
+            )
+    monkeypatch.undo()
+    other = curvature(models, batches[:1], **options | {"top": 3}, parts=Kept(path))
+    assert other.models["a"].eigenvalues.shape == (1, 3), "other settings find none of these parts"
+
+
+def test_minutes_bound_the_batches(monkeypatch):
+    model, batch = tiny_bert(), batch_of()
+    lines = []
+    result = curvature({"m": model, "n": model}, [batch] * 4, top=2, minutes=1e-9, say=lines.append)
+    assert result.rows == [3] and result.models["n"].eigenvalues.shape == (1, 2)
+    assert "curvature of 2 model(s) on 4 batch(es)" in lines[0] and "1 of 4 batches fit into 1e-09 minutes" in lines[1]
+    lines.clear()
+    plenty = curvature({"m": model}, [batch] * 2, top=2, minutes=60, say=lines.append)
+    assert plenty.rows == [3, 3] and len(lines) == 1
 
 
 def test_the_loss_may_be_constant_or_linear():
@@ -315,6 +438,7 @@ def test_bad_input():
     assert "ask for 1 to 3" in line(parameters=["classifier.bias"], top=4) and "1 to" in line(top=0)
     assert "2 or more" in line(trace_samples=1) and "1 or more" in line(density_steps=-1)
     assert "no batch" in line(batches=())
+    assert all("less than 1" in line(tolerance=value) for value in (0, 1, -1e-3, float("nan")))
     assert "needs labels" in line(batches=[without_labels(batch)])
     broken = copy.deepcopy(model)
     broken.classifier.weight.data[0, 0] = float("nan")

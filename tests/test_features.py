@@ -456,12 +456,48 @@ def test_a_cross_encoder_is_a_classifier(inputs):
     assert torch.equal(loaded.classifier.weight, model.classifier.weight)
 
 
+def test_predictions_of_an_encoder_are_its_vectors(cli, inputs, tmp_path):
+    texts = ["a man plays", "the dog", ""]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    code, _, err = cli(
+        "predict", inputs / "encoder", "--input", tmp_path / "texts.jsonl", "--output", tmp_path / "o.jsonl"
+    )
+    assert code == 0, err
+    answers = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [answer["text"] for answer in answers] == texts
+    theirs = embeddings(inputs / "encoder", texts)
+    assert np.allclose([answer["embedding"] for answer in answers], theirs, atol=1e-6)
+    code, _, err = cli("predict", inputs / "encoder", "--probabilities", stdin=b"a man\n")
+    assert code == 2 and "gives no labels" in err
+    code, _, err = cli("predict", inputs / "encoder", stdin=b"a man\ta dog\n")
+    assert code == 2 and "a vector is one text's" in err
+
+
+def test_lines_are_scored_by_their_closeness(cli, inputs, tmp_path):
+    lines = tmp_path / "lines.txt"
+    lines.write_text("\n".join(sentences(9, seed=3)))
+    learned = tmp_path / "learned.txt"
+    learned.write_text("\n".join(sentences(12)))
+    files = ("--task", "feature-extraction", "--train-file", learned, "--dev-file", lines)
+    few = ("--set", "reconstruct_steps=2", "--set", "reconstruct_batch_size=4")
+    code, out, err = cli("train", inputs / "encoder", *files, *few, "--output", tmp_path / "run", "--json")
+    assert code == 0, err
+    metrics = json.loads(out)
+    assert metrics["metric"] == "cosine_to_teacher" and metrics["teacher"]["cosine_to_teacher"] == pytest.approx(1)
+    assert 0 < metrics["last"]["cosine_to_teacher"] < 1
+    task = ("--task", tmp_path / "run" / "task.yaml")
+    code, out, err = cli("evaluate", tmp_path / "run", *task, "--teacher", inputs / "encoder", "--json")
+    assert json.loads(out)["cosine_to_teacher"] == metrics["last"]["cosine_to_teacher"], err
+    code, _, err = cli("evaluate", tmp_path / "run", *task)
+    assert code == 2 and "lines have no scores; name the model that they are compared with" in err
+    code, _, err = cli("train", inputs / "encoder", *files, "--recipe", "features", "--output", tmp_path / "other")
+    assert code == 2 and "lines without scores do not select among checkpoints" in err
+
+
 def test_what_a_sentence_encoder_does_not_do(cli, inputs):
     common = ["--task", "features", "--data", inputs / "pairs", "--output", inputs / "out"]
     code, _, err = cli("finetune", inputs / "encoder", *common)
     assert code == 2 and "no labels to fine-tune on" in err
-    code, _, err = cli("predict", inputs / "encoder", stdin=b"a man\n")
-    assert code == 2 and "a sentence encoder gives embeddings" in err
     with pytest.raises(TrituneError, match=r"a sentence encoder gives embeddings.*fine-tune it first"):
         load_model(inputs / "encoder", get_task("sst2"))
     assert not (inputs / "out").exists()

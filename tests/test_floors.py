@@ -11,7 +11,7 @@ ROOT = Path(tritune.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
 
 FLOORS = [
-    ("errors", "quant"),
+    ("errors", "progress", "quant"),
     ("compute", "engine"),
     ("modeling",),
     ("checkpoints",),

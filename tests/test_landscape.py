@@ -10,6 +10,7 @@ import torch
 from families import FAMILIES
 from test_curvature import batch_of, tiny_bert, without_labels
 from tritune import TrituneError, prepare
+from tritune.analysis.kept import Kept
 from tritune.analysis.landscape import landscape, loss_grid, plane, random_direction
 from tritune.analysis.landscape_plots import plot_contours, plot_surfaces
 from tritune.analysis.objective import objective
@@ -177,6 +178,41 @@ def test_the_loss_is_the_mean_over_rows_however_they_are_batched():
     whole, split = (landscape({"m": model}, list(batches), points=3) for batches in ([batch], parts))
     assert whole.rows == split.rows == 3
     assert split.losses["m"] == pytest.approx(whole.losses["m"], rel=1e-9)
+
+
+def test_a_stopped_grid_goes_on(tmp_path, monkeypatch):
+    """Stopped in any line, it gives bit for bit what it gives in one go, and no line is computed twice."""
+    models, options = {"m": tiny_bert(), "s": prepare(tiny_bert(1)).eval()}, {"points": 5, "seed": 2}
+    wanted, path = landscape(models, [batch_of()], **options), tmp_path / "sub" / "parts.jsonl"
+    module = sys.modules["tritune.analysis.landscape"]
+    original, calls = module._mean_loss, []
+
+    def stopping(*arguments):
+        calls.append(1)
+        if len(calls) == 2 + 2 + 7 * 5 + 3:  # two models, two trials, seven lines and a part of one
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "_mean_loss", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        landscape(models, [batch_of()], **options, parts=Kept(path))
+    calls.clear()
+    found = landscape(models, [batch_of()], **options, parts=Kept(path))
+    assert len(calls) == 2 + 3 * 5
+    assert all(np.array_equal(found.losses[name], wanted.losses[name]) for name in models)
+    monkeypatch.undo()
+    moved = landscape(models, [batch_of()], **options | {"seed": 3}, parts=Kept(path))
+    assert not np.array_equal(moved.losses["m"], wanted.losses["m"])
+
+
+def test_minutes_bound_the_points(tmp_path):
+    model, lines = tiny_bert(), []
+    few = landscape({"m": model}, [batch_of()], points=41, minutes=1e-9, say=lines.append, parts=Kept(tmp_path / "p"))
+    assert few.losses["m"].shape == (3, 3) and "3 points along each axis fit into the time, instead of 41" in lines[0]
+    assert "landscape of 1 model(s) on 3 x 3 points of" in lines[1]
+    again = landscape({"m": model}, [batch_of()], points=41, minutes=1e-9, say=lines.append, parts=Kept(tmp_path / "p"))
+    assert np.array_equal(few.losses["m"], again.losses["m"]) and len(lines) == 2, "nothing is left to plan"
+    assert landscape({"m": model}, [batch_of()], points=5, minutes=60).x.shape == (5,)
 
 
 def test_a_distillation_loss_is_zero_at_the_teacher_itself():

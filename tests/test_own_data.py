@@ -316,7 +316,7 @@ def test_a_task_file_by_hand(tmp_path):
     path.write_text("kind: text-classification\ntrain_file: train.csv\nlabels: [1, 0]\ncolumns: text\n")
     task = get_task(str(path))
     assert task.files == {"train": tmp_path / "train.csv"} and task.labels == ("1", "0")
-    with pytest.raises(TrituneError, match="the validation file is missing; give it with --dev-file"):
+    with pytest.raises(TrituneError, match=r"no rows are left for the dev part: .*; or give --dev-file"):
         load_task_data(task)
 
 
@@ -464,7 +464,7 @@ REFUSALS = {
         ("--task", KIND),
         "is a kind of task: give a task file, or its files with",
     ),
-    "no_dev": (("--task", KIND, "--train-file", "train.csv"), "--dev-file is missing"),
+    "no_dev": (("--task", KIND, "--train-file", "train.csv"), "no rows are left for the dev part"),
     "no_train": (("--task", KIND, "--dev-file", "dev.csv"), "--train-file is missing"),
     "of_the_table": (("--task", "sst2", "--train-file", "train.csv"), "--task sst2: a task of the table"),
     "unknown": (("--task", "sst3", "--train-file", "train.csv"), "there is no task 'sst3': did you mean 'sst2'?"),

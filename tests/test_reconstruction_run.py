@@ -3,9 +3,12 @@
 import json
 import signal
 from dataclasses import asdict
+from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 
 import tritune
@@ -16,7 +19,7 @@ from tritune import Quantization, TrituneError
 from tritune.distil.reconstruct import Reconstruction
 from tritune.modeling.instrument import instrument
 from tritune.recipes import Recipe, load_recipe
-from tritune.training.reconstruction import bfloat16
+from tritune.training.reconstruction import _Batches, bfloat16
 from workspace import make_workspace, train_arguments
 
 SHORT = ("--set", "reconstruct_steps=4", "--set", "reconstruct_batch_size=8", "--set", "bf16=false")
@@ -225,6 +228,33 @@ def test_a_recipe_reads_back(tmp_path):
     recipe = load_recipe("tritune", ["reconstruct_steps=7", "reconstruct_learning_rate=1e-2"])
     (tmp_path / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
     assert isinstance(recipe, Recipe) and load_recipe(str(tmp_path / "recipe.yaml")) == recipe
+
+
+def test_rows_of_like_length_may_share_a_batch():
+    lengths = [5, 1, 4, 2, 2, 9, 3, 8, 7, 6, 1]
+    rows = Dataset.from_dict({"input_ids": [[row] * length for row, length in enumerate(lengths)]})
+
+    def collate(batch: list[dict]) -> dict[str, torch.Tensor]:
+        return {"row": torch.tensor([row["input_ids"][0] for row in batch])}
+
+    def batches_of(strategy: str, steps: int) -> list[list[int]]:
+        keys = [f"train_sampling_strategy={strategy}", f"reconstruct_steps={steps}", "reconstruct_batch_size=2"]
+        data = SimpleNamespace(splits={"train": rows}, collate=collate)
+        batches = _Batches(SimpleNamespace(recipe=load_recipe("tritune", keys), data=data), torch.device("cpu"))
+        return [batches[place]["row"].tolist() for place in range(len(batches))]
+
+    # Fewer rows than nine updates ask for; then four of them, the same ones however they are put together.
+    grouped = batches_of("group_by_length", 9)
+    assert sorted(chain(*grouped)) == sorted(chain(*batches_of("random", 9))) == list(range(11))
+    assert sorted(chain(*batches_of("group_by_length", 2))) == sorted(chain(*batches_of("random", 2)))
+    together = [sorted(lengths[row] for row in batch) for batch in grouped]
+    assert sorted(together) == [[1, 1], [2, 2], [3, 4], [5, 6], [7, 8], [9]] != together
+    assert grouped == batches_of("group_by_length", 9)
+
+
+def test_an_order_of_rows_that_changes_nothing_is_refused():
+    with pytest.raises(TrituneError, match="train_sampling_strategy would change nothing: a reconstruction takes rows"):
+        load_recipe("tritune", ["train_sampling_strategy=sequential"])
 
 
 # Two processes share the rows of every batch.

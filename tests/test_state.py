@@ -12,6 +12,8 @@ ALLOWED = {
     "compute/held.py: _room is a ContextVar": "set for a model's call; every thread has its own",
     "compute/held.py: _held_weights is a ContextVar": "set for a block; every thread has its own",
     "compute/kernels.py: _in_use is a ContextVar": "set for a block; every thread has its own",
+    "progress.py: _listener is a ContextVar": "set for a block; every thread has its own",
+    "progress.py: _is_within is a ContextVar": "set for a block; every thread has its own",
     "modeling/attention.py: _observer is a ContextVar": "set for a block; every thread has its own",
     "modeling/instrument.py: _ATTACHING is a Lock": "two threads that instrument one teacher do so once",
     "checkpoints/gpu_linear.py: _product_on remembers": "whether a library works on a device does not change",

@@ -61,7 +61,9 @@ BAD = {  # name, content, message
     "nothing": ("a.txt", "\n\n-DOCSTART- -X- O O\n", "holds no sentences"),
     "lengths": ("a.jsonl", '{"tokens": ["a", "b"], "tags": ["O"]}', r"a\.jsonl, row 1: 2 words and 1 tags"),
     "no lists": ("a.jsonl", '{"tokens": "a b", "tags": ["O"]}', "row 1: its words must be a list"),
-    "numbers": ("a.jsonl", '\n{"tokens": ["a"], "tags": [0]}', "row 1: its tags must be a list of texts"),
+    "fractions": ("a.jsonl", '\n{"tokens": ["a"], "tags": [0.5]}', "row 1: its tags must be a list of texts"),
+    "truth": ("a.jsonl", '\n{"tokens": ["a"], "tags": [true]}', "row 1: its tags must be a list of texts"),
+    "numbers": ("a.jsonl", '\n{"tokens": ["a"], "tags": [0]}', "row 1: the tag '0' is not one of O, "),
     "an empty word": ("a.jsonl", '{"tokens": [""], "tags": ["O"]}', "row 1: its words"),
     "no column": ("a.jsonl", '{"words": ["a"], "tags": ["O"]}', "needs the lists tokens and tags, found 'words'"),
     "no object": ("a.jsonl", "[1]", "row 1: not a JSON object"),
@@ -94,8 +96,8 @@ def test_own_files_say_which_tags_there_are(tmp_path):
             own_task("token-classification", {"train": train}, columns, label)
     with pytest.raises(TrituneError, match=r"none\.txt: there is no such file"):
         own_task("token-classification", {"train": tmp_path / "none.txt"})
-    with pytest.raises(TrituneError, match="the validation file is missing"):
-        load_task_data(own_task("token-classification", {"train": train}))
+    with pytest.raises(TrituneError, match="the train file is missing"):
+        load_task_data(own_task("token-classification", {"validation": train}))
 
 
 def test_own_columns(tmp_path):

@@ -37,7 +37,8 @@ class SpectralDensity:
 def lanczos(operator: LinearOperator, start: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights of the quadrature of v'f(H)v, v being `start` scaled to length 1.
 
-    Every new vector is made orthogonal to all before it, twice, so no eigenvalue appears twice by rounding.
+    Every new vector is made orthogonal to all before it, twice, so no eigenvalue appears twice by rounding. Vectors are
+    in the operator's precision.
 
     Args:
         operator: symmetric, (size, size).
@@ -54,10 +55,10 @@ def lanczos(operator: LinearOperator, start: np.ndarray, steps: int) -> tuple[np
     """
     size = operator.shape[0]
     steps = min(steps, size)
-    basis = np.empty((steps, size))
+    basis = np.empty((steps, size), dtype=operator.dtype)
     diagonal: list[np.floating] = []
     coupling: list[np.floating] = []
-    vector = start / np.linalg.norm(start)
+    vector = (start / np.linalg.norm(start)).astype(basis.dtype)
     for step in range(steps):
         basis[step] = vector
         product = operator @ vector

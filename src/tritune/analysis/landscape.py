@@ -6,9 +6,11 @@ students the latent weights move, and the loss is that of the quantized model at
 """
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,9 @@ from ..distil.choices import TASK_LOSS, check_loss
 from ..errors import TrituneError
 from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
+from .kept import Kept, fingerprint, identity
 from .objective import Objective, objective
+from .pace import Budget, Say, expected_end, seconds_of, silent
 from .parameters import Parameters, restored, select_parameters
 from .subjects import Batch, row_count
 
@@ -90,6 +94,9 @@ def landscape(
     extent: float = 1.0,
     seed: int = 0,
     checkpoints: Mapping[str, Parameters] | None = None,
+    minutes: float | None = None,
+    parts: Kept | None = None,
+    say: Say = silent,
 ) -> Landscape:
     """The loss on a grid around each model, in evaluation mode; its weights are restored bit for bit.
 
@@ -103,6 +110,9 @@ def landscape(
         checkpoints: name to parameters by name (`dict(model.named_parameters())`), at least two. The plane goes through
             the one model of `models` and the first two of them; further ones are projected onto it. Grid lines are
             added so that the three are grid points.
+        minutes: the grid has as many of its `points` as the time of a first one allows, at least 3. None for no bound.
+        parts: the grid is kept here, line by line, and what is here already is not computed again.
+        say: is told when the analysis will end, and whether points were left out.
 
     Raises:
         TrituneError: a name, a pattern or a number cannot be used, a checkpoint does not fit the model, three lie on
@@ -112,30 +122,84 @@ def landscape(
     _check_grid(models, batches, points, extent)
     if checkpoints and len(models) > 1:
         raise TrituneError(f"the plane goes through one model and its checkpoints, and there are {len(models)} models")
-    for model in models.values():
-        select_parameters(model, parameters)
+    moved = {name: select_parameters(model, parameters) for name, model in models.items()}
     counts = [row_count(batch) for batch in batches]
-    x = y = np.linspace(-extent, extent, points)
     targets = [objective(loss, batch, teacher, average) for batch in batches]
-    grids, centre, marks = {}, {}, []
-    for name, model in models.items():
-        moved = select_parameters(instrument(model), parameters)
-        evaluate = partial(_mean_loss, model, targets, counts)
-        with evaluation_mode(model), weights_held(), torch.no_grad():
-            centre[name] = evaluate()
-            if not np.isfinite(centre[name]):
-                raise TrituneError(f"{name}: the loss is {centre[name]}; there is no landscape around it")
-            if checkpoints:
-                states = _states(name, moved, checkpoints)
-                directions, places = plane(states)
-                losses = checkpoint_losses(moved, states, evaluate)
+    surfaces = [_Surface(name, instrument(model), moved[name], targets, counts) for name, model in models.items()]
+    compared = teacher if teacher is not None and loss != TASK_LOSS else None
+    mark = fingerprint(loss, average, [identity(model) for model in (*models.values(), compared)], list(batches))
+    mark = fingerprint(mark, list(parameters), seed, extent, dict(checkpoints or {}))
+    budget, parts = Budget(minutes), parts or Kept()
+    states = _states(surfaces[0].name, surfaces[0].moved, checkpoints) if checkpoints else {}
+    through, places = plane(states) if states else (None, {})
+    centre = {surface.name: surface.centre() for surface in surfaces}
+    plan = fingerprint(mark, points, minutes)
+    points = parts.measured(plan, lambda: _affordable(surfaces, points, budget, say))
+    x = y = np.linspace(-extent, extent, points)
+    grids, marks = {}, []
+    for surface in surfaces:
+        with surface.still() as evaluate:
+            directions = through or (
+                random_direction(surface.moved, (seed, 0)),
+                random_direction(surface.moved, (seed, 1)),
+            )
+            if states:
+                losses = checkpoint_losses(surface.moved, states, evaluate)
                 marks = [Checkpoint(key, *places[key], losses[key]) for key in states]
                 x, y = (_axis([mark[axis] for mark in places.values()], points) for axis in (0, 1))
-            else:
-                directions = (random_direction(moved, (seed, 0)), random_direction(moved, (seed, 1)))
-            grids[name] = loss_grid(moved, directions, x, y, evaluate, name)
+            keep = partial(_kept_line, parts, [mark, surface.name, x.tolist()])
+            grids[surface.name] = loss_grid(surface.moved, directions, x, y, evaluate, surface.name, keep)
     kind = "checkpoints" if checkpoints else "random"
     return Landscape(loss, average, list(parameters), sum(counts), kind, seed, x, y, grids, centre, marks)
+
+
+@dataclass(frozen=True)
+class _Surface:
+    """A model whose loss is a function of the parameters that move."""
+
+    name: str
+    model: PreTrainedModel
+    moved: Parameters
+    targets: list[Objective]
+    counts: list[int]
+
+    @contextmanager
+    def still(self) -> Iterator[Callable[[], float]]:
+        """Within the context the model is in evaluation mode; the loss with its parameters as they are."""
+        with evaluation_mode(self.model), weights_held(), torch.no_grad():
+            yield partial(_mean_loss, self.model, self.targets, self.counts)
+
+    def centre(self) -> float:
+        """The loss of the model as it is, which must be finite."""
+        with self.still() as evaluate:
+            loss = evaluate()
+        if not np.isfinite(loss):
+            raise TrituneError(f"{self.name}: the loss is {loss}; there is no landscape around it")
+        return loss
+
+    def seconds_per_point(self) -> float:
+        """Of a point at the model itself, reached as any other is."""
+        here, nowhere = (self.moved, self.moved), np.zeros(1)
+        with self.still() as evaluate:
+            return seconds_of(lambda: loss_grid(self.moved, here, nowhere, nowhere, evaluate))
+
+
+def _affordable(surfaces: Sequence[_Surface], points: int, budget: Budget, say: Say) -> int:
+    """How many points along each axis, at most `points`, fit into the budget; says when they will be done."""
+    seconds = sum(surface.seconds_per_point() for surface in surfaces)
+    fitting = next((n for n in range(points, 3, -2) if n * n * seconds <= budget.left), 3)
+    if fitting < points:
+        say(f"{fitting} points along each axis fit into the time, instead of {points}")
+    say(
+        f"landscape of {len(surfaces)} model(s) on {fitting} x {fitting} points of {seconds / len(surfaces):.1f} s: "
+        f"{expected_end(fitting * fitting * seconds)}"
+    )
+    return fitting
+
+
+def _kept_line(parts: Kept, mark: list[Any], y: float, measure: Callable[[], list[float]]) -> list[float]:
+    """A line of the grid, kept; `mark` is everything that decides it but its height `y`."""
+    return parts.measured(fingerprint(*mark, y), measure)
 
 
 def random_direction(parameters: Parameters, seed: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -209,6 +273,7 @@ def loss_grid(
     y: np.ndarray,
     evaluate: Callable[[], float],
     name: str = "",
+    keep: Callable[[float, Callable[[], list[float]]], list[float]] = lambda _, measure: measure(),
 ) -> np.ndarray:
     """The loss at parameters + x * directions[0] + y * directions[1], for all x and y.
 
@@ -218,20 +283,27 @@ def loss_grid(
         x, y: (columns,) and (lines,).
         evaluate: the loss with the parameters as they are.
         name: what the progress bar shows.
+        keep: is called with the y of each line and a function that computes its losses, and returns them.
 
     Returns:
         (lines, columns)
     """
-    losses = np.empty((len(y), len(x)))
-    bar = tqdm(total=losses.size, desc=f"landscape of {name}".strip(), unit="point", leave=False, delay=3)
+    bar = tqdm(total=len(y) * len(x), desc=f"landscape of {name}".strip(), unit="point", leave=False, delay=3)
     with bar, restored(parameters) as origin, torch.no_grad():
-        for line, column in np.ndindex(losses.shape):
-            for key, parameter in parameters.items():
-                step = directions[0][key] * float(x[column]) + directions[1][key] * float(y[line])
-                parameter.copy_(origin[key] + step)
-            losses[line, column] = evaluate()
-            bar.update()
-    return losses
+
+        def line_at(height: float) -> list[float]:
+            """The losses along x at one y."""
+            losses, up = [], {key: directions[1][key] * height for key in parameters}
+            for across in x:
+                for key, parameter in parameters.items():
+                    step = torch.add(up[key], directions[0][key], alpha=float(across))
+                    torch.add(origin[key], step, out=parameter)
+                losses.append(evaluate())
+                bar.update()
+            return losses
+
+        lines = [keep(float(height), partial(line_at, float(height))) for height in y]
+    return np.array(lines)
 
 
 def checkpoint_losses(

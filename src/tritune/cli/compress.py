@@ -12,13 +12,15 @@ def compress(
     model: Annotated[
         str,
         typer.Argument(
-            help="Pretrained model, or a classifier with the file's labels: a folder or a hub name.", metavar="MODEL"
+            help="Pretrained model, or one fine-tuned for such data: a folder or a hub name.", metavar="MODEL"
         ),
     ],
     data: Annotated[
-        Path,
+        str,
         typer.Option(
-            help="Your rows: .csv or .tsv of any delimiter and encoding, .json, .jsonl or .parquet.", metavar="FILE"
+            help="Rows: .csv or .tsv of any delimiter and encoding, .xlsx, .json, .jsonl or .parquet; .txt of texts, "
+            "or of words and tags; a folder of images with one folder a class; or a data set on the hub.",
+            metavar="FILE",
         ),
     ],
     output: Annotated[Path, typer.Option(help="Output folder, new or of the same command.", metavar="FOLDER")],
@@ -48,7 +50,8 @@ def compress(
     max_loss: Annotated[
         float | None,
         typer.Option(
-            help="Points that the student may lose on dev; beyond it, longer trained and larger students are tried.",
+            help="Points that the student may lose on dev; beyond it, longer trained and larger students are tried. Of "
+            "a sentence encoder without --eval, points of its cosine to the teacher.",
             metavar="POINTS",
         ),
     ] = None,
@@ -75,12 +78,24 @@ def compress(
         bool, typer.Option("--dry-run", help="Only say what the file was taken for, and show the plan.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the compression in the folder.")] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Kind of task, such as token-classification, if the file can be several.", metavar="KIND"),
+    ] = None,
+    eval: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a sentence encoder: a table of pairs of texts with scores. Half of it is the dev part, half the "
+            "test part.",
+            metavar="FILE",
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """Make a small model of one file of texts and labels: split, fine-tune, distil, pack, and score.
+    """Make a small model of one file: split, fine-tune, distil, pack, and score.
 
-    Encoding, delimiter, columns and the kind of label are found out and said. A dev and a test part are split off, so
-    that texts that occur twice stay on one side. MODEL is fine-tuned unless it is a classifier with these labels.
+    The kind of task, encoding, delimiter, columns and labels are found out and said. A dev and a test part are split
+    off, so that inputs that occur twice stay on one side. MODEL is fine-tuned unless it answers as the data asks.
     Length, batch and steps follow from the data and from steps measured on this machine; the plan is shown first. The
     table at the end compares teacher and student on the test part.
 
@@ -94,7 +109,8 @@ def compress(
     from ..compression.request import Request, check
 
     columns = None if text_columns is None else tuple(options.comma_separated(text_columns))
-    request = Request(model, data, columns, label_column, group, time, minutes, max_bad_rows, seed, balance, long)
+    asked = columns, label_column, group, time, minutes, max_bad_rows, seed
+    request = Request(model, data, *asked, task=task, eval=eval, balance=balance, long_texts=long)
     check(max_loss, export)
     options.begin(model)
     from ..compression.compress import dry_run as plan_only

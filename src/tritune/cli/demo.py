@@ -141,9 +141,12 @@ def _recipes(seed: int) -> "dict[str, FinetuneRecipe]":
 
 def _student(recipe: "FinetuneRecipe", output: Path) -> dict[str, Any]:
     from ..training.run import plan, run
+    from .show import show_plan
 
     job = _job(output / "teacher", output, recipe, output / recipe.name)
-    return run(job, plan(job))
+    phases = plan(job)
+    show_plan(job.recipe, phases)
+    return run(job, phases)
 
 
 def _job(source: Path, output: Path, recipe: "FinetuneRecipe", target: Path) -> "Job":

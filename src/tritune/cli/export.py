@@ -50,6 +50,7 @@ def export(
     task: Annotated[
         str | None, typer.Option(help="The task of --verify; or a task file, without --verify.", metavar="NAME")
     ] = None,
+    labels: options.Labels = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
 ) -> None:
@@ -70,11 +71,14 @@ def export(
         raise TrituneError("--target web is for --format onnx")
     if verify is not None and task is None:
         raise TrituneError("--verify needs --task")
+    if task is None and labels:
+        raise TrituneError("--labels names the labels of the task that --verify compares on; give --task")
     if task is None and overrides:
         raise TrituneError("--set changes how --verify reads its data; without --verify it has no effect")
     check_evaluation_keys(overrides or [])
     if task is not None:
-        options.check_task(task)
+        asked = options.Asked(task, labels)
+        options.check_task(asked.task, asked.own, trains=False)
         if verify is None and not is_task_file(task):
             raise TrituneError(f"--task {task}: --verify must name the folder of its files")
     if chosen.program and (format != "onnx" or output.suffix == ".onnx"):
@@ -88,7 +92,10 @@ def export(
     from ..tasks.registry import get_task
     from .show import show_export, show_notes, show_result
 
-    known = get_task(task).for_model(model) if task else None
+    known = None
+    if task is not None:
+        found = options.open_task(task, asked.own, trains=False) if labels else get_task(task)
+        known = found.for_model(model)
     head = _head_of(model, known)
     chosen.check(head.name)
     loaded = _load(model, head, known)

@@ -27,6 +27,7 @@ from . import (
     web,
 )
 from .analyze.app import app as analyze
+from .live import exit_code, with_progress
 from .plugins import with_plugins
 
 app = typer.Typer(
@@ -51,10 +52,10 @@ for command in (
     sweep.sweep,
     convert.convert,
 ):
-    app.command()(with_plugins(command))
-for command in (evaluate.evaluate, predict.predict, export.export, web.web, bench.bench):
-    app.command()(with_plugins(command))
-for command in (report.report, recipes.recipes, demo.demo, doctor.doctor):
+    app.command()(with_plugins(with_progress(command)))
+for command in (evaluate.evaluate, predict.predict, export.export, web.web, bench.bench, report.report, demo.demo):
+    app.command()(with_plugins(with_progress(command)))
+for command in (recipes.recipes, doctor.doctor):
     app.command()(with_plugins(command))
 app.add_typer(analyze)
 
@@ -86,7 +87,7 @@ def main() -> None:
 
         message = " ".join(str(error).split())
         Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", markup=False, highlight=False)
-        sys.exit(130 if isinstance(error, errors.Interrupted) else 2)
+        sys.exit(exit_code(error))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..compute.devices import this_process
 from ..errors import readable
+from ..progress import say
 from ..recipes import Recipe, to_yaml
 from ..recipes import label as label_of
 
@@ -62,6 +63,8 @@ def show_stage(stage: "Stage") -> None:
 
 def show_task(task: "Task") -> None:
     """What was read of the user's own files, on stderr before they are used."""
+    from ..tasks.heads.head import HELD_OUT_SEED
+
     if task.labels is None:
         labels = "a score" if task.is_regression else "no labels"
     else:
@@ -71,7 +74,8 @@ def show_task(task: "Task") -> None:
     asked = ""
     if task.head.has_columns:
         asked = f"{', '.join(task.text_columns) or 'inputs'} to {labels} in {task.label_column}; "
-    _say(f"{task.title}: {asked}selected by {task.metric}", error=True)
+    held_out = f" on a tenth of the training rows (seed {HELD_OUT_SEED})" if task.holds_out else ""
+    _say(f"{task.title}: {asked}selected by {task.metric}{held_out}", error=True)
 
 
 def show_dry_run(recipe: Recipe, phases: list["Phase"], student: "PreTrainedModel") -> None:
@@ -402,7 +406,10 @@ def _table(*columns: str, title: str = "", words: int = 1) -> Table:
 def _say(text: str, error: bool = False) -> None:
     """Print one line, in the main process only."""
     if this_process().is_main_process:
-        Console(stderr=error, soft_wrap=True).print(text, markup=False, highlight=False)
+        if error:
+            say(text)
+        else:
+            Console(soft_wrap=True).print(text, markup=False, highlight=False)
 
 
 def _percent(value: float | None) -> str:

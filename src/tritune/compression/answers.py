@@ -8,6 +8,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from ..engine.answers import predictions, probabilities
+from ..tasks.data.splitting import Place
 from ..tasks.heads.classifier import PROBLEM_TYPES, Classifier
 from ..tasks.heads.labels import SEPARATOR
 from ..tasks.registry import Task
@@ -22,7 +23,7 @@ def answers(
     student: np.ndarray,
     labels: np.ndarray,
     task: Task,
-    inputs: Sequence[tuple[int, Sequence[str]]],
+    inputs: Sequence[tuple[Place, Sequence[str]]],
 ) -> list[dict[str, Any]]:
     """A row for every test row: line, texts, label, and what each model says; none for kinds without one label a row.
 

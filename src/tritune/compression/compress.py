@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from ..checkpoints.files import replace_folder
 from ..deploy.export.write import write_export
 from ..deploy.pack import pack_into
 from ..errors import Interrupted, TrituneError
+from ..progress import stage
+from ..tasks.bars import without_bars
+from ..tasks.data.splitting import TEST
+from ..tasks.heads.classifier import Classifier
 from ..tasks.models import load_model
 from ..tasks.registry import Task
 from ..tasks.table import write_table
 from ..training.finetune import finetune
 from ..training.job import open_job
-from ..training.run_folder import METRICS, check_free, read_json, remove, write_json
+from ..training.run_folder import METRICS, check_free, claimed, read_json, remove, write_json
 from ..training.versions import library_versions
 from .answers import ANSWERS, answers, per_class
 from .ladder import Ladder, Tried, chosen, clock
@@ -29,7 +34,6 @@ from .report import PLAN, REMARKS, write_compression_report
 from .request import Request, check
 from .result import MODEL, Compressed, figure_of
 from .scoring import compared, scored, verify
-from .splitting import TEST
 
 REPORT, PICTURE = "report.html", "sizes.png"
 TEACHER, STUDENTS, DATA, EXPORT = "teacher", "students", "data", "export"
@@ -38,6 +42,7 @@ _FILES = (PLAN, REMARKS, REPORT, PICTURE, ANSWERS, METRICS)
 _NO_REMARK = {"line": "", "kept": "", "reason": ""}
 
 
+@without_bars()
 def compress(
     model: str | Path,
     data: str | Path,
@@ -55,6 +60,8 @@ def compress(
     long: str = "truncate",
     export: str | None = None,
     overwrite: bool = False,
+    task: str | None = None,
+    eval: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Compressed:
     """Make a small model of one file: split it, fine-tune a teacher, distil, pack and score.
@@ -65,10 +72,10 @@ def compress(
     A call with the same arguments goes on where an earlier one stopped.
 
     Args:
-        model: folder or hub name of a pretrained model, or of a classifier with the file's labels.
-        data: a table with a column of texts (or two) and one of labels.
+        model: folder or hub name of a pretrained model, or of one that was fine-tuned for such data.
+        data: a file, a folder of images with one folder a class, or the name of a data set on the hub.
         output: the folder of everything that is made.
-        text_columns, label_column: by name; None finds them out and says so.
+        text_columns, label_column: of the inputs and the labels by name; None finds them out and says so.
         group: a column whose equal values stay on one side of the split.
         time: a column by which the newest rows are the test part.
         minutes: that everything may take, as far as a plan can tell.
@@ -79,6 +86,8 @@ def compress(
         balance: `weights` or `sampling` lets rare classes count as much as frequent ones in the fine-tuning.
         export: `onnx` or `dense`, to write the student in that format, too.
         overwrite: replace another compression in `output`.
+        task: the kind of task, such as `token-classification`; None goes by the data.
+        eval: a table of pairs of texts with scores, by which a sentence encoder is scored.
         say: told what happens, a line each.
 
     Raises:
@@ -86,9 +95,9 @@ def compress(
         TrituneError: an argument, the file or the model cannot be used; nothing is written then.
     """
     columns = None if text_columns is None else tuple(text_columns)
-    request = Request(
-        str(model), Path(data), columns, label_column, group, time, minutes, max_bad_rows, seed, balance, long
-    )
+    asked = columns, label_column, group, time, minutes, max_bad_rows, seed
+    pairs = None if eval is None else Path(eval)
+    request = Request(str(model), data, *asked, task=task, eval=pairs, balance=balance, long_texts=long)
     check(max_loss, export)
     opened = opened_request(request, say)
     return finished(opened, Path(output), max_loss, export, overwrite, say)
@@ -105,12 +114,15 @@ def dry_run(opened: Opened, say: Callable[[str], None]) -> Plan:
 
 def _planned(opened: Opened, folder: Path) -> Plan:
     request = opened.request
-    return planned(request.model, opened.task(folder), opened.trains, opened.rows, request.minutes, request.seed)
+    measured = opened.trains, opened.rows, request.minutes, request.seed, opened.table.longest
+    with stage("measure a few steps", delay=3):
+        return planned(request.model, opened.task(folder), *measured)
 
 
 def _show_plan(plan: Plan, minutes: float | None, say: Callable[[str], None]) -> None:
     cut = f"; {100 * plan.cut:.1f} % of the texts are cut" if plan.cut else ""
-    say(f"plan: texts of up to {plan.max_length} tokens{cut}")
+    if plan.max_length is not None:
+        say(f"plan: texts of up to {plan.max_length} tokens{cut}")
     stages = {name: f"{seconds:.0f} s" for name, seconds in plan.stages.items()}
     if plan.teacher_steps:
         say(
@@ -139,8 +151,28 @@ def finished(
     """Do everything, from where an earlier call with the same request stopped.
 
     Raises:
+        CannotWriteError: another command is writing into the folder.
         TrituneError: the folder holds something else.
     """
+    # With the mark of a run to resume, so that its advice is none of another command.
+    inputs = [one for one in (opened.request.model, opened.request.data, opened.request.eval) if one is not None]
+    check_free(output, False, resume=True, inputs=inputs, mark=PLAN)
+    try:
+        with claimed(output, resume=True):
+            return _finished(opened, output, max_loss, export, overwrite, say)
+    finally:
+        with suppress(OSError):  # it holds something, as it should
+            output.rmdir()
+
+
+def _finished(
+    opened: Opened,
+    output: Path,
+    max_loss: float | None,
+    export: str | None,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> Compressed:
     began = time.time()
     plan = _begun(opened, output, overwrite, say)
     known = read_json(output / METRICS)
@@ -178,8 +210,6 @@ def finished(
 def _begun(opened: Opened, output: Path, overwrite: bool, say: Callable[[str], None]) -> Plan:
     """The plan, made now or by an earlier call; the parts of the file are then in the output folder."""
     request, known = opened.request, read_json(output / PLAN)
-    # With the mark of a run to resume, so that its advice is none of another command.
-    check_free(output, False, resume=True, inputs=(request.model, request.data), mark=PLAN)
     if overwrite or not known:
         known = {"request": request.record(), "plan": dry_run(opened, say).as_dict()}
         _remove(output, *_FOLDERS, *_FILES)
@@ -221,39 +251,44 @@ def _teacher(opened: Opened, task: Task, plan: Plan, output: Path, say: Callable
 def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, output: Path) -> dict[str, Any]:
     """What `metrics.json` holds of both models."""
     task = opened.task(output / DATA, test=True)
-    long_texts = opened.request.long_texts
-    theirs = scored(teacher, task, plan.max_length, long_texts=long_texts)
-    own = scored(output / MODEL, task, plan.max_length, packed=True, long_texts=long_texts)
+    lengths = [*plan.lengths, f"long_texts={opened.request.long_texts}"]
+    theirs = scored(teacher, task, lengths)
+    own = scored(output / MODEL, task, lengths, packed=True)
     verified = verify(output / MODEL, ships.folder, task, own.data)
-    table = opened.table
-    labels = np.asarray(own.data.dev["labels"])
-    inputs = [(example.line, example.texts) for example in opened.parts.rows[TEST]]
-    if rows := answers(theirs.logits, own.logits, labels, task, inputs):
+    table, lines = opened.table, opened.table.lines(output / DATA)
+    also = {}
+    if lines is not None:
+        mine, their = (scored(*of, lines, lengths) for of in ((ships.folder,), (teacher,)))
+        also = {"lines": lines.head.closeness(mine.logits, their.logits, lines, mine.data)}
+    rows = []
+    if isinstance(task.head, Classifier) and own.logits.ndim == 2:  # not one answer a word
+        inputs = [(example.line, example.texts) for example in opened.parts.rows[TEST]]
+        rows = answers(theirs.logits, own.logits, np.asarray(own.data.dev["labels"]), task, inputs)
         write_table(output / ANSWERS, rows)
     return {
         "model": opened.request.model,
-        "data": opened.request.data.name,
+        "data": table.reading.file,
         "task": task.name,
-        "problem": table.problem,
         "metric": task.metric,
-        "labels": table.labels,
-        "columns": {"texts": list(table.text_columns), "label": table.label_column},
+        **table.facts(),
         "file": {"rows": len(table.examples), "encoding": table.reading.encoding, "delimiter": table.reading.delimiter},
         "notes": table.notes,
         "set_aside": sum(not remark.kept for remark in table.remarks),
         "conflicts": sum(remark.kept for remark in table.remarks),
         "rows": opened.rows,
         "seed": opened.request.seed,
-        "long_texts": long_texts,
+        "long_texts": opened.request.long_texts,
         "plan": plan.as_dict(),
         **compared(theirs, own, task, opened.request.seed),
         "classes": per_class(rows, task.labels, task.multi_label) if rows and task.labels else [],
+        **also,
         "verified_rows": verified,
         "versions": library_versions(),
     }
 
 
-def _exported(student: Path, task: Task, output: Path, format: str, max_length: int) -> dict[str, Any]:
+def _exported(student: Path, task: Task, output: Path, format: str, max_length: int | None) -> dict[str, Any]:
+    task = task.for_model(student)
     model = load_model(student, task)
     processor = task.head.load_processor(student, model, max_length)
     with replace_folder(output) as folder:

@@ -30,7 +30,6 @@ from ..training.reconstruction import bfloat16
 TEACHER, STUDENT = "finetune", "tritune"
 # Texts are cut where no more than this share of them is longer.
 _CUT = 0.01
-_LONGEST = 512
 _FEWEST_STEPS = 20
 _EVALUATIONS = 5
 # Of rows that lengths are taken of; more would say the same.
@@ -60,7 +59,7 @@ class Plan:
     """What will be done.
 
     Attributes:
-        max_length: tokens of a text; longer ones, a share of `cut`, lose their end.
+        max_length: tokens of an input; longer ones, a share of `cut`, lose their end. None for images.
         batch_size: rows of an update of the teacher.
         teacher_steps: 0 where the model is a teacher already.
         student_steps: updates of every part of the student.
@@ -68,7 +67,7 @@ class Plan:
         rows: of each part.
     """
 
-    max_length: int
+    max_length: int | None
     cut: float
     batch_size: int
     teacher_steps: int
@@ -97,10 +96,10 @@ class Plan:
         """The fine-tuning, with its classes in `balance`."""
         keys = {
             **{"max_steps": self.teacher_steps, "per_device_train_batch_size": self.batch_size, "seed": seed},
-            **{"max_length": self.max_length, "eval_steps": max(1, self.teacher_steps // _EVALUATIONS)},
+            **{"eval_steps": max(1, self.teacher_steps // _EVALUATIONS)},
             **{"balance": balance, "long_texts": long_texts},
         }
-        return load_recipe(TEACHER, [f"{key}={value}" for key, value in keys.items()], FinetuneRecipe)
+        return load_recipe(TEACHER, self._overrides(keys), FinetuneRecipe)
 
     def student_recipe(
         self,
@@ -110,9 +109,17 @@ class Plan:
         long_texts: str = "truncate",
     ) -> Recipe:
         """The distillation; `modules` have settings of their own."""
-        keys = {"reconstruct_steps": steps, "max_length": self.max_length, "seed": seed, "long_texts": long_texts}
-        recipe = load_recipe(STUDENT, [f"{key}={value}" for key, value in keys.items()])
+        keys = {"reconstruct_steps": steps, "seed": seed, "long_texts": long_texts}
+        recipe = load_recipe(STUDENT, self._overrides(keys))
         return replace(recipe, modules=modules) if modules else recipe
+
+    def _overrides(self, keys: dict[str, Any]) -> list[str]:
+        return [*(f"{key}={value}" for key, value in keys.items()), *self.lengths]
+
+    @property
+    def lengths(self) -> list[str]:
+        """What a recipe must be told of lengths."""
+        return [] if self.max_length is None else [f"max_length={self.max_length}"]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; `Plan.of` reads it back."""
@@ -125,7 +132,13 @@ class Plan:
 
 
 def planned(
-    source: str | Path, task: Task, trains: bool, rows: dict[str, int], minutes: float | None, seed: int
+    source: str | Path,
+    task: Task,
+    trains: bool,
+    rows: dict[str, int],
+    minutes: float | None,
+    seed: int,
+    longest: int,
 ) -> Plan:
     """Measure a few steps and plan with them.
 
@@ -136,29 +149,38 @@ def planned(
         rows: of each part.
         minutes: that everything may take; None for as long as the usual steps take.
         seed: of the rows that are measured.
+        longest: tokens that an input may have at most.
 
     Raises:
         TrituneError: the model cannot be used for this task.
     """
     began = time.perf_counter()
+    task = task.for_model(source)
     model = load_model(source, task, new_head=trains).to(this_process().device)
-    room = min(_LONGEST, positions(model) or _LONGEST)
+    room = None if task.max_length is None else min(longest, positions(model) or longest)
     processor = task.head.load_processor(source, model, room)
     read = load_task_data(task, splits=["train"])["train"]
     drawn = np.random.default_rng(seed).permutation(len(read))[:_SAMPLE]
     data = task.head.encode({"train": read.select(drawn)}, task, processor, room, "longest")
-    lengths = np.array([len(ids) for ids in data.splits["train"]["input_ids"]])
-    max_length = min(room, _multiple(int(np.quantile(lengths, 1 - _CUT, method="higher"))))
-    short = data.splits["train"].select(np.flatnonzero(lengths <= max_length))
+    encoded, max_length, cut = data.splits["train"], room, 0.0
+    if room is not None:
+        max_length, cut, encoded = _length(encoded, room)
     batch_size = 16 if rows["train"] < 5000 else 32
-    costs = _measured(model, task, short, data.collate, batch_size)
+    costs = _measured(model, task, encoded, data.collate, batch_size, trains)
     epochs = 5 if rows["train"] < 2000 else 3
     teacher = max(100, epochs * -(-rows["train"] // batch_size)) if trains else 0
     student = load_recipe(STUDENT).reconstruct_steps
+    plan = Plan(max_length, 0.0 if task.head.windows else cut, batch_size, teacher, student, costs, rows)
+    return plan if minutes is None else _within(plan, 60 * minutes - (time.perf_counter() - began))
+
+
+def _length(rows: Dataset, room: int) -> tuple[int, float, Dataset]:
+    """Tokens that an input may have, the share of rows that are longer, and those that are not."""
+    lengths = np.array([len(ids) for ids in rows["input_ids"]])
+    max_length = min(room, _multiple(int(np.quantile(lengths, 1 - _CUT, method="higher"))))
     # What is as long as there is room for has been cut already.
     cut = float(((lengths > max_length) | (lengths == room)).mean())
-    plan = Plan(max_length, cut, batch_size, teacher, student, costs, rows)
-    return plan if minutes is None else _within(plan, 60 * minutes - (time.perf_counter() - began))
+    return max_length, cut, rows.select(np.flatnonzero(lengths <= max_length))
 
 
 def _within(plan: Plan, seconds: float) -> Plan:
@@ -176,7 +198,9 @@ def _multiple(length: int) -> int:
     return -(-length // 8) * 8
 
 
-def _measured(model: PreTrainedModel, task: Task, rows: Dataset, collate: Callable, batch_size: int) -> Costs:
+def _measured(
+    model: PreTrainedModel, task: Task, rows: Dataset, collate: Callable, batch_size: int, trains: bool
+) -> Costs:
     """Seconds of steps on random rows; the model is spoilt."""
     recipe = settle(load_recipe(STUDENT))
     device = model.device
@@ -193,20 +217,24 @@ def _measured(model: PreTrainedModel, task: Task, rows: Dataset, collate: Callab
     teacher_row, student_row = (
         _seconds(partial(predict, one, some, collate, 32, task.head.read)) / len(some) for one in (model, student)
     )
+    student_step = max((fourth - first) / 3, fourth / 20)
+    if not trains:
+        return Costs(0.0, student_step, teacher_row, student_row)
     model.requires_grad_(True).train()
+    asked = task.head.model_inputs(batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
 
     def update() -> None:
         """One step, as of a fine-tuning."""
         with bfloat16(device) if recipe.bf16 else nullcontext():
-            loss = model(**batch).loss
+            loss = model(**asked).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         loss.item()  # waits for a GPU
 
     update()
-    return Costs(_seconds(update, 2), max((fourth - first) / 3, fourth / 20), teacher_row, student_row)
+    return Costs(_seconds(update, 2), student_step, teacher_row, student_row)
 
 
 def _some(rows: Dataset, count: int, place: int = 0) -> list[dict[str, Any]]:

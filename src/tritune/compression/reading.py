@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TrituneError
+from ..tasks.data.splitting import Place, placed_at
 from ..tasks.table import FORMATS, PARQUET, check_names, columns_of, number_in, read_table
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -31,9 +32,9 @@ _SAMPLE = 200
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a file: its line, counted from 1 (of JSON and Parquet its row), and its cells by column."""
+    """One row of a file: its place, and its cells by column."""
 
-    line: int
+    line: Place
     cells: dict[str, Any]
 
 
@@ -41,9 +42,14 @@ class Row:
 class Remark:
     """Something about a row that a reader of the file should know; `kept` says whether the row is used."""
 
-    line: int
+    line: Place
     kept: bool
     reason: str
+
+    @property
+    def place(self) -> str:
+        """Where the row stands, for messages."""
+        return placed_at(self.line)
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,8 @@ def read_messy(path: Path, header: bool | None = None) -> Reading:
             raise TrituneError(f"{path}: unknown kind of file; known are {', '.join((*FORMATS, PARQUET))}")
         cells = read_table(path)
         return Reading(path.name, columns_of(cells), [Row(*pair) for pair in enumerate(cells, 1)], [])
-    text, encoding, notes = decoded(_bytes(path), path.name)
-    lines = _lines(text)
+    text, encoding, notes = decoded(read_bytes(path), path.name)
+    lines = lines_of(text)
     if not any(line.strip() for line in lines):
         raise TrituneError(f"{path}: holds no rows")
     delimiter, quoted = delimited(lines)
@@ -96,7 +102,7 @@ def read_messy(path: Path, header: bool | None = None) -> Reading:
     rows, remarks = _rows(lines, first, names, delimiter, quoted)
     if not (rows or remarks):
         raise TrituneError(f"{path}: holds a header and no rows")
-    columns, rows, index = _without_index(names, rows)
+    columns, rows, index = without_index(names, rows)
     return Reading(path.name, columns, rows, remarks, encoding, DELIMITERS[delimiter], [*notes, *found, *index])
 
 
@@ -150,14 +156,15 @@ def _swallowed(fields: list[str], delimiter: str) -> bool:
     return delimiter == "\t" and any("\n" in field and delimiter in field for field in fields)
 
 
-def _bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; TrituneError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise TrituneError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _lines(text: str) -> list[str]:
+def lines_of(text: str) -> list[str]:
     """Lines without their ends; a carriage return ends a line only in files that have no line feed."""
     lines = [line.removesuffix("\r") for line in text.split("\n")] if "\n" in text else text.split("\r")
     return lines[:-1] if lines[-1] == "" else lines
@@ -227,7 +234,7 @@ def _rows(
     return rows, remarks
 
 
-def _without_index(names: list[str], rows: list[Row]) -> tuple[list[str], list[Row], list[str]]:
+def without_index(names: list[str], rows: list[Row]) -> tuple[list[str], list[Row], list[str]]:
     """The table without a first column that only counts its rows, as pandas writes it."""
     first = names[0]
     if len(names) < 3 or not (first == "" or first.startswith("Unnamed: 0")):
@@ -251,7 +258,7 @@ def check_few(remarks: Iterable[Remark], rows: int, most: float | None, file: st
     lost = [remark for remark in remarks if not remark.kept]
     allowed = max(1, (rows + len(lost)) // 100) if most is None else most
     if len(lost) > allowed:
-        first = "; ".join(f"line {remark.line}: {remark.reason}" for remark in lost[:3])
+        first = "; ".join(f"{remark.place}: {remark.reason}" for remark in lost[:3])
         raise TrituneError(
             f"{file}: {len(lost)} of {rows + len(lost)} rows cannot be used, more than --max-bad-rows ({allowed}): "
             f"{first}{'; …' if len(lost) > 3 else ''}"

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..errors import TrituneError, readable
-from ..inference.predict import predict_rows
+from ..inference.predict import answering_head, predict_images, predict_rows
 from .ladder import Tried, plot_sizes
 
 MODEL = "model"
@@ -37,12 +37,27 @@ class Compressed:
         """Size against dev score of every student that was tried."""
         return self.figure
 
-    def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Any]:
-        """The shipped model's answers: a label or a score for every text or pair of texts."""
-        columns = ("text",) if not texts or isinstance(texts[0], str) else ("text", "text_pair")
-        cells = [(text,) if isinstance(text, str) else text for text in texts]
-        rows = [dict(zip(columns, row, strict=True)) for row in cells]
-        return [row["prediction"] for row in predict_rows(self.folder / MODEL, rows)] if rows else []
+    def predict(self, inputs: Sequence[Any] | str | Path) -> list[Any]:
+        """The shipped model's answers.
+
+        Args:
+            inputs: texts or pairs of texts; lists of words; pairs of question and context; or, for an image classifier,
+                a folder, an image or a parquet file.
+
+        Returns:
+            One answer each: a label, several, a score, the tags of words, a vector (all as lists), or, of a question,
+            a dictionary with the `answer` and its `score`.
+        """
+        model = self.folder / MODEL
+        if isinstance(inputs, str | Path):
+            return [row["prediction"] for row in predict_images(model, inputs)]
+        if not inputs:
+            return []
+        names = answering_head(model).asked
+        cells = [(one,) if len(names) == 1 or isinstance(one, str) else one for one in inputs]
+        rows = [dict(zip(names, row, strict=False)) for row in cells]
+        answers = [{key: value for key, value in row.items() if key not in names} for row in predict_rows(model, rows)]
+        return [answer if len(answer) > 1 else next(iter(answer.values())) for answer in answers]
 
     def save(self, folder: str | Path) -> None:
         """Copy the shipped model to a new folder; TrituneError if there is one."""

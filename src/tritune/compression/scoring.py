@@ -1,7 +1,7 @@
 """The final table: scores of teacher and student on the test part with intervals, their agreement, size and speed."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -17,6 +17,7 @@ from ..errors import TrituneError
 from ..inference.evaluate import dev_logits, predict, recipe_in_force
 from ..tasks.data import load_task_data
 from ..tasks.heads import EncodedData
+from ..tasks.heads.head import Read
 from ..tasks.models import load_model
 from ..tasks.registry import Task
 
@@ -27,33 +28,32 @@ _VERIFIED = 64
 
 @dataclass(frozen=True)
 class Scored:
-    """A model, its logits (rows, labels) of the test part, and the part as its tokenizer encodes it."""
+    """A model, what its head reads (rows, ...) of the test part, and the part as its tokenizer encodes it."""
 
     model: PreTrainedModel
     logits: np.ndarray
     data: EncodedData
+    read: Read
 
 
-def scored(
-    source: str | Path, task: Task, max_length: int, packed: bool = False, long_texts: str = "truncate"
-) -> Scored:
+def scored(source: str | Path, task: Task, lengths: Sequence[str], packed: bool = False) -> Scored:
     """A model's logits of a task's dev split, which here is the test part.
 
     Args:
         source: its folder or hub name.
         task: whose validation file is the test part.
-        max_length: tokens of a text.
+        lengths: `key=value` for the recipe beside the model.
         packed: whether it is packed, and so loaded with the best engine there is.
-        long_texts: what is kept of longer ones.
     """
+    task = task.for_model(source)
     model = load(source) if packed else load_model(source, task)
-    recipe = recipe_in_force(source, model, [f"max_length={max_length}", f"long_texts={long_texts}"], task)
+    recipe = recipe_in_force(source, model, lengths, task)
     task = replace(task, long_texts=recipe.long_texts)
     processor = task.head.load_processor(source, model, recipe.max_length)
     model.to(this_process().device)
     splits = load_task_data(task, splits=task.dev_splits)
     data = task.head.encode(splits, task, processor, recipe.max_length, "longest")
-    return Scored(model, dev_logits(model, data, task, 32)[data.select], data)
+    return Scored(model, dev_logits(model, data, task, 32)[data.select], data, task.head.read)
 
 
 def compared(teacher: Scored, student: Scored, task: Task, seed: int) -> dict[str, Any]:
@@ -61,18 +61,19 @@ def compared(teacher: Scored, student: Scored, task: Task, seed: int) -> dict[st
 
     Intervals are percentiles of a bootstrap over rows, drawn for both models alike, so that the loss has one too.
     """
-    labels = np.asarray(teacher.data.dev["labels"])
-    pair = {"teacher": teacher.logits, "student": student.logits}
-    drawn = resampled(pair, labels, task.measure, seed)
-    times = latencies({"teacher": teacher, "student": student}, task)
+    each = [task.head.scored(one.logits, teacher.logits, task, one.data) for one in (teacher, student)]
+    pair = dict(zip(("teacher", "student"), (answers for answers, _, _ in each), strict=True))
+    _, labels, measure = each[0]
+    drawn = resampled(pair, labels, measure, seed)
+    times = latencies({"teacher": teacher, "student": student})
     rows: dict[str, Any] = {
         name: {
-            "scores": {key: float(value) for key, value in task.measure(logits, labels).items()},
+            "scores": {key: float(value) for key, value in measure(answers, labels).items()},
             "intervals": {key: interval(values) for key, values in drawn[name].items()},
             "size_bytes": size_bytes(one.model),
             "latency_ms": times[name],
         }
-        for (name, logits), one in zip(pair.items(), (teacher, student), strict=True)
+        for (name, answers), one in zip(pair.items(), (teacher, student), strict=True)
     }
     lost = 100 * (drawn["teacher"][task.metric] - drawn["student"][task.metric])
     points = 100 * (rows["teacher"]["scores"][task.metric] - rows["student"]["scores"][task.metric])
@@ -103,14 +104,14 @@ def interval(values: np.ndarray) -> list[float]:
     return [float(edge) for edge in np.quantile(values, (0.025, 0.975))]
 
 
-def latencies(models: Mapping[str, Scored], task: Task) -> dict[str, float]:
+def latencies(models: Mapping[str, Scored]) -> dict[str, float]:
     """Median milliseconds of one text at a time; the models take turns, so that disturbances affect all."""
     spent: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(_TIMED + 1):
         for name, one in models.items():
             rows = one.data.dev.select([turn % len(one.data.dev)])
             began = time.perf_counter()
-            predict(one.model, rows, one.data.collate, 1, task.head.read)
+            predict(one.model, rows, one.data.collate, 1, one.read)
             if turn:
                 spent[name].append(1000 * (time.perf_counter() - began))
     return {name: median(values) for name, values in spent.items()}
@@ -122,7 +123,7 @@ def verify(packed: Path, student: Path, task: Task, data: EncodedData) -> int:
     Raises:
         TrituneError: a row differs.
     """
-    rows = data.dev.select(range(min(_VERIFIED, len(data.dev))))
+    rows, task = data.dev.select(range(min(_VERIFIED, len(data.dev)))), task.for_model(student)
     models = load(packed, engine="reference"), load_model(student, task)
     device = this_process().device
     own, theirs = (predict(model.to(device), rows, data.collate, 32, task.head.read) for model in models)

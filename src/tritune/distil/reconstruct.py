@@ -110,22 +110,28 @@ class Reconstruction:
         if self.taught_by != sorted(set(self.taught_by)):
             raise TrituneError("reconstruct: the layers of layer_map must ascend")
 
-    def stages(self, finished: int = 0) -> Iterator[Stage]:
+    @property
+    def most_stages(self) -> int:
+        """How many stages there are, if there are parameters to train before and behind the blocks."""
+        return 2 + len(grouped(self.own.names))
+
+    def stages(self, finished: int = 0, advanced: Callable[[], object] = lambda: None) -> Iterator[Stage]:
         """Train stage after stage; each is yielded when it is done.
 
         Args:
             finished: stages with a lower number are left out: the student has been through them. What follows is, to
                 the bit, what follows in a call that begins with the first.
+            advanced: called after every update.
 
         Raises:
             Interrupted: `stopped` said yes.
             TrituneError: a loss is not finite.
         """
         with evaluation_mode(self.student), evaluation_mode(self.teacher):
-            yield from self._all(finished)
+            yield from self._all(finished, advanced)
 
-    def _all(self, finished: int) -> Iterator[Stage]:
-        groups = grouped(self.own.names)
+    def _all(self, finished: int, advanced: Callable[[], object]) -> Iterator[Stage]:
+        groups, train = grouped(self.own.names), partial(self._train, advanced=advanced)
         # The student's states, and the teacher's behind every layer of a group.
         share = self.cache_bytes // (1 + max(map(len, groups)))
         own, theirs = (States(share, len(self.places)) for _ in range(2))
@@ -134,7 +140,7 @@ class Reconstruction:
         tables = {id(one.weight) for one in self.student.modules() if isinstance(one, QuantEmbedding)}
         stem = [one for one in self._parameters_of(lambda: self.own.stem(self._batch(0))[0]) if id(one) not in tables]
         if stem and finished < 1:
-            yield self._train(0, "embeddings", stem, lambda place: self._stem_loss(place, theirs[place]))
+            yield train(0, "embeddings", stem, lambda place: self._stem_loss(place, theirs[place]))
         own_calls = self._begin(self.own, own)
         number, reached = 0, 0
         for number, layers in enumerate(groups, start=1):
@@ -146,14 +152,14 @@ class Reconstruction:
             if finished <= number:
                 modules = nn.ModuleList(self.student.get_submodule(self.own.names[layer]) for layer in layers)
                 loss_at = partial(self._block_loss, own, own_calls, layers, targets)
-                yield self._train(number, _stage_name(layers), list(modules.parameters()), loss_at)
+                yield train(number, _stage_name(layers), list(modules.parameters()), loss_at)
             self._advance(self.own, own, own_calls, layers)
         self._advance(self.theirs, theirs, their_calls, range(reached, len(self.theirs.names)))
         behind = self._parameters_of(lambda: self._answer_loss(0, own, theirs))
         done = tables | set(map(id, stem))  # tied embeddings, among others
         head = [one for one in behind if id(one) not in done]
         if head and finished <= number + 1:
-            yield self._train(number + 1, "head", head, lambda place: self._answer_loss(place, own, theirs))
+            yield train(number + 1, "head", head, lambda place: self._answer_loss(place, own, theirs))
 
     @torch.no_grad()
     def _begin(self, blocks: Blocks, states: States) -> list[list[BlockCall]]:
@@ -214,7 +220,12 @@ class Reconstruction:
 
     @weights_held()
     def _train(
-        self, number: int, name: str, parameters: list[nn.Parameter], loss_at: Callable[[int], torch.Tensor]
+        self,
+        number: int,
+        name: str,
+        parameters: list[nn.Parameter],
+        loss_at: Callable[[int], torch.Tensor],
+        advanced: Callable[[], object],
     ) -> Stage:
         before = self._measured(loss_at)
         if before == 0:  # of a part that is not quantized
@@ -234,6 +245,7 @@ class Reconstruction:
             rate.step()
             forget_weights()
             self.student.zero_grad()
+            advanced()
         after = self._measured(loss_at)
         if not after <= before:  # nor is it a number, perhaps
             with torch.no_grad():

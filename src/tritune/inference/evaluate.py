@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..checkpoints.load import is_quantized
@@ -26,11 +25,13 @@ from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
 from ..modeling.sites import Site
 from ..modeling.trace import Intervention
+from ..progress import tracked
 from ..quant import Granularity
 from ..recipes import FinetuneRecipe, Recipe, check_evaluation_keys, load_recipe, recipe_beside
 from ..tasks.data import load_task_data
 from ..tasks.data.rows_record import rows_sha256
 from ..tasks.heads import TEXT_CLASSIFICATION, EncodedData, Head, head_of
+from ..tasks.heads.features import COSINE
 from ..tasks.heads.head import Batch, Collate, Read, read_logits, stacked
 from ..tasks.models import fit_length, load_model
 from ..tasks.registry import TASKS, Task
@@ -44,14 +45,21 @@ def predict(
 ) -> np.ndarray:
     """What `read` takes of the outputs of `model` in evaluation mode, (rows, ...).
 
-    Rows of similar length share a batch, which needs little padding. Only with per-tensor activation scales, where a
-    row's logits depend on its batch mates, batches are taken in order.
+    Rows of similar length share a batch where `batch_order` allows it.
     """
-    order = range(len(dataset)) if shares_scales(model) else longest_first(dataset)
+    order = batch_order(model, dataset)
     with evaluation_mode(model), weights_held(), torch.no_grad():
         batches = _batches(dataset, collate, batch_size, model.device, order)
         read_rows = stacked([read(model(**batch), batch) for batch in batches])
     return read_rows[np.argsort(order)]
+
+
+def batch_order(model: PreTrainedModel, dataset: Dataset) -> Sequence[int]:
+    """The rows in the order in which batches are made of them: of similar length, which needs little padding.
+
+    Only with per-tensor activation scales, where a row's logits depend on its batch mates, they stay as they are.
+    """
+    return range(len(dataset)) if shares_scales(model) else longest_first(dataset)
 
 
 def shares_scales(model: PreTrainedModel) -> bool:
@@ -125,7 +133,7 @@ def _batches(
     dataset: Dataset, collate: Collate, batch_size: int, device: torch.device, order: Sequence[int]
 ) -> Iterator[Batch]:
     loader = DataLoader(dataset, batch_size, sampler=order, collate_fn=collate)
-    for batch in tqdm(loader, desc="evaluate", leave=False, delay=3):
+    for batch in tracked(loader, "evaluate", len(loader), "batches"):
         yield {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
 
 
@@ -175,6 +183,8 @@ def evaluate_source(
     Raises:
         TrituneError: model, data or an override cannot be used.
     """
+    if task.metric == COSINE and teacher_source is None:
+        raise TrituneError(f"{task.title}: lines have no scores; name the model that they are compared with: --teacher")
     task = task.for_model(source)
     model = load_model(source, task)
     recipe = recipe_in_force(source, model, overrides, task)

@@ -7,7 +7,7 @@ from typing import Any
 from ..checkpoints.load import load_config, load_pretrained
 from ..compute.devices import this_process
 from ..errors import TrituneError
-from ..tasks.heads import IMAGE_CLASSIFICATION, Head, head_of
+from ..tasks.heads import FEATURE_EXTRACTION, IMAGE_CLASSIFICATION, Head, head_of, head_of_class
 from ..tasks.heads.head import Answering
 from ..tasks.heads.images import unlabelled
 from ..tasks.table import columns_of, listed
@@ -41,9 +41,26 @@ def predict_rows(
     Raises:
         TrituneError: the model, a row or a column cannot be used.
     """
-    head = head_of(load_config(source))
+    head = answering_head(source)
     inputs = head.inputs(rows, text_columns, name)
     return _answered(head, source, inputs, rows, overrides, probabilities, name)
+
+
+def answering_head(source: str | Path) -> Head:
+    """The kind of task that a model answers, with what its folder says of it.
+
+    A model without a head answers as a sentence encoder if it is a student, or has the files of one beside it.
+
+    Raises:
+        TrituneError: the source is not a model.
+    """
+    config = load_config(source)
+    (name, *_) = config.architectures or [""]
+    if name and head_of_class(name) is FEATURE_EXTRACTION:
+        encoder = FEATURE_EXTRACTION.for_model(source)
+        if encoder.files.contents or getattr(config, "quantization_config", None) is not None:
+            return encoder
+    return head_of(config).for_model(source)
 
 
 def predict_images(

@@ -26,11 +26,12 @@ _OF_RECONSTRUCTION = ("reconstruct_batch_size", "reconstruct_learning_rate")
 _OF_WHOLE_MODEL = (
     *("learning_rate", "learned_scale_learning_rate", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("weight_decay", "warmup_ratio", "max_grad_norm", "gradient_accumulation_steps", "gradient_checkpointing"),
-    *("train_sampling_strategy", "balance", "logging_steps", "save_steps", "select_on", "student_dropout", "report_to"),
+    *("balance", "logging_steps", "save_steps", "select_on", "student_dropout", "report_to"),
 )
 
 PADDINGS = ("max_length", "longest")
-SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
+GROUP_BY_LENGTH = "group_by_length"
+SAMPLING_STRATEGIES = ("random", "sequential", GROUP_BY_LENGTH)
 LONG_TEXTS = ("truncate", "head-tail")
 BALANCES = ("none", "weights", "sampling")
 SELECTIONS = ("dev", "held_out")
@@ -157,7 +158,7 @@ class FinetuneRecipe:
         for key, reason in task.head.unused_keys.items():
             if getattr(self, key) is not None:
                 raise TrituneError(f"{key} would change nothing for {task.title}: {reason}")
-        if task.max_length is None and self.train_sampling_strategy == "group_by_length":
+        if task.max_length is None and self.train_sampling_strategy == GROUP_BY_LENGTH:
             raise TrituneError(f"train_sampling_strategy: {task.title} has no lengths to group by; use random")
         if self.long_texts != "truncate" and not (task.head.cuts_middles and len(task.text_columns) == 1):
             raise TrituneError(
@@ -359,6 +360,8 @@ class Recipe(FinetuneRecipe, Coefficients, Quantization):
             unused |= dict.fromkeys(_OF_RECONSTRUCTION, "reconstruct_steps is 0, so no block is reconstructed")
         if self.max_steps == 0:
             unused |= dict.fromkeys(_OF_WHOLE_MODEL, "max_steps is 0, so the whole model is not trained")
+            if self.train_sampling_strategy == "sequential":
+                unused["train_sampling_strategy"] = "a reconstruction takes rows at random, or grouped by length"
         if given & _OF_LOSSES:
             unused |= self._unused_of_losses()
         # Of what is in question here, the clips of some quantizers are known without looking at them.

@@ -134,7 +134,8 @@ def _dev_data(metrics: dict[str, Any]) -> tuple[Any, ...]:
     data = metrics.get("data")
     if not isinstance(data, dict) or not isinstance(data.get("sha256"), dict):
         return ()
-    return data.get("labels"), data["sha256"].get("validation")
+    # Without a dev file its rows are some of the training file's.
+    return data.get("labels"), data["sha256"].get("validation") or data["sha256"].get("train")
 
 
 def read_run(folder: Path, name: str) -> Run:

@@ -29,7 +29,10 @@ def load_model(source: str | Path, task: Task, *, new_head: bool = False) -> Pre
     """
     if new_head:
         return load_pretrained(task.head.auto_model, source, **task.head.options(task))
-    task.head.check(load_config(source), task, source)
+    config = load_config(source)
+    if not (Path(source) / "modules.json").is_file():  # of a sentence encoder there is more to say, when it is loaded
+        task.head.check_architecture(config, source, task.name)
+    task.head.check(config, task, source)
     model = load_pretrained(task.head.auto_model, source)
     model.config.update({name: value for name, value in task.head.options(task).items() if name == "problem_type"})
     return model

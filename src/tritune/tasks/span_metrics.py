@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from itertools import compress
 from statistics import fmean
 
+import numpy as np
+
 from ..engine.answers import OUTSIDE
 from ..errors import TrituneError
 
@@ -55,20 +57,29 @@ def answer_f1(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[s
     >>> answer_f1(["the red house"], [["Red house", "a house"]])
     {'exact_match': 1.0, 'f1': 1.0}
     """
+    return answer_means(answer_scores(predicted, gold))
+
+
+def answer_scores(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> np.ndarray:
+    """Exact match, F1, and whether there is an answer, float64 (questions, 3): what `answer_f1` averages."""
     if not len(predicted) == len(gold) > 0:
         raise TrituneError(f"cannot score {len(predicted)} answers to {len(gold)} questions")
-    exact, f1, answerable = [], [], []
+    scores = []
     for answer, texts in zip(map(normalized, predicted), gold, strict=True):
         # What is punctuation alone says nothing that could be compared.
         right = [text for text in map(normalized, texts) if text] or [""]
-        exact.append(float(answer in right))
-        f1.append(max(_word_f1(answer, text) for text in right))
-        answerable.append(right != [""])
-    scores = {"exact_match": fmean(exact), "f1": fmean(f1)}
-    if 0 < sum(answerable) < len(gold):
-        scores["f1_answerable"] = fmean(compress(f1, answerable))
-        scores["f1_unanswerable"] = fmean(one for one, has_answer in zip(f1, answerable, strict=True) if not has_answer)
-    return scores
+        scores.append((float(answer in right), max(_word_f1(answer, text) for text in right), right != [""]))
+    return np.array(scores, np.float64)
+
+
+def answer_means(scores: np.ndarray) -> dict[str, float]:
+    """The metrics of `answer_f1` from the `answer_scores` of some questions, (questions, 3)."""
+    exact, f1, answerable = scores.T.tolist()
+    means = {"exact_match": fmean(exact), "f1": fmean(f1)}
+    if 0 < sum(answerable) < len(scores):
+        means["f1_answerable"] = fmean(compress(f1, answerable))
+        means["f1_unanswerable"] = fmean(one for one, has_answer in zip(f1, answerable, strict=True) if not has_answer)
+    return means
 
 
 def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -121,24 +132,45 @@ def entity_f1(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]])
     Raises:
         TrituneError: there are no words, or sentences differ in length.
     """
-    scores = tag_accuracy(predicted, gold)
-    theirs, ours = ({(row, *one) for row, tags in enumerate(of) for one in entities(tags)} for of in (predicted, gold))
-    right = len(theirs & ours)
-    return {
-        "entity_f1": _ratio(2 * right, len(theirs) + len(ours)),
-        "precision": _ratio(right, len(theirs)),
-        "recall": _ratio(right, len(ours)),
-        **scores,
-    }
+    return entity_ratios(tag_counts(predicted, gold))
 
 
 def tag_accuracy(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, float]:
     """`accuracy`, the share of words with the right tag; inputs and errors are those of `entity_f1`."""
+    return accuracy_ratio(tag_counts(predicted, gold))
+
+
+def tag_counts(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> np.ndarray:
+    """Counts of every sentence, int64 (sentences, 5): what `entity_f1` sums up.
+
+    Entities that are right, predicted, and true; words with the right tag, and words.
+    """
     words = sum(map(len, gold))
     if not words or list(map(len, predicted)) != list(map(len, gold)):
         raise TrituneError(f"cannot score the tags of {sum(map(len, predicted))} words against those of {words}")
-    same = sum(one == other for row in zip(predicted, gold, strict=True) for one, other in zip(*row, strict=True))
-    return {"accuracy": same / words}
+    counts = []
+    for theirs, ours in zip(predicted, gold, strict=True):
+        found, true = set(entities(theirs)), set(entities(ours))
+        same = sum(one == other for one, other in zip(theirs, ours, strict=True))
+        counts.append((len(found & true), len(found), len(true), same, len(ours)))
+    return np.array(counts, np.int64)
+
+
+def entity_ratios(counts: np.ndarray) -> dict[str, float]:
+    """The metrics of `entity_f1` from the `tag_counts` of some sentences, (sentences, 5)."""
+    right, theirs, ours, *_ = counts.sum(0).tolist()
+    return {
+        "entity_f1": _ratio(2 * right, theirs + ours),
+        "precision": _ratio(right, theirs),
+        "recall": _ratio(right, ours),
+        **accuracy_ratio(counts),
+    }
+
+
+def accuracy_ratio(counts: np.ndarray) -> dict[str, float]:
+    """The metric of `tag_accuracy` from the `tag_counts` of some sentences, (sentences, 5)."""
+    *_, same, words = counts.sum(0).tolist()
+    return {"accuracy": _ratio(same, words)}
 
 
 def _ratio(part: int, whole: int) -> float:

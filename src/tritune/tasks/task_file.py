@@ -64,12 +64,16 @@ def task_to_yaml(task: "Task") -> str:
 def task_record(task: "Task") -> dict[str, Any]:
     """What identifies a user's own task in a run's record: metric, columns, labels, hashes of the files.
 
-    No paths, because a record may be published. Empty for a task of the table, whose name says all.
+    Where dev rows are held out of the training file, also their seed. No paths, because a record may be published.
+    Empty for a task of the table, whose name says all.
     """
     if task.files is None:
         return {}
+    from .heads.head import HELD_OUT_SEED
+
     hashes = {split: content_sha256(path) for split, path in task.files.items()}
-    return {"data": _description(task) | {"sha256": hashes}, "metric": task.metric}
+    dev = {"dev": {"held_out_of": "train", "seed": HELD_OUT_SEED}} if task.holds_out else {}
+    return {"data": _description(task) | {"sha256": hashes} | dev, "metric": task.metric}
 
 
 def _description(task: "Task") -> dict[str, Any]:

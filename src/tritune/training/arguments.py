@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import EvalPrediction, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, TrainingArguments
 
 from ..compute.kernels import kernels_available, load_kernels
+from ..inference.evaluate import batch_order
 from ..quant import Learned
 from ..recipes import FinetuneRecipe
 from .job import Job
@@ -39,16 +40,21 @@ def training_arguments(recipe: FinetuneRecipe, steps: int, folder: Path, data_se
     return TrainingArguments(str(folder), **values)
 
 
-def data_arguments(job: Job) -> dict[str, Any]:
-    """The arguments of a `HeadTrainer` by a job's task and data: head, rows that select, collator and metrics."""
+def data_arguments(job: Job, model: PreTrainedModel) -> dict[str, Any]:
+    """The arguments of a `HeadTrainer` by a job's task and data: head, rows that select, collator and metrics.
+
+    As in `predict`, rows of similar length share a batch where `model`, which is to be evaluated, allows it.
+    """
+    rows = job.data.splits[job.data.selection]
+    order = batch_order(model, rows)
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
         """Select the best checkpoint by these."""
-        return job.data.measures[job.data.selection](np.asarray(prediction.predictions))
+        return job.data.measures[job.data.selection](np.asarray(prediction.predictions)[np.argsort(order)])
 
     return {
         "head": job.task.head,
-        "eval_dataset": job.data.splits[job.data.selection],
+        "eval_dataset": rows if isinstance(order, range) else rows.select(order),
         "data_collator": job.data.collate,
         "compute_metrics": metrics,
     }

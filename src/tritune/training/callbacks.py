@@ -1,4 +1,4 @@
-"""Callbacks of a training: the best student is saved, history is written, progress bars show phase and site."""
+"""Callbacks of a training: the best student is saved, history is written, progress is told."""
 
 import json
 import time
@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, ProgressCallback, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from ..checkpoints.files import replace_folder
+from ..progress import Stage
 from ..recipes import RECIPE_FILE, FinetuneRecipe, to_yaml
 from .run_folder import write_json, write_text
 
@@ -113,31 +114,24 @@ class Watch(TrainerCallback):
         self.tell(self.first_step + state.global_step, metrics[f"eval_{self.metric}"])
 
 
-class PhaseProgress(ProgressCallback):
-    """Trainer's progress bar with the phase, and with loss, site and score instead of lines on stdout."""
+class PhaseProgress(TrainerCallback):
+    """Tells of a training's steps, with loss, site and scores."""
 
-    def __init__(self, phase: str, site: Callable[[], str | None] = lambda: None):
-        super().__init__()
-        self.phase, self.site = phase, site
-        self.shown: dict[str, str | None] = {}
+    def __init__(self, shown: Stage, site: Callable[[], str | None] = lambda: None):
+        self.shown, self.site = shown, site
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Open the bar."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self.phase)
+    def on_step_end(self, args, state, control, **kwargs):
+        """Another step is done."""
+        self.shown.advance(state.global_step - self.shown.done)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Show the newest numbers after the bar."""
-        if self.training_bar is None:
-            return
+        """Tell the newest numbers."""
         numbers = {
-            name.removeprefix("eval_"): f"{value:.4g}"
+            name.removeprefix("eval_"): value
             for name, value in (logs or {}).items()
             if name == "loss" or (name.startswith("eval_") and not name.endswith(_NOT_SHOWN))
         }
-        self.shown |= numbers | ({"site": site} if (site := self.site()) else {})
-        self.training_bar.set_postfix(self.shown)
+        self.shown.note(**numbers, **({"site": site} if (site := self.site()) else {}))
 
 
 class StepTimer(TrainerCallback):

@@ -94,7 +94,7 @@ def _trainer(job: Job[FinetuneRecipe]) -> HeadTrainer:
         optimizer=recipe.optimizer,
         warmup_ratio=recipe.warmup_ratio,
         train_dataset=job.data.training_rows(recipe.image_augmentation, recipe.seed),
-        **data_arguments(job),
+        **data_arguments(job, job.model),
         **balance_arguments(job, recipe.seed),
     )
 

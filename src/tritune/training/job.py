@@ -21,6 +21,7 @@ from ..tasks.data import load_task_data
 from ..tasks.data.rows_record import other_rows, rows_record
 from ..tasks.data.unlabelled import read_unlabelled
 from ..tasks.heads import EncodedData
+from ..tasks.heads.features import COSINE
 from ..tasks.heads.head import HELD_OUT
 from ..tasks.models import fit_length, load_model
 from ..tasks.registry import Task
@@ -295,6 +296,11 @@ def _fitted(recipe: Kind, task: Task, teacher: PreTrainedModel, student: PreTrai
         if recipe.max_steps and recipe.coefficients()[name]:
             advice = "" if task.head.has_logits else "; use recipe features, or features-ti-g"
             raise TrituneError(f"{name}_coefficient: {task.title} has no such loss, so it must be 0{advice}")
+    if recipe.max_steps and task.metric == COSINE:
+        raise TrituneError(
+            f"{task.title}: lines without scores do not select among checkpoints; give pairs of texts with scores as "
+            "--dev-file, or take a recipe without max_steps, such as tritune"
+        )
     student = teacher if student is None else student
     layers = len(instrument_of(instrument(student)).anatomy.sites)
     check_temperature(recipe.temperature, task.is_regression)

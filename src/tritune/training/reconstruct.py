@@ -11,6 +11,8 @@ from ..distil.reconstruct import AnswerLoss, Reconstruction, Stage
 from ..errors import TrituneError, UnsupportedModelError
 from ..modeling.blocks import Batch
 from ..modeling.instrument import blocks_of, instrument, is_instrumented
+from ..progress import Stage as Shown
+from ..progress import stage
 from ..tasks.heads import TEXT_CLASSIFICATION, Head
 from .pairing import pairing
 
@@ -77,10 +79,17 @@ def reconstruct(
         cache_bytes=cache_bytes,
     )
     stages = []
-    for stage in work.stages():
-        stages.append(stage)
-        told(stage)
+    with stage("reconstruction", work.most_stages * steps) as shown:
+        for part in work.stages(advanced=shown.advance):
+            tell(shown, part, steps)
+            stages.append(part)
+            told(part)
     return stages
+
+
+def tell(shown: Shown, part: Stage, steps: int) -> None:
+    """Tell that a stage of a reconstruction is done, with all of its steps, made or not."""
+    shown.advance((part.number + 1) * steps - shown.done, part=part.name, error=part.after)
 
 
 def check_models(

@@ -3,7 +3,6 @@
 The student's weights are kept after every stage. A resumed run goes on with the next stage and ends with the same bits.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,9 +18,11 @@ from ..compute.devices import this_process
 from ..distil.reconstruct import Reconstruction, Stage
 from ..modeling.blocks import Batch
 from ..modeling.instrument import instrument
+from ..progress import stage
 from ..recipes import Recipe
+from ..recipes.recipe import GROUP_BY_LENGTH
 from .job import Job
-from .reconstruct import answer_loss
+from .reconstruct import answer_loss, tell
 from .resume import StopOnSignal, checkpoints, load_weights, writable
 from .run_folder import read_json, remove, write_json
 
@@ -48,20 +49,28 @@ def reconstruct_student(
         TrituneError: the model cannot be taken apart.
     """
     known = restore_student(job, student)
-    stages, before, began = [Stage(**stage) for stage in known["stages"]], known["seconds"], time.perf_counter()
+    stages, before, began = [Stage(**one) for one in known["stages"]], known["seconds"], time.perf_counter()
     stop, folder = StopOnSignal(), checkpoints(job.output, NAME)
     cast = bfloat16(student.device) if job.recipe.bf16 else nullcontext()
-    with stop.listening(), cast, writable(folder, lambda: stages[-1].name if stages else "no part"):
-        for stage in _work(job, student, lambda: stop.asked).stages(stages[-1].number + 1 if stages else 0):
-            stages.append(stage)
+    finished, steps = stages[-1].number + 1 if stages else 0, job.recipe.reconstruct_steps
+    work = _work(job, student, lambda: stop.asked)
+    with (
+        stop.listening(),
+        cast,
+        writable(folder, lambda: stages[-1].name if stages else "no part"),
+        stage(NAME, work.most_stages * steps, before=finished * steps) as shown,
+    ):
+        for part in work.stages(finished, shown.advance):
+            tell(shown, part, steps)
+            stages.append(part)
             known = {"stages": list(map(asdict, stages)), "seconds": round(before + time.perf_counter() - began, 1)}
             if this_process().is_main_process:
-                with replace_folder(folder / f"stage-{stage.number}") as new:
+                with replace_folder(folder / f"stage-{part.number}") as new:
                     student.save_pretrained(new)
                     write_json(new / _STAGES, known)
                 for older in _kept(folder)[:-1]:
                     remove(older)
-            told(stage)
+            told(part)
     return known
 
 
@@ -105,16 +114,19 @@ class _Batches(Sequence[Batch]):
 
     def __init__(self, job: Job[Recipe], device: torch.device):
         self.rows, self.collate, self.device = job.data.splits["train"], job.data.collate, device
-        self.size = job.recipe.reconstruct_batch_size
-        generator = torch.Generator().manual_seed(job.recipe.seed)
-        self.order = torch.randperm(len(self.rows), generator=generator)[: job.recipe.reconstruct_steps * self.size]
+        size, generator = job.recipe.reconstruct_batch_size, torch.Generator().manual_seed(job.recipe.seed)
+        order = torch.randperm(len(self.rows), generator=generator)[: job.recipe.reconstruct_steps * size].tolist()
+        if grouped := job.recipe.train_sampling_strategy == GROUP_BY_LENGTH:
+            lengths = [len(ids) for ids in self.rows.select(order)["input_ids"]]
+            order = [order[place] for place in sorted(range(len(order)), key=lengths.__getitem__)]
+        self.batches = [order[start : start + size] for start in range(0, len(order), size)]
+        if grouped:  # the first few are what an error is measured on
+            places = torch.randperm(len(self.batches), generator=generator).tolist()
+            self.batches = [self.batches[place] for place in places]
 
     def __len__(self) -> int:
-        return math.ceil(len(self.order) / self.size)
+        return len(self.batches)
 
     def __getitem__(self, place: Any) -> Any:
-        chosen = self.order[place * self.size : (place + 1) * self.size].tolist()
-        if not chosen:
-            raise IndexError(place)
-        batch = self.collate([self.rows[row] for row in chosen])
+        batch = self.collate([self.rows[row] for row in self.batches[place]])
         return {name: tensor.to(self.device) for name, tensor in batch.items() if name != "labels"}

@@ -78,7 +78,11 @@ class Recorder:
             self.metrics = self.begun | {"resumed": [*self.begun.get("resumed", ()), step]}
             write_json(job.record, self.metrics)
             return
-        self.metrics["teacher"] = dev_scores(self.teacher_logits, job.data, job.task) | _origin(job.model, job.source)
+        scores = dev_scores(self.teacher_logits, job.data, job.task)
+        if job.task.metric not in scores:  # where the teacher is the measure
+            pair = 2 * (self.teacher_logits[job.data.select],)
+            scores |= job.task.head.closeness(*pair, job.task, job.data)
+        self.metrics["teacher"] = scores | _origin(job.model, job.source)
         if job.student is not None:
             self.metrics["float_student"] = self._scores(job.student) | _origin(job.student, job.student_source)
         # The first pattern that matches wins, so their order counts, which comparisons of dictionaries ignore.

@@ -24,6 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations import TensorBoardCallback
 
 from ..errors import CannotWriteError, Interrupted, TrituneError, first_line
+from ..progress import stage
 from ..tasks.heads.augmented import AugmentedRows, EpochOf
 from .callbacks import EvaluateAtEnd, PhaseProgress
 from .run_folder import CHECKPOINTS
@@ -120,16 +121,14 @@ def train(
     name: str,
     callbacks: list[TrainerCallback],
     site: Callable[[], str | None] = lambda: None,
-    bar: bool = True,
 ) -> None:
     """Run a trainer to its last step, from its newest checkpoint if there is one.
 
     Args:
         trainer: not run yet; its checkpoints are in its own folder, `<run>/checkpoints/<phase>`.
-        name: name of the phase, for the progress bar and messages.
-        callbacks: in addition to the progress bar and the evaluation at the end.
-        site: returns the current site of intervention as text, or None; for the progress bar.
-        bar: show a progress bar.
+        name: name of the phase, for its progress and messages.
+        callbacks: in addition to progress and the evaluation at the end.
+        site: returns the current site of intervention as text, or None; shown with the progress.
 
     Raises:
         Interrupted: a signal was received; a checkpoint of the current step was written.
@@ -146,11 +145,15 @@ def train(
             callback.logging_dir = str(folder.parent.parent / "runs" / folder.name)
     stop = StopOnSignal()
     trainer.remove_callback(ProgressCallback)
-    bars = [PhaseProgress(name, site)] if bar else []
     epochs = [EpochOf(trainer.train_dataset)] if isinstance(trainer.train_dataset, AugmentedRows) else []
-    for callback in (EvaluateAtEnd(), *epochs, *bars, *callbacks, stop):
+    for callback in (EvaluateAtEnd(), *epochs, *callbacks, stop):
         trainer.add_callback(callback)
-    with stop.listening(), writable(folder, lambda: f"step {trainer.state.global_step}"):
+    with (
+        stop.listening(),
+        writable(folder, lambda: f"step {trainer.state.global_step}"),
+        stage(name, trainer.args.max_steps, before=_step(checkpoint) if checkpoint else 0) as shown,
+    ):
+        trainer.add_callback(PhaseProgress(shown, site))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # accelerate leaves an autocast around the forward of a model trained in half precision; from here on everything is
     # evaluated and saved in float32. Its own way to remove it removes transformers' decorators, too.

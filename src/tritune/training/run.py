@@ -84,7 +84,7 @@ def run(
             float student.
         start_source: origin of `start`, for the record.
         resume: continue the run in `job.output`, if there is one; the final weights are those of an uninterrupted run.
-        watch: called with step and score after every evaluation of the student, instead of progress bars.
+        watch: called with step and score after every evaluation of the student.
         resumed: called with the last step and the number of steps if a run is continued.
         reconstructed: called after every stage of a reconstruction.
 
@@ -121,7 +121,7 @@ def run(
             callbacks: list[TrainerCallback] = [keeper] if phase is phases[-1] else []
             if watch is not None:
                 callbacks.append(Watch(watch, job.task.metric, phase.first_step))
-            _train(job, student, phase, recorder, cache, callbacks, bar=watch is None)
+            _train(job, student, phase, recorder, cache, callbacks)
         process.wait_for_everyone()
         if cache is not None:
             recorder.metrics["teacher_cache_bytes"] = cache.used_bytes()
@@ -208,7 +208,6 @@ def _train(
     recorder: Recorder,
     cache: TeacherCache | None,
     callbacks: list[TrainerCallback],
-    bar: bool,
 ) -> None:
     recipe, rows = job.recipe, job.data.splits["train"]
     # Another order of the data in every phase: step two must not begin with the batches of step one.
@@ -234,13 +233,13 @@ def _train(
             if cache is None
             else rows.add_column(ROW, range(len(rows)))
         ),
-        **data_arguments(job),
+        **data_arguments(job, student),
         **balance_arguments(job, data_seed),
     )
     history = History(job.output / HISTORY, phase.name, phase.first_step, trainer.site_name)
     timer, started = StepTimer(), time.perf_counter()
     try:
-        train(trainer, phase.name, [history, timer, *callbacks], trainer.site_name, bar)
+        train(trainer, phase.name, [history, timer, *callbacks], trainer.site_name)
     except Interrupted:
         recorder.spend(time.perf_counter() - started)
         raise

@@ -6,7 +6,6 @@ after sweep, point and seed, so that any process can continue an interrupted poi
 
 import copy
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -16,13 +15,13 @@ from typing import Any
 
 import optuna
 from sqlalchemy.exc import SQLAlchemyError
-from tqdm.auto import tqdm
 
 from ..checkpoints.load import weights_sha256
 from ..checkpoints.prepare import prepare
 from ..compute.devices import this_process
 from ..errors import CannotWriteError, Interrupted, TrituneError, first_line
 from ..modeling.quantization import Quantization
+from ..progress import Stage, say, stage
 from ..recipes import SWEEP_FILE, Range, Recipe, Sweep, label, listed, sweeps_to_yaml
 from ..tasks.data.rows_record import other_rows
 from ..tasks.registry import Task
@@ -146,16 +145,19 @@ def run_sweep(job: SweepJob, stop_after: int | None = None, report: Callable[[],
     queues = open_queues(job, worker)
     write_text(job.output / SWEEP_FILE, sweeps_to_yaml(job.title, job.sweeps))
     made: list[int] = []
-    with _interruptible(), worker.at_work(), tqdm(total=job.runs(), unit="run", desc=job.title) as bar:
+
+    def finished() -> int:
+        return sum(1 for _ in finished_runs(job.sweeps, queues))
+
+    with _interruptible(), worker.at_work(), stage(job.title, job.runs(), "runs", before=finished()) as shown:
         for sweep, queue in zip(job.sweeps, queues, strict=True):
-            objective = _Objective(job, sweep, queue, bar, made)
+            objective = _Objective(job, sweep, queue, shown, made)
             while (stop_after is None or len(made) < stop_after) and queue.prepare():
-                bar.n = sum(1 for _ in finished_runs(job.sweeps, queues))
-                bar.refresh()
+                shown.advance(max(0, finished() - shown.done))
                 queue.study.sampler = _sampler(sweep, len(queue.trials()))
                 queue.study.optimize(objective, n_trials=1, catch=(Taken, _PointFailed))
                 report()
-        bar.n = sum(1 for _ in finished_runs(job.sweeps, queues))
+        shown.advance(max(0, finished() - shown.done))
     return len(made)
 
 
@@ -210,8 +212,8 @@ def finished_runs(sweeps: list[Sweep], queues: list[Queue]) -> Iterator[dict[str
 class _Objective:
     """Optuna's objective: trains the point of a trial with every seed and returns the mean score."""
 
-    def __init__(self, job: SweepJob, sweep: Sweep, queue: Queue, bar: tqdm, made: list[int]):
-        self.job, self.sweep, self.queue, self.bar, self.made = job, sweep, queue, bar, made
+    def __init__(self, job: SweepJob, sweep: Sweep, queue: Queue, shown: Stage, made: list[int]):
+        self.job, self.sweep, self.queue, self.shown, self.made = job, sweep, queue, shown, made
 
     def __call__(self, trial: optuna.Trial) -> float:
         """The mean over the seeds.
@@ -229,14 +231,14 @@ class _Objective:
         for index, seed in enumerate(self.sweep.seeds):
             made = trial.user_attrs.get(_attribute(seed)) or self._run(trial, point, values, index)
             scores.append(made[self.sweep.objective])
-            self.bar.update()
         return fmean(scores)
 
     def _run(self, trial: optuna.Trial, point: int, values: dict[str, Any], index: int) -> dict[str, Any]:
         """Make one run and note its results in the trial."""
         seed = self.sweep.seeds[index]
         folder = self.job.folder(self.sweep, point, seed)
-        self.bar.set_description(f"{self.sweep.name}: {label(values)}, seed {seed}")
+        name = f"{self.sweep.name}: {label(values)}, seed {seed}"
+        self.shown.note(run=name)
         recipe = self.sweep.point(values, seed).settled(self.queue.study.user_attrs[_BF16])
         job = with_recipe(self.job.job, recipe, self.job.data, folder)
         known: dict[str, Any] = dict.fromkeys(("state", "last", "best", "steps", "seconds", REASON)) | {"steps": 0}
@@ -244,11 +246,15 @@ class _Objective:
         def watch(step: int, score: float) -> None:
             """Show the newest score, and prune the point if the pruner says so at this step."""
             known.update(last=score, steps=step)
-            self.bar.set_postfix(step=step, score=f"{score:.4g}")
+            self.shown.note(step=step, score=score)
             if self.sweep.pruner is not None:
                 trial.report(score, index * job.recipe.max_steps + step)
                 if trial.should_prune():
                     raise optuna.TrialPruned
+
+        def said_resumed(step: int, steps: int) -> None:
+            """Say where an interrupted run goes on."""
+            say(f"{name}: resumed: goes on after step {step} of {steps}")
 
         def note(state: str, **more: Any) -> dict[str, Any]:
             """Keep what is known of the run."""
@@ -257,7 +263,7 @@ class _Objective:
             return made
 
         try:
-            metrics = run(job, plan(job), resume=True, watch=watch, resumed=self._say_resumed)
+            metrics = run(job, plan(job), resume=True, watch=watch, resumed=said_resumed)
         except optuna.TrialPruned:
             remove(folder / CHECKPOINTS)
             note("pruned")
@@ -268,14 +274,12 @@ class _Objective:
             note("failed", last=None, reason=str(error))
             trial.set_user_attr(REASON, str(error))
             raise _PointFailed from None
+        self.shown.advance()
         if not self.sweep.keep_students:
             with suppress(OSError):
                 remove_students(folder)
         scores = {key: metrics[key][metrics["metric"]] for key in ("last", "best")}
         return note("complete", **scores, steps=job.recipe.max_steps, seconds=metrics["seconds"])
-
-    def _say_resumed(self, step: int, steps: int) -> None:
-        self.bar.write(f"{self.bar.desc}resumed: goes on after step {step} of {steps}", sys.stderr)
 
 
 def _attribute(seed: int) -> str:

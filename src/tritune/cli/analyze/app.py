@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import typer
 
+from ..live import with_progress
 from ..plugins import with_plugins
 from . import attention, curvature, heads, landscape, layers, norms, ranges, sensitivity
 
@@ -17,6 +18,6 @@ app = typer.Typer(
 )
 command: Callable[..., None]
 for command in (attention.attention, norms.norms, ranges.ranges, layers.layers, heads.heads):
-    app.command()(with_plugins(command))
+    app.command()(with_plugins(with_progress(command)))
 for command in (sensitivity.sensitivity, curvature.curvature, landscape.landscape):
-    app.command()(with_plugins(command))
+    app.command()(with_plugins(with_progress(command)))

@@ -13,6 +13,7 @@ def attention(
     students: common.Students,
     task: options.Task,
     data: options.Data = None,
+    labels: options.Labels = None,
     rows: common.Rows = 200,
     top_k: Annotated[int, typer.Option(help="Of the cover-length ratio.", min=1)] = 5,
     overrides: options.Overrides = None,
@@ -24,7 +25,9 @@ def attention(
 
     Example: `tritune analyze attention --teacher teacher/ --student run/ --student run2/ --task sst2 --data glue/SST-2`
     """
-    subjects, folder = common.begin("attention", task, data, teacher, students, rows, overrides, output, untrained=True)
+    subjects, folder = common.begin(
+        "attention", options.Asked(task, labels), data, teacher, students, rows, overrides, output, untrained=True
+    )
     from ...analysis import attention as analysis
     from ...analysis.attention import plot_attention, summarize_attention
 

@@ -12,6 +12,7 @@ from .. import options
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ...analysis.kept import Kept
     from ...analysis.subjects import Subjects
 
 Teacher = Annotated[str, typer.Option(help="The full-precision model: a folder or a hub name.", metavar="MODEL")]
@@ -49,11 +50,15 @@ Patterns = Annotated[
     list[str] | None,
     typer.Option("--parameters", help="Only parameters with matching names, such as `*.query.*`; may be repeated."),
 ]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="Do as much as fits into so many minutes, and say how much that is.", min=0.01, metavar="N"),
+]
 
 
 def begin(
     name: str,
-    task: str,
+    asked: options.Asked,
     data: Path | None,
     teacher: str | None,
     models: Sequence[str],
@@ -68,7 +73,8 @@ def begin(
 
     Args:
         name: of the analysis.
-        task, data, teacher, rows, untrained: see `open_subjects`.
+        asked: the task, and the names of its labels.
+        data, teacher, rows, untrained: see `open_subjects`.
         models: its students; results go beside the first of them.
         overrides: `key=value` for the recipe beside a model.
         output: folder to write; None is `analysis/NAME` in the first model's folder, where `tritune report` looks.
@@ -83,7 +89,7 @@ def begin(
     from ...recipes import check_evaluation_keys
     from ...training.run_folder import ANALYSIS
 
-    options.check_task(task)
+    options.check_task(asked.task, asked.own, trains=False)
     check_evaluation_keys(overrides or [])
     if output is None and not Path(models[0]).is_dir():
         raise TrituneError(f"{models[0]}: not a local folder to write into; give --output")
@@ -92,10 +98,24 @@ def begin(
         raise TrituneError(f"{folder}: this is a file; --output takes a folder")
     options.begin(*models, *checkpoints, teacher)
     from ...analysis.subjects import open_subjects
-    from ...tasks.registry import get_task
 
-    subjects = open_subjects(get_task(task), data, teacher, models, rows, overrides or [], untrained=untrained)
+    task = options.open_task(asked.task, asked.own, teacher or models[0], trains=False)
+    subjects = open_subjects(task, data, teacher, models, rows, overrides or [], untrained=untrained)
     return subjects, folder
+
+
+def kept_parts(name: str, folder: Path) -> "Kept":
+    """What an earlier call of the analysis `name` left in `folder` when it was stopped, and room for more."""
+    from ...analysis.kept import Kept
+
+    return Kept(folder / f"{name}.parts.jsonl")
+
+
+def say(line: str) -> None:
+    """A line on stderr, about the work ahead."""
+    from ..show import show_notes
+
+    show_notes([line])
 
 
 def finish(

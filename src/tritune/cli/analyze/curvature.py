@@ -18,20 +18,29 @@ def curvature(
     models: common.Models,
     task: options.Task,
     data: options.Data = None,
+    labels: options.Labels = None,
     teacher: common.LossTeacher = None,
     loss: common.LossName = "ground_truth",
     loss_average: common.LossAverage = "padded",
     parameters: common.Patterns = None,
-    top: Annotated[int, typer.Option(help="Number of eigenvalues per batch, those of largest magnitude.", min=1)] = 10,
-    batches: Annotated[int, typer.Option(help="Number of batches, from the beginning of the dev set.", min=1)] = 10,
-    batch_size: Annotated[int, typer.Option(help="Rows per batch.", min=1)] = 16,
+    top: Annotated[int, typer.Option(help="Number of eigenvalues per batch, those of largest magnitude.", min=1)] = 5,
+    batches: Annotated[int, typer.Option(help="Number of batches, from the beginning of the dev set.", min=1)] = 5,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch.", min=1)] = 8,
     trace_samples: Annotated[
         int, typer.Option(help="Hutchinson samples of the trace per batch, at least 2; 0 for no trace.", min=0)
-    ] = 10,
+    ] = 5,
     density: Annotated[
         bool,
         typer.Option("--density", help=f"Also the whole spectrum, by {_LANCZOS_STEPS} Lanczos steps per batch."),
     ] = False,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            help="An eigenvalue counts as found when its residual is below this share of it. Its error is about the "
+            "square of that (1e-4 for 0.01), and larger where eigenvalues are close together."
+        ),
+    ] = 0.01,
+    minutes: common.Minutes = None,
     double: Annotated[bool, typer.Option("--double", help="Compute in float64.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the random vectors.", min=0)] = 0,
     overrides: options.Overrides = None,
@@ -43,18 +52,23 @@ def curvature(
     follows. The table shows means over the batches. Memory is needed for 2 * top + 1 vectors of 8 bytes per parameter:
     for large models, select some parameters.
 
+    Every batch is kept as it is measured: the same command goes on where it was stopped.
+
     Examples: `tritune analyze curvature --model teacher/ --model run/ --task sst2 --data SST-2/`,
     `… --parameters "*.query.*" --parameters "*.key.*" --loss logits --teacher teacher/`
     """
     check_loss(loss, teacher, loss_average)
     keys = [*(overrides or []), f"per_device_eval_batch_size={batch_size}"]
-    subjects, folder = common.begin("curvature", task, data, teacher, models, batches * batch_size, keys, output)
+    subjects, folder = common.begin(
+        "curvature", options.Asked(task, labels), data, teacher, models, batches * batch_size, keys, output
+    )
     from ...analysis.curvature import curvature as analyse
     from ...analysis.curvature_plots import plot_curvature
 
     if double:
         for model in subjects.models.values():
             model.double()
+    parts = common.kept_parts("curvature", folder)
     result = analyse(
         subjects.students,
         list(subjects.batches("read", labels=True)),
@@ -65,9 +79,14 @@ def curvature(
         top=top,
         trace_samples=trace_samples,
         density_steps=_LANCZOS_STEPS if density else 0,
+        tolerance=tolerance,
         seed=seed,
+        minutes=minutes,
+        parts=parts,
+        say=common.say,
     )
     common.finish("curvature", result, {"curvature": plot_curvature(result)}, folder, _summary)
+    parts.forget()
 
 
 def _summary(result: "Curvature") -> list[list[str]]:

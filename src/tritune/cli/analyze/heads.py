@@ -17,6 +17,7 @@ def heads(
     students: common.Students,
     task: options.Task,
     data: options.Data = None,
+    labels: options.Labels = None,
     row: common.Row = 0,
     text: common.Text = None,
     chosen: Annotated[
@@ -35,7 +36,9 @@ def heads(
     Example: `tritune analyze heads --teacher teacher/ --student run/ --task sst2 --data glue/SST-2 --heads 0.3,5.1`
     """
     pairs = 4 if chosen is None else _pairs(chosen)
-    subjects, folder = common.begin("heads", task, data, teacher, students, None, overrides, output)
+    subjects, folder = common.begin(
+        "heads", options.Asked(task, labels), data, teacher, students, None, overrides, output
+    )
     from ...analysis import heads as analysis
     from ...analysis.heads import plot_heads, summarize_heads
 

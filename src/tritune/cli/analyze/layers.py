@@ -9,6 +9,7 @@ def layers(
     students: common.Students,
     task: options.Task,
     data: options.Data = None,
+    labels: options.Labels = None,
     rows: common.Rows = 200,
     overrides: options.Overrides = None,
     output: common.Output = None,
@@ -17,7 +18,9 @@ def layers(
 
     Example: `tritune analyze layers --teacher teacher/ --student run/ --task sst2 --data glue/SST-2`
     """
-    subjects, folder = common.begin("layers", task, data, teacher, students, rows, overrides, output, untrained=True)
+    subjects, folder = common.begin(
+        "layers", options.Asked(task, labels), data, teacher, students, rows, overrides, output, untrained=True
+    )
     from ...analysis import layers as analysis
     from ...analysis.layers import plot_layers, summarize_layers
 

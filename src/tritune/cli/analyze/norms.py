@@ -14,6 +14,7 @@ def norms(
     students: common.Students,
     task: options.Task,
     data: options.Data = None,
+    labels: options.Labels = None,
     rows: common.Rows = 200,
     token: Annotated[str | None, typer.Option(help="Add a group of its own for this token.")] = None,
     group: Annotated[
@@ -31,7 +32,9 @@ def norms(
     """
     if group is not None and group not in ("cls", "sep", "punctuation", "other", "all", token):
         raise TrituneError(f"--group {group}: known are cls, sep, punctuation, other, all, and the token of --token")
-    subjects, folder = common.begin("norms", task, data, teacher, students, rows, overrides, output)
+    subjects, folder = common.begin(
+        "norms", options.Asked(task, labels), data, teacher, students, rows, overrides, output
+    )
     from ...analysis import norms as analysis
     from ...analysis.norms import plot_norm_curves, plot_norm_maps, summarize_norms, token_groups
 

@@ -13,6 +13,7 @@ def ranges(
     students: common.Students,
     task: options.Task,
     data: options.Data = None,
+    labels: options.Labels = None,
     tensor: Annotated[
         Literal["block_output", "context", "projection"], typer.Option(help="Tensor to look at, in every layer.")
     ] = "block_output",
@@ -28,7 +29,9 @@ def ranges(
 
     Example: `tritune analyze ranges --teacher teacher/ --student run/ --task sst2 --data glue/SST-2 --row 3`
     """
-    subjects, folder = common.begin("ranges", task, data, teacher, students, rows, overrides, output)
+    subjects, folder = common.begin(
+        "ranges", options.Asked(task, labels), data, teacher, students, rows, overrides, output
+    )
     from ...analysis import ranges as analysis
     from ...analysis.ranges import plot_ranges, summarize_ranges
 

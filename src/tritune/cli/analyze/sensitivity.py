@@ -14,6 +14,7 @@ def sensitivity(
     model: Annotated[str, typer.Option(help="A student, or a teacher to quantize as --recipe says.", metavar="MODEL")],
     task: options.Task,
     data: options.Data = None,
+    labels: options.Labels = None,
     recipe: Annotated[str, typer.Option(help="How a float MODEL is quantized: a recipe name or a YAML file.")] = "ti-g",
     rows: common.Rows = 200,
     overrides: options.Overrides = None,
@@ -29,7 +30,9 @@ def sensitivity(
     from ...recipes import load_recipe, recipe_beside
 
     load_recipe(recipe)
-    subjects, folder = common.begin("sensitivity", task, data, None, [model], rows, overrides, output)
+    subjects, folder = common.begin(
+        "sensitivity", options.Asked(task, labels), data, None, [model], rows, overrides, output
+    )
     import numpy as np
 
     from ...analysis import sensitivity as analysis

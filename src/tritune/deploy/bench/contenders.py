@@ -2,11 +2,11 @@
 
 import copy
 import logging
-import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +126,7 @@ def _openvino_int8(plain: Path, folder: Path, vocabulary: int) -> Contender:
     calibration = nncf.Dataset([{name: batch[name] for name in names}])
     path = folder / "openvino.xml"
     nncf.set_log_level(logging.ERROR)
-    with redirect_stdout(sys.stderr):  # its progress bars
+    with redirect_stdout(StringIO()):  # its progress bars
         quantized = nncf.quantize(source, calibration, model_type=nncf.ModelType.TRANSFORMER)
     ov.save_model(quantized, path)
     return Contender("openvino int8", "openvino", path, (path, path.with_suffix(".bin")))

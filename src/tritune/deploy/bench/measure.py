@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ...errors import TrituneError
+from ...progress import tracked
 from . import runtimes
 from .contenders import REFERENCE, Contender, make_contenders
 
@@ -59,7 +60,7 @@ def bench(
                 "size_bytes": contender.size_bytes,
                 "peak_memory_bytes": peak_memory_bytes(contender, threads, *largest),
             }
-            for contender in contenders
+            for contender in tracked(contenders, "peak memory", len(contenders), "runtimes", delay=0)
         ]
         shapes = [(batch, length) for batch in batches for length in lengths]
         return {
@@ -77,7 +78,7 @@ def timings(
     """Medians of interleaved runs: in every round each contender runs once, so that disturbances affect all."""
     runs = {c.name: runtimes.RUNTIMES[c.runtime](str(c.path), threads) for c in contenders}
     rows = []
-    for batch, length in shapes:
+    for batch, length in tracked(shapes, "latency", len(shapes), "shapes", delay=0):
         inputs = runtimes.make_batch(batch, length, vocabulary)
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(repeats + 1):

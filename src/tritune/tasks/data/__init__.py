@@ -10,6 +10,7 @@ from ...errors import TrituneError
 from ..heads import TEXT_CLASSIFICATION
 from ..registry import Task
 from .glue import load_glue_folder, wanted_splits
+from .held_out import divided
 from .hub import load_hub
 
 __all__ = ["load_glue_folder", "load_hub", "load_task_data"]
@@ -19,6 +20,9 @@ def load_task_data(
     task: Task, folder: str | Path | None = None, splits: Sequence[str] | None = None, augmented: bool = False
 ) -> DatasetDict:
     """The task's data: its own files, or from a folder of the original ones when one is given, else the hub.
+
+    Where a training file is all there is and dev rows are asked for, these are some of its rows, see
+    `held_out.divided`.
 
     Every split of a text classification has the columns `task.text_columns` and `label` (ClassLabel, float32 for
     regression, or a float32 for each of many labels); other kinds have what their heads read. `splits` names the
@@ -34,6 +38,8 @@ def load_task_data(
         if folder is not None:
             raise TrituneError(f"--data {folder}: {task.title} has its own files; omit --data")
         wanted = wanted_splits(task, splits)
+        if task.holds_out and [*wanted] != ["train"]:
+            return divided(task, wanted)
         for split in wanted:
             task.file(split)
         return task.head.read_files(task, wanted)

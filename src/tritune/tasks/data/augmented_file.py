@@ -17,10 +17,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from ...checkpoints.files import replace_file, take_place
 from ...errors import Interrupted, TrituneError
+from ...progress import tracked
 from ..heads import TEXT_CLASSIFICATION
 from ..registry import Task
 from ..table import check_writable
@@ -152,8 +152,9 @@ def _write_rows(
         partial.write(_line(glue.header))
     _save(file, partial, record)
     settings = record["settings"]
-    rows = tqdm(glue.rows[record["rows"] :], "augment", len(glue.rows), initial=record["rows"], unit="row", delay=1)
-    for row, fields in enumerate(rows, record["rows"]):
+    before = record["rows"]
+    rows = tracked(glue.rows[before:], "augment", len(glue.rows), "rows", before=before, delay=0)
+    for row, fields in enumerate(rows, before):
         variants = list(_variants(augmenter, fields, glue.text_places, settings["n"], (settings["seed"], row)))
         partial.write(b"".join(map(_line, [fields, *variants])))
         record["rows"], record["variants"] = row + 1, record["variants"] + len(variants)

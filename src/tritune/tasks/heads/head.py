@@ -21,10 +21,13 @@ from .text import collator
 
 # The split of training rows that are kept to select checkpoints.
 HELD_OUT = "held_out"
+# Of the dev rows that are taken from a training file: no recipe's seed, so that teacher and student have the same.
+HELD_OUT_SEED = 42
 Batch = dict[str, torch.Tensor]
 # transformers' collators return mappings that are no dictionaries (BatchEncoding, BatchFeature).
 Collate = Callable[[list[dict[str, Any]]], MutableMapping[str, torch.Tensor]]
 Read = Callable[[ModelOutput, Batch], torch.Tensor]
+Measure = Callable[..., dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,11 @@ class Task:
     def num_labels(self) -> int:
         """Width of the logits: the number of classes, or 1 for regression."""
         return 1 if self.labels is None else len(self.labels)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the user's own files are a training file alone, some of whose rows are the dev rows."""
+        return self.files is not None and "train" in self.files and not any(map(self.files.get, self.dev_splits))
 
     def file(self, split: str) -> Path:
         """The file of a split of a user's own data; TrituneError if there is none."""
@@ -213,6 +221,8 @@ class Head(ABC):
         has_classes: whether a row as a whole may have one of some classes.
         cuts_middles: whether a text that is too long may lose its middle in place of its end.
         output_names: of an exported graph, see `outputs`; those that other programs look for.
+        windows: whether long inputs become several rows of the model's, so that nothing of them is lost.
+        asked: the usual columns of an input, where it has some.
         unit: what is answered one by one, for messages.
         hub_library, pipeline_tag: of its model card; an empty tag is the name.
         unused_keys: of a recipe, that mean nothing to this kind, with the reason.
@@ -230,6 +240,8 @@ class Head(ABC):
     has_classes: ClassVar[bool] = False
     cuts_middles: ClassVar[bool] = False
     output_names: ClassVar[tuple[str, ...]] = ("logits",)
+    windows: ClassVar[bool] = False
+    asked: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     unit: ClassVar[str] = "rows"
     hub_library: ClassVar[str] = "transformers"
     pipeline_tag: ClassVar[str] = ""
@@ -244,17 +256,18 @@ class Head(ABC):
         """
         return self
 
-    def check_architecture(self, config: PreTrainedConfig, source: str | Path) -> None:
+    def check_architecture(self, config: PreTrainedConfig, source: str | Path, task: str = "") -> None:
         """Raise TrituneError, naming `source`, if a model of this config has another head, or none.
 
-        Its labels would not be those of any task.
+        Its labels would not be those of any task. `task` is the name of the one that it is wanted for, by default that
+        of this kind.
         """
         wanted = self.auto_model.__name__.removeprefix("AutoModel")
         names = config.architectures or []
         if names and not any(wanted in name for name in names):
             raise TrituneError(
                 f"{source}: a {names[0]}, which has no head for {self.name}; fine-tune it first: tritune finetune "
-                f"{source} --task {self.name} --output teacher, with the options of your files"
+                f"{source} --task {task or self.name} --output teacher, with the options of your files"
             )
 
     @abstractmethod
@@ -316,6 +329,24 @@ class Head(ABC):
         Raises:
             TrituneError: a file or a row cannot be used; the message names it.
         """
+
+    def read_undivided(self, task: Task) -> Dataset:
+        """The training file of a task that has no other, as dev rows are read, and in that order.
+
+        Raises:
+            TrituneError: a file or a row cannot be used; the message names it.
+        """
+        return self.read_files(task, ["train"])["train"]
+
+    def kinship(self, rows: Dataset, task: Task) -> tuple[list[tuple[str, ...]], list[str | float]]:
+        """What decides which rows are held out together: of every row its inputs as texts, and its class or score.
+
+        Args:
+            rows: as `read_undivided` gives them.
+            task: of these rows.
+        """
+        texts = list(zip(*(rows[column] for column in task.text_columns), strict=True))
+        return texts, [label if task.is_regression else str(label) for label in rows["label"]]
 
     def companions(self, folder: str | Path) -> Mapping[str, bytes]:
         """What a model's folder holds beside model and processor and must be uploaded with them: path to bytes."""
@@ -382,6 +413,21 @@ class Head(ABC):
             "agreement": float(np.mean(student.argmax(-1) == teacher.argmax(-1))),
             "kl_to_teacher": float(divergence),
         }
+
+    def scored(
+        self, read: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData
+    ) -> tuple[np.ndarray, np.ndarray, Measure]:
+        """What is scored for the dev split that selects: answers, references, and what measures them.
+
+        Of both there is one for each row of the data (question, sentence, pair of texts), in its order, so that
+        `measure(answers[rows], references[rows])` are the metrics of any rows.
+
+        Args:
+            read: what `read` took of a model's outputs for the split.
+            teacher: the same of its teacher, which is the reference where the data has none.
+            task, data: the split's.
+        """
+        return read, np.asarray(data.dev["labels"]), task.measure
 
     def without_padding(self, read: np.ndarray, rows: Dataset) -> np.ndarray:
         """What `read` took of a model's outputs for encoded rows, (answers, ...), without what stands at padding."""

@@ -23,7 +23,8 @@ from ..metrics import accuracy
 from .classifier import Classifier, measures_of, named_answers
 from .head import Answering, EncodedData, Predictable, Task
 from .image_augmentation import augmented
-from .images import IMAGE, LABEL, eight_bits, label_names, labelled, read_labelled, with_label
+from .images import IMAGE, LABEL, checksums, eight_bits, label_names, labelled, read_labelled, spelt_labels, with_label
+from .labels import are_ids_of
 
 # Named as the model's input, because Trainer keeps no other columns.
 PIXELS = "pixel_values"
@@ -93,6 +94,7 @@ class ImageClassification(Classifier):
         return {
             "text_columns": tuple(columns or ()),
             "labels": tuple(labels or label_names(rows, str(source))),
+            "by_id": bool(labels) and are_ids_of(spelt_labels(rows), labels or ()),
             "metric": accuracy.__name__,
             "measure": accuracy,
             "max_length": None,
@@ -105,8 +107,12 @@ class ImageClassification(Classifier):
         read, column = DatasetDict(), next(iter(task.text_columns), None)
         for split in splits:
             rows = read_labelled(task.file(split), split, column, task.label_column)
-            read[split] = labelled(rows, task.labels or (), str(task.file(split)))
+            read[split] = labelled(rows, task.labels or (), str(task.file(split)), task.by_id)
         return read
+
+    def kinship(self, rows: Dataset, task: Task) -> tuple[list[tuple[str, ...]], list[str | float]]:
+        """The bytes of an image, as a checksum."""
+        return [(checksum,) for checksum in checksums(rows)], list(map(str, rows[LABEL]))
 
     def folder_files(self, task: Task, folder: Path) -> dict[str, Path]:
         """A parquet file per split: `train.parquet`, `test.parquet`."""

@@ -5,8 +5,10 @@ found out before anything is trained. A folder is read here and not by `datasets
 named "train" or "test" for splits and drops the labels where there is a single one.
 """
 
+import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ import numpy as np
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as Pillow
-from tqdm.auto import tqdm
 
 from ...checkpoints.hub import load_dataset
 from ...errors import TrituneError, first_line, shown
+from ...progress import tracked
 from ..table import listed
+from .labels import advice_on, id_of
 
 IMAGE, LABEL = "image", "label"
 # The columns that are looked for where none is of the type `Image`.
@@ -58,6 +61,13 @@ def read_labelled(source: str | Path, split: str, column: str | None, label_colu
         return _read_folder(path)
     rows = read_parquet(path) if path.is_file() else _read_hub(source, split)
     return with_label(rows, column, label_column, str(source))
+
+
+def checksums(rows: Dataset) -> list[str]:
+    """Of every image in the column `image`, that of its file's bytes."""
+    files = rows.cast_column(IMAGE, Image(decode=False))[IMAGE]
+    contents = (file["bytes"] or Path(file["path"]).read_bytes() for file in files)
+    return [hashlib.sha256(content).hexdigest() for content in contents]
 
 
 def with_label(rows: Dataset, column: str | None, label_column: str | None, where: str) -> Dataset:
@@ -132,30 +142,47 @@ def label_names(rows: Dataset, where: str) -> tuple[str, ...]:
     else:
         values = rows[LABEL]
         for number, value in enumerate(values, 1):
-            if type(value) not in (int, str) or type(value) is not type(values[0]):
+            known = type(value) in (int, str) or (type(value) is float and value % 1 == 0)
+            if not known or isinstance(value, str) is not isinstance(values[0], str):
                 raise TrituneError(
                     f"{where}, row {number}: labels must be all whole numbers or all text; got {shown(value)}"
                 )
-        names = tuple(map(str, sorted(set(values))))
+        names = tuple(_spelt(value) for value in sorted(set(values)))
     if len(names) < 2:
         raise TrituneError(f"{where}: has {len(names)} label; a classifier needs at least two")
     return names
 
 
-def labelled(rows: Dataset, names: Sequence[str], where: str) -> Dataset:
+def spelt_labels(rows: Dataset) -> set[str]:
+    """The labels of `read_labelled` as text: the names of a ClassLabel, else the values that occur."""
+    feature = rows.features[LABEL]
+    if isinstance(feature, ClassLabel):
+        return set(feature.names)
+    return {_spelt(value) for value in rows[LABEL] if value is not None}
+
+
+def _spelt(label: Any) -> str:
+    """A label as text; pandas makes floats of ids where one is missing."""
+    return str(int(label)) if isinstance(label, float) and label % 1 == 0 else str(label)
+
+
+def labelled(rows: Dataset, names: Sequence[str], where: str, by_id: bool = False) -> Dataset:
     """Rows of `read_labelled` with every image decodable, and every label a `ClassLabel` of `names` in id order.
+
+    With `by_id` whole numbers are ids of those labels.
 
     Raises TrituneError, naming file or row, if an image cannot be decoded or a label is not among `names`.
     """
-    feature, ids = rows.features[LABEL], {name: number for number, name in enumerate(names)}
+    feature = rows.features[LABEL]
     given = rows[LABEL]
     if isinstance(feature, ClassLabel):
         given = [feature.names[value] if value is not None and value >= 0 else None for value in given]
+    ids = {name: None if name is None else id_of(_spelt(name), names, by_id) for name in set(given)}
     for number, name in enumerate(given, 1):
-        if name is None or str(name) not in ids:
+        if ids[name] is None:
             what = "no label" if name is None else f"the label {shown(name)}, which is not in the training data"
-            raise TrituneError(f"{where}, row {number}: {what}; known are {listed(names)}")
-    numbers = [ids[str(name)] for name in given]
+            raise TrituneError(f"{where}, row {number}: {what}; known are {listed(names)}; {advice_on(names)}")
+    numbers = [ids[name] for name in given]
     rows = rows.remove_columns(LABEL).add_column(LABEL, numbers, feature=ClassLabel(names=list(names)))
     return verified(rows, where)
 
@@ -171,26 +198,32 @@ def verified(rows: Dataset, where: str) -> Dataset:
             rows = rows.cast_column(IMAGE, Image())
         except Exception as error:  # pyarrow and datasets each fail with types of their own
             raise TrituneError(f"{where}: its image column holds no images ({first_line(error)})") from None
-    bar = tqdm(range(len(rows)), desc=f"verify the images of {where}", leave=False, delay=2)
-    for number in bar:
-        try:
-            image = rows[number][IMAGE]
-        except Exception as error:
-            place = _place(rows, number, where)
-            raise TrituneError(f"{place}: not an image that can be decoded ({first_line(error)}); replace it") from None
-        if image is None:
-            raise TrituneError(f"{where}, row {number + 1}: there is no image; fill it in or drop the row")
-        if image.mode in _NO_RANGE:
-            raise TrituneError(
-                f"{_place(rows, number, where)}: its pixels are {_NO_RANGE[image.mode]}, whose black and white are not "
-                "known; save it with 8 or 16 bits"
-            )
+    for number in tracked(range(len(rows)), f"verify the images of {where}", len(rows), "images"):
+        if wrong := what_is_wrong(partial(_image_at, rows, number)):
+            raise TrituneError(f"{_place(rows, number, where)}: {wrong}")
     return rows
+
+
+def _image_at(rows: Dataset, number: int) -> Pillow.Image | None:
+    return rows[number][IMAGE]
+
+
+def what_is_wrong(load: Callable[[], Pillow.Image | None]) -> str:
+    """Why an image that `load` decodes cannot be used; "" if it can."""
+    try:
+        image = load()
+    except Exception as error:  # Pillow's own types, and whatever a damaged file makes of its numbers
+        return f"not an image that can be decoded ({first_line(error)}); replace it"
+    if image is None:
+        return "there is no image; fill it in or drop the row"
+    if image.mode in _NO_RANGE:
+        return f"its pixels are {_NO_RANGE[image.mode]}, whose black and white are not known; save it with 8 or 16 bits"
+    return ""
 
 
 def _place(rows: Dataset, number: int, where: str) -> str:
     """What a message calls the image of a row."""
-    path = rows.cast_column(IMAGE, Image(decode=False))[number][IMAGE]["path"]
+    path = (rows.cast_column(IMAGE, Image(decode=False))[number][IMAGE] or {}).get("path")
     return path if path and Path(path).is_file() else f"{where}, row {number + 1}"
 
 

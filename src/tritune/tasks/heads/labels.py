@@ -6,7 +6,7 @@ Many labels of a row are a list (JSON, Parquet), names separated by `|` (CSV), o
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ...errors import TrituneError, shown
@@ -93,10 +93,11 @@ def label_names(problem: str, rows: Sequence[Row], columns: Sequence[str], file:
             f"{file}: {columns[0]!r} has {len(names)} different values in {len(rows)} rows, too many for classes; name "
             "another column with --label-column, or say --problem regression"
         )
-    return tuple(_in_order(names))
+    return tuple(in_order(names))
 
 
-def _in_order(names: Iterable[str]) -> list[str]:
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names sorted, whole numbers as numbers."""
     try:
         return sorted(names, key=int)
     except ValueError:
@@ -112,7 +113,33 @@ def are_ids(problem: str, names: Sequence[str], rows: Sequence[Row], columns: Se
         return False
     cells = ((row.get(columns[0]), where) for where, row in placed(rows, file))
     found = {name for cell, where in cells for name in _names_in(problem, cell, where, columns[0])}
-    return bool(found) and found.isdisjoint(names) and all(_whole_number(name) is not None for name in found)
+    return are_ids_of(found, names)
+
+
+def are_ids_of(found: Collection[str], names: Sequence[str]) -> bool:
+    """Whether labels that were found in a file are ids of those of these `names`, see `are_ids`.
+
+    >>> are_ids_of({"1", "0"}, ["no", "yes"]), are_ids_of({"1", "0"}, ["1", "0"]), are_ids_of({"1", "yes"}, ["yes"])
+    (True, False, False)
+    """
+    return bool(found) and set(found).isdisjoint(names) and all(_whole_number(name) is not None for name in found)
+
+
+def id_of(name: str, names: Sequence[str], by_id: bool) -> int | None:
+    """The id of a label as a file gives it: the place of its name or, with `by_id`, the whole number itself.
+
+    None if it is neither.
+    """
+    if name in names:
+        return names.index(name)
+    number = _whole_number(name) if by_id else None
+    return number if number in range(len(names)) else None
+
+
+def advice_on(names: Sequence[str]) -> str:
+    """What to do about a label that is not one of these names."""
+    nameless = [name.upper() for name in names] == [f"LABEL_{index}" for index in range(len(names))]
+    return "name those in id order with --labels" if nameless else "rename it or drop the row"
 
 
 class LabelReader:
@@ -128,8 +155,7 @@ class LabelReader:
     ):
         self.problem, self.columns, self.origin, self.by_id = problem, columns, origin, by_id
         self.names = tuple(names or ())
-        self.ids = {name: index for index, name in enumerate(self.names)}
-        if len(columns) > 1 and {self.ids.get(column) for column in columns} != set(range(len(self.names))):
+        if len(columns) > 1 and set(columns) != set(self.names):
             raise TrituneError(f"--label-column: {listed(columns)} are not {origin}: {listed(self.names)}")
 
     def __call__(self, row: Row, where: str) -> int | float | list[float]:
@@ -144,22 +170,16 @@ class LabelReader:
             given = [name for name in self.columns if _flag(row.get(name), where, name)]
         else:
             given = _names_in(self.problem, row.get(column), where, column)
-        found = {name: self._id(name) for name in given}
+        found = {name: id_of(name, self.names, self.by_id) for name in given}
         if unknown := [name for name, index in found.items() if index is None]:
-            nameless = self.names == tuple(f"LABEL_{index}" for index in range(len(self.names)))
-            advice = "name those in id order with --labels" if nameless else "rename it or drop the row"
             raise TrituneError(
-                f"{where}: the label {shown(unknown[0])} is not one of {self.origin}: {listed(self.names)}; {advice}"
+                f"{where}: the label {shown(unknown[0])} is not one of {self.origin}: {listed(self.names)}; "
+                f"{advice_on(self.names)}"
             )
         ids = {index for index in found.values() if index is not None}
         if self.problem == "single_label":
             return ids.pop()
         return [float(index in ids) for index in range(len(self.names))]
-
-    def _id(self, name: str) -> int | None:
-        """The id of the label with a name, or of one that is named by its id."""
-        number = _whole_number(name) if self.by_id else None
-        return self.ids.get(name, number if number in range(len(self.names)) else None)
 
 
 def score(cell: Any, where: str, column: str) -> float:
@@ -174,15 +194,19 @@ def _names_in(problem: str, cell: Any, where: str, column: str) -> list[str]:
     """The names of the labels in one cell: of many-label rows any number, else one."""
     if problem == "single_label":
         check_present(cell, where, column)
-        return [_name(cell, where, column)]
+        return [name_of(cell, where, column)]
     if isinstance(cell, list):
-        return [_name(each, where, column) for each in cell]
+        return [name_of(each, where, column) for each in cell]
     if not isinstance(cell, str):
         raise TrituneError(f"{where}: the labels {column!r} must be a list, or names separated by |; got {shown(cell)}")
     return [name.strip() for name in cell.split(SEPARATOR) if name.strip()]
 
 
-def _name(cell: Any, where: str, column: str) -> str:
+def name_of(cell: Any, where: str, column: str) -> str:
+    """The name of the label in a cell: words without the blanks around them, whole numbers as their digits.
+
+    Raises TrituneError, beginning with `where`, for anything else.
+    """
     if isinstance(cell, bool):
         return str(cell).lower()
     if isinstance(cell, int | float) and math.isfinite(cell):

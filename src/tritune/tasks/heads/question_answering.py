@@ -14,10 +14,10 @@ from transformers.modeling_outputs import ModelOutput
 
 from ...engine.spans import Span
 from ...errors import TrituneError
-from ..span_metrics import answer_f1
+from ..span_metrics import answer_f1, answer_means, answer_scores
 from ..table import columns_of, placed
 from .answer_windows import cut
-from .head import Answering, Batch, EncodedData, Head, Predictable, Task
+from .head import Answering, Batch, EncodedData, Head, Measure, Predictable, Task
 from .squad_file import has_unanswerable, questions, read_squad
 from .text import collator, text_columns, text_of, token_by_token
 
@@ -34,8 +34,11 @@ class _Answers:
 
     def __call__(self, logits: np.ndarray) -> dict[str, float]:
         """Metrics of start and end logits, (windows, tokens, 2)."""
-        places = self.places(logits)
-        return self.measure([text[slice(*one)] for text, one in zip(self.contexts, places, strict=True)], self.gold)
+        return self.measure(self.texts(logits), self.gold)
+
+    def texts(self, logits: np.ndarray) -> list[str]:
+        """Every answer, empty for none."""
+        return [text[slice(*one)] for text, one in zip(self.contexts, self.places(logits), strict=True)]
 
     def places(self, logits: np.ndarray) -> list[tuple[int, int]]:
         """Every answer's first character and the one after its last; both 0 for none."""
@@ -56,6 +59,8 @@ class QuestionAnswering(Head):
     auto_model = AutoModelForQuestionAnswering
     keeps_answers = False
     output_names = ("start_logits", "end_logits")
+    windows = True
+    asked = ("question", "context")
     unit = "questions"
     has_columns = False
 
@@ -95,6 +100,10 @@ class QuestionAnswering(Head):
             if not task.file(split).is_file():
                 raise TrituneError(f"{task.file(split)} is missing: {task.title} is read from SQuAD's JSON")
         return DatasetDict({split: read_squad(task.file(split), self.unanswerable) for split in splits})
+
+    def kinship(self, rows: Dataset, task: Task) -> tuple[list[tuple[str, ...]], list[str | float]]:
+        """The context: what was asked about it once is easier the next time."""
+        return [(context,) for context in rows["context"]], [""] * len(rows)
 
     def from_hub(self, rows: Dataset, task: Task, source: str) -> Dataset:
         """The hub keeps an answer's texts and starts in two lists."""
@@ -144,6 +153,15 @@ class QuestionAnswering(Head):
             ours, theirs = (torch.from_numpy(of[row, : len(ids)]).double().log_softmax(0) for of in (student, teacher))
             divergences.append(float(F.kl_div(ours, theirs, reduction="sum", log_target=True)) / 2)
         return {"agreement": float(same), "kl_to_teacher": float(np.mean(divergences))}
+
+    def scored(
+        self, read: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData
+    ) -> tuple[np.ndarray, np.ndarray, Measure]:
+        """The scores of every question, see `span_metrics.answer_scores`, which hold the references as well."""
+        measure = data.measures[data.select]
+        assert isinstance(measure, _Answers)  # `encode` put it there
+        scores = answer_scores(measure.texts(read), measure.gold)
+        return scores, np.zeros(len(scores)), lambda some, _: answer_means(some)
 
     def without_padding(self, read: np.ndarray, rows: Dataset) -> np.ndarray:
         """Start and end logits of all tokens, (tokens, 2), of those of all windows, (windows, tokens, 2)."""

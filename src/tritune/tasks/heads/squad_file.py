@@ -24,12 +24,12 @@ _SHAPE = "SQuAD's JSON has a list `data` of `paragraphs`, each a `context` with 
 
 def read_squad(path: Path, unanswerable: bool) -> Dataset:
     """The questions of a JSON file, see `questions`; TrituneError, naming file and question, if one cannot be used."""
-    return questions(_raw(path), path, unanswerable)
+    return questions(raw_questions(path), path, unanswerable)
 
 
 def has_unanswerable(path: Path) -> bool:
     """Whether a file marks a question as impossible to answer; TrituneError if it is not SQuAD's JSON."""
-    return any(bool(raw.get("is_impossible")) for raw in _raw(path))
+    return any(bool(raw.get("is_impossible")) for raw in raw_questions(path))
 
 
 def questions(raws: Iterable[dict[str, Any]], source: Path | str, unanswerable: bool) -> Dataset:
@@ -46,24 +46,30 @@ def questions(raws: Iterable[dict[str, Any]], source: Path | str, unanswerable: 
     rows: dict[str, dict[str, Any]] = {}
     for raw in raws:
         where = f"{source}, question {shown(raw.get('id'))}"
-        for key in ("id", "question", "context"):
-            if not isinstance(raw.get(key), str) or not raw[key].strip():
-                raise TrituneError(f"{where}: its {key} must be text, found {shown(raw.get(key))}")
-        if raw["id"] in rows:
+        row = checked_question(raw, where, unanswerable)
+        if row["id"] in rows:
             raise TrituneError(f"{where}: this id occurs twice; every question needs its own")
-        answers = list(_answers(raw, where))
-        if not answers and not unanswerable:
-            raise TrituneError(f"{where}: has no answer; drop it, or use squad_v2, which allows questions without one")
-        rows[raw["id"]] = {
-            "id": raw["id"],
-            "question": raw["question"].strip(),
-            "context": raw["context"],
-            "answers": [text for text, _ in answers],
-            "starts": [start for _, start in answers],
-        }
+        rows[row["id"]] = row
     if not rows:
         raise TrituneError(f"{source}: holds no questions")
     return Dataset.from_list(list(rows.values()), features=FEATURES)
+
+
+def checked_question(raw: dict[str, Any], where: str, unanswerable: bool) -> dict[str, Any]:
+    """A question as `questions` returns it; TrituneError, beginning with `where`, if it cannot be used."""
+    for key in ("id", "question", "context"):
+        if not isinstance(raw.get(key), str) or not raw[key].strip():
+            raise TrituneError(f"{where}: its {key} must be text, found {shown(raw.get(key))}")
+    answers = list(_answers(raw, where))
+    if not answers and not unanswerable:
+        raise TrituneError(f"{where}: has no answer; drop it, or use squad_v2, which allows questions without one")
+    return {
+        "id": raw["id"],
+        "question": raw["question"].strip(),
+        "context": raw["context"],
+        "answers": [text for text, _ in answers],
+        "starts": [start for _, start in answers],
+    }
 
 
 def _answers(raw: dict[str, Any], where: str) -> Iterator[tuple[str, int]]:
@@ -86,8 +92,8 @@ def _answers(raw: dict[str, Any], where: str) -> Iterator[tuple[str, int]]:
         yield text, start
 
 
-def _raw(path: Path) -> Iterator[dict[str, Any]]:
-    """Every question as the file has it, its context beside it."""
+def raw_questions(path: Path) -> Iterator[dict[str, Any]]:
+    """Every question as the file has it, its context beside it; TrituneError if it is not SQuAD's JSON."""
     text = read_text(path)
     try:
         content = json.loads(text)

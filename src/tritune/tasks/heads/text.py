@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import datasets
 from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ...errors import TrituneError
+from ...progress import stage
+from ..bars import without_bars
 from ..table import listed, number_in, placed
 from .long_texts import token_ids
 
@@ -22,24 +24,24 @@ _KNOWN_COLUMNS: tuple[tuple[str, ...], ...] = (
     ("text",),
 )
 
-# Tokenizing fewer rows than this takes about a second: a bar would only be noise.
-_ROWS_WORTH_A_BAR = 20_000
-
 
 def tokenized(rows: Dataset, tokenize: Callable[..., dict[str, list]], columns: Sequence[str], title: str) -> Dataset:
     """Rows, in memory, with what `tokenize(batch, row numbers)` makes of each batch in place of `columns`.
 
-    `title` is that of the progress bar, which small sets do not have; its setting is global, so it is put back.
+    `title` is that of its progress.
     """
-    silence = len(rows) < _ROWS_WORTH_A_BAR and not datasets.are_progress_bars_disabled()
-    if silence:
-        datasets.disable_progress_bars()
-    try:
-        options = {"batched": True, "with_indices": True, "keep_in_memory": True, "desc": title}
-        return rows.map(tokenize, remove_columns=list(columns), **options)
-    finally:
-        if silence:
-            datasets.enable_progress_bars()
+    with without_bars(), stage(title, len(rows), "rows", delay=3) as shown:
+
+        def told(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
+            """The same, and it is told how many rows are done."""
+            made = tokenize(batch, numbers)
+            shown.advance(len(numbers))
+            return made
+
+        options = {"batched": True, "with_indices": True, "keep_in_memory": True}
+        # A fingerprint made of the function would be made of its progress, too.
+        options["new_fingerprint"] = generate_random_fingerprint()
+        return rows.map(told, remove_columns=list(columns), **options)
 
 
 def text_columns(present: Sequence[str], wanted: Sequence[str] | None, name: str) -> tuple[str, ...]:

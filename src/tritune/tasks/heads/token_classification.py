@@ -20,10 +20,20 @@ from ...distil.losses import IGNORED
 from ...engine.answers import first_tokens as first_tokens_of
 from ...engine.answers import tags_of
 from ...errors import TrituneError
-from ..span_metrics import OUTSIDE, entity_f1, iob2, names_entities, tag_accuracy
+from ..span_metrics import (
+    OUTSIDE,
+    accuracy_ratio,
+    entity_f1,
+    entity_ratios,
+    iob2,
+    names_entities,
+    tag_accuracy,
+    tag_counts,
+)
 from ..table import placed
 from .classifier import Classifier
-from .head import Answering, EncodedData, Predictable, Task
+from .head import Answering, EncodedData, Measure, Predictable, Task
+from .labels import are_ids_of
 from .tag_files import FEATURES, is_table, labels_of, read_tagged
 from .text import check_room, collator, token_by_token, tokenized
 
@@ -44,7 +54,11 @@ class _Tags:
 
     def __call__(self, logits: np.ndarray) -> dict[str, float]:
         """Metrics of logits, (sentences, tokens, labels)."""
-        return self.measure(tags_of(logits, self.first_tokens, self.labels), self.gold)
+        return self.measure(self.tags(logits), self.gold)
+
+    def tags(self, logits: np.ndarray) -> list[list[str]]:
+        """The tags of every word."""
+        return tags_of(logits, self.first_tokens, self.labels)
 
 
 class TokenClassification(Classifier):
@@ -57,6 +71,7 @@ class TokenClassification(Classifier):
     auto_model = AutoModelForTokenClassification
     keeps_answers = False
     unit = "words"
+    asked = ("tokens",)
 
     def load_processor(
         self, source: str | Path, model: PreTrainedModel, max_length: int | None
@@ -94,14 +109,20 @@ class TokenClassification(Classifier):
                 f"{self.name}: lines of word and tag have no columns to name; .jsonl, .json and .parquet do"
             )
         source = files.get("train") or files["validation"]
-        labels = tuple(labels or labels_of(read_tagged(source, (words, tags)), source))
-        own = {"text_columns": (words,), "label_column": tags, "labels": labels}
+        sentences = read_tagged(source, (words, tags))
+        by_id = are_ids_of({tag for row in sentences["tags"] for tag in row}, labels or ()) and bool(labels)
+        labels = tuple(labels or labels_of(sentences, source))
+        own = {"text_columns": (words,), "label_column": tags, "labels": labels, "by_id": by_id}
         return CONLL | own | ({} if names_entities(labels) else {"measure": tag_accuracy, "metric": "accuracy"})
 
     def read_files(self, task: Task, splits: Sequence[str]) -> DatasetDict:
         """Words and tags of every sentence, see `tag_files.read_tagged`."""
         columns = (*task.text_columns, task.label_column)
-        return DatasetDict({split: read_tagged(task.file(split), columns, task.labels) for split in splits})
+        return DatasetDict({split: read_tagged(task.file(split), columns, task.labels, task.by_id) for split in splits})
+
+    def kinship(self, rows: Dataset, task: Task) -> tuple[list[tuple[str, ...]], list[str | float]]:
+        """The words of a sentence; sentences have no class."""
+        return [(" ".join(words),) for words in rows["tokens"]], [""] * len(rows)
 
     def from_hub(self, rows: Dataset, task: Task, source: str) -> Dataset:
         """The hub keeps the tags as numbers."""
@@ -128,6 +149,16 @@ class TokenClassification(Classifier):
         """As of classes, of logits (sentences, tokens, labels): agreement and KL are means over the words."""
         student, teacher = (self.without_padding(read, data.dev) for read in (student, teacher))
         return super().closeness(student, teacher, task, data)
+
+    def scored(
+        self, read: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData
+    ) -> tuple[np.ndarray, np.ndarray, Measure]:
+        """The counts of every sentence, see `span_metrics.tag_counts`, which hold the references as well."""
+        measure = data.measures[data.select]
+        assert isinstance(measure, _Tags)  # `encode` put it there
+        ratios = entity_ratios if task.measure is entity_f1 else accuracy_ratio
+        counts = tag_counts(measure.tags(read), measure.gold)
+        return counts, np.zeros(len(counts)), lambda some, _: ratios(some)
 
     def without_padding(self, read: np.ndarray, rows: Dataset) -> np.ndarray:
         """The logits of the words, (words, labels), of those of all tokens, (sentences, tokens, labels)."""

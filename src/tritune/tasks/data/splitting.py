@@ -8,21 +8,41 @@ import math
 import random
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..errors import TrituneError
-from ..tasks.table import listed, number_in
-from .columns import Example
+from ...errors import TrituneError
+from ..table import listed, number_in
 
 TRAIN, DEV, TEST = "train", "dev", "test"
-_SHARES = {TEST: 0.2, DEV: 0.1}
+SHARES = {TEST: 0.2, DEV: 0.1}
 _MOST = {TEST: 5000, DEV: 2000}
 # Scores are stratified by as many ranges of equal size.
 _RANGES = 5
+# Where a row stands: its line, counted from 1 (of JSON and Parquet its row), or a name.
+Place = int | str
+# A class (str), a score (float), several classes (a tuple), or None.
+Label = Any
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row that can be used.
+
+    Attributes:
+        line: its place in the file.
+        texts: what it is told apart by: rows whose texts are equal but for case and punctuation stay in one part.
+        label: a class, a score, several classes, or nothing; every part gets its share of each.
+        cells: by column.
+    """
+
+    line: Place
+    texts: tuple[str, ...]
+    label: Label
+    cells: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -30,11 +50,17 @@ class Parts:
     """The rows of each part, and the lines of rows that are in none."""
 
     rows: dict[str, list[Example]]
-    left_out: list[int]
+    left_out: list[Place]
 
 
-def split(examples: Sequence[Example], seed: int, group: str | None = None, time: str | None = None) -> Parts:
-    """Divide examples into train, dev and test.
+def split(
+    examples: Sequence[Example],
+    seed: int,
+    group: str | None = None,
+    time: str | None = None,
+    shares: Mapping[str, float] = SHARES,
+) -> Parts:
+    """Divide examples into train, dev and test, or into train and those parts that `shares` names.
 
     Args:
         examples: at least ten.
@@ -42,6 +68,7 @@ def split(examples: Sequence[Example], seed: int, group: str | None = None, time
         group: a column whose equal values stay on one side.
         time: a column by which the newest rows are the test part, and those before them the dev part. Rows whose text
             or group is in an earlier part are left out of the later ones.
+        shares: of all rows, for every part but train; a part never has more than a few thousand. Not by time.
 
     Raises:
         TrituneError: a column is missing or has no readable time, or there are too few groups.
@@ -62,11 +89,38 @@ def split(examples: Sequence[Example], seed: int, group: str | None = None, time
     shuffle = random.Random(seed)
     sides = [TRAIN] * len(examples)
     for stratum in sorted(strata, key=str):
-        for side, rows in _drawn(strata[stratum], len(examples), shuffle):
+        for side, rows in _drawn(strata[stratum], len(examples), shuffle, shares):
             for row in rows:
                 sides[row] = side
-    parts = {side: [e for e, of in zip(examples, sides, strict=True) if of == side] for side in (TRAIN, DEV, TEST)}
+    parts = {
+        side: [e for e, of in zip(examples, sides, strict=True) if of == side]
+        for side in (TRAIN, DEV, TEST)
+        if side in (TRAIN, *shares)
+    }
     return Parts(_checked(parts, group), [])
+
+
+def halves(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
+    """Two parts of about the same size, duplicates on one side."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, family in enumerate(_families(examples, None)):
+        members[family].append(index)
+    families = list(members.values())
+    random.Random(seed).shuffle(families)
+    sides: tuple[list[int], list[int]] = [], []
+    for rows in families:
+        min(sides, key=len).extend(rows)
+    first, second = ([examples[row] for row in sorted(side)] for side in sides)
+    return first, second
+
+
+def placed_at(place: Place) -> str:
+    """What messages call a place.
+
+    >>> placed_at(3), placed_at("cats/1.png")
+    ('line 3', 'cats/1.png')
+    """
+    return f"line {place}" if isinstance(place, int) else place
 
 
 def normalized(text: str) -> str:
@@ -103,25 +157,31 @@ def _families(examples: Sequence[Example], group: str | None) -> list[int]:
 
 
 def _classes(examples: Sequence[Example]) -> list[Hashable]:
-    """What is stratified by: the class, or the range that a score is in."""
+    """What is stratified by: the class, the rarest of several, or the range that a score is in."""
     labels = [example.label for example in examples]
-    if isinstance(labels[0], str):
-        return list(labels)
-    edges = np.quantile(np.array(labels, dtype=float), np.linspace(0, 1, _RANGES + 1)[1:-1])
-    return np.searchsorted(edges, np.array(labels, dtype=float)).tolist()
+    if any(isinstance(label, float) for label in labels):
+        edges = np.quantile(np.array(labels, dtype=float), np.linspace(0, 1, _RANGES + 1)[1:-1])
+        return np.searchsorted(edges, np.array(labels, dtype=float)).tolist()
+    counts = Counter(name for label in labels if isinstance(label, tuple) for name in label)
+    return [
+        min(label, key=lambda name: (counts[name], name), default=None) if isinstance(label, tuple) else label
+        for label in labels
+    ]
 
 
-def _drawn(families: list[list[int]], total: int, shuffle: random.Random) -> list[tuple[str, list[int]]]:
+def _drawn(
+    families: list[list[int]], total: int, shuffle: random.Random, shares: Mapping[str, float]
+) -> list[tuple[str, list[int]]]:
     """The families of one stratum that leave the training part: its share of rows, and at least one for either side.
 
-    A single family stays in training; of two, one goes to the test part.
+    A single family stays in training; of two, one goes to the first of the other parts.
     """
     left = sorted(families)
     shuffle.shuffle(left)
     rows = sum(map(len, families))
     drawn = []
-    for side in (TEST, DEV):
-        wanted, taken = rows * min(_SHARES[side], _MOST[side] / total), 0
+    for side, share in shares.items():
+        wanted, taken = rows * min(share, _MOST[side] / total), 0
         for family in list(left):
             if len(left) > 1 and taken + len(family) / 2 <= wanted:
                 left.remove(family)
@@ -135,14 +195,14 @@ def _drawn(families: list[list[int]], total: int, shuffle: random.Random) -> lis
 
 def _checked(parts: dict[str, list[Example]], group: str | None) -> dict[str, list[Example]]:
     if empty := [side for side, rows in parts.items() if not rows]:
-        what = f"too few groups in {group!r}, which equal texts tie together" if group else "too few different texts"
-        raise TrituneError(f"no rows are left for the {empty[0]} part: {what}; at least three are needed")
+        what = f"too few groups in {group!r}, which equal texts tie together" if group else "too few that differ"
+        raise TrituneError(f"no rows are left for the {empty[0]} part: {what}; at least {len(parts)} are needed")
     return parts
 
 
 def _by_time(examples: Sequence[Example], families: Sequence[int], column: str) -> Parts:
     order = sorted(range(len(examples)), key=_times(examples, column).__getitem__)
-    counts = {side: max(1, round(len(order) * min(_SHARES[side], _MOST[side] / len(order)))) for side in (TEST, DEV)}
+    counts = {side: max(1, round(len(order) * min(SHARES[side], _MOST[side] / len(order)))) for side in (TEST, DEV)}
     cuts = len(order) - counts[TEST] - counts[DEV], len(order) - counts[TEST]
     sides = {TRAIN: order[: cuts[0]], DEV: order[cuts[0] : cuts[1]], TEST: order[cuts[1] :]}
     home: dict[int, str] = {}
@@ -165,5 +225,7 @@ def _times(examples: Sequence[Example], column: str) -> list[Any]:
     for example, time in zip(examples, times, strict=True):
         if pandas.isna(time):
             found = example.cells.get(column)
-            raise TrituneError(f"line {example.line}: {column!r} is no time: {found!r}; write it as 2024-12-31 18:00")
+            raise TrituneError(
+                f"{placed_at(example.line)}: {column!r} is no time: {found!r}; write it as 2024-12-31 18:00"
+            )
     return times.tolist()

@@ -1,0 +1,165 @@
+"""Every kind of data on the whole way: from its files to a small model, with tiny models."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pictures
+import sentence_encoder
+import small_answers
+import tritune
+from tritune.compression import planning, scoring
+from tritune.compression.kinds import KINDS
+from tritune.inference.evaluate import evaluate_source
+from tritune.inference.predict import predict_rows
+from tritune.tasks.registry import get_task
+from tritune.tasks.table import read_table
+
+
+def encoder(folder: Path) -> tuple[Path, Path]:
+    """An encoder and lines."""
+    lines = [f"{text} {number % 7}" for number, text in enumerate(sentence_encoder.sentences(60))]
+    (folder / "lines.txt").write_text("\n".join([*lines, "", lines[0]]), encoding="utf-8")
+    return sentence_encoder.make_encoder(folder / "base"), folder / "lines.txt"
+
+
+def tagger(folder: Path) -> tuple[Path, Path]:
+    """A base model and lines of words and tags, one of which has no tag."""
+    data = small_answers.write_tagged(folder / "data") / "train.txt"
+    data.write_text(data.read_text() + "\nAda\nlives VB I-VP O\n")
+    return small_answers.write_base(folder / "base"), data
+
+
+def answerer(folder: Path) -> tuple[Path, Path]:
+    """A base model and SQuAD's JSON, with one answer that is not where it should be."""
+    data = small_answers.write_squad(folder / "data", rows=40, unanswerable=True) / "train.json"
+    content = json.loads(data.read_text())
+    content["data"][0]["paragraphs"][4]["qas"][0]["answers"][0]["answer_start"] += 1
+    data.write_text(json.dumps(content))
+    return small_answers.write_base(folder / "base"), data
+
+
+def classifier_of_images(folder: Path) -> tuple[Path, Path]:
+    """A ViT and a folder of images, one of them damaged and one there twice."""
+    data = pictures.make_folder(folder / "photos", 12)
+    shutil.copy(data / "red" / "3.png", data / "red" / "twin.png")
+    (data / "blue" / "broken.png").write_bytes(b"no image")
+    return pictures.make_vit(folder / "base"), data
+
+
+def many_labels(folder: Path) -> tuple[Path, Path]:
+    """A base model and a table of texts with any number of labels."""
+    people = enumerate(small_answers.NAMES * 10)
+    of = [(f"where lives {name} {i}", ("odd",) * (i % 2) + (name,) * (i % 3 > 0)) for i, name in people]
+    rows = [{"text": text, "labels": "|".join(labels)} for text, labels in of]
+    with (folder / "rows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "labels"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return small_answers.write_base(folder / "base"), folder / "rows.csv"
+
+
+# What makes a model and its data; the task's metric; what is asked of the result, and the type of its answer.
+WAYS = {
+    "feature-extraction": (encoder, "cosine_to_teacher", ["a man eats", "the dog"], list),
+    "token-classification": (tagger, "entity_f1", [["Ada", "lives", "in", "Como"]], list),
+    "question-answering": (answerer, "f1", [("where lives Ada?", "Ada lives in Como.")], dict),
+    "image-classification": (classifier_of_images, "accuracy", None, str),
+    "text-classification": (many_labels, "micro_f1", ["where lives Ada"], list),
+}
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    monkeypatch.setattr(planning, "_FEWEST_STEPS", 4)
+    monkeypatch.setattr(scoring, "RESAMPLES", 50)
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def made(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    base, data = WAYS[request.param][0](folder)
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "_FEWEST_STEPS", 4)
+        patch.setattr(scoring, "RESAMPLES", 50)
+        result = tritune.compress(base, data, folder / "small", minutes=0.001, max_loss=100, say=said.append)
+    return request.param, result, said, data
+
+
+def test_the_whole_way(made):
+    kind, result, said, data = made
+    _, metric, asked, answer = WAYS[kind]
+    assert f"taken for {kind}" in said[0], said
+    metrics = json.loads((result.folder / "metrics.json").read_text())
+    assert (metrics["task"], metrics["metric"]) == (kind, metric) and metrics["verified_rows"] > 0
+    for model in ("teacher", "student"):
+        low, high = metrics[model]["intervals"][metric]
+        assert low <= metrics[model]["scores"][metric] + 1e-9 and metrics[model]["scores"][metric] <= high + 1e-9
+    assert metrics["tried"][0]["loss"] <= 100 and (result.folder / "teacher").exists() == (kind != "feature-extraction")
+    answers = result.predict(asked or data / "red")
+    assert len(answers) == len(asked or [0] * 13) and all(isinstance(one, answer) for one in answers)
+    assert {len(row) for row in result.table()} == {3}
+
+
+# What each file's odd rows are called, and how many rows are used.
+ODD = {
+    "feature-extraction": ([], 61),
+    "token-classification": (["247"], 40),
+    "question-answering": (["'train-4'"], 39),
+    "image-classification": (["blue/broken.png"], 37),
+    "text-classification": ([], 50),
+}
+
+
+def test_odd_rows_are_set_aside_and_named(made):
+    kind, result, _, _ = made
+    places, used = ODD[kind]
+    rows = [row["line"] for row in csv.DictReader((result.folder / "rows.csv").open()) if row["line"]]
+    assert len(rows) == len(places) and all(part in row for part, row in zip(places, rows, strict=True))
+    assert sum(result.metrics["rows"].values()) == used and result.metrics["set_aside"] == len(places)
+
+
+def parts(result, kind: str) -> dict[str, list]:
+    """What tells the rows of each part apart."""
+    task_data = {side: result.folder / "data" / f"{side}{KINDS[kind].ending}" for side in ("train", "dev", "test")}
+    if kind == "image-classification":
+        return {side: [row["image"]["bytes"] for row in read_table(path)] for side, path in task_data.items()}
+    if kind == "question-answering":
+        contents = {side: json.loads(path.read_text())["data"][0]["paragraphs"] for side, path in task_data.items()}
+        return {side: [one["context"] for one in each] for side, each in contents.items()}
+    key = "tokens" if kind == "token-classification" else "text"
+    return {side: [str(row[key]) for row in read_table(path)] for side, path in task_data.items()}
+
+
+def test_what_is_equal_is_in_one_part(made):
+    kind, result, _, _ = made
+    sides = parts(result, kind)
+    assert {side: len(rows) for side, rows in sides.items()} == result.metrics["rows"]
+    one, two, three = map(set, sides.values())
+    assert not (one & two or one & three or two & three)
+
+
+def test_the_score_is_what_a_slow_loop_gives(made, monkeypatch):
+    """Of the packed model on the test part, by `evaluate` of the same file; of lines, by the vectors themselves."""
+    kind, result, _, _ = made
+    own, (_, metric, _, _) = result.metrics["student"]["scores"], WAYS[kind]
+    if kind == "feature-extraction":
+        lines = [row["text"] for row in read_table(result.folder / "data" / "test.jsonl")]
+        mine, theirs = (
+            np.array([row["embedding"] for row in predict_rows(model, [{"text": line} for line in lines])])
+            for model in (result.folder / "model", result.metrics["model"])
+        )
+        cosines = [a @ b / np.sqrt((a @ a) * (b @ b)) for a, b in zip(mine, theirs, strict=True)]
+        assert own[metric] == pytest.approx(np.mean(cosines), abs=1e-6)
+        assert result.metrics["teacher"]["scores"][metric] == pytest.approx(1, abs=1e-9)
+        return
+    test = result.folder / "data" / f"test{KINDS[kind].ending}"
+    task = get_task(str(result.folder / "students" / "2-bits" / "task.yaml"))
+    scores = evaluate_source(result.folder / "model", replace(task, files={"validation": test}))
+    assert {name: scores[name] for name in own} == pytest.approx(own)

@@ -298,13 +298,13 @@ def test_rare_classes_count_as_much(made, base, tmp_path, cli):
     assert code == 2 and "is a teacher already" in err
     scores = write(tmp_path / "scores.csv", label=lambda i: i / 8)
     code, _, err = cli("compress", base, "--data", scores, "--output", tmp_path / "other", "--balance", "sampling")
-    assert code == 2 and "holds scores, no classes to balance" in err
+    assert code == 2 and "no class for every row that could be balanced" in err
     pairs = ("--text-columns", "note,other", "--data", tmp_path / "pairs.csv", "--output", tmp_path / "other")
     (tmp_path / "pairs.csv").write_text("note,other,label\n" + "".join(f"a {i},b,{i % 2}\n" for i in range(40)))
     code, _, err = cli("compress", base, *pairs, *long)
     assert (
         code == 2
-        and "--long head-tail: is for single texts, and these are pairs" in err
+        and "--long head-tail: is for classes and scores of single texts" in err
         and not (tmp_path / "other").exists()
     )
 

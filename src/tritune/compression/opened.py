@@ -7,6 +7,7 @@ from pathlib import Path
 from ..checkpoints.load import load_config
 from ..errors import TrituneError
 from ..tasks.data.splitting import Parts, split
+from ..tasks.heads import HEADS
 from ..tasks.registry import Task
 from .forms import read_data
 from .kinds import kind_of
@@ -75,7 +76,7 @@ def say_balance(request: Request, table: Table, trains: bool, say: Callable[[str
         TrituneError: it is asked for, and there are no classes or nothing is fine-tuned on them.
     """
     if request.balance == "none":
-        if trains and table.metric:
+        if trains and table.metric == "macro_f1":
             say("--balance weights or sampling would let rare classes count as much as frequent ones")
     elif not table.has_classes:
         raise TrituneError(f"--balance: {table.reading.file} does not have one class for each row; leave it out")

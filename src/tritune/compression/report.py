@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..errors import TrituneError, readable
+from ..errors import TrituneError, first_line, readable
 from ..report.figures import drawn
 from ..report.files import read_object
 from ..report.page import check_output, render, write_page
@@ -18,6 +18,7 @@ from ..tasks.table import read_table
 from ..training.run_folder import METRICS
 from .answers import ANSWERS
 from .result import figure_of, table_of
+from .table import classes_line
 
 PLAN, REMARKS = "plan.json", "rows.csv"
 _TEMPLATE = "compression.html.jinja"
@@ -57,12 +58,11 @@ def write_compression_report(
     try:
         runs = read_runs([folder / one["folder"] for one in metrics["tried"]])
         contents = _contents(folder, metrics)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, TrituneError):
-            raise
-        raise TrituneError(
-            f"{folder / METRICS}: not what `tritune compress` writes ({error!r}); make it again"
-        ) from None
+    except TrituneError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        found = f"{type(error).__name__}: {first_line(error)}"
+        raise TrituneError(f"{folder}: not as `tritune compress` leaves it ({found}); make it again") from None
     write_page(render(runs, _TEMPLATE, **contents), output)
     return runs
 
@@ -82,14 +82,19 @@ def _contents(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
         "set_aside": _remarks(remarks[:_REMARKS_SHOWN]) if remarks else None,
         "sizes": drawn(figure_of(metrics, folder)),
         "tried": ", ".join(tried),
-        "many_labels": metrics["problem"] == "multi_label",
+        "many_labels": _problem(metrics) == "multi_label",
         **dict.fromkeys(("classes", "weakest", "confusion", "confused", "scatter", "mistakes")),
         "wrong": 0,
     }
     if not (folder / ANSWERS).is_file():
         return contents
     answers = read_table(folder / ANSWERS)
-    return contents | (_of_scores(answers) if metrics["problem"] == "regression" else _of_classes(answers, metrics))
+    return contents | (_of_scores(answers) if _problem(metrics) == "regression" else _of_classes(answers, metrics))
+
+
+def _problem(metrics: dict[str, Any]) -> str:
+    """Kinds of tasks that have one problem only do not name it."""
+    return metrics.get("problem", "single_label")
 
 
 def _noted(value: str) -> Cell:
@@ -115,11 +120,12 @@ def _outcome(metrics: dict[str, Any]) -> list[str]:
 def _file(metrics: dict[str, Any]) -> list[list[str]]:
     file, columns, plan = metrics["file"], metrics["columns"], metrics["plan"]
     labels = metrics["labels"]
-    what = "a score" if labels is None else f"{len(labels)} classes"
-    if labels is not None and len(labels) <= _MATRIX:
-        what += ": " + ", ".join(f"{name} {count}" for name, count in labels.items())
+    what = "a score" if _problem(metrics) == "regression" else ""
+    if labels is not None:
+        what = f"{len(labels)} classes" if len(labels) > _MATRIX else classes_line(labels)
     where = "in their middle" if metrics["long_texts"] == "head-tail" else "at their end"
     cut = f"{100 * plan['cut']:.1f} % of the texts are longer and cut {where}" if plan["cut"] else "none is longer"
+    length = "" if plan["max_length"] is None else f"{plan['max_length']} tokens; {cut}"
     parts = ", ".join(f"{count} {side}" for side, count in metrics["rows"].items())
     rows = f"{file['rows']} used, {metrics['set_aside']} set aside"
     if metrics["conflicts"]:
@@ -128,10 +134,10 @@ def _file(metrics: dict[str, Any]) -> list[list[str]]:
         "file": metrics["data"],
         "encoding, delimiter": ", ".join(filter(None, (file["encoding"], file["delimiter"]))),
         "rows": rows,
-        "text": ", ".join(columns["texts"]),
-        "label": f"{columns['label']}, {what}",
+        "text": ", ".join(columns.get("texts", ())),
+        "label": ", ".join(filter(None, (columns.get("label"), what))),
         "parts": f"{parts} (seed {metrics['seed']})",
-        "length": f"{plan['max_length']} tokens; {cut}",
+        "length": length,
         "model": metrics["model"],
         "noted": "; ".join(metrics["notes"]),
     }
@@ -158,7 +164,7 @@ def _of_classes(answers: Sequence[dict[str, Any]], metrics: dict[str, Any]) -> d
     if len(classes) > _MATRIX:
         weakest = sorted(classes, key=lambda one: (one["student"]["f1"], -one["rows"]))[:_MATRIX]
         made["weakest"] = _class_table(weakest)
-    if metrics["problem"] == "single_label":
+    if _problem(metrics) == "single_label":
         names = [one["label"] for one in classes]
         counts = Counter((row["label"], row["student"]) for row in answers)
         having = {one["label"]: one["rows"] for one in classes}

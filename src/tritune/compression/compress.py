@@ -257,7 +257,7 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
     table, lines = opened.table, opened.table.lines(output / DATA)
     also = {}
     if lines is not None:
-        mine, their = (scored(*of, lines, lengths) for of in ((ships.folder,), (teacher,)))
+        mine, their = (scored(*of, lines, plan.lengths) for of in ((ships.folder,), (teacher,)))
         also = {"lines": lines.head.closeness(mine.logits, their.logits, lines, mine.data)}
     rows = []
     if isinstance(task.head, Classifier) and own.logits.ndim == 2:  # not one answer a word

@@ -7,7 +7,6 @@ from pathlib import Path
 from ..checkpoints.load import load_config
 from ..errors import TrituneError
 from ..tasks.data.splitting import Parts, split
-from ..tasks.heads import HEADS
 from ..tasks.registry import Task
 from .forms import read_data
 from .kinds import kind_of
@@ -63,7 +62,7 @@ def opened_request(request: Request, say: Callable[[str], None]) -> Opened:
     else:
         say(f"{request.model} is a {table.teacher_is}: it is distilled as it is")
     if request.long_texts != "truncate" and not table.is_single_text:
-        raise TrituneError(f"--long {request.long_texts}: is for single texts with classes or a score; leave it out")
+        raise TrituneError(f"--long {request.long_texts}: is for classes and scores of single texts; leave it out")
     say_balance(request, table, own is None, say)
     labels = own or (None if table.labels is None else tuple(table.labels))
     return Opened(request, table, parts, labels, own is None)
@@ -79,7 +78,7 @@ def say_balance(request: Request, table: Table, trains: bool, say: Callable[[str
         if trains and table.metric == "macro_f1":
             say("--balance weights or sampling would let rare classes count as much as frequent ones")
     elif not table.has_classes:
-        raise TrituneError(f"--balance: {table.reading.file} does not have one class for each row; leave it out")
+        raise TrituneError("--balance: there is no class for every row that could be balanced; leave it out")
     elif not trains:
         raise TrituneError(
             f"--balance: {request.model} is a teacher already, and its student learns from its answers, not from the "

@@ -101,7 +101,7 @@ def dry_run(opened: Opened, say: Callable[[str], None]) -> Plan:
 
 def _planned(opened: Opened, folder: Path) -> Plan:
     request = opened.request
-    with stage("measure a few steps", delay=3):
+    with stage("measure a few steps"):
         return planned(request.model, opened.task(folder), opened.trains, opened.rows, request.minutes, request.seed)
 
 

@@ -223,9 +223,13 @@ class DistillationTrainer(HeadTrainer):
     def fill_teacher_cache(self) -> None:
         """Compute the teacher's outputs for all rows; those of similar length share a batch, with little padding."""
         rows = self._remove_unused_columns(self.train_dataset, "training")
-        options = {"sampler": longest_first(rows), "collate_fn": self.data_collator}
-        # With a generator of its own it draws nothing from the one that dropout draws from.
-        loader = DataLoader(rows, self.args.train_batch_size, generator=torch.Generator(), **options)
+        loader = DataLoader(
+            rows,
+            self.args.train_batch_size,
+            sampler=longest_first(rows),
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),  # it would draw from the one that dropout draws from
+        )
         for inputs in tracked(loader, "outputs of the teacher", len(loader), "batches"):
             inputs = self._prepare_inputs(inputs)
             self._teacher_output({n: value for n, value in inputs.items() if n not in ("labels", ROW)}, inputs)

@@ -117,7 +117,7 @@ def _planned(opened: Opened, folder: Path) -> Plan:
     request = opened.request
     rows = opened.rows | opened.table.evaluated
     of_rows = opened.trains, rows, request.minutes, request.seed, opened.table.longest, request.long_texts
-    with stage("measure a few steps", delay=3):
+    with stage("measure a few steps"):
         return planned(request.model, opened.task(folder), *of_rows)
 
 

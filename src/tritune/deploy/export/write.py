@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ...progress import stage
 from ...tasks.heads import Head
 from .dense import export_dense
 from .folder import export_folder
@@ -35,11 +36,12 @@ def write_export(
     Raises:
         TrituneError: as `export_onnx`, or the layout is not for this kind of task.
     """
-    if is_file(output, format):
-        export_onnx(model, output, layout.opset, processor.model_input_names, head, layout.target)
-        return output
-    if format == "onnx":
-        return export_folder(model, processor, output, head, layout, max_length)
-    export_dense(model, output)
-    processor.save_pretrained(output)
-    return output / "model.safetensors"
+    with stage(f"write {format}"):
+        if is_file(output, format):
+            export_onnx(model, output, layout.opset, processor.model_input_names, head, layout.target)
+            return output
+        if format == "onnx":
+            return export_folder(model, processor, output, head, layout, max_length)
+        export_dense(model, output)
+        processor.save_pretrained(output)
+        return output / "model.safetensors"

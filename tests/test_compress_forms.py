@@ -250,6 +250,13 @@ def test_folders_that_hold_no_classes(tmp_path):
         understood(tmp_path / "one")
 
 
+def test_the_output_is_no_part_of_the_data(tmp_path):
+    base, data = pictures.make_vit(tmp_path / "base"), pictures.make_folder(tmp_path / "photos", 5)
+    with pytest.raises(TrituneError, match="lies in the folder of the data"):
+        tritune.compress(base, data, data / "small", say=str)
+    assert sorted(path.name for path in data.iterdir()) == sorted(pictures.COLOURS)
+
+
 def test_pairs_are_for_sentence_encoders(tmp_path):
     (tmp_path / "a.csv").write_text(TAKEN["table"][1])
     (tmp_path / "pairs.csv").write_text("x")

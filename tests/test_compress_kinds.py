@@ -186,3 +186,21 @@ def test_an_encoder_is_scored_on_pairs(tmp_path):
     low, high = own["intervals"]["spearman"]
     assert low <= own["scores"]["spearman"] <= high and 0 < small.metrics["lines"]["cosine_to_teacher"] < 1
     assert [row[0] for row in small.table()][3] == "cosine to teacher, own texts"
+
+
+@pytest.mark.slow
+def test_it_goes_on_is_exported_and_its_teacher_is_one(made, tmp_path):
+    kind, result, _, data = made
+    shutil.copytree(result.folder, tmp_path / "small")
+    again: list[str] = []
+    tritune.compress(result.metrics["model"], data, tmp_path / "small", max_loss=100, say=again.append)
+    assert "finished already" in again[-1]
+    shutil.rmtree(tmp_path / "small" / "students")
+    (tmp_path / "small" / "metrics.json").unlink()
+    more = tritune.compress(result.metrics["model"], data, tmp_path / "small", export="onnx", say=str)
+    assert more.metrics["student"]["scores"] == result.metrics["student"]["scores"]
+    assert (tmp_path / "small" / "export" / "model.onnx").stat().st_size == more.metrics["export"]["size_bytes"]
+    if kind != "feature-extraction":
+        shutil.copytree(tmp_path / "small" / "teacher", tmp_path / "teacher")
+        taken = tritune.compress(tmp_path / "teacher", data, tmp_path / "other", minutes=0.001, say=again.append)
+        assert any("distilled as it is" in line for line in again) and taken.metrics["plan"]["teacher_steps"] == 0

@@ -53,6 +53,8 @@ ERRORS = {
     "finetune t --task text-classification --output o --train-file x.csv --dev-file y.csv --problem z": "problem: 'z'",
     "compress m --data nope.csv --output o": "nope.csv: there is no such file",
     "compress m --data README.md --output o --minutes 0": "minutes: must not be negative or 0",
+    "compress m --data README.md --output o --task chat": "task: 'chat' is not one of text-classification",
+    "compress m --data README.md --output o --eval nope.csv": "nope.csv: there is no such file",
     "compress m --data README.md --output o --export doc": "'doc' is not one of",
     "sweep t --space nope --task sst2 --output o": "there is no space 'nope'",
     "sweep t --space mixing --task nope --output o": "there is no task 'nope'",

@@ -159,6 +159,11 @@ def finished(
     # With the mark of a run to resume, so that its advice is none of another command.
     inputs = [one for one in (opened.request.model, opened.request.data, opened.request.eval) if one is not None]
     check_free(output, False, resume=True, inputs=inputs, mark=PLAN)
+    data = Path(opened.request.data)
+    if data.is_dir() and output.resolve().is_relative_to(data.resolve()):
+        raise TrituneError(
+            f"{output}: lies in the folder of the data, where it would be taken for data; choose another"
+        )
     try:
         with claimed(output, resume=True):
             return _finished(opened, output, max_loss, export, overwrite, say)

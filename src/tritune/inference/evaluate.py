@@ -31,8 +31,9 @@ from ..recipes import FinetuneRecipe, Recipe, check_evaluation_keys, load_recipe
 from ..tasks.data import load_task_data
 from ..tasks.data.rows_record import rows_sha256
 from ..tasks.heads import TEXT_CLASSIFICATION, EncodedData, Head, head_of
+from ..tasks.heads.encoded import Batch, Collate
 from ..tasks.heads.features import COSINE
-from ..tasks.heads.head import Batch, Collate, Read, read_logits, stacked
+from ..tasks.heads.head import Read, read_logits, stacked
 from ..tasks.models import fit_length, load_model
 from ..tasks.registry import TASKS, Task
 

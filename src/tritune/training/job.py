@@ -21,8 +21,8 @@ from ..tasks.data import load_task_data
 from ..tasks.data.rows_record import other_rows, rows_record
 from ..tasks.data.unlabelled import read_unlabelled
 from ..tasks.heads import EncodedData
+from ..tasks.heads.encoded import HELD_OUT
 from ..tasks.heads.features import COSINE
-from ..tasks.heads.head import HELD_OUT
 from ..tasks.models import fit_length, load_model
 from ..tasks.registry import Task
 from ..tasks.task_file import TASK_FILE, task_record, task_to_yaml

@@ -4,8 +4,9 @@ import re
 
 from transformers import PreTrainedConfig
 
+from .encoded import EncodedData, Predictable
 from .features import FEATURE_EXTRACTION
-from .head import EncodedData, Head, Predictable, Task
+from .head import Head, Task
 from .image_classification import IMAGE_CLASSIFICATION
 from .question_answering import QUESTION_ANSWERING
 from .text_classification import TEXT_CLASSIFICATION

@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...engine.answers import MULTI_LABEL, first_row_not_finite, is_score, label_names, predictions, probabilities
 from ...errors import TrituneError
 from ..table import listed
-from .head import Collate, Head, Predictable, Task
+from .encoded import Collate, Predictable
+from .head import Head, Task
 
 # How transformers' configs name the problems.
 PROBLEM_TYPES = {"single_label": "single_label_classification", "multi_label": MULTI_LABEL, "regression": "regression"}

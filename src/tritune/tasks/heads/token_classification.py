@@ -32,7 +32,8 @@ from ..span_metrics import (
 )
 from ..table import placed
 from .classifier import Classifier
-from .head import Answering, EncodedData, Measure, Predictable, Task
+from .encoded import Answering, EncodedData, Predictable
+from .head import Measure, Task
 from .labels import are_ids_of
 from .tag_files import FEATURES, is_table, labels_of, read_tagged
 from .text import check_room, collator, token_by_token, tokenized

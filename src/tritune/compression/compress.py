@@ -247,11 +247,7 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
     theirs = scored(teacher, task, plan.lengths)
     own = scored(output / MODEL, task, plan.lengths, packed=True)
     verified = verify(output / MODEL, ships.folder, task, own.data)
-    table, lines = opened.table, opened.table.lines(output / DATA)
-    also = {}
-    if lines is not None:
-        mine, their = (scored(*of, lines, plan.lengths) for of in ((ships.folder,), (teacher,)))
-        also = {"lines": lines.head.closeness(mine.logits, their.logits, lines, mine.data)}
+    table = opened.table
     return {
         "model": opened.request.model,
         "task": task.name,
@@ -264,10 +260,18 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
         "seed": opened.request.seed,
         "plan": plan.as_dict(),
         **compared(theirs, own, task, opened.request.seed),
-        **also,
+        **_on_lines(table.lines(output / DATA), plan, teacher, output / MODEL),
         "verified_rows": verified,
         "versions": library_versions(),
     }
+
+
+def _on_lines(task: Task | None, plan: Plan, teacher: str | Path, packed: Path) -> dict[str, Any]:
+    """How close the models are on the data's own rows, where they are scored on others."""
+    if task is None:
+        return {}
+    own, theirs = scored(packed, task, plan.lengths, packed=True), scored(teacher, task, plan.lengths)
+    return {"lines": task.head.closeness(own.logits, theirs.logits, task, own.data)}
 
 
 def _exported(student: Path, task: Task, output: Path, format: str, max_length: int | None) -> dict[str, Any]:

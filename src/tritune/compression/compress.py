@@ -259,12 +259,7 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
     theirs = scored(teacher, task, plan.lengths)
     own = scored(output / MODEL, task, plan.lengths, packed=True)
     verified = verify(output / MODEL, ships.folder, task, own.data)
-    table, lines = opened.table, opened.table.lines(output / DATA)
-    also = {}
-    if lines is not None:
-        mine, their = (scored(*of, lines, plan.lengths) for of in ((ships.folder,), (teacher,)))
-        also = {"lines": lines.head.closeness(mine.logits, their.logits, lines, mine.data)}
-    rows = []
+    table, rows = opened.table, []
     if isinstance(task.head, Classifier) and own.logits.ndim == 2:  # not one answer a word
         inputs = [(example.line, example.texts) for example in opened.parts.rows[TEST]]
         rows = answers(theirs.logits, own.logits, np.asarray(own.data.dev["labels"]), task, inputs)
@@ -285,10 +280,18 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
         "plan": plan.as_dict(),
         **compared(theirs, own, task, opened.request.seed),
         "classes": per_class(rows, task.labels, task.multi_label) if rows and task.labels else [],
-        **also,
+        **_on_lines(table.lines(output / DATA), plan, teacher, output / MODEL),
         "verified_rows": verified,
         "versions": library_versions(),
     }
+
+
+def _on_lines(task: Task | None, plan: Plan, teacher: str | Path, packed: Path) -> dict[str, Any]:
+    """How close the models are on the data's own rows, where they are scored on others."""
+    if task is None:
+        return {}
+    own, theirs = scored(packed, task, plan.lengths, packed=True), scored(teacher, task, plan.lengths)
+    return {"lines": task.head.closeness(own.logits, theirs.logits, task, own.data)}
 
 
 def _exported(student: Path, task: Task, output: Path, format: str, max_length: int | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from ..checkpoints.load import load_config, load_pretrained
 from ..compute.devices import this_process
 from ..errors import TrituneError
 from ..tasks.heads import FEATURE_EXTRACTION, IMAGE_CLASSIFICATION, Head, head_of, head_of_class
-from ..tasks.heads.head import Answering
+from ..tasks.heads.answering import Answering
 from ..tasks.heads.images import unlabelled
 from ..tasks.table import columns_of, listed
 from .evaluate import predict, recipe_in_force, usual_task

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from ...errors import TrituneError
 from ..heads import FEATURE_EXTRACTION, IMAGE_CLASSIFICATION
-from ..heads.head import Answering, Task
+from ..heads.answering import Answering
+from ..heads.head import Task
 from ..heads.images import unlabelled
 from ..table import columns_of, read_table
 

@@ -4,8 +4,9 @@ import re
 
 from transformers import PreTrainedConfig
 
+from .answering import Predictable
 from .features import FEATURE_EXTRACTION
-from .head import EncodedData, Head, Predictable, Task
+from .head import EncodedData, Head, Task
 from .image_classification import IMAGE_CLASSIFICATION
 from .question_answering import QUESTION_ANSWERING
 from .text_classification import TEXT_CLASSIFICATION

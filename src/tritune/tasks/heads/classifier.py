@@ -12,7 +12,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...engine.answers import MULTI_LABEL, first_row_not_finite, is_score, label_names, predictions, probabilities
 from ...errors import TrituneError
 from ..table import listed
-from .head import Collate, Head, Predictable, Task
+from .answering import Predictable
+from .head import Head, Task
+from .text import Collate
 
 # How transformers' configs name the problems.
 PROBLEM_TYPES = {"single_label": "single_label_classification", "multi_label": MULTI_LABEL, "regression": "regression"}

@@ -19,7 +19,8 @@ from ...checkpoints.load import load_config
 from ...errors import TrituneError
 from ..metrics import Measure, spearman
 from ..table import columns_of, listed, placed, read_table
-from .head import Answering, Batch, EncodedData, Head, Predictable, Task
+from .answering import Answering, Predictable
+from .head import Batch, EncodedData, Head, Task
 from .labels import score
 from .pooling import cosines
 from .sentence_files import SentenceFiles, SentenceProcessor, read_sentence_files

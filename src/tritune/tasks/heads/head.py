@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,16 +16,15 @@ from transformers.modeling_outputs import ModelOutput
 from ...checkpoints.load import load_tokenizer
 from ...distil.losses import IGNORED, kl_divergence
 from ...errors import TrituneError
+from .answering import Answering, Predictable
 from .augmented import Augment, AugmentedRows
-from .text import collator
+from .text import Collate
 
 # The split of training rows that are kept to select checkpoints.
 HELD_OUT = "held_out"
 # Of the dev rows that are taken from a training file: no recipe's seed, so that teacher and student have the same.
 HELD_OUT_SEED = 42
 Batch = dict[str, torch.Tensor]
-# transformers' collators return mappings that are no dictionaries (BatchEncoding, BatchFeature).
-Collate = Callable[[list[dict[str, Any]]], MutableMapping[str, torch.Tensor]]
 Read = Callable[[ModelOutput, Batch], torch.Tensor]
 Measure = Callable[..., dict[str, float]]
 
@@ -146,45 +145,6 @@ class EncodedData:
     def measure(self, predictions: np.ndarray) -> dict[str, float]:
         """Metrics of predictions (rows, ...) for the rows of `dev`."""
         return self.measures[self.select](predictions)
-
-
-@dataclass(frozen=True)
-class Answering:
-    """A model that answers, its tokenizer or image processor, and the lengths of its recipe; images have none.
-
-    What is kept of longer texts is `long_texts`, see `long_texts.token_ids`.
-    """
-
-    model: PreTrainedModel
-    processor: Any
-    max_length: int | None
-    padding: str
-    long_texts: str = "truncate"
-
-    def collate(self) -> Collate:
-        """The collator of tokenized inputs."""
-        return collator(self.processor, self.padding, self.max_length)
-
-
-@dataclass(frozen=True)
-class Predictable:
-    """Inputs without labels.
-
-    Attributes:
-        examples: rows as the model takes them, not always one for one.
-        collate: makes batches of them.
-        columns: names of the columns that are added to every row.
-        answers: what `read` took of the outputs, (examples, ...), to these columns.
-        labels: of a classifier.
-        shares: its logits, (rows, labels), to the share of every label; None where answers are no labels.
-    """
-
-    examples: Dataset
-    collate: Collate
-    columns: tuple[str, ...]
-    answers: Callable[[np.ndarray], list[dict[str, Any]]]
-    labels: tuple[str, ...] = ()
-    shares: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def read_logits(output: ModelOutput, batch: Batch) -> torch.Tensor:

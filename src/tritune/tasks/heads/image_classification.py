@@ -20,8 +20,9 @@ from transformers import (
 from ...checkpoints.hub import located
 from ...errors import TrituneError, first_line
 from ..metrics import accuracy
+from .answering import Answering, Predictable
 from .classifier import Classifier, measures_of, named_answers
-from .head import Answering, EncodedData, Predictable, Task
+from .head import EncodedData, Task
 from .image_augmentation import augmented
 from .images import IMAGE, LABEL, checksums, eight_bits, label_names, labelled, read_labelled, spelt_labels, with_label
 from .labels import are_ids_of

@@ -17,7 +17,8 @@ from ...errors import TrituneError
 from ..span_metrics import answer_f1, answer_means, answer_scores
 from ..table import columns_of, placed
 from .answer_windows import cut
-from .head import Answering, Batch, EncodedData, Head, Measure, Predictable, Task
+from .answering import Answering, Predictable
+from .head import Batch, EncodedData, Head, Measure, Task
 from .squad_file import has_unanswerable, questions, read_squad
 from .text import collator, text_columns, text_of, token_by_token
 

@@ -1,8 +1,9 @@
 """From rows of a table to texts, from texts to token ids, and from rows to padded batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
@@ -13,6 +14,8 @@ from ..bars import without_bars
 from ..table import listed, number_in, placed
 from .long_texts import token_ids
 
+# transformers' collators return mappings that are no dictionaries (BatchEncoding, BatchFeature).
+Collate = Callable[[list[dict[str, Any]]], MutableMapping[str, torch.Tensor]]
 # The columns that are looked for, in this order, where nobody names any.
 _KNOWN_COLUMNS: tuple[tuple[str, ...], ...] = (
     ("sentence1", "sentence2"),

@@ -15,8 +15,9 @@ from ...errors import TrituneError, shown
 from ..metrics import Measure, class_scores, mean_pearson_spearman, multi_label_scores
 from ..names import check_problem
 from ..table import columns_of, listed, placed, read_table
+from .answering import Answering, Predictable
 from .classifier import PROBLEM_TYPES, Classifier, measures_of, named_answers
-from .head import Answering, EncodedData, Predictable, Task
+from .head import EncodedData, Task
 from .labels import LabelReader, are_ids, guessed_problem, label_columns, label_names
 from .long_texts import token_ids
 from .text import check_room, collator, encode, text_columns, text_of, training_texts

@@ -31,8 +31,9 @@ from ..span_metrics import (
     tag_counts,
 )
 from ..table import placed
+from .answering import Answering, Predictable
 from .classifier import Classifier
-from .head import Answering, EncodedData, Measure, Predictable, Task
+from .head import EncodedData, Measure, Task
 from .labels import are_ids_of
 from .tag_files import FEATURES, is_table, labels_of, read_tagged
 from .text import check_room, collator, token_by_token, tokenized

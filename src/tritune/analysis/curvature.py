@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..checkpoints.load import is_quantized
@@ -24,6 +23,7 @@ from ..distil.choices import TASK_LOSS, check_loss
 from ..errors import TrituneError
 from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
+from ..progress import Stage, stage
 from .hessian import Hessian, both_ends, check_count, hutchinson, rademacher, top_eigenvalues
 from .kept import Kept, fingerprint, identity
 from .lanczos import SpectralDensity, lanczos, spectral_density
@@ -132,7 +132,7 @@ def curvature(
     subjects = [_Subject(name, instrument(model), teacher, settings) for name, model in models.items()]
     budget, parts = Budget(minutes), parts or Kept()
     runs: dict[str, list[_Run]] = {subject.name: [] for subject in subjects}
-    with tqdm(total=len(models) * len(batches), unit="batch", leave=False, delay=3) as bar:
+    with stage("curvature", len(models) * len(batches), "batches", delay=3) as shown:
         pace = _announce(subjects, batches, parts, budget, say)
         for number, batch in enumerate(batches):
             todo = [subject for subject in subjects if subject.part(number, batch) not in parts]
@@ -141,9 +141,9 @@ def curvature(
                 break
             begun = time.monotonic()
             for subject in subjects:
-                measure = partial(subject.measure, number, batch, _speaker(bar, subject.name))
+                measure = partial(subject.measure, number, batch, _speaker(shown, subject.name))
                 runs[subject.name].append(_Run.of(parts.measured(subject.part(number, batch), measure)))
-                bar.update()
+                shown.advance()
             if todo == subjects:
                 pace = (time.monotonic() - begun) / _size(batch)
     rows = [row_count(batch) for batch, _ in zip(batches, runs[subjects[0].name], strict=False)]
@@ -308,9 +308,9 @@ def _check_numbers(batches: Sequence[Batch], trace_samples: int, density_steps: 
         raise TrituneError(f"a tolerance of {tolerance}: it must be more than 0 and less than 1, such as 0.01")
 
 
-def _speaker(bar: tqdm, name: str) -> Callable[[str], None]:
-    """A function that shows the current stage on the bar, once the bar is visible."""
-    return lambda stage: bar.set_description(f"{name}: {stage}", refresh=bar.format_dict["elapsed"] > bar.delay)
+def _speaker(shown: Stage, name: str) -> Callable[[str], None]:
+    """A function that tells what is being measured."""
+    return lambda what: shown.note(now=f"{name}, {what}")
 
 
 def _summary(runs: list[_Run], parameters: list[nn.Parameter], surrogate: bool) -> ModelCurvature:

@@ -5,6 +5,7 @@ each row of a direction gets the length of the weight row that it moves; biases 
 students the latent weights move, and the loss is that of the quantized model at each point: EACL 2023, Fig. 2a.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..compute.held import weights_held
@@ -22,6 +22,7 @@ from ..distil.choices import TASK_LOSS, check_loss
 from ..errors import TrituneError
 from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
+from ..progress import stage
 from .kept import Kept, fingerprint, identity
 from .objective import Objective, objective
 from .pace import Budget, Say, expected_end, seconds_of, silent
@@ -282,15 +283,14 @@ def loss_grid(
         directions: tensors shaped like the parameters, by name.
         x, y: (columns,) and (lines,).
         evaluate: the loss with the parameters as they are.
-        name: what the progress bar shows; without one there is no bar.
+        name: of the model, with which it tells how far it is; "" tells nothing.
         keep: is called with the y of each line and a function that computes its losses, and returns them.
 
     Returns:
         (lines, columns)
     """
-    title, count = f"landscape of {name}", len(y) * len(x)
-    bar = tqdm(total=count, desc=title, unit="point", leave=False, delay=3, disable=not name)
-    with bar, restored(parameters) as origin, torch.no_grad():
+    points = stage(f"landscape of {name}", len(y) * len(x), "points", delay=3 if name else math.inf)
+    with points as shown, restored(parameters) as origin, torch.no_grad():
 
         def line_at(height: float) -> list[float]:
             """The losses along x at one y."""
@@ -300,7 +300,7 @@ def loss_grid(
                     step = torch.add(up[key], directions[0][key], alpha=float(across))
                     torch.add(origin[key], step, out=parameter)
                 losses.append(evaluate())
-                bar.update()
+                shown.advance()
             return losses
 
         lines = [keep(float(height), partial(line_at, float(height))) for height in y]

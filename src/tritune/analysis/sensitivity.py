@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..checkpoints.plugin import is_packed
 from ..checkpoints.size import size_bytes
 from ..errors import TrituneError
 from ..modeling.instrument import instrument_of
+from ..progress import stage
 
 KINDS = ("query_key_value", "attention_products", "attention_projection", "ffn_in", "ffn_out")
 OUTSIDE = ("embeddings", "pooler", "classifier")
@@ -90,16 +90,16 @@ def sensitivity(student: PreTrainedModel, score: Score) -> Sensitivity:
         raise TrituneError("nothing in this model is quantized, so no part of it can be sensitive")
     layers = sorted({layer for layer, _ in parts if layer is not None})
     everything = [place for places in parts.values() for place in places]
-    bar = tqdm(total=2 + 2 * len(parts) + len(layers) + len(KINDS), desc="sensitivity", leave=False, delay=3)
+    count = 2 + 2 * len(parts) + len(layers) + len(KINDS)
 
     def scored(off: list[Place]) -> float:
         """The score with these quantizers off."""
         with _off(off):
             value = float(score(student))
-        bar.update()
+        shown.advance()
         return value
 
-    with bar:
+    with stage("sensitivity", count, "models", delay=3) as shown:
         float_score, quantized_score = scored(everything), scored([])
         alone = {part: scored([place for place in everything if place not in parts[part]]) for part in parts}
         without = {part: scored(parts[part]) for part in parts}

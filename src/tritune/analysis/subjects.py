@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints.load import is_quantized
 from ..checkpoints.prepare import prepare
 from ..compute.devices import this_process
 from ..errors import TrituneError
-from ..inference.evaluate import recipe_in_force
+from ..inference.evaluate import longest_first, recipe_in_force, shares_scales
 from ..modeling.instrument import instrument, instrument_of
+from ..progress import tracked
 from ..tasks.data import load_task_data
 from ..tasks.heads import EncodedData
 from ..tasks.heads.long_texts import token_ids
@@ -66,14 +66,19 @@ class Subjects:
         return {name: model for name, model in self.models.items() if name != "teacher"}
 
     def batches(self, description: str, *, labels: bool = False) -> Iterator[Batch]:
-        """The rows as batches of tensors on the models' device, with a progress bar once it takes long.
+        """The rows as batches of tensors on the models' device; tells how far it is once it takes long.
+
+        Without labels, rows of similar length share a batch, unless a model has scales that a batch shares. With them,
+        for losses, which may depend on the padding, the rows stay in their order.
 
         Args:
-            description: of the bar.
+            description: what is being done.
             labels: whether `labels`, (batch,), are in it.
         """
-        loader = DataLoader(self.rows, self.batch_size, collate_fn=self.data.collate)
-        for batch in tqdm(loader, desc=description, leave=False, delay=3):
+        stay = labels or any(map(shares_scales, self.models.values()))
+        order = range(len(self.rows)) if stay else longest_first(self.rows)
+        loader = DataLoader(self.rows, self.batch_size, sampler=order, collate_fn=self.data.collate)
+        for batch in tracked(loader, description, len(loader), "batches"):
             yield self._moved({name: tensor for name, tensor in batch.items() if labels or name != "labels"})
 
     def sentence(self, row: int, text: str | None = None) -> tuple[Batch, list[str]]:

@@ -82,7 +82,8 @@ class Terminal(Listener):
 
 
 def _fields(stage: Stage) -> dict[str, Any]:
-    steps = f"{stage.done:,}" + (f"/{stage.total:,}" if stage.total is not None else "") + f" {stage.unit}"
+    amount = f"{stage.done:,}" + (f"/{stage.total:,}" if stage.total is not None else "")
+    steps = "" if stage.total is None and not stage.done else f"{amount} {stage.unit}"
     return {"completed": stage.done, "total": stage.total, "steps": steps, "tail": prospect(stage)}
 
 

@@ -107,7 +107,7 @@ def test_the_whole_way(made):
     assert {len(row) for row in result.table()} == {3}
 
 
-# Tokens that an input may have: of questions all that there is room for; of texts, with at most ten here, the next eighth.
+# Tokens that an input may have: of questions all that there is room for; of texts, ten at most here, the next eighth.
 LENGTHS = {"question-answering": 96, "image-classification": None, "text-classification": 16}
 
 

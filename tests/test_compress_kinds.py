@@ -107,6 +107,16 @@ def test_the_whole_way(made):
     assert {len(row) for row in result.table()} == {3}
 
 
+# Tokens that an input may have: of questions all that there is room for; of texts, ten at most here, the next eighth.
+LENGTHS = {"question-answering": 96, "image-classification": None, "text-classification": 16}
+
+
+def test_lengths_follow_from_the_data(made):
+    kind, result, _, _ = made
+    plan = result.metrics["plan"]
+    assert plan["max_length"] == LENGTHS.get(kind, plan["max_length"]) and plan["cut"] < 0.02
+
+
 # What each file's odd rows are called, and how many rows are used.
 ODD = {
     "feature-extraction": ([], 61),

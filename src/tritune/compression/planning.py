@@ -165,7 +165,8 @@ def planned(
     data = task.head.encode({"train": read.select(drawn)}, task, processor, room, "longest")
     batch_size = 16 if rows["train"] < 5000 else 32
     encoded, max_length, cut, grouped = data.splits["train"], room, 0.0, False
-    if room is not None:
+    # Windows are as long as there is room: questions may take a sixth of it, and would lose their end in shorter ones.
+    if room is not None and not task.head.windows:
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
         max_length, cut = _length(lengths, room)
         grouped = mostly_padding(np.minimum(lengths, max_length), batch_size)
@@ -174,7 +175,6 @@ def planned(
     epochs = 5 if rows["train"] < 2000 else 3
     teacher = max(100, epochs * -(-rows["train"] // batch_size)) if trains else 0
     student = load_recipe(STUDENT).reconstruct_steps
-    cut = 0.0 if task.head.windows else cut
     plan = Plan(max_length, cut, batch_size, teacher, student, costs, rows, long_texts, grouped)
     return plan if minutes is None else _within(plan, 60 * minutes - (time.perf_counter() - began))
 

@@ -38,8 +38,8 @@ $(CLIENTS)/.venv/.installed: $(CLIENTS)/requirements.txt
 	touch $@
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests benchmarks docs setup.py
-	$(BIN)/ruff format --check src tests benchmarks docs setup.py
+	$(BIN)/ruff check src tests benchmarks docs examples setup.py
+	$(BIN)/ruff format --check src tests benchmarks docs examples setup.py
 	$(BIN)/mypy
 
 $(STAMP): pyproject.toml constraints.txt

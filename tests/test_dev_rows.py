@@ -135,7 +135,7 @@ def test_what_cannot_be_held_out_is_one_line(tmp_path):
     few = write(tmp_path / "few.csv", table(["a", "b"]))
     assert "few.csv: no rows are left for the dev part" in line(KIND, few) and "or give --dev-file" in line(KIND, few)
     same = write(tmp_path / "same.csv", [{"text": "again", "label": label} for label in "ab" * 10])
-    assert "too few different texts; at least 2 are needed" in line(KIND, same)
+    assert "too few that differ; at least 2 are needed" in line(KIND, same)
     (tmp_path / "lines.txt").write_text("one\ntwo\n")
     assert "scored on pairs of texts with a score" in line("feature-extraction", tmp_path / "lines.txt")
     unscored = write(tmp_path / "pairs.csv", [{"sentence1": "a", "sentence2": "b"}] * 3)

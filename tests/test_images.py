@@ -415,5 +415,5 @@ def test_describe_refuses_two_columns(tmp_path):
     folder = make_folder(tmp_path / "photos", 1)
     with pytest.raises(TrituneError, match="image-classification takes one column of images, got 2"):
         own_task("image-classification", {"train": folder}, ["a", "b"])
-    with pytest.raises(TrituneError, match="no rows are left for the dev part: too few different texts"):
+    with pytest.raises(TrituneError, match="no rows are left for the dev part: too few that differ"):
         load_task_data(own_task("image-classification", {"train": folder}))

@@ -177,8 +177,8 @@ def test_other_tasks_are_refused(task):
         load_recipe("finetune", ["long_texts=head-tail"], FinetuneRecipe).resolve(get_task(task), 10)
     for single in ("cola", "sst2"):
         load_recipe("finetune", ["long_texts=head-tail"], FinetuneRecipe).resolve(get_task(single), 10)
-    with pytest.raises(TrituneError, match="long_texts must be one of truncate, head-tail"):
-        load_recipe("ti-g", ["long_texts=window"])
+    with pytest.raises(TrituneError, match="long_texts must be one of truncate, head-tail, window"):
+        load_recipe("ti-g", ["long_texts=middle"])
 
 
 def test_pairs_are_refused_by_predict(trained, tmp_path, cli):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -42,7 +43,7 @@ class Subjects:
         models: name to model; the teacher first, under the name "teacher", where there is one.
         tokenizer: of all of them.
         data: the task's dev splits as token ids.
-        rows: the dev rows to look at, in order.
+        rows: the dev rows to look at, in order; all windows of a text that is read in windows.
         batch_size: rows per batch.
         max_length: tokens that a text is cut to; None for images.
     """
@@ -85,7 +86,7 @@ class Subjects:
         """A batch of one sentence (or pair), and its tokens.
 
         Args:
-            row: of the dev set, counted from 0.
+            row: of the dev set, counted from 0; of a text that is read in windows it is the first of them.
             text: used instead of a row; a tab separates a pair.
 
         Raises:
@@ -102,10 +103,11 @@ class Subjects:
             texts = [[part] for part in parts]
             ids = token_ids(self.tokenizer, texts, self.max_length, self.task.long_texts, "--text")
             encoded = {name: values[0] for name, values in ids.items()}
-        elif row < len(self.data.dev):
-            encoded = {name: value for name, value in self.data.dev[row].items() if name != "labels"}
+        elif (places := np.flatnonzero(self.data.dev_inputs == row)).size:
+            found = self.data.dev[int(places[0])]
+            encoded = {name: value for name, value in found.items() if name != "labels"}
         else:
-            raise TrituneError(f"--row {row}: the dev set has rows 0 to {len(self.data.dev) - 1}")
+            raise TrituneError(f"--row {row}: the dev set has rows 0 to {self.data.dev_inputs[-1]}")
         tokens = self.tokenizer.convert_ids_to_tokens(encoded["input_ids"])
         return self._moved(self.data.collate([dict(encoded)])), list(tokens)
 
@@ -158,11 +160,11 @@ def open_subjects(
     task = replace(task, long_texts=recipe.long_texts)
     data = task.head.encode(splits, task, processor, recipe.max_length, recipe.padding)
     tokenizer = getattr(processor, "tokenizer", processor)
-    count = len(data.dev) if rows is None else min(rows, len(data.dev))
-    if count < 1:
+    looked_at = range(len(data.dev)) if rows is None else np.flatnonzero(data.dev_inputs < rows)
+    if not len(looked_at):
         raise TrituneError("--rows must be at least 1, and the dev set must have a row")
     batch_size = recipe.per_device_eval_batch_size or task.batch_size
-    return Subjects(task, models, tokenizer, data, data.dev.select(range(count)), batch_size, recipe.max_length)
+    return Subjects(task, models, tokenizer, data, data.dev.select(looked_at), batch_size, recipe.max_length)
 
 
 def short_names(sources: Sequence[str]) -> list[str]:

@@ -68,8 +68,10 @@ def compress(
         ),
     ] = "none",
     long: Annotated[
-        Literal["truncate", "head-tail"],
-        typer.Option(help="What is kept of texts that are too long: their beginning, or as much of both ends."),
+        Literal["truncate", "head-tail", "window"],
+        typer.Option(
+            help="What is kept of texts that are too long: their beginning, as much of both ends, or all, in windows."
+        ),
     ] = "truncate",
     export: Annotated[
         Literal["onnx", "dense"] | None, typer.Option(help="Write the student for other runtimes, too.")

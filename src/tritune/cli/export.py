@@ -17,6 +17,10 @@ from . import options
 
 Format = Literal["onnx", "dense"]
 LayoutName = Literal["plain", "transformers.js", "sentence-transformers", "fastembed"]
+_LONG_TEXTS = {
+    "head-tail": "keeps both ends of them; a program that loads the export has to cut so, too",
+    "window": "reads them in windows and averages the logits; a program that loads the export has to do so, too",
+}
 
 
 def export(
@@ -101,7 +105,7 @@ def export(
     loaded = _load(model, head, known)
     recipe = recipe_in_force(model, loaded, overrides or [], known)
     if recipe.long_texts != "truncate":
-        show_notes([f"long texts: {model} keeps both ends of them; a program that loads the export has to cut so, too"])
+        show_notes([f"long texts: {model} {_LONG_TEXTS[recipe.long_texts]}"])
     processor = head.load_processor(model, loaded, recipe.max_length)
     compare = _comparison(loaded, known, verify, processor, recipe) if known else None
     report: dict[str, Any] = {"output": str(output), "format": format}

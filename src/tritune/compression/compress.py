@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..analysis.plots import save
 from ..checkpoints.files import replace_folder
 from ..deploy.export.write import write_export
@@ -19,6 +17,7 @@ from ..progress import stage
 from ..tasks.bars import without_bars
 from ..tasks.data.splitting import TEST
 from ..tasks.heads.classifier import Classifier
+from ..tasks.heads.long_texts import WINDOW
 from ..tasks.models import load_model
 from ..tasks.registry import Task
 from ..tasks.table import write_table
@@ -82,7 +81,8 @@ def compress(
         max_loss: points that the student may lose; beyond it larger students are tried.
         max_bad_rows: rows that may be set aside; None for 1 % and at least one.
         seed: of the split, the training and the intervals.
-        long: what is kept of texts that are too long: `truncate`, their beginning, or `head-tail`, both ends.
+        long: what is kept of texts that are too long: `truncate`, their beginning, `head-tail`, both ends, or
+            `window`, all, in windows that overlap.
         balance: `weights` or `sampling` lets rare classes count as much as frequent ones in the fine-tuning.
         export: `onnx` or `dense`, to write the student in that format, too.
         overwrite: replace another compression in `output`.
@@ -122,7 +122,8 @@ def _planned(opened: Opened, folder: Path) -> Plan:
 
 
 def _show_plan(plan: Plan, minutes: float | None, say: Callable[[str], None]) -> None:
-    cut = f"; {100 * plan.cut:.1f} % of the texts are cut" if plan.cut else ""
+    done = "read in windows" if plan.long_texts == WINDOW else "cut"
+    cut = f"; {100 * plan.cut:.1f} % of the texts are {done}" if plan.cut else ""
     if plan.max_length is not None:
         say(f"plan: texts of up to {plan.max_length} tokens{cut}")
     stages = {name: f"{seconds:.0f} s" for name, seconds in plan.stages.items()}
@@ -262,7 +263,9 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
     table, rows = opened.table, []
     if isinstance(task.head, Classifier) and own.logits.ndim == 2:  # not one answer a word
         inputs = [(example.line, example.texts) for example in opened.parts.rows[TEST]]
-        rows = answers(theirs.logits, own.logits, np.asarray(own.data.dev["labels"]), task, inputs)
+        read = (task.head.scored(one.logits, theirs.logits, task, one.data) for one in (theirs, own))
+        (of_teacher, labels, _), (of_student, _, _) = read
+        rows = answers(of_teacher, of_student, labels, task, inputs)
         write_table(output / ANSWERS, rows)
     return {
         "model": opened.request.model,

@@ -1,6 +1,7 @@
 """How long texts may be, how large batches are and how many steps fit, by the data and by steps measured here."""
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
 from ..checkpoints.load import positions
@@ -22,6 +23,7 @@ from ..modeling.quantization import Quantization
 from ..recipes import FinetuneRecipe, Recipe, load_recipe
 from ..recipes.recipe import GROUP_BY_LENGTH
 from ..tasks.data import load_task_data
+from ..tasks.heads.long_texts import WINDOW
 from ..tasks.models import load_model
 from ..tasks.registry import Task
 from ..training.precision import settle
@@ -29,7 +31,7 @@ from ..training.reconstruct import reconstruct
 from ..training.reconstruction import bfloat16
 
 TEACHER, STUDENT = "finetune", "tritune"
-# Texts are cut where no more than this share of them is longer.
+# As long as texts may be, no more than this share of them is longer.
 _CUT = 0.01
 _FEWEST_STEPS = 20
 _EVALUATIONS = 5
@@ -46,7 +48,7 @@ class Costs:
     Attributes:
         teacher_step: of an update of the teacher.
         student_step: of an update of every part of the student.
-        teacher_row, student_row: of one row without a gradient.
+        teacher_row, student_row: of one row without a gradient, with all windows of its text.
     """
 
     teacher_step: float
@@ -60,7 +62,7 @@ class Plan:
     """What will be done.
 
     Attributes:
-        max_length: tokens of an input; longer ones, a share of `cut`, lose their end. None for images.
+        max_length: tokens of an input; longer ones are a share of `cut`. None for images.
         batch_size: rows of an update of the teacher.
         teacher_steps: 0 where the model is a teacher already.
         student_steps: updates of every part of the student.
@@ -162,18 +164,24 @@ def planned(
     processor = task.head.load_processor(source, model, room)
     read = load_task_data(task, splits=["train"])["train"]
     drawn = np.random.default_rng(seed).permutation(len(read))[:_SAMPLE]
-    data = task.head.encode({"train": read.select(drawn)}, task, processor, room, "longest")
+    sample = DatasetDict(train=read.select(drawn))
+    data = task.head.encode(sample, task, processor, room, "longest")
     batch_size = 16 if rows["train"] < 5000 else 32
-    encoded, max_length, cut, grouped = data.splits["train"], room, 0.0, False
+    encoded, max_length, cut, grouped, windows = data.splits["train"], room, 0.0, False, 1.0
     # Windows are as long as there is room: questions may take a sixth of it, and would lose their end in shorter ones.
     if room is not None and not task.head.windows:
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
         max_length, cut = _length(lengths, room)
+        if long_texts == WINDOW:
+            in_windows = replace(task, long_texts=long_texts)
+            encoded = task.head.encode(sample, in_windows, processor, max_length, "longest").splits["train"]
+            lengths, windows = np.array([len(ids) for ids in encoded["input_ids"]]), len(encoded) / len(drawn)
         grouped = mostly_padding(np.minimum(lengths, max_length), batch_size)
         encoded = encoded.select(_typical(lengths) if grouped else np.flatnonzero(lengths <= max_length))
     costs = _measured(model, task, encoded, data.collate, batch_size, trains)
+    costs = replace(costs, teacher_row=windows * costs.teacher_row, student_row=windows * costs.student_row)
     epochs = 5 if rows["train"] < 2000 else 3
-    teacher = max(100, epochs * -(-rows["train"] // batch_size)) if trains else 0
+    teacher = max(100, epochs * math.ceil(windows * rows["train"] / batch_size)) if trains else 0
     student = load_recipe(STUDENT).reconstruct_steps
     plan = Plan(max_length, cut, batch_size, teacher, student, costs, rows, long_texts, grouped)
     return plan if minutes is None else _within(plan, 60 * minutes - (time.perf_counter() - began))

@@ -26,6 +26,7 @@ _REMARKS_SHOWN, _MISTAKES_SHOWN, _CONFUSED_SHOWN = 20, 25, 20
 # More classes make no readable matrix.
 _MATRIX = 20
 _LONGEST_TEXT = 280
+_LONG_TEXTS = {"truncate": "cut at their end", "head-tail": "cut in their middle", "window": "read in windows"}
 
 
 def is_compression(folder: Path) -> bool:
@@ -123,8 +124,8 @@ def _file(metrics: dict[str, Any]) -> list[list[str]]:
     what = "a score" if _problem(metrics) == "regression" else ""
     if labels is not None:
         what = f"{len(labels)} classes" if len(labels) > _MATRIX else classes_line(labels)
-    where = "in their middle" if metrics["long_texts"] == "head-tail" else "at their end"
-    cut = f"{100 * plan['cut']:.1f} % of the texts are longer and cut {where}" if plan["cut"] else "none is longer"
+    done = _LONG_TEXTS[metrics["long_texts"]]
+    cut = f"{100 * plan['cut']:.1f} % of the texts are longer and {done}" if plan["cut"] else "none is longer"
     length = "" if plan["max_length"] is None else f"{plan['max_length']} tokens; {cut}"
     parts = ", ".join(f"{count} {side}" for side, count in metrics["rows"].items())
     rows = f"{file['rows']} used, {metrics['set_aside']} set aside"

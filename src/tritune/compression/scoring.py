@@ -105,13 +105,14 @@ def interval(values: np.ndarray) -> list[float]:
 
 
 def latencies(models: Mapping[str, Scored]) -> dict[str, float]:
-    """Median milliseconds of one text at a time; the models take turns, so that disturbances affect all."""
+    """Median milliseconds of one text at a time, with all its windows; models take turns, so that all are disturbed."""
     spent: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(_TIMED + 1):
         for name, one in models.items():
-            rows = one.data.dev.select([turn % len(one.data.dev)])
+            of_input = one.data.dev_inputs
+            rows = one.data.dev.select(np.flatnonzero(of_input == turn % (of_input[-1] + 1)))
             began = time.perf_counter()
-            predict(one.model, rows, one.data.collate, 1, one.read)
+            predict(one.model, rows, one.data.collate, 32, one.read)
             if turn:
                 spent[name].append(1000 * (time.perf_counter() - began))
     return {name: median(values) for name, values in spent.items()}

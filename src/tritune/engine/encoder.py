@@ -38,7 +38,7 @@ _KINDS = {"ForSequenceClassification": TEXTS, "ForTokenClassification": TAGS, "F
 _USUAL_LENGTHS = {TEXTS: 128, TAGS: 128, SPANS: 384, EMBEDDINGS: 128}
 # The key of a recipe, read without the seconds that importing a YAML library may take.
 _RECIPE, _MAX_LENGTH = "recipe.yaml", re.compile(r"^max_length:[ \t]*(\d+)[ \t]*(?:#.*)?$", re.MULTILINE)
-_LONG_TEXTS = re.compile(r"^long_texts:[ \t]*head-tail[ \t]*(?:#.*)?$", re.MULTILINE)
+_LONG_TEXTS = re.compile(r"^long_texts:[ \t]*(head-tail|window)[ \t]*(?:#.*)?$", re.MULTILINE)
 # Texts that are tokenized at once, and tokens of a thread that are run at once: more would only take more memory.
 _TEXTS_AT_ONCE, _TOKENS_A_THREAD = 512, 512
 
@@ -84,9 +84,10 @@ def load(
     settings = read_settings(folder, lambda name: _content(folder / name))
     kind = _kind(packed.config)
     if max_length is None:
-        if _LONG_TEXTS.search(_recipe_text(folder)):
+        if found := _LONG_TEXTS.search(_recipe_text(folder)):
+            does = "keeps both ends of long texts" if found[1] == "head-tail" else "reads long texts in windows"
             raise TrituneError(
-                f"{folder}: keeps both ends of long texts ({_RECIPE}: long_texts), and here they are cut at their end; "
+                f"{folder}: {does} ({_RECIPE}: long_texts), and here they are cut at their end; "
                 "use `tritune predict`, or give max_length to cut them so all the same"
             )
         max_length = min(_max_length(folder, kind, settings, tokenization.config), model.max_tokens)

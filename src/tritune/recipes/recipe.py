@@ -32,7 +32,7 @@ _OF_WHOLE_MODEL = (
 PADDINGS = ("max_length", "longest")
 GROUP_BY_LENGTH = "group_by_length"
 SAMPLING_STRATEGIES = ("random", "sequential", GROUP_BY_LENGTH)
-LONG_TEXTS = ("truncate", "head-tail")
+LONG_TEXTS = ("truncate", "head-tail", "window")
 BALANCES = ("none", "weights", "sampling")
 SELECTIONS = ("dev", "held_out")
 OPTIMIZERS = ("bert_adam", "adamw")
@@ -65,8 +65,8 @@ class FinetuneRecipe:
             often as any other; or `none`.
         augmented: train on `train_aug.tsv`, written by `tritune augment`, instead of `train.tsv`.
         max_length: sequence length in tokens; null takes the task's.
-        long_texts: what is kept of a text beyond `max_length`: its beginning, `truncate`, or as much of its
-            beginning as of its end, `head-tail`.
+        long_texts: what is kept of a text beyond `max_length`: its beginning, `truncate`, as much of its beginning
+            as of its end, `head-tail`, or everything, in windows that overlap, `window`.
         padding: `max_length` or `longest`.
         eval_steps: updates between evaluations; null takes the task's.
         logging_steps: updates between lines of `history.jsonl`.
@@ -160,7 +160,7 @@ class FinetuneRecipe:
                 raise TrituneError(f"{key} would change nothing for {task.title}: {reason}")
         if task.max_length is None and self.train_sampling_strategy == GROUP_BY_LENGTH:
             raise TrituneError(f"train_sampling_strategy: {task.title} has no lengths to group by; use random")
-        if self.long_texts != "truncate" and not (task.head.cuts_middles and len(task.text_columns) == 1):
+        if self.long_texts != "truncate" and not (task.head.has_long_texts and len(task.text_columns) == 1):
             raise TrituneError(
                 f"long_texts: {self.long_texts} is for the classes and scores of single texts, not for {task.title}; "
                 "take truncate"

@@ -42,6 +42,7 @@ def sensitivity(
     from ...inference.evaluate import predict
     from ...modeling.quantization import Quantization
     from ...tasks.heads.text_classification import TextClassification
+    from ...tasks.heads.text_windows import averaged, first_windows
 
     table_task = subjects.task
     if not isinstance(table_task.head, TextClassification):
@@ -54,10 +55,13 @@ def sensitivity(
     if not trained:
         prepare(student, values.section(Quantization))
 
+    of_text = subjects.data.dev_inputs[: len(subjects.rows)]
+    references = np.asarray(subjects.rows["labels"])[first_windows(of_text)]
+
     def score(candidate: Any) -> float:
-        """The task's own metric on the rows."""
+        """The task's own metric on the rows, or on the texts that they are windows of."""
         logits = predict(candidate, subjects.rows, subjects.data.collate, subjects.batch_size, table_task.head.read)
-        return table_task.measure(logits, np.asarray(subjects.rows["labels"]))[table_task.metric]
+        return table_task.measure(averaged(logits, of_text), references)[table_task.metric]
 
     result = analysis(student, score)
     common.finish("sensitivity", result, {"sensitivity": plot_sensitivity(result)}, folder, summarize_sensitivity)

@@ -1,7 +1,7 @@
 """Rows as a model takes them: those of a task, with what scores the answers, and those that only want an answer."""
 
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from .augmented import Augment, AugmentedRows
 from .text import collator
+from .text_windows import averaged
 
 # The split of training rows that are kept to select checkpoints.
 HELD_OUT = "held_out"
@@ -29,6 +30,7 @@ class EncodedData:
         measures: for every dev split, predictions (rows, ...) to named metrics.
         select: the dev split whose score is the model's; unless rows are held out, its metric selects checkpoints.
         augment: changes a training row at every visit, where the kind of task knows a way.
+        texts: of the splits whose rows are windows of texts: the number of every window's text, (rows,).
     """
 
     splits: DatasetDict
@@ -36,6 +38,7 @@ class EncodedData:
     measures: Mapping[str, Callable[[np.ndarray], dict[str, float]]]
     select: str
     augment: Augment | None = None
+    texts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def dev(self) -> Dataset:
@@ -46,6 +49,15 @@ class EncodedData:
     def selection(self) -> str:
         """The split whose metric selects checkpoints: `HELD_OUT` where there is one."""
         return HELD_OUT if HELD_OUT in self.splits else self.select
+
+    @property
+    def dev_inputs(self) -> np.ndarray:
+        """Of every row of `dev` the number of its input, (rows,): that of its text where rows are windows of texts."""
+        return self.texts.get(self.select, np.arange(len(self.dev)))
+
+    def of_inputs(self, read: np.ndarray, split: str) -> np.ndarray:
+        """A split's logits, (rows, ...), as one answer an input: of windows, the mean over those of a text."""
+        return averaged(read, self.texts[split]) if split in self.texts else read
 
     def training_rows(self, augmentation: str | None, seed: int) -> Dataset | AugmentedRows:
         """The training rows, changed at every visit where `augmentation` is "standard" and the kind of task has one."""

@@ -136,7 +136,7 @@ class Head(ABC):
         has_columns: whether files of this kind have columns to choose from.
         has_logits: whether such a model ends in a head whose logits are compared; without, `read` says what is.
         has_classes: whether a row as a whole may have one of some classes.
-        cuts_middles: whether a text that is too long may lose its middle in place of its end.
+        has_long_texts: whether something else than the end of a text may be cut, see `Task.long_texts`.
         output_names: of an exported graph, see `outputs`; those that other programs look for.
         windows: whether long inputs become several rows of the model's, so that nothing of them is lost.
         asked: the usual columns of an input, where it has some.
@@ -155,7 +155,7 @@ class Head(ABC):
     has_columns: ClassVar[bool] = True
     has_logits: ClassVar[bool] = True
     has_classes: ClassVar[bool] = False
-    cuts_middles: ClassVar[bool] = False
+    has_long_texts: ClassVar[bool] = False
     output_names: ClassVar[tuple[str, ...]] = ("logits",)
     windows: ClassVar[bool] = False
     asked: ClassVar[tuple[str, ...]] = ("text", "text_pair")

@@ -1,4 +1,4 @@
-"""Texts with more tokens than a model is given: cut at their end, or in their middle."""
+"""Texts with more tokens than a model is given: cut at their end, or in their middle; `text_windows` cuts nothing."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from ...errors import TrituneError
 
 HEAD_TAIL = "head-tail"
+WINDOW = "window"
 
 
 def token_ids(
@@ -23,7 +24,8 @@ def token_ids(
         texts: one or two columns.
         max_length: tokens of a row, its special tokens among them.
         long_texts: `truncate`, what is beyond is left out; `head-tail`, what is in the middle (Sun et al., 2019, "How
-            to Fine-Tune BERT for Text Classification?", section 5.3.1, there with a shorter head).
+            to Fine-Tune BERT for Text Classification?", section 5.3.1, there with a shorter head); `window`, which
+            `text_windows` is for, what is beyond the first window.
         name: what messages call the texts.
 
     Raises:

@@ -1,6 +1,8 @@
 """One label, many labels or a score for a text or a pair of texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,8 +21,9 @@ from .classifier import PROBLEM_TYPES, Classifier, measures_of, named_answers
 from .encoded import Answering, EncodedData, Predictable
 from .head import Task
 from .labels import LabelReader, are_ids, guessed_problem, label_columns, label_names
-from .long_texts import token_ids
+from .long_texts import WINDOW, token_ids
 from .text import check_room, collator, encode, text_columns, text_of, training_texts
+from .text_windows import averaged, cut, first_windows
 
 # How the rows of each problem are scored; the first metric selects where a task file does not say another one.
 _METRICS: dict[str, tuple[Measure, tuple[str, ...]]] = {
@@ -39,17 +42,27 @@ class TextClassification(Classifier):
     name = "text-classification"
     auto_model = AutoModelForSequenceClassification
     has_classes = True
-    cuts_middles = True
+    has_long_texts = True
     file_options: ClassVar[tuple[str, ...]] = ("problem", "labels", "metric")
 
     def encode(
         self, splits: DatasetDict, task: Task, processor: PreTrainedTokenizerBase, max_length: int | None, padding: str
     ) -> EncodedData:
-        """Token ids of every text, see `text.encode`."""
-        options = processor, max_length, task.title, task.long_texts
-        encoded = DatasetDict({split: encode(splits[split], task.text_columns, *options) for split in splits})
+        """Token ids of every text, see `text.encode`, or of its windows, see `text_windows.cut`."""
+        options = task.text_columns, processor, max_length, task.title
         collate = collator(processor, padding, max_length)
-        return EncodedData(encoded, collate, measures_of(encoded, task), task.dev_splits[0])
+        if task.long_texts != WINDOW:
+            encoded = DatasetDict({split: encode(rows, *options, task.long_texts) for split, rows in splits.items()})
+            return EncodedData(encoded, collate, measures_of(encoded, task), task.dev_splits[0])
+        made = {split: cut(rows, *options) for split, rows in splits.items()}
+        windows = DatasetDict({split: rows for split, (rows, _) in made.items()})
+        texts = {split: of_text for split, (_, of_text) in made.items()}
+        firsts = DatasetDict({split: windows[split].select(first_windows(texts[split])) for split in windows})
+        measures = {
+            split: partial(_of_windows, of_text=texts[split], measure=measure)
+            for split, measure in measures_of(firsts, task).items()
+        }
+        return EncodedData(windows, collate, measures, task.dev_splits[0], texts=texts)
 
     def known(self, config: PreTrainedConfig) -> dict[str, Any]:
         """The problem and the labels of a fine-tuned model."""
@@ -116,25 +129,59 @@ class TextClassification(Classifier):
 
     def predictable(self, inputs: list[list[str]], answering: Answering, name: str) -> Predictable:
         """Adds `prediction`, see `classifier.named_answers`."""
+        if answering.long_texts == WINDOW:
+            return _in_windows(inputs, answering, name)
         check_room(answering.processor, len(inputs), answering.max_length)
         encoded = token_ids(answering.processor, inputs, answering.max_length, answering.long_texts, name)
         return named_answers(Dataset.from_dict(encoded), answering.collate(), answering.model, name)
 
     def closeness(self, student: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData) -> dict[str, float]:
-        """As of classes; with many labels a row agrees where every label's answer is the same, and the KL is summed."""
+        """As of classes; with many labels a row agrees where every label's answer is the same, and the KL is summed.
+
+        Of windows the answers to their texts are compared.
+        """
+        student, teacher = (data.of_inputs(read, data.select) for read in (student, teacher))
         if task.problem != "multi_label":
             return super().closeness(student, teacher, task, data)
         divergence = binary_kl_divergence(torch.from_numpy(student).double(), torch.from_numpy(teacher).double())
         agreement = float(np.mean(_same_labels(student, teacher)))
         return {"agreement": agreement, "kl_to_teacher": float(divergence)}
 
+    def scored(
+        self, read: np.ndarray, teacher: np.ndarray, task: Task, data: EncodedData
+    ) -> tuple[np.ndarray, np.ndarray, Measure]:
+        """The logits of every text, and its label."""
+        labels = np.asarray(data.dev["labels"])[first_windows(data.dev_inputs)]
+        return data.of_inputs(read, data.select), labels, task.measure
+
     def same_answers(self, one: np.ndarray, other: np.ndarray, task: Task, data: EncodedData, split: str) -> np.ndarray:
         """As of classes; of many labels, whether all of a row are the same; of a score, whether it is to 1e-3."""
+        one, other = (data.of_inputs(read, split) for read in (one, other))
         if task.problem == "regression":
             return (np.abs(one - other) <= _SAME_SCORE).all(-1)
         if task.problem == "multi_label":
             return _same_labels(one, other)
         return super().same_answers(one, other, task, data, split)
+
+
+def _of_windows(
+    read: np.ndarray, of_text: np.ndarray, measure: Callable[[np.ndarray], dict[str, float]]
+) -> dict[str, float]:
+    """The metrics of texts, from the logits of their windows."""
+    return measure(averaged(read, of_text))
+
+
+def _in_windows(inputs: list[list[str]], answering: Answering, name: str) -> Predictable:
+    """Windows of texts; the answer to a text is that of the mean of its windows' logits."""
+    rows = Dataset.from_dict({str(number): texts for number, texts in enumerate(inputs)})
+    windows, of_text = cut(rows, rows.column_names, answering.processor, answering.max_length, name)
+    asked = named_answers(windows, answering.collate(), answering.model, name)
+    answers, shares = asked.answers, asked.shares
+    return replace(
+        asked,
+        answers=lambda read: answers(averaged(read, of_text)),
+        shares=shares and (lambda read: shares(averaged(read, of_text))),
+    )
 
 
 def _same_labels(one: np.ndarray, other: np.ndarray) -> np.ndarray:

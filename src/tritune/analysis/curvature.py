@@ -222,19 +222,19 @@ class _Subject:
             product = seconds_of(lambda: hessian @ np.ones(hessian.shape[0], dtype=hessian.dtype))
         return gradient, product
 
-    def measure(self, number: int, batch: Batch, stage: Callable[[str], None]) -> dict[str, Any]:
-        """Everything about the Hessian of one batch, as `_Run.of` takes it; `stage` is told each stage."""
-        stage("gradient")
+    def measure(self, number: int, batch: Batch, tell: Callable[[str], None]) -> dict[str, Any]:
+        """Everything about the Hessian of one batch, as `_Run.of` takes it; `tell` is told what is under way."""
+        tell("gradient")
         settings = self.settings
         seed = (settings.seed, number)
         with self.hessian(number, batch) as hessian:
-            stage("eigenvalues")
+            tell("eigenvalues")
             values, ends = _eigenvalues(hessian, settings.top, seed, settings.tolerance)
-            stage("trace")
+            tell("trace")
             traces = hutchinson(hessian, settings.trace_samples, (*seed, 2), hessian.used)
             quadrature = None
             if settings.density_steps:
-                stage("density")
+                tell("density")
                 signs = rademacher(len(hessian.used), np.random.default_rng((*seed, 3)))[hessian.used]
                 nodes, weights = lanczos(hessian, signs, settings.density_steps)
                 quadrature = _with_zeros(nodes, weights, hessian.used)

@@ -30,7 +30,7 @@ def tokenized(rows: Dataset, tokenize: Callable[..., dict[str, list]], columns: 
 
     `title` is that of its progress.
     """
-    with without_bars(), stage(title, len(rows), "rows", delay=3) as shown:
+    with without_bars(), stage(f"tokenize for {title}", len(rows), "rows", delay=3) as shown:
 
         def told(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
             """The same, and it is told how many rows are done."""

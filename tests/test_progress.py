@@ -7,6 +7,7 @@ import pty
 import re
 import sys
 import threading
+import warnings
 from contextlib import contextmanager, redirect_stderr
 from itertools import chain
 
@@ -355,3 +356,13 @@ def test_a_live_line_is_one_line(monkeypatch):
     assert "by the way" in frames and frames[-1].startswith("fit [b]: 3 steps in 0.0 s; loss 0.25, site projection")
     with pytest.raises(TrituneError), live._shown(quiet=True, log_json=True):
         pass
+
+
+def test_own_warnings_are_one_line(tmp_path):
+    """Others tell where in their source they come from, which a user needs to silence them."""
+    before = warnings.formatwarning
+    with live._shown(quiet=True, log_json=False):
+        own = warnings.formatwarning("two\nlines", UserWarning, live.__file__, 3)
+        other = warnings.formatwarning("odd", UserWarning, str(tmp_path / "other.py"), 3)
+    assert own == "warning: two lines\n" and other.startswith(f"{tmp_path}/other.py:3: UserWarning: odd")
+    assert warnings.formatwarning is before

@@ -17,7 +17,7 @@ from ..report.tables import Cell, Row, Table, percent
 from ..tasks.table import read_table
 from ..training.run_folder import METRICS
 from .answers import ANSWERS
-from .result import figure_of, table_of
+from .result import figure_of, input_of, table_of
 from .table import classes_line
 
 PLAN, REMARKS = "plan.json", "rows.csv"
@@ -113,7 +113,7 @@ def _outcome(metrics: dict[str, Any]) -> list[str]:
         f"{percent(teacher['scores'][metric])}: {metrics['loss']['points']:.1f} points lost ({low:.1f} to {high:.1f}).",
         f"Its size is {readable(student['size_bytes'])}, its teacher's {readable(teacher['size_bytes'])} "
         f"({times:.1f} times as much).",
-        f"One text takes {student['latency_ms']:.1f} ms, its teacher {teacher['latency_ms']:.1f} ms.",
+        f"One {input_of(metrics)} takes {student['latency_ms']:.1f} ms, its teacher {teacher['latency_ms']:.1f} ms.",
     ]
 
 
@@ -129,7 +129,8 @@ def _file(metrics: dict[str, Any]) -> list[list[str]]:
     parts = ", ".join(f"{count} {side}" for side, count in metrics["rows"].items())
     rows = f"{file['rows']} used, {metrics['set_aside']} set aside"
     if metrics["conflicts"]:
-        rows += f"; {metrics['conflicts']} have a text that has another label elsewhere"
+        same = "copy" if input_of(metrics) == "image" else "text"
+        rows += f"; {metrics['conflicts']} have a {same} that has another label elsewhere"
     taken = {
         "file": metrics["data"],
         "encoding, delimiter": ", ".join(filter(None, (file["encoding"], file["delimiter"]))),

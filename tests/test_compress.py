@@ -348,6 +348,13 @@ def test_a_label_that_only_the_newest_rows_have_is_said(base, tmp_path, cli):
     assert "\n1 row cannot be used, such as line 82: blank" in err
 
 
+def test_a_small_model_is_not_made_smaller(made, tmp_path, cli):
+    result, _, data = made
+    for model in (result.folder / "model", result.folder / "students" / "2-bits"):
+        code, _, err = cli("compress", model, "--data", data, "--output", tmp_path / "out", "--max-bad-rows", "1")
+        assert code == 2 and f"{model}: quantized already; give a float model" in err
+
+
 def test_a_folder_with_other_files_is_refused(base, tmp_path, cli):
     data = write(tmp_path / "rows.csv")
     (tmp_path / "out").mkdir()

@@ -358,6 +358,12 @@ def test_a_live_line_is_one_line(monkeypatch):
         pass
 
 
+def test_a_stage_without_steps_stops_without_steps(capsys):
+    with pytest.raises(TrituneError), told_to(Lines()), stage("look"):
+        raise TrituneError("no")
+    assert capsys.readouterr().err.splitlines() == ["look: begins", "look: stopped after 0.0 s"]
+
+
 def test_own_warnings_are_one_line(tmp_path):
     """Others tell where in their source they come from, which a user needs to silence them."""
     before = warnings.formatwarning

@@ -55,7 +55,10 @@ def opened_request(request: Request, say: Callable[[str], None]) -> Opened:
     table = kind.of(reading, request)
     check_few(table.remarks, len(table.examples), request.max_bad_rows, str(request.data))
     parts = split(table.examples, request.seed, request.group, request.time)
-    own = table.teacher(load_config(request.model))
+    config = load_config(request.model)
+    if getattr(config, "quantization_config", None) is not None:
+        raise TrituneError(f"{request.model}: quantized already; give a float model, such as its teacher")
+    own = table.teacher(config)
     for line in _described(table, parts):
         say(line)
     if own is None:

@@ -261,7 +261,7 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
     verified = verify(output / MODEL, ships.folder, task, own.data)
     table, rows = opened.table, []
     if isinstance(task.head, Classifier) and own.logits.ndim == 2:  # not one answer a word
-        inputs = [(example.line, example.texts) for example in opened.parts.rows[TEST]]
+        inputs = [(example.line, table.legible(example)) for example in opened.parts.rows[TEST]]
         rows = answers(theirs.logits, own.logits, np.asarray(own.data.dev["labels"]), task, inputs)
         write_table(output / ANSWERS, rows)
     return {

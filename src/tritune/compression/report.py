@@ -16,7 +16,7 @@ from ..report.runs import Run, read_runs
 from ..report.tables import Cell, Row, Table, percent
 from ..tasks.table import read_table
 from ..training.run_folder import METRICS
-from .answers import ANSWERS
+from .answers import ANSWERS, MODELS
 from .result import figure_of, input_of, table_of
 from .table import classes_line
 
@@ -173,9 +173,10 @@ def _of_classes(answers: Sequence[dict[str, Any]], metrics: dict[str, Any]) -> d
             made["confusion"] = {"labels": names, "rows": [_shares(names, label, counts) for label in names]}
         else:
             made["confused"] = _confused(counts, having)
-    header = ["line", "text", "label", "student", "teacher"]
+    has_text = any("text" in row for row in worst)
+    header = [*(["line", "text"] if has_text else ["file"]), "label", "student", "teacher"]
     rows = [
-        [row["line"], _text_cell(row), row["label"], *(_sure(row, model) for model in ("student", "teacher"))]
+        [row["line"], *([_text_cell(row)] if has_text else []), row["label"], *(_sure(row, model) for model in MODELS)]
         for row in worst
     ]
     return made | {"mistakes": _table(header, rows) if rows else None}

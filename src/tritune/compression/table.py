@@ -118,6 +118,10 @@ class Table(ABC):
         """How many inputs of each part a model answers, where that is not the number of its rows."""
         return {}
 
+    def legible(self, example: Example) -> tuple[str, ...]:
+        """What a reader can be shown of an input besides its place."""
+        return example.texts
+
     def options(self, labels: tuple[str, ...] | None) -> dict[str, Any]:
         """What `own_task` takes besides files and columns."""
         return {"labels": labels}

@@ -19,10 +19,11 @@ from families import FAMILIES, text_batch
 from processes import Job
 from test_compress import write
 from tritune import progress
-from tritune.cli import live, main
+from tritune.cli import live, main, show
 from tritune.compression import planning, scoring
 from tritune.errors import TrituneError
 from tritune.progress import Lines, Listener, duration, plain, say, stage, told_to, tracked
+from tritune.tasks.registry import own_task
 from workspace import make_workspace, train_arguments
 
 TIME = re.compile(r"\b\d+ min \d+ s\b|\b\d+(\.\d)? s\b|\d\d:\d\d:\d\d")
@@ -362,6 +363,13 @@ def test_a_stage_without_steps_stops_without_steps(capsys):
     with pytest.raises(TrituneError), told_to(Lines()), stage("look"):
         raise TrituneError("no")
     assert capsys.readouterr().err.splitlines() == ["look: begins", "look: stopped after 0.0 s"]
+
+
+def test_what_was_read_is_one_line_whatever_labels_hold(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text('text,label\n"x y","two\nlines"\nz w,\x1b[31mred\n')
+    show.show_task(own_task("text-classification", {"train": tmp_path / "a.csv"}, labels=("two\nlines", "\x1b[31mred")))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "2 labels (two lines, ?[31mred)" in line and line.isprintable()
 
 
 def test_own_warnings_are_one_line(tmp_path):

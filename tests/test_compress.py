@@ -314,6 +314,8 @@ REFUSED = {
     "no_column": (("--label-column", "nope"), "no column 'nope'"),
     "a_negative_loss": (("--max-loss", "-1"), "max_loss: must not be negative"),
     "no_minutes": (("--minutes", "0"), "minutes: must not be negative or 0"),
+    "odd_minutes": (("--minutes", "nan"), "minutes: must not be negative or 0; got nan"),
+    "a_large_seed": (("--seed", str(2**32)), "seed: must be from 0 to 4294967295"),
     "few_bad_rows": (("--data", "bad.csv", "--max-bad-rows", "0"), "more than --max-bad-rows (0): line 82: 2 fields"),
     "no_group": (("--group", "shop"), "--group: no column 'shop'"),
     "no_model": ((), "nowhere"),
@@ -331,6 +333,26 @@ def test_bad_input_is_one_line_and_nothing_is_written(base, tmp_path, cli, monke
     code, out, err = cli("compress", model, "--data", "rows.csv", "--output", "out", *more)
     assert code == 2 and out == "" and message in err
     assert err.strip().splitlines()[-1].startswith("error: ") and not (tmp_path / "out").exists()
+
+
+def test_a_label_that_only_the_newest_rows_have_is_said(base, tmp_path, cli):
+    """One row is one row, too."""
+    data = write(tmp_path / "rows.csv", label=lambda i: "new" if i >= 60 else "old")
+    text = data.read_text().replace("note", "day;note").replace("\n0;", "\n;")
+    lines = [line.split(";", 1) for line in text.splitlines()]
+    data.write_text(
+        "\n".join([text.splitlines()[0], *(f";{i};{rest}" for i, (_, rest) in enumerate(lines[1:])), ";;;"])
+    )
+    code, _, err = cli("compress", base, "--data", data, "--output", tmp_path / "out", "--time", "day", "--dry-run")
+    assert code == 0 and "the train part has no row with the label 'new', so that it cannot be learned" in err, err
+    assert "\n1 row cannot be used, such as line 82: blank" in err
+
+
+def test_a_small_model_is_not_made_smaller(made, tmp_path, cli):
+    result, _, data = made
+    for model in (result.folder / "model", result.folder / "students" / "2-bits"):
+        code, _, err = cli("compress", model, "--data", data, "--output", tmp_path / "out", "--max-bad-rows", "1")
+        assert code == 2 and f"{model}: quantized already; give a float model" in err
 
 
 def test_a_folder_with_other_files_is_refused(base, tmp_path, cli):

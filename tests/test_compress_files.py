@@ -61,6 +61,31 @@ def test_latin_1_is_read_and_said(tmp_path):
     assert "not UTF-8" in reading.notes[0]
 
 
+def test_excel_names_the_delimiter(tmp_path):
+    reading = read(tmp_path, "sep=;\n" + table(ROWS, ";"))
+    assert [row.cells for row in reading.rows] == ROWS and reading.remarks == []
+    assert reading.columns == ["text", "label"] and reading.rows[0].line == 3
+
+
+def test_a_stray_zero_does_not_make_it_utf_16(tmp_path):
+    reading = read(tmp_path, table(ROWS).replace("dog number 3", "dog \0number 3"))
+    assert reading.encoding == "utf-8" and len(reading.rows) == len(ROWS)
+    with pytest.raises(TrituneError, match="not a text file"):
+        read(tmp_path, bytes(range(256)) * 20)
+
+
+def test_columns_that_nobody_named(tmp_path):
+    """As Excel leaves empty ones, pandas writes an index, and people forget a name."""
+    empty = read(tmp_path, "text,label,,\n" + "".join(f"t {i},{i % 2},,\n" for i in range(9)))
+    assert empty.columns == ["text", "label"] and len(empty.rows) == 9
+    index = read(tmp_path, ",text\n" + "".join(f"{i},some text {i}\n" for i in range(9)))
+    assert index.columns == ["text"] and "index" in index.notes[0]
+    filled = read(tmp_path, ",text\n" + "".join(f"{'ab'[i % 2]},some text {i}\n" for i in range(9)))
+    assert filled.columns == ["column1", "text"] and filled.notes == ["a column without a name is called column1"]
+    counted = read(tmp_path, "0,1\n" + "".join(f"some text {i},{'ab'[i % 2]}\n" for i in range(9)))
+    assert counted.columns == ["0", "1"] and len(counted.rows) == 9
+
+
 def test_unicode_and_quotes_survive(tmp_path):
     texts = ["two\nlines", 'she said "no"', "a \U0001f600 b", "x\u2028y", "a,b;c\td|e", "'", "é\u0301"]
     rows = [{"text": text, "label": str(i % 2)} for i, text in enumerate(texts)]
@@ -185,10 +210,37 @@ def test_json_holds_nothing_where_there_is_null(tmp_path):
 def test_rows_without_text_or_label_are_named(tmp_path):
     found = labelled(["a", "b", "", "nan", "b"] * 4, tmp_path, ["", *(f"text {i} x" for i in range(19))])
     reasons = [(remark.line, remark.reason) for remark in found.remarks]
-    assert reasons[:3] == [(2, "no text in 'text'"), (4, "no label in 'label'"), (5, "no label in 'label'")]
+    assert reasons[:3] == [(2, "no text in 'text'"), (4, "no label in 'label'"), (5, "no label in 'label' but 'nan'")]
     with pytest.raises(TrituneError, match=r"rows.csv: 9 of 20 rows cannot be used, .* \(1\): line 2: no text"):
         check_few(found.remarks, len(found.examples), None, "rows.csv")
     check_few(found.remarks, len(found.examples), 9, "rows.csv")
+
+
+def test_what_is_no_text_is_no_text(tmp_path):
+    """Lists and objects were taken by what Python writes of them."""
+    rows = [{"text": f"text {i} x", "label": "ab"[i % 2]} for i in range(20)]
+    rows[3]["text"], rows[7]["text"] = {"en": "a text"}, ["a", "text"]
+    found = understood(read(tmp_path, "\n".join(map(json.dumps, rows)), "rows.jsonl"))
+    assert [(remark.line, remark.reason[:24]) for remark in found.remarks] == [
+        (4, "what 'text' holds is no "),
+        (8, "what 'text' holds is no "),
+    ]
+    for row in rows:
+        row["text"] = [row["text"]]
+    with pytest.raises(TrituneError, match="no row can be used; line 1: what 'text' holds is no text"):
+        understood(read(tmp_path, json.dumps(rows), "rows.json"))
+
+
+def test_scores_with_decimal_commas(tmp_path):
+    found = labelled([f"{i % 7 / 4}".replace(".", ",") for i in range(20)], tmp_path)
+    assert [example.label for example in found.examples] == [i % 7 / 4 for i in range(20)]
+    assert "the scores have decimal commas: 0,0 is 0" in found.notes
+
+
+def test_labels_are_shown_on_one_line(tmp_path):
+    found = labelled(["two\nlines", "\x1b[31mred", "long " * 100] * 5, tmp_path)
+    (line,) = (line for line in found.described() if line.startswith("label: "))
+    assert line.isprintable() and len(line) < 200 and "two lines 5" in line
 
 
 def test_one_text_with_two_labels_is_reported_and_kept(tmp_path):
@@ -305,3 +357,26 @@ def test_scores_are_stratified():
     parts = split(rows, 0).rows
     assert len(parts[TEST]) == 20 and len(parts[DEV]) == 10
     assert {int(row.line // 20) for row in parts[TEST]} == set(range(5))
+
+
+def dated(*dates: str) -> list[Example]:
+    return [Example(i + 2, (f"text {i} x",), "ab"[i % 2], {"day": date}) for i, date in enumerate(dates)]
+
+
+def test_dates_with_their_day_first():
+    """05.02. is in February; what 05/02 is only the others tell."""
+    for sign in "./":
+        dates = ["25/12/2023", "05/02/2024", "04/03/2024", "2024-01-03", *(f"{day}/01/2023" for day in range(10, 17))]
+        parts = split(dated(*(date.replace("/", sign) for date in dates)), 0, time="day")
+        assert [row.line for row in parts.rows[TEST]] == [3, 4] and [row.line for row in parts.rows[DEV]] == [5]
+    american = split(dated(*(f"{month:02d}/{16 - month}/2024" for month in range(1, 13))), 0, time="day")
+    assert [row.line for row in american.rows[TEST]] == [12, 13]
+    for odd, reason in (("05/02/2024", "the day or the month first"), ("13/01/2024", "others with the month")):
+        with pytest.raises(TrituneError, match=reason):
+            split(dated(*["05/02/2024"] * 9, *["01/13/2024"] * (odd != "05/02/2024"), odd), 0, time="day")
+
+
+def test_groups_of_earlier_parts_may_leave_none():
+    rows = [Example(i + 2, (f"text {i} x",), "ab"[i % 2], {"day": str(i), "who": str(i % 2)}) for i in range(20)]
+    with pytest.raises(TrituneError, match="the group of each is in an earlier part"):
+        split(rows, 0, time="day", group="who")

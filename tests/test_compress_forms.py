@@ -80,10 +80,20 @@ def test_images_of_every_form(tmp_path):
     folder = pictures.make_folder(tmp_path / "photos", 5, names=("cat", "dog"))
     shutil.copy(folder / "cat" / "0.png", folder / "dog" / "twin.png")
     Pillow.new("F", (4, 4)).save(folder / "dog" / "floats.tiff")
+    (folder / "dog" / "nothing.png").touch()
+    (folder / "__MACOSX").mkdir()
     pictures.make_parquet(tmp_path / "photos.parquet", 12, labels=("cat", "dog"))
     found = understood(folder)
     assert found.task_kind == "image-classification" and found.labels == {"cat": 5, "dog": 6}
-    assert [(one.line, one.reason[:21]) for one in found.remarks] == [("dog/floats.tiff", "its pixels are floats")]
+    assert [(one.line, one.reason[:21]) for one in found.remarks if not one.kept] == [
+        ("dog/floats.tiff", "its pixels are floats"),
+        ("dog/nothing.png", "not an image that can"),
+    ]
+    assert "the file is empty" in found.remarks[1].reason
+    assert {one.line: one.reason for one in found.remarks if one.kept} == {
+        "cat/0.png": "the same image has another label: 'dog' in dog/twin.png",
+        "dog/twin.png": "the same image has another label: 'cat' in cat/0.png",
+    }
     sides = split(found.examples, 0).rows.values()
     twins = [{row.line for row in side} & {"cat/0.png", "dog/twin.png"} for side in sides]
     assert sorted(map(len, twins)) == [0, 0, 2]
@@ -274,3 +284,19 @@ def test_a_folder_is_written_by_one_command_at_a_time(tmp_path):
     ):
         tritune.compress(base, data, tmp_path / "out", say=str)
     assert {path.name for path in (tmp_path / "out").iterdir()} <= {".lock"}
+
+
+def test_tagged_words_in_a_table(tmp_path):
+    lines = "".join(f"dog{i}\tB-X\nsleeps\tO\n\n" for i in range(12))
+    (tmp_path / "tags.tsv").write_text(lines)
+    found = understood(tmp_path / "tags.tsv")
+    assert found.task_kind == "token-classification" and len(found.examples) == 12
+
+
+def test_a_json_object_is_no_table(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"text": {"0": "a", "1": "b"}, "label": {"0": 1, "1": 0}}))
+    with pytest.raises(TrituneError, match=r"a single object with 'text', 'label'; .* to_json\(orient='records'\)"):
+        understood(tmp_path / "a.json")
+    (tmp_path / "b.json").write_text('{"data": []}')
+    with pytest.raises(TrituneError, match="holds no questions"):
+        understood(tmp_path / "b.json")

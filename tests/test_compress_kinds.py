@@ -105,6 +105,12 @@ def test_the_whole_way(made):
     answers = result.predict(asked or data / "red")
     assert len(answers) == len(asked or [0] * 13) and all(isinstance(one, answer) for one in answers)
     assert {len(row) for row in result.table()} == {3}
+    if kind == "image-classification":
+        (row, *_) = csv.DictReader((result.folder / "answers.csv").open())
+        assert "text" not in row and (data / row["line"]).is_file()
+        assert result.table()[-1][0] == "ms per image"
+        page = (result.folder / "report.html").read_text()
+        assert ('<th scope="col">file</th>' in page) == (metrics["student"]["scores"]["accuracy"] < 1)
 
 
 # Tokens that an input may have: of questions all that there is room for; of texts, ten at most here, the next eighth.

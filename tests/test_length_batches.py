@@ -13,6 +13,7 @@ from test_invariance import DEPLOY
 from test_trainer import arguments
 from tritune import Quantization
 from tritune.inference.evaluate import longest_first, predict, shares_scales
+from tritune.recipes.recipe import SAMPLING_STRATEGIES
 from tritune.tasks.heads import TEXT_CLASSIFICATION
 from tritune.training.arguments import data_arguments
 from tritune.training.head_trainer import HeadTrainer
@@ -66,8 +67,9 @@ def test_answers_are_those_of_every_row_on_its_own(name, lengths):
     assert collate.tokens == sum(widest[start] * len(widest[start : start + 3]) for start in range(0, len(widest), 3))
 
 
+@pytest.mark.parametrize("order", SAMPLING_STRATEGIES)
 @pytest.mark.parametrize("name", [*MODELS, "a scale per tensor"])
-def test_evaluations_inside_a_training_batch_as_predict_does(name, tmp_path):
+def test_evaluations_inside_a_training_batch_as_predict_does(name, order, tmp_path):
     build = MODELS.get(name, lambda: tritune.prepare(BERT.build(), Quantization()).eval())
     model, rows, collate, read = build(), rows_of(LENGTHS), Collate(), []
     labelled = rows.add_column("labels", [row % LABELS for row in range(len(rows))])
@@ -81,7 +83,8 @@ def test_evaluations_inside_a_training_batch_as_predict_does(name, tmp_path):
 
     data = SimpleNamespace(splits={"dev": labelled}, selection="dev", measures={"dev": measure}, collate=with_labels)
     job = SimpleNamespace(data=data, task=SimpleNamespace(head=TEXT_CLASSIFICATION))
-    options = arguments(tmp_path, per_device_eval_batch_size=4, remove_unused_columns=False)
+    options = {"per_device_eval_batch_size": 4, "remove_unused_columns": False, "train_sampling_strategy": order}
+    options = arguments(tmp_path, **options)
     assert HeadTrainer(model, options, **data_arguments(job, model)).evaluate()["eval_score"] == 1.0
     batches, inside = collate.batches, read[0]
     collate.batches = []

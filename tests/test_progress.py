@@ -7,6 +7,7 @@ import pty
 import re
 import sys
 import threading
+import warnings
 from contextlib import contextmanager, redirect_stderr
 from itertools import chain
 
@@ -18,10 +19,11 @@ from families import FAMILIES, text_batch
 from processes import Job
 from test_compress import write
 from tritune import progress
-from tritune.cli import live, main
+from tritune.cli import live, main, show
 from tritune.compression import planning, scoring
 from tritune.errors import TrituneError
 from tritune.progress import Lines, Listener, duration, plain, say, stage, told_to, tracked
+from tritune.tasks.registry import own_task
 from workspace import make_workspace, train_arguments
 
 TIME = re.compile(r"\b\d+ min \d+ s\b|\b\d+(\.\d)? s\b|\d\d:\d\d:\d\d")
@@ -355,3 +357,26 @@ def test_a_live_line_is_one_line(monkeypatch):
     assert "by the way" in frames and frames[-1].startswith("fit [b]: 3 steps in 0.0 s; loss 0.25, site projection")
     with pytest.raises(TrituneError), live._shown(quiet=True, log_json=True):
         pass
+
+
+def test_a_stage_without_steps_stops_without_steps(capsys):
+    with pytest.raises(TrituneError), told_to(Lines()), stage("look"):
+        raise TrituneError("no")
+    assert capsys.readouterr().err.splitlines() == ["look: begins", "look: stopped after 0.0 s"]
+
+
+def test_what_was_read_is_one_line_whatever_labels_hold(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text('text,label\n"x y","two\nlines"\nz w,\x1b[31mred\n')
+    show.show_task(own_task("text-classification", {"train": tmp_path / "a.csv"}, labels=("two\nlines", "\x1b[31mred")))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "2 labels (two lines, ?[31mred)" in line and line.isprintable()
+
+
+def test_own_warnings_are_one_line(tmp_path):
+    """Others tell where in their source they come from, which a user needs to silence them."""
+    before = warnings.formatwarning
+    with live._shown(quiet=True, log_json=False):
+        own = warnings.formatwarning("two\nlines", UserWarning, live.__file__, 3)
+        other = warnings.formatwarning("odd", UserWarning, str(tmp_path / "other.py"), 3)
+    assert own == "warning: two lines\n" and other.startswith(f"{tmp_path}/other.py:3: UserWarning: odd")
+    assert warnings.formatwarning is before

@@ -37,6 +37,26 @@ def first_line(error: BaseException) -> str:
     return "".join(character if character.isprintable() else "?" for character in line.strip()[:200])
 
 
+def number_of(number: int, what: str) -> str:
+    """A number of things, whose name is given in the plural.
+
+    >>> number_of(1, "rows"), number_of(2, "rows")
+    ('1 row', '2 rows')
+    """
+    return f"{number} {what.removesuffix('s') if number == 1 else what}"
+
+
+def on_one_line(text: str, most: int = 60) -> str:
+    r"""A text as it can stand within a line: without line ends and control characters, its beginning if it is long.
+
+    >>> on_one_line("two\nlines"), on_one_line("abcdef", 4)
+    ('two lines', 'abc…')
+    """
+    words = "".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in text).split()
+    line = " ".join(words)
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
 def readable(size_bytes: int) -> str:
     """Bytes in decimal units.
 

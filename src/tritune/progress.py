@@ -203,9 +203,15 @@ def _told() -> Listener:
 def outcome(stage: Stage, whole: bool) -> str:
     """The last line of a stage: its steps, how long it took, and what came out."""
     if not whole:
-        return f"{stage.title}: stopped after {_reached(stage)}, {duration(stage.seconds)}"
-    steps = f"{stage.done:,} {stage.unit} in " if stage.total is not None or stage.done else ""
+        reached = f"{_reached(stage)}, " if _counts(stage) else ""
+        return f"{stage.title}: stopped after {reached}{duration(stage.seconds)}"
+    steps = f"{stage.done:,} {stage.unit} in " if _counts(stage) else ""
     return f"{stage.title}: {steps}{duration(stage.seconds)}{_with_scores(stage)}"
+
+
+def _counts(stage: Stage) -> bool:
+    """Whether its steps say anything."""
+    return stage.total is not None or stage.done > 0
 
 
 def prospect(stage: Stage) -> str:

@@ -11,6 +11,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +21,7 @@ from ..errors import Interrupted, TrituneError
 from ..progress import Lines, Listener, Stage, outcome, plain, prospect, told_to
 
 _SECONDS_BETWEEN_LINES = 1
+_PACKAGE = Path(__file__).parents[1]
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing to stderr but warnings and errors.")]
 LogJson = Annotated[
@@ -148,6 +151,25 @@ def _shown(quiet: bool, log_json: bool) -> Iterator[None]:
     """Show the block's progress as the options say, or else as the stream suits."""
     if quiet and log_json:
         raise TrituneError("--quiet and --log-json exclude each other; give one of them")
+    warnings.formatwarning, before = partial(_own_warning, warnings.formatwarning), warnings.formatwarning
+    try:
+        with _listening(quiet, log_json):
+            yield
+    finally:
+        warnings.formatwarning = before
+
+
+def _own_warning(
+    usual: Callable[..., str], message: Warning | str, category: type[Warning], file: str, *more: Any
+) -> str:
+    """A warning of this package in one line, without the place in its source that nobody asked for."""
+    if Path(file).is_relative_to(_PACKAGE):
+        return f"warning: {' '.join(str(message).split())}\n"
+    return usual(message, category, file, *more)
+
+
+@contextmanager
+def _listening(quiet: bool, log_json: bool) -> Iterator[None]:
     if log_json:
         with _json_lines():
             yield

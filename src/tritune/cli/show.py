@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..compute.devices import this_process
-from ..errors import readable
+from ..errors import on_one_line, readable
 from ..progress import say
 from ..recipes import Recipe, to_yaml
 from ..recipes import label as label_of
@@ -68,7 +68,7 @@ def show_task(task: "Task") -> None:
     if task.labels is None:
         labels = "a score" if task.is_regression else "no labels"
     else:
-        names = ", ".join(task.labels[:20]) + ", …" * (len(task.labels) > 20)
+        names = ", ".join(map(on_one_line, task.labels[:20])) + ", …" * (len(task.labels) > 20)
         labels = f"{'any of ' * task.multi_label}{len(task.labels)} labels ({names})"
         labels += ", given by their ids from 0," * task.by_id
     asked = ""

@@ -262,7 +262,7 @@ def _scored(opened: Opened, plan: Plan, teacher: str | Path, ships: Tried, outpu
     verified = verify(output / MODEL, ships.folder, task, own.data)
     table, rows = opened.table, []
     if isinstance(task.head, Classifier) and own.logits.ndim == 2:  # not one answer a word
-        inputs = [(example.line, example.texts) for example in opened.parts.rows[TEST]]
+        inputs = [(example.line, table.legible(example)) for example in opened.parts.rows[TEST]]
         read = (task.head.scored(one.logits, theirs.logits, task, one.data) for one in (theirs, own))
         (of_teacher, labels, _), (of_student, _, _) = read
         rows = answers(of_teacher, of_student, labels, task, inputs)

@@ -15,10 +15,9 @@ from ..errors import TrituneError, first_line
 from ..tasks.heads.images import LABEL, image_files, read_parquet
 from ..tasks.heads.squad_file import raw_questions
 from ..tasks.table import FORMATS, PARQUET, check_names, columns_of, listed
-from .reading import Reading, Remark, Row, decoded, lines_of, read_bytes, read_messy, without_index
+from .reading import EXCEL, Reading, Remark, Row, by_place, decoded, lines_of, read_bytes, read_messy, without_unnamed
 from .request import on_hub
 
-_EXCEL = (".xlsx", ".xlsm")
 _TAGGED = (".conll", ".iob", ".iob2", ".bio", ".bioes")
 _TAGS = "token-classification"
 # Folders of an image folder that are no classes.
@@ -27,6 +26,8 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "te
 _MOSTLY = 0.95
 _TAG = re.compile(r"O|[BIESLU]-\S+")
 _DOCUMENT = "-DOCSTART-"
+# What macOS adds to an archive.
+_OF_ZIP = "__MACOSX"
 
 
 def read_data(source: str | Path, task: str | None = None) -> Reading:
@@ -47,15 +48,22 @@ def read_data(source: str | Path, task: str | None = None) -> Reading:
     ending = path.suffix.lower()
     if ending == PARQUET and path.is_file():
         return of_dataset(read_parquet(path), path.name)
-    if ending in _EXCEL and path.is_file():
+    if ending in EXCEL and path.is_file():
         return _excel(path)
     if ending == ".json" and path.is_file() and _is_squad(path):
         return _questions(path)
     if ending in _TAGGED or ending == ".txt" or (task == _TAGS and ending not in (*FORMATS, PARQUET)):
         return _plain(path, task, tagged=ending in _TAGGED or ending != ".txt")
-    if task == _TAGS and ending in (".tsv", ".csv"):
+    if ending in (".tsv", ".csv") and (task == _TAGS or (task is None and path.is_file() and _are_sentences(path))):
         return _plain(path, task, tagged=True)
-    return read_messy(path)
+    reading = read_messy(path)
+    first = reading.rows[0].cells if reading.rows else {}
+    if ending == ".json" and len(reading.rows) == 1 and any(isinstance(cell, list | dict) for cell in first.values()):
+        raise TrituneError(
+            f"{path}: holds a single object with {listed(first)}; write a list of objects, one a row, as pandas does "
+            "with to_json(orient='records')"
+        )
+    return reading
 
 
 def of_dataset(rows: Dataset, name: str, notes: Sequence[str] = ()) -> Reading:
@@ -101,7 +109,9 @@ def _hub(name: str) -> Reading:
 
 def _folder(folder: Path) -> Reading:
     """The images of a folder: a class is a folder in it."""
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", _OF_ZIP))
+    )
     if not classes:
         raise TrituneError(f"{folder}: a folder holds images, with one folder a class, and this has no folder")
     if {name.lower() for name in classes} <= _SPLITS:
@@ -125,25 +135,26 @@ def _excel(path: Path) -> Reading:
     try:
         with pandas.ExcelFile(path, engine="openpyxl") as book:
             sheets = book.sheet_names
-            cells = book.parse(sheets[0], header=None, dtype=object, na_values=[], keep_default_na=False)
+            cells = pandas.read_excel(book, sheets[0], header=None, dtype=object, na_values=[], keep_default_na=False)
     except Exception as error:  # of a damaged file, pandas, openpyxl and zipfile say so in types of their own
         raise TrituneError(f"{path}: not an Excel file that can be read ({first_line(error)})") from None
     table = [[None if cell is None or cell == "" or cell != cell else cell for cell in row] for row in cells.values]
     start = next((number for number, row in enumerate(table) if any(cell is not None for cell in row)), None)
     if start is None or start + 1 == len(table):
         raise TrituneError(f"{path}: its sheet {sheets[0]!r} holds no rows below a header")
-    names = [str(cell or "").strip() for cell in table[start]]
-    check_names([name for name in names if name], f"{path}, row {start + 1}")
+    given = ["" if cell is None else str(cell).strip() for cell in table[start]]
+    names = by_place(given)
+    check_names(names, f"{path}, row {start + 1}")
     rows, remarks = [], []
     for number, row in enumerate(table[start + 1 :], start + 2):
         if all(cell is None for cell in row):
             remarks.append(Remark(number, False, "blank"))
         else:
             rows.append(Row(number, dict(zip(names, row, strict=True))))
-    names, rows, notes = without_index(names, rows)
+    names, rows, notes = without_unnamed(given, rows)
     if len(sheets) > 1:
         notes.append(f"the rows are those of the sheet {sheets[0]!r}, the first of {len(sheets)}")
-    return Reading(path.name, [name for name in names if name], rows, remarks, notes=notes)
+    return Reading(path.name, names, rows, remarks, notes=notes)
 
 
 def _is_squad(path: Path) -> bool:
@@ -156,6 +167,8 @@ def _is_squad(path: Path) -> bool:
 
 def _questions(path: Path) -> Reading:
     rows = [Row(f"question {raw.get('id')!r}", raw) for raw in raw_questions(path)]
+    if not rows:
+        raise TrituneError(f"{path}: holds no questions")
     return Reading(path.name, columns_of([row.cells for row in rows]), rows, [])
 
 
@@ -182,6 +195,12 @@ def _look_tagged(lines: list[str]) -> bool:
     width = Counter(map(len, fields)).most_common(1)[0][0] if fields else 0
     fit = [row for row in fields if len(row) == width and _TAG.fullmatch(row[-1])]
     return width > 1 and len(fit) >= _MOSTLY * len(fields)
+
+
+def _are_sentences(path: Path) -> bool:
+    """Whether a table without a header holds words with their tags, and blank lines between sentences."""
+    lines = lines_of(decoded(read_bytes(path), path.name)[0])
+    return not all(line.strip() for line in lines) and _look_tagged(lines)
 
 
 def _fields(line: str) -> list[str]:

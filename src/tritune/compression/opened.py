@@ -1,13 +1,14 @@
 """What the file turned out to be: everything that is known before a model is loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints.load import load_config
-from ..errors import TrituneError
-from ..tasks.data.splitting import Parts, split
+from ..errors import TrituneError, number_of
+from ..tasks.data.splitting import TRAIN, Label, Parts, split
 from ..tasks.registry import Task
+from ..tasks.table import listed
 from .forms import read_data
 from .kinds import kind_of
 from .reading import check_few
@@ -54,7 +55,10 @@ def opened_request(request: Request, say: Callable[[str], None]) -> Opened:
     table = kind.of(reading, request)
     check_few(table.remarks, len(table.examples), request.max_bad_rows, str(request.data))
     parts = split(table.examples, request.seed, request.group, request.time)
-    own = table.teacher(load_config(request.model))
+    config = load_config(request.model)
+    if getattr(config, "quantization_config", None) is not None:
+        raise TrituneError(f"{request.model}: quantized already; give a float model, such as its teacher")
+    own = table.teacher(config)
     for line in _described(table, parts):
         say(line)
     if own is None:
@@ -91,12 +95,21 @@ def say_balance(request: Request, table: Table, trains: bool, say: Callable[[str
 def _described(table: Table, parts: Parts) -> list[str]:
     reading = table.reading
     form = ", ".join(filter(None, (reading.encoding, reading.delimiter)))
-    count = f"{len(table.examples)} {table.rows_are}{f' ({form})' * bool(form)}"
+    count = f"{number_of(len(table.examples), table.rows_are)}{f' ({form})' * bool(form)}"
     lines = [f"{reading.file}: {count}, taken for {table.task_kind}; --task says another kind"]
     lines += [*table.described(), *table.notes]
-    for kept, what in ((False, "cannot be used"), (True, "have a text that has another label elsewhere")):
+    for kept, what in ((False, "cannot be used"), (True, f"have {table.input_is} that has another label elsewhere")):
         if found := [remark for remark in table.remarks if remark.kept is kept]:
-            lines.append(f"{len(found)} {table.rows_are} {what}, such as {found[0].place}: {found[0].reason}")
+            count = number_of(len(found), table.rows_are)
+            lines.append(f"{count} {what}, such as {found[0].place}: {found[0].reason}")
     counts = [f"{len(rows)} {side}" for side, rows in parts.rows.items()]
     late = f"; {len(parts.left_out)} left out, whose text or group is in an earlier part" if parts.left_out else ""
-    return [*lines, f"parts: {', '.join(counts)}{late}"]
+    lines.append(f"parts: {', '.join(counts)}{late}")
+    labels = {side: {name for row in rows for name in _labels(row.label)} for side, rows in parts.rows.items()}
+    if table.labels and (missing := sorted(set().union(*labels.values()) - labels[TRAIN])):
+        lines.append(f"the train part has no row with the label {listed(missing)}, so that it cannot be learned")
+    return lines
+
+
+def _labels(label: Label) -> Sequence[Label]:
+    return label if isinstance(label, tuple) else (label,)

@@ -2,8 +2,9 @@
 
 import codecs
 import csv
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 # Names of columns that nobody would write into a cell.
 USUAL_NAMES = ("text", "label", "labels", "sentence", "sentence1", "premise", "question1", "text_pair")
 _TEXT_TABLES = (".csv", ".tsv")
+EXCEL = (".xlsx", ".xlsm")
 # Longest first: the mark of UTF-32 begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -28,6 +30,8 @@ _MARKS = (
 # A quoted field does not go on for more lines than this: where it seems to, its quote is a mistake.
 _LONGEST_RECORD = 1000
 _SAMPLE = 200
+# What Excel is told its delimiter by, in the first line.
+_NAMED_DELIMITER = re.compile(r"sep=([,;\t|])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -89,20 +93,24 @@ def read_messy(path: Path, header: bool | None = None) -> Reading:
         raise TrituneError(f"{path}: there is no such file")
     if ending not in _TEXT_TABLES:
         if ending not in (*FORMATS, PARQUET):
-            raise TrituneError(f"{path}: unknown kind of file; known are {', '.join((*FORMATS, PARQUET))}")
+            known = (*_TEXT_TABLES, *EXCEL, *(one for one in FORMATS if one not in _TEXT_TABLES), PARQUET)
+            raise TrituneError(f"{path}: unknown kind of file; known are {', '.join(known)}")
         cells = read_table(path)
         return Reading(path.name, columns_of(cells), [Row(*pair) for pair in enumerate(cells, 1)], [])
     text, encoding, notes = decoded(read_bytes(path), path.name)
     lines = lines_of(text)
+    if lines and (named := _NAMED_DELIMITER.fullmatch(lines[0])):
+        lines[0] = ""  # lines keep their numbers
     if not any(line.strip() for line in lines):
         raise TrituneError(f"{path}: holds no rows")
-    delimiter, quoted = delimited(lines)
-    names, first, found = _header(lines, delimiter, quoted, header, str(path))
+    delimiter, quoted = (named[1], True) if named else delimited(lines)
+    given, first, found = _header(lines, delimiter, quoted, header, str(path))
+    names = by_place(given)
     check_names(names, f"{path}, line {first}")
     rows, remarks = _rows(lines, first, names, delimiter, quoted)
     if not (rows or remarks):
         raise TrituneError(f"{path}: holds a header and no rows")
-    columns, rows, index = without_index(names, rows)
+    columns, rows, index = without_unnamed(given, rows)
     return Reading(path.name, columns, rows, remarks, encoding, DELIMITERS[delimiter], [*notes, *found, *index])
 
 
@@ -117,9 +125,10 @@ def decoded(data: bytes, name: str) -> tuple[str, str, list[str]]:
     marked = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
     guesses = [marked] if marked else ["utf-8", "windows-1252", "latin-1"]
     if not marked and b"\0" in data[:1000]:
-        # Of ASCII letters in UTF-16 every second byte is 0.
+        # Of ASCII letters in UTF-16 every second byte is 0; a few zeros are stray ones.
         evens, odds = data[:1000:2].count(0), data[1:1000:2].count(0)
-        guesses = ["utf-16-be" if evens > odds else "utf-16-le"]
+        is_wide = max(evens, odds) > len(data[:1000]) // 8
+        guesses = ["utf-8"] if not is_wide else ["utf-16-be" if evens > odds else "utf-16-le"]
     for encoding in guesses:
         try:
             text = data.decode(encoding)
@@ -209,7 +218,11 @@ def _header(
 
 def _looks_like_data(first: list[str], others: list[list[str]]) -> bool:
     """Whether the first record is a row: a number stands in it, or a value that its column has again and again."""
-    if any(cell.strip().lower() in USUAL_NAMES for cell in first):
+    names = first[1:] if first[0] == "" else first
+    # pandas calls columns 0, 1, … where nobody named them.
+    if any(cell.strip().lower() in USUAL_NAMES for cell in first) or names == [
+        str(i) for i in range(max(2, len(names)))
+    ]:
         return False
     if len({*first}) < len(first) or any(number_in(cell) is not None for cell in first):
         return True
@@ -234,13 +247,45 @@ def _rows(
     return rows, remarks
 
 
-def without_index(names: list[str], rows: list[Row]) -> tuple[list[str], list[Row], list[str]]:
-    """The table without a first column that only counts its rows, as pandas writes it."""
-    first = names[0]
-    if len(names) < 3 or not (first == "" or first.startswith("Unnamed: 0")):
-        return names, rows, []
-    left = [Row(row.line, {name: cell for name, cell in row.cells.items() if name != first}) for row in rows]
-    return names[1:], left, ["the first column, without a name, is an index and is not used"]
+def by_place(names: Sequence[str]) -> list[str]:
+    """Names of columns, of those without one by their place.
+
+    >>> by_place(["", "text", ""])
+    ['column1', 'text', 'column3']
+    """
+    return [name or f"column{place}" for place, name in enumerate(names, 1)]
+
+
+def without_unnamed(given: Sequence[str], rows: list[Row]) -> tuple[list[str], list[Row], list[str]]:
+    """A table without columns that nobody named if they are empty, or only count the rows, as pandas writes them.
+
+    Args:
+        given: the header; columns without a name are called in `rows` as `by_place` does.
+        rows: of the table.
+
+    Returns:
+        The names of the columns that are left, the rows, and what is to be said of others, a line each.
+    """
+    names, dropped, notes = by_place(given), set(), []
+    for place, (was, name) in enumerate(zip(given, names, strict=True)):
+        cells = [str(cell) for row in rows if (cell := row.cells.get(name)) is not None and str(cell).strip()]
+        may_count = place == 0 and len(names) > 1 and (not was or was.startswith("Unnamed: 0"))
+        if may_count and cells and all(_counts(cell) for cell in cells):
+            dropped.add(name)
+            notes.append("the first column, without a name, is an index and is not used")
+        elif not was and not cells:
+            dropped.add(name)
+        elif not was:
+            notes.append(f"a column without a name is called {name}")
+    if not dropped:
+        return names, rows, notes
+    left = [Row(row.line, {name: cell for name, cell in row.cells.items() if name not in dropped}) for row in rows]
+    return [name for name in names if name not in dropped], left, notes
+
+
+def _counts(cell: str) -> bool:
+    number = number_in(cell)
+    return number is not None and number % 1 == 0
 
 
 def check_few(remarks: Iterable[Remark], rows: int, most: float | None, file: str) -> None:

@@ -16,8 +16,8 @@ from ..report.runs import Run, read_runs
 from ..report.tables import Cell, Row, Table, percent
 from ..tasks.table import read_table
 from ..training.run_folder import METRICS
-from .answers import ANSWERS
-from .result import figure_of, table_of
+from .answers import ANSWERS, MODELS
+from .result import figure_of, input_of, table_of
 from .table import classes_line
 
 PLAN, REMARKS = "plan.json", "rows.csv"
@@ -114,7 +114,7 @@ def _outcome(metrics: dict[str, Any]) -> list[str]:
         f"{percent(teacher['scores'][metric])}: {metrics['loss']['points']:.1f} points lost ({low:.1f} to {high:.1f}).",
         f"Its size is {readable(student['size_bytes'])}, its teacher's {readable(teacher['size_bytes'])} "
         f"({times:.1f} times as much).",
-        f"One text takes {student['latency_ms']:.1f} ms, its teacher {teacher['latency_ms']:.1f} ms.",
+        f"One {input_of(metrics)} takes {student['latency_ms']:.1f} ms, its teacher {teacher['latency_ms']:.1f} ms.",
     ]
 
 
@@ -130,7 +130,8 @@ def _file(metrics: dict[str, Any]) -> list[list[str]]:
     parts = ", ".join(f"{count} {side}" for side, count in metrics["rows"].items())
     rows = f"{file['rows']} used, {metrics['set_aside']} set aside"
     if metrics["conflicts"]:
-        rows += f"; {metrics['conflicts']} have a text that has another label elsewhere"
+        same = "copy" if input_of(metrics) == "image" else "text"
+        rows += f"; {metrics['conflicts']} have a {same} that has another label elsewhere"
     taken = {
         "file": metrics["data"],
         "encoding, delimiter": ", ".join(filter(None, (file["encoding"], file["delimiter"]))),
@@ -173,9 +174,10 @@ def _of_classes(answers: Sequence[dict[str, Any]], metrics: dict[str, Any]) -> d
             made["confusion"] = {"labels": names, "rows": [_shares(names, label, counts) for label in names]}
         else:
             made["confused"] = _confused(counts, having)
-    header = ["line", "text", "label", "student", "teacher"]
+    has_text = any("text" in row for row in worst)
+    header = [*(["line", "text"] if has_text else ["file"]), "label", "student", "teacher"]
     rows = [
-        [row["line"], _text_cell(row), row["label"], *(_sure(row, model) for model in ("student", "teacher"))]
+        [row["line"], *([_text_cell(row)] if has_text else []), row["label"], *(_sure(row, model) for model in MODELS)]
         for row in worst
     ]
     return made | {"mistakes": _table(header, rows) if rows else None}

@@ -55,10 +55,12 @@ class Request:
             raise TrituneError(f"task: {self.task!r} is not one of {', '.join(KINDS)}")
         check_among(self, "balance", BALANCES)
         check_among(self, "long_texts", LONG_TEXTS)
-        for name in ("minutes", "max_bad_rows", "seed"):
-            value = getattr(self, name)
-            if value is not None and (value < 0 or (name == "minutes" and value == 0)):
-                raise TrituneError(f"{name}: must not be negative{' or 0' * (name == 'minutes')}; got {value}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise TrituneError(f"minutes: must not be negative or 0; got {self.minutes:g}")
+        if self.max_bad_rows is not None and self.max_bad_rows < 0:
+            raise TrituneError(f"max_bad_rows: must not be negative; got {self.max_bad_rows}")
+        if not 0 <= self.seed < 2**32:
+            raise TrituneError(f"seed: must be from 0 to {2**32 - 1}; got {self.seed}")
 
     def record(self) -> dict[str, Any]:
         """What a later run must ask for to go on."""

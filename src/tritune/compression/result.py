@@ -13,6 +13,8 @@ from ..inference.predict import answering_head, predict_images, predict_rows
 from .ladder import Tried, plot_sizes
 
 MODEL = "model"
+# What one answer is given for, where that is no text.
+_INPUTS = {"image-classification": "image", "question-answering": "question", "token-classification": "sentence"}
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,13 @@ def table_of(metrics: dict[str, Any]) -> list[list[str]]:
     if "lines" in metrics:
         rows.append(["cosine to teacher, own texts", "", f"{100 * metrics['lines']['cosine_to_teacher']:.1f}"])
     rows.append(["size", *(readable(one["size_bytes"]) for one in models)])
-    rows.append(["ms per text", *(f"{one['latency_ms']:.1f}" for one in models)])
+    rows.append([f"ms per {input_of(metrics)}", *(f"{one['latency_ms']:.1f}" for one in models)])
     return rows
+
+
+def input_of(metrics: dict[str, Any]) -> str:
+    """What a model gives one answer for."""
+    return _INPUTS.get(metrics["task"], "text")
 
 
 def figure_of(metrics: dict[str, Any], folder: Path) -> Figure:

@@ -1,7 +1,7 @@
 """What every kind of data is once it was read: examples, what was wrong with other rows, and the task they make."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from ..engine.answers import label_names
-from ..errors import TrituneError
-from ..tasks.data.splitting import DEV, TEST, TRAIN, Example
+from ..errors import TrituneError, on_one_line, shown
+from ..tasks.data.splitting import DEV, TEST, TRAIN, Example, Label, Place, placed_at
 from ..tasks.registry import Task, own_task
 from ..tasks.table import listed
 from .reading import Reading, Remark
@@ -33,6 +33,7 @@ class Table(ABC):
         labels: the classes with their counts, in id order; None where there are none.
         task_kind: a name of `HEADS`.
         rows_are: what the rows are called.
+        input_is: what may have another label in another row.
         teacher_is: what a model must be that needs no fine-tuning.
         ending: of the files of the parts.
         longest: tokens that an input may have at most.
@@ -47,6 +48,7 @@ class Table(ABC):
 
     task_kind: ClassVar[str]
     rows_are: ClassVar[str] = "rows"
+    input_is: ClassVar[str] = "a text"
     teacher_is: ClassVar[str] = "classifier with these labels"
     ending: ClassVar[str] = ".jsonl"
     longest: ClassVar[int] = 512
@@ -116,6 +118,10 @@ class Table(ABC):
         """How many inputs of each part a model answers, where that is not the number of its rows."""
         return {}
 
+    def legible(self, example: Example) -> tuple[str, ...]:
+        """What a reader can be shown of an input besides its place."""
+        return example.texts
+
     def options(self, labels: tuple[str, ...] | None) -> dict[str, Any]:
         """What `own_task` takes besides files and columns."""
         return {"labels": labels}
@@ -184,13 +190,31 @@ def counted(labels: Iterable[str], order: Sequence[str] | None = None) -> dict[s
     return {name: counts[name] for name in (sorted(counts) if order is None else order)}
 
 
+def conflicts(examples: Sequence[Example], what: str = "text") -> list[Remark]:
+    """A remark on every row whose very inputs have another label elsewhere.
+
+    Args:
+        examples: of one label each.
+        what: the input is called.
+    """
+    labels: dict[tuple[str, ...], dict[Label, Place]] = defaultdict(dict)
+    for example in examples:
+        labels[example.texts].setdefault(example.label, example.line)
+    return [
+        Remark(example.line, True, f"the same {what} has another label: {shown(other)} in {placed_at(line)}")
+        for example in examples
+        if len(found := labels[example.texts]) > 1
+        for other, line in [next(pair for pair in found.items() if pair[0] != example.label)]
+    ]
+
+
 def classes_line(labels: dict[str, int], what: str = "classes") -> str:
     """The classes with their counts, the first of them if there are many.
 
     >>> classes_line({"no": 3, "yes": 2})
     '2 classes: no 3, yes 2'
     """
-    counts = [f"{name} {count}" for name, count in list(labels.items())[:_SHOWN]]
+    counts = [f"{on_one_line(name)} {count}" for name, count in list(labels.items())[:_SHOWN]]
     more = f", and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
     return f"{len(labels)} {what}: {', '.join(counts)}{more}"
 

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, SchedulerType, TrainingArguments
 
 from ..checkpoints.files import usual_modes
@@ -112,6 +112,10 @@ class HeadTrainer(ResumableTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        # Scores go by the order of the rows, whatever that of the training rows; several processes have a part each.
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None  # type: ignore[arg-type]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """See Trainer; the files get the modes that the umask allows."""

@@ -20,7 +20,7 @@ from ...tasks.heads.images import IMAGE, LABEL, what_is_wrong
 from ...tasks.table import listed
 from ..reading import Reading, Remark
 from ..request import Request
-from ..table import Table, check_columns, classes_line, counted, teacher_labels
+from ..table import Table, check_columns, classes_line, conflicts, counted, teacher_labels
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Images(Table):
 
     task_kind = "image-classification"
     rows_are = "images"
+    input_is = "a copy"
     ending = ".parquet"
 
     @classmethod
@@ -63,6 +64,7 @@ class Images(Table):
         if len(labels) < 2:
             first = f"; {remarks[0].place}: {remarks[0].reason}" if remarks else ""
             raise TrituneError(f"{reading.file}: images of {len(labels)} class; at least two are needed{first}")
+        remarks += conflicts(examples, "image")
         return cls(reading, examples, remarks, list(reading.notes), labels)
 
     def described(self) -> list[str]:
@@ -82,6 +84,10 @@ class Images(Table):
     def has_classes(self) -> bool:
         """One an image."""
         return True
+
+    def legible(self, example: Example) -> tuple[str, ...]:
+        """Nothing: a checksum tells images apart, its place names it."""
+        return ()
 
     def write(self, folder: Path, side: str, rows: Sequence[Example]) -> None:
         """As Parquet, with the bytes of every image."""
@@ -113,6 +119,9 @@ def _content(cell: Any) -> bytes:
 
 
 def _decoded(content: bytes) -> Pillow.Image:
-    image = Pillow.open(io.BytesIO(content))
+    try:
+        image = Pillow.open(io.BytesIO(content))
+    except Pillow.UnidentifiedImageError:  # whose own message names the buffer
+        raise ValueError("the file is of no known format" if content else "the file is empty") from None
     image.load()
     return image

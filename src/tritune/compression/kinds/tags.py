@@ -45,11 +45,12 @@ class Tags(Table):
     def of(cls, reading: Reading, request: Request) -> "Tags":
         """The sentences whose words have a tag each."""
         words, tags = _columns(reading, request.text_columns, request.label_column)
-        if missing := [name for name in (words, tags) if name not in reading.columns]:
-            raise TrituneError(
-                f"{reading.file}: no column {missing[0]!r}; name those of words and tags with --text-columns and "
-                f"--label-column, there are {listed(reading.columns)}"
-            )
+        for name, what in ((words, "words"), (tags, "tags")):
+            if name not in reading.columns:
+                raise TrituneError(
+                    f"{reading.file}: no column {repr(name) if name else f'of {what}'}; name those of words and tags "
+                    f"with --text-columns and --label-column, there are {listed(reading.columns)}"
+                )
         remarks, examples = list(reading.remarks), []
         for row in reading.rows:
             told: tuple[Any, Any] = row.cells.get(words), row.cells.get(tags)

@@ -1,7 +1,7 @@
 """Texts, or pairs of texts, with a class, several classes or a score: which columns hold them, which rows lack them."""
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,14 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ...errors import TrituneError, shown
-from ...tasks.data.splitting import Example, Label, Place, placed_at
+from ...errors import TrituneError, number_of, shown
+from ...tasks.data.splitting import Example, Label, placed_at
 from ...tasks.heads.labels import SEPARATOR
 from ...tasks.heads.text import text_columns
 from ...tasks.table import listed, number_in, write_table
 from ..reading import Reading, Remark, Row
 from ..request import Request
-from ..table import Table, check_columns, classes_line, lengths_line, teacher_labels
+from ..table import Table, check_columns, classes_line, conflicts, lengths_line, teacher_labels
 
 # Names under which people keep the label, tried in this order, in any case.
 _LABELS = (
@@ -114,7 +114,8 @@ class Texts(Table):
             several = sum(len(example.label) > 1 for example in self.examples)
             none = sum(not example.label for example in self.examples)
             lines.append(f"label: {self.label_column}, several for a row; {classes_line(self.labels, 'labels')}")
-            lines.append(f"{several} rows have more than one label, {none} have none")
+            more, without = ("has" if count == 1 else "have" for count in (several, none))
+            lines.append(f"{number_of(several, 'rows')} {more} more than one label, {none} {without} none")
         else:
             lines.append(f"label: {self.label_column}, {classes_line(self.labels)}")
         if self.metric:
@@ -156,6 +157,9 @@ def understood(reading: Reading, texts: Sequence[str] | None = None, label: str 
         cells = [cell for cell in _cells(reading, column) if cell]
         if cells and all(number_in(cell) is not None for cell in cells):
             raise TrituneError(f"{reading.file}: {column!r} holds numbers ({cells[0]}); name the text's column")
+    if reading.rows and all(_textless(row, columns) for row in reading.rows):
+        first = reading.rows[0]
+        raise TrituneError(f"{reading.file}: no row can be used; {placed_at(first.line)}: {_textless(first, columns)}")
     many = len(targets) > 1 or any(_holds_several(row.cells.get(label_column)) for row in reading.rows)
     remarks, rows = list(reading.remarks), []
     for row in reading.rows:
@@ -169,7 +173,11 @@ def understood(reading: Reading, texts: Sequence[str] | None = None, label: str 
         labels = _checked_classes(Counter(name for e in examples for name in e.label), len(rows), targets, reading.file)
     else:
         examples, labels, problem = _labelled(rows, columns, label_column, remarks, reading.file)
-    remarks += _conflicts(examples)
+        if problem == "regression" and (
+            comma := next((one for one in _cells(reading, label_column) if "," in one), "")
+        ):
+            notes.append(f"the scores have decimal commas: {comma} is {_number(comma):g}")
+    remarks += conflicts(examples)
     remarks.sort(key=lambda remark: remark.line)
     shown_column = ",".join(targets) if len(targets) == 1 else _JOINED
     return Texts(reading, examples, remarks, notes, labels, columns, shown_column, problem)
@@ -201,8 +209,17 @@ def _label_column(reading: Reading, notes: list[str]) -> str:
     raise TrituneError(f"{reading.file}: say with --label-column which of {listed(reading.columns)} holds the label")
 
 
+def _number(cell: Any) -> float | None:
+    """See `number_in`; of a text perhaps with a decimal comma.
+
+    >>> _number("0,5"), _number("1,2,3")
+    (0.5, None)
+    """
+    return number_in(cell.replace(",", ".", 1) if isinstance(cell, str) else cell)
+
+
 def _are_scores(cells: list[str]) -> bool:
-    numbers = [number for number in map(number_in, cells) if number is not None]
+    numbers = [number for number in map(_number, cells) if number is not None]
     return len(numbers) >= max(1, _MOSTLY * len(cells)) and any(map(_is_fraction, numbers))
 
 
@@ -228,7 +245,9 @@ def _text_columns(
     if not lengths:
         raise TrituneError(f"{reading.file}: no column of {listed(others)} holds text; name it with --text-columns")
     longest = max(lengths, key=lambda column: lengths[column])
-    notes.append(f"the text is {longest!r}, the column with the longest; --text-columns names another one, or two")
+    notes.append(
+        f"the text is {longest!r}, the column with the longest texts; --text-columns names another one, or two"
+    )
     return (longest,)
 
 
@@ -238,15 +257,18 @@ def _textless(row: Row, columns: Sequence[str]) -> str:
         cell = row.cells.get(column)
         if cell is None or not str(cell).strip():
             return f"no text in {column!r}"
+        if not isinstance(cell, str | int | float):
+            return f"what {column!r} holds is no text: {shown(cell)}"
     return ""
 
 
 def _unlabelled(row: Row, label: str) -> str:
     """Why a row has no label; "" if it has."""
     cell = row.cells.get(label)
-    if isinstance(cell, list | dict):
+    if isinstance(cell, list | dict | bytes):
         return f"the label is {shown(cell)}, neither text nor a number"
-    return f"no label in {label!r}" if cell is None or str(cell).strip().lower() in _NOTHING else ""
+    spelt = "" if cell is None else str(cell).strip()
+    return f"no label in {label!r}{f' but {spelt!r}' * bool(spelt)}" if spelt.lower() in _NOTHING else ""
 
 
 def _holds_several(cell: Any) -> bool:
@@ -306,7 +328,7 @@ def _labelled(
 ) -> tuple[list[Example], dict[str, int] | None, str]:
     """Examples, how often each class occurs (None for scores), and the problem."""
     cells = [_name(row.cells[column]) for row in rows]
-    numbers = [number_in(cell) for cell in cells]
+    numbers = [_number(cell) for cell in cells]
     known = [number for number in numbers if number is not None]
     if len(known) >= _MOSTLY * len(cells) and any(map(_is_fraction, known)):
         scores = []
@@ -337,16 +359,3 @@ def _name(cell: Any) -> str:
 
 def _example(row: Row, columns: Sequence[str], label: Label) -> Example:
     return Example(row.line, tuple(str(row.cells[column]) for column in columns), label, row.cells)
-
-
-def _conflicts(examples: Sequence[Example]) -> list[Remark]:
-    """A remark on every row whose very texts have another label elsewhere."""
-    labels: dict[tuple[str, ...], dict[Label, Place]] = defaultdict(dict)
-    for example in examples:
-        labels[example.texts].setdefault(example.label, example.line)
-    return [
-        Remark(example.line, True, f"the same text has another label: {shown(other)} in {placed_at(line)}")
-        for example in examples
-        if len(found := labels[example.texts]) > 1
-        for other, line in [next(pair for pair in found.items() if pair[0] != example.label)]
-    ]

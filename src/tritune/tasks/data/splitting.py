@@ -6,10 +6,12 @@ the newest rows are the test part. The same seed gives the same parts.
 
 import math
 import random
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from ..table import listed, number_in
 TRAIN, DEV, TEST = "train", "dev", "test"
 SHARES = {TEST: 0.2, DEV: 0.1}
 _MOST = {TEST: 5000, DEV: 2000}
+# A date with its day or its month in front.
+_DATE = re.compile(r"\s*(\d{1,2})([./-])(\d{1,2})[./-]\d{2,4}")
 # Scores are stratified by as many ranges of equal size.
 _RANGES = 5
 # Where a row stands: its line, counted from 1 (of JSON and Parquet its row), or a name.
@@ -78,7 +82,7 @@ def split(
             raise TrituneError(f"{option}: no column {column!r}; there are {listed(examples[0].cells)}")
     families = _families(examples, group)
     if time is not None:
-        return _by_time(examples, families, time)
+        return _by_time(examples, families, time, group)
     members: dict[int, list[int]] = defaultdict(list)
     for index, family in enumerate(families):
         members[family].append(index)
@@ -200,7 +204,7 @@ def _checked(parts: dict[str, list[Example]], group: str | None) -> dict[str, li
     return parts
 
 
-def _by_time(examples: Sequence[Example], families: Sequence[int], column: str) -> Parts:
+def _by_time(examples: Sequence[Example], families: Sequence[int], column: str, group: str | None) -> Parts:
     order = sorted(range(len(examples)), key=_times(examples, column).__getitem__)
     counts = {side: max(1, round(len(order) * min(SHARES[side], _MOST[side] / len(order)))) for side in (TEST, DEV)}
     cuts = len(order) - counts[TEST] - counts[DEV], len(order) - counts[TEST]
@@ -211,7 +215,28 @@ def _by_time(examples: Sequence[Example], families: Sequence[int], column: str) 
             home.setdefault(families[row], side)
     kept = {side: [examples[row] for row in rows if home[families[row]] == side] for side, rows in sides.items()}
     left_out = [examples[row].line for side, rows in sides.items() for row in rows if home[families[row]] != side]
-    return Parts(_checked(kept, None), sorted(left_out))
+    if empty := [side for side, rows in kept.items() if not rows]:
+        what = "group" if group else "text"
+        raise TrituneError(f"no rows are left for the {empty[0]} part: the {what} of each is in an earlier part, too")
+    return Parts(kept, sorted(left_out))
+
+
+def _day_first(cells: Sequence[Any], column: str) -> bool:
+    """Whether dates such as 05.02.2024 begin with their day, which nothing but the other dates tells.
+
+    >>> _day_first(["05/02/2024", "25/02/2024"], "when"), _day_first(["05/02/2024", "02/25/2024"], "when")
+    (True, False)
+    """
+    found = [_DATE.match(cell) for cell in cells if isinstance(cell, str)]
+    pairs = [(int(date[1]), int(date[3])) for date in found if date]
+    day_first, month_first = (any(pair[place] > 12 for pair in pairs) for place in (0, 1))
+    day_first |= any(date[2] == "." for date in found if date)  # nobody writes the month first there
+    if pairs and day_first == month_first:
+        why = "some begin with the day, others with the month" if day_first else "it may be the day or the month first"
+        raise TrituneError(
+            f"--time: dates of {column!r} such as {next(filter(None, found))[0]}: {why}; write 2024-12-31"
+        )
+    return day_first
 
 
 def _times(examples: Sequence[Example], column: str) -> list[Any]:
@@ -221,7 +246,11 @@ def _times(examples: Sequence[Example], column: str) -> list[Any]:
     numbers = [number_in(cell) for cell in cells]
     if all(number is not None and not math.isnan(number) for number in numbers):
         return numbers
-    times = pandas.to_datetime(pandas.Series(cells, dtype=object), errors="coerce", format="mixed", utc=True)
+    read = partial(pandas.to_datetime, errors="coerce", format="mixed", utc=True)
+    times = read(pandas.Series(cells, dtype=object))
+    if _day_first(cells, column):  # of those alone: pandas would turn 2024-03-01 round, too
+        turned = [place for place, cell in enumerate(cells) if isinstance(cell, str) and _DATE.match(cell)]
+        times[turned] = read(pandas.Series([cells[place] for place in turned], index=turned), dayfirst=True)
     for example, time in zip(examples, times, strict=True):
         if pandas.isna(time):
             found = example.cells.get(column)

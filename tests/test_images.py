@@ -224,6 +224,7 @@ def test_other_files_of_a_folder_are_left_out(tmp_path):
     (folder / "red" / "notes.txt").write_text("x")
     (folder / "red" / ".hidden.png").write_text("x")
     (folder / ".git").mkdir()
+    (folder / "__MACOSX").mkdir()
     with pytest.warns(UserWarning, match="red: 1 files that are no images were left out"):
         assert len(images.read_labelled(folder, "train", None, None)) == 3
 

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Image, List
 
 from ..checkpoints.hub import load_dataset
 from ..errors import TrituneError, first_line
-from ..tasks.heads.images import LABEL, image_files, read_parquet
+from ..tasks.heads.images import LABEL, class_folders, image_files, read_parquet
 from ..tasks.heads.squad_file import raw_questions
 from ..tasks.table import FORMATS, PARQUET, check_names, columns_of, listed
 from .reading import EXCEL, Reading, Remark, Row, by_place, decoded, lines_of, read_bytes, read_messy, without_unnamed
@@ -26,8 +26,6 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "te
 _MOSTLY = 0.95
 _TAG = re.compile(r"O|[BIESLU]-\S+")
 _DOCUMENT = "-DOCSTART-"
-# What macOS adds to an archive.
-_OF_ZIP = "__MACOSX"
 
 
 def read_data(source: str | Path, task: str | None = None) -> Reading:
@@ -109,9 +107,7 @@ def _hub(name: str) -> Reading:
 
 def _folder(folder: Path) -> Reading:
     """The images of a folder: a class is a folder in it."""
-    classes = sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", _OF_ZIP))
-    )
+    classes = class_folders(folder)
     if not classes:
         raise TrituneError(f"{folder}: a folder holds images, with one folder a class, and this has no folder")
     if {name.lower() for name in classes} <= _SPLITS:

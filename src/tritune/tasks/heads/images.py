@@ -45,6 +45,12 @@ def image_files(folder: Path) -> list[Path]:
     return images
 
 
+def class_folders(folder: Path) -> list[str]:
+    """The names of the folders in `folder`, sorted, but for hidden ones and the one that macOS adds to archives."""
+    names = (path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(name for name in names if not name.startswith(".") and name != "__MACOSX")
+
+
 def read_labelled(source: str | Path, split: str, column: str | None, label_column: str | None) -> Dataset:
     """Images with labels as they are, not verified: the columns `image` (`datasets.Image`) and `label`.
 
@@ -80,7 +86,7 @@ def with_label(rows: Dataset, column: str | None, label_column: str | None, wher
 
 
 def _read_folder(folder: Path) -> Dataset:
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = class_folders(folder)
     if not classes:
         raise TrituneError(f"{folder}: must contain one folder per class, but contains none")
     rows = [{IMAGE: str(path), LABEL: name} for name in classes for path in image_files(folder / name)]

@@ -372,11 +372,14 @@ def test_a_plan_fits_its_minutes():
     fitted = planning._within(full, 60)
     assert fitted.seconds <= 60 and 4 < fitted.student_steps < 300 and 4 < fitted.teacher_steps < 500
     assert planning._within(full, 1e4) == full
-    # The student gives way first, down to a third of its steps.
-    fitted = planning._within(full, 90)
-    assert fitted.seconds <= 90 and fitted.teacher_steps == 500 and 100 <= fitted.student_steps < 300
+    # The student's steps take half of the time at most where both are cut, and all that they need where that is less.
     fitted = planning._within(full, 60)
-    assert fitted.teacher_steps < 500 and abs(fitted.student_steps / 100 - fitted.teacher_steps / 500) < 0.02
+    assert abs(fitted.stages["teacher"] - fitted.stages["student"]) < 3 and 90 < fitted.student_steps < 300
+    long = Plan(64, 0.0, 16, 5000, 100, costs, full.rows)
+    fitted = planning._within(long, 120)
+    assert 115 < fitted.seconds <= 120 and fitted.student_steps == 100 and fitted.teacher_steps < 1000
+    short = planning._within(Plan(64, 0.0, 16, 100, 3000, costs, full.rows), 120)
+    assert 115 < short.seconds <= 120 and short.teacher_steps == 100 and short.student_steps < 3000
     assert Plan.of(json.loads(json.dumps(full.as_dict()))) == full
     taught = planning._within(Plan(64, 0.0, 16, 0, 300, costs, full.rows), 1)
     assert (taught.teacher_steps, taught.student_steps) == (0, 4)

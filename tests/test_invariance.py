@@ -1,5 +1,7 @@
 """With a scale per token an answer depends on its own text alone: not on its batch, and hardly on its padding."""
 
+import copy
+
 import pytest
 import torch
 
@@ -120,3 +122,15 @@ def test_the_float_classifier_is_taken_row_by_row_in_evaluation_only():
     assert torch.equal(twin(values[:, None]), torch.stack([linear(row[None]) for row in values]))
     assert twin(values[0]).shape == (3,)
     assert torch.equal(twin.train()(values), linear(values)) and twin.weight is linear.weight
+
+
+@pytest.mark.parametrize("labels", [2, 7, 20])
+def test_a_float_classifier_gives_the_same_wherever_its_weights_lie(labels):
+    """A file's tensors are mapped into memory as they lie in it, at any multiple of four bytes."""
+    layer, values = RowLinear(384, labels).eval(), torch.randn(3, 384)
+    expected, count = layer(values), layer.weight.numel()
+    for offset in range(16):
+        elsewhere = torch.empty(count + 16)[offset : offset + count].view(labels, 384).copy_(layer.weight.detach())
+        other = copy.deepcopy(layer)
+        other.weight = torch.nn.Parameter(elsewhere)
+        assert torch.equal(other(values), expected), offset

@@ -34,8 +34,6 @@ TEACHER, STUDENT = "finetune", "tritune"
 # As long as texts may be, no more than this share of them is longer.
 _CUT = 0.01
 _FEWEST_STEPS = 20
-# Of the student's usual steps that its teacher's give way to.
-_LEAST_SHARE = 1 / 3
 _EVALUATIONS = 5
 # Of rows that lengths are taken of; more would say the same.
 _SAMPLE = 5000
@@ -212,20 +210,16 @@ def _typical(lengths: np.ndarray) -> np.ndarray:
 
 
 def _within(plan: Plan, seconds: float) -> Plan:
-    """The plan with as many of its steps as fit.
-
-    The student gives way first, down to a third of its steps: what its teacher has not learnt, it cannot learn either.
-    """
+    """The plan with as many of its steps as fit; the student's take half of the time at most where both are cut."""
     idle = replace(plan, teacher_steps=min(1, plan.teacher_steps), student_steps=0).seconds
-    teacher = replace(plan, student_steps=0).seconds - idle
-    student = plan.seconds - idle - teacher
-    spare, least = max(0.0, seconds - idle), teacher + _LEAST_SHARE * student
-    share = min(1.0, spare / max(least, 1e-9))
-    own = share * _LEAST_SHARE if share < 1 else min(1.0, (spare - teacher) / max(student, 1e-9))
+    spare = max(0.0, seconds - idle)
+    teacher = max(replace(plan, student_steps=0).seconds - idle, 1e-9)
+    student = max(plan.seconds - idle - teacher, 1e-9)
+    taught = min(teacher, spare - min(student, spare / 2))
     return replace(
         plan,
-        teacher_steps=min(plan.teacher_steps, max(_FEWEST_STEPS, int(share * plan.teacher_steps))),
-        student_steps=max(_FEWEST_STEPS, int(own * plan.student_steps)),
+        teacher_steps=min(plan.teacher_steps, max(_FEWEST_STEPS, int(taught / teacher * plan.teacher_steps))),
+        student_steps=max(_FEWEST_STEPS, int(min(1.0, (spare - taught) / student) * plan.student_steps)),
     )
 
 

@@ -86,8 +86,9 @@ class RowLinear(nn.Linear):
         # Exported, the batch is of no fixed size, and the order of sums is another runtime's affair.
         if self.training or input.ndim < 2 or torch.compiler.is_compiling():
             return super().forward(input)
-        # A copy of each row: where a row lies in memory may decide how it is added up, too.
-        return torch.cat([F.linear(row.clone(), self.weight, self.bias) for row in input.split(1)])
+        # Copies: where a row or the weights lie in memory may decide how they are added up, too.
+        weight = self.weight.clone()
+        return torch.cat([F.linear(row.clone(), weight, self.bias) for row in input.split(1)])
 
 
 class QuantEmbedding(FakeQuantized, nn.Embedding):

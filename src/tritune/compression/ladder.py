@@ -180,7 +180,7 @@ def plot_sizes(tried: list[Tried], ships: Tried, aim: float, metric: str, max_lo
         )
     axes.set_xlabel("size (MB)")
     axes.set_ylabel(f"{metric.replace('_', ' ')} on dev (%)")
-    axes.margins(x=0.25)
+    axes.margins(x=0.25, y=0.15)
     axes.legend(fontsize="small")
     return figure
 

@@ -13,6 +13,7 @@ from ..checkpoints.files import replace_folder
 from ..deploy.export.write import write_export
 from ..deploy.pack import pack_into
 from ..errors import Interrupted, TrituneError
+from ..progress import say as tell
 from ..progress import stage
 from ..tasks.bars import without_bars
 from ..tasks.data.splitting import TEST
@@ -61,7 +62,7 @@ def compress(
     overwrite: bool = False,
     task: str | None = None,
     eval: str | Path | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> Compressed:
     """Make a small model of one file: split it, fine-tune a teacher, distil, pack and score.
 
@@ -88,7 +89,7 @@ def compress(
         overwrite: replace another compression in `output`.
         task: the kind of task, such as `token-classification`; None goes by the data.
         eval: a table of pairs of texts with scores, by which a sentence encoder is scored.
-        say: told what happens, a line each.
+        say: told what happens, a line each; by default whoever hears of progress, see `tritune.progress`.
 
     Raises:
         Interrupted: a signal was received; the same call goes on.
@@ -193,7 +194,8 @@ def _finished(
         teacher = _teacher(opened, task, plan, output, say)
         tried = Ladder(teacher, task, plan, output / STUDENTS, opened.request.seed, say).climb(max_loss, ends)
     except Interrupted as error:
-        raise Interrupted(f"{str(error).partition(';')[0]}; the same command goes on from there") from None
+        same = f"the same command{' without --overwrite' * overwrite} goes on from there"
+        raise Interrupted(f"{str(error).partition(';')[0]}; {same}") from None
     ships = chosen(tried, max_loss)
     if max_loss is not None and ships.loss > max_loss:
         say(f"no student is within {max_loss:g} points of its teacher on dev; {ships.name!r} is closest and ships")

@@ -167,7 +167,8 @@ def planned(
     sample = DatasetDict(train=read.select(drawn))
     data = task.head.encode(sample, task, processor, room, "longest")
     batch_size = 16 if rows["train"] < 5000 else 32
-    encoded, max_length, cut, grouped, windows = data.splits["train"], room, 0.0, False, 1.0
+    encoded, max_length, cut, grouped = data.splits["train"], room, 0.0, False
+    windows = len(encoded) / len(drawn)  # of questions; of texts, see below
     # Windows are as long as there is room: questions may take a sixth of it, and would lose their end in shorter ones.
     if room is not None and not task.head.windows:
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])

@@ -75,7 +75,8 @@ def _contents(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     contents = {
         "title": f"{metrics['data']} in {readable(metrics['student']['size_bytes'])}",
         "outcome": _outcome(metrics),
-        "test_rows": metrics["rows"]["test"],
+        "test_rows": _tested(metrics),
+        "input": input_of(metrics),
         "result": _table(header, [[first, *map(_noted, others)] for first, *others in rows]),
         "file": _table(["", "what it was taken for"], _file(metrics)),
         "counts": _counts(metrics["labels"]),
@@ -91,6 +92,12 @@ def _contents(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
         return contents
     answers = read_table(folder / ANSWERS)
     return contents | (_of_scores(answers) if _problem(metrics) == "regression" else _of_classes(answers, metrics))
+
+
+def _tested(metrics: dict[str, Any]) -> str:
+    """What the test part holds."""
+    pairs = metrics.get("pairs", {}).get("test")
+    return f"{pairs} pairs" if pairs else f"{metrics['rows']['test']} rows"
 
 
 def _problem(metrics: dict[str, Any]) -> str:

@@ -49,8 +49,8 @@ def curvature(
     """Curvature of the loss around one or more models: eigenvalues of the Hessian, its trace and its spectrum.
 
     For a quantized model it is the Hessian of the straight-through surrogate, the function whose gradient training
-    follows. The table shows means over the batches. Memory is needed for 2 * top + 1 vectors of 8 bytes per parameter:
-    for large models, select some parameters.
+    follows. The table shows means over the batches. Memory is needed for 2 * top + 1 vectors (at least
+    20) of 4 bytes per parameter in use: for large models, select some parameters.
 
     Every batch is kept as it is measured: the same command goes on where it was stopped.
 
@@ -69,9 +69,10 @@ def curvature(
         for model in subjects.models.values():
             model.double()
     parts = common.kept_parts("curvature", folder)
+    read = list(subjects.batches("read", labels=True))
     result = analyse(
         subjects.students,
-        list(subjects.batches("read", labels=True)),
+        read,
         loss=loss,
         teacher=subjects.models.get("teacher"),
         average=loss_average,
@@ -86,7 +87,8 @@ def curvature(
         say=common.say,
     )
     common.finish("curvature", result, {"curvature": plot_curvature(result)}, folder, _summary)
-    parts.forget()
+    if len(result.rows) == len(read):  # with more --minutes, those that were left out may follow
+        parts.forget()
 
 
 def _summary(result: "Curvature") -> list[list[str]]:

@@ -63,11 +63,13 @@ class Sentences(Table):
                 remarks.append(Remark(row.line, False, f"no text in {listed(columns)}"))
             examples += [Example(row.line, (text,), None, row.cells) for text in texts]
         pairs: dict[str, list[Example]] = {}
+        notes = list(reading.notes)
         if request.eval is not None:
-            dev, test = halves(_pairs(request), request.seed)
-            pairs = {DEV: dev, TEST: test}
+            scored, more = _pairs(request)
+            dev, test = halves(scored, request.seed)
+            pairs, notes = {DEV: dev, TEST: test}, notes + more
         file = "" if request.eval is None else request.eval.name
-        return cls(reading, examples, remarks, list(reading.notes), None, pairs, file)
+        return cls(reading, examples, remarks, notes, None, pairs, file)
 
     def described(self) -> list[str]:
         """Lengths, and what the score is."""
@@ -119,8 +121,8 @@ class Sentences(Table):
         return super().facts() | {"pairs": {side: len(rows) for side, rows in self.pairs.items()}}
 
 
-def _pairs(request: Request) -> list[Example]:
-    """The pairs of a table with two texts and a score a row."""
+def _pairs(request: Request) -> tuple[list[Example], list[str]]:
+    """The pairs of a table with two texts and a score a row, and what is to be said of it, a line each."""
     assert request.eval is not None
     reading = read_data(request.eval, "text-classification")
     file, present = reading.file, reading.columns
@@ -145,4 +147,8 @@ def _pairs(request: Request) -> list[Example]:
     check_few(remarks, len(examples), request.max_bad_rows, file)
     if len(examples) < FEWEST_ROWS:
         raise TrituneError(f"{file}: {len(examples)} pairs can be used; at least {FEWEST_ROWS} are needed")
-    return examples
+    notes = [f"{file}: {note}" for note in reading.notes]
+    if remarks:
+        first = f"such as {remarks[0].place}: {remarks[0].reason}"
+        notes.append(f"{file}: of {len(remarks) + len(examples)} rows, {len(remarks)} cannot be used, {first}")
+    return examples, notes

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from datasets import DatasetDict
 from pyarrow import parquet
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -19,7 +20,7 @@ from tritune.cli.show import show_task
 from tritune.errors import TrituneError
 from tritune.modeling.instrument import instrument
 from tritune.tasks.data import load_task_data
-from tritune.tasks.heads import TEXT_CLASSIFICATION
+from tritune.tasks.heads import TEXT_CLASSIFICATION, EncodedData
 from tritune.tasks.registry import get_task, own_task
 from tritune.tasks.task_file import read_task_file, task_record, task_to_yaml
 
@@ -370,7 +371,8 @@ def test_the_loss_of_many_labels_is_that_of_transformers():
 def test_closeness_of_many_labels(tmp_path):
     task = task_of(tmp_path, [["a"], ["b"]])
     student, teacher = torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.tensor([[2.0, -1.0], [-0.5, 3.0]])
-    close = task.head.closeness(student.numpy(), teacher.numpy(), task, None)
+    data = EncodedData(DatasetDict(), dict, {}, "validation")
+    close = task.head.closeness(student.numpy(), teacher.numpy(), task, data)
     p, q = teacher.double().sigmoid(), student.double().sigmoid()
     divergence = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(-1).mean()
     assert close == pytest.approx({"agreement": 0.5, "kl_to_teacher": divergence.item()})

@@ -76,6 +76,7 @@ def _contents(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
         "title": f"{metrics['data']} in {readable(metrics['student']['size_bytes'])}",
         "outcome": _outcome(metrics),
         "test_rows": _tested(metrics),
+        "answered": metrics["rows"]["test"],
         "input": input_of(metrics),
         "result": _table(header, [[first, *map(_noted, others)] for first, *others in rows]),
         "file": _table(["", "what it was taken for"], _file(metrics)),

@@ -33,11 +33,11 @@ class _Handle:
     """The model of the library, which is freed with the last reference: no call that is under way loses it."""
 
     def __init__(self, config: bytes, weights: Buffer, isa: str | None):
-        self.library = library()
+        self.native = library()
         # The word embeddings are read from there as long as there is a model.
         self.weights = np.frombuffer(weights, np.uint8)  # type: ignore[call-overload]
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
-        self.pointer = self.library.tritune_load(
+        self.pointer = self.native.tritune_load(
             config,
             len(config),
             self.weights.ctypes.data,
@@ -51,7 +51,7 @@ class _Handle:
 
     def __del__(self):
         if getattr(self, "pointer", None):
-            self.library.tritune_free(self.pointer)
+            self.native.tritune_free(self.pointer)
 
 
 class Model:
@@ -81,7 +81,7 @@ class Model:
 
     def __init__(self, config: bytes, weights: Buffer, isa: str | None = None):
         self._handle: _Handle | None = _Handle(config, weights, isa or isa_wanted())
-        native, pointer = self._handle.library, self._handle.pointer
+        native, pointer = self._handle.native, self._handle.pointer
         self.isa: str = native.tritune_isa(pointer).decode()
         shape: Shape = native.tritune_describe(pointer)
         self.hidden_size: int = shape.hidden_size
@@ -132,7 +132,7 @@ class Model:
             np.empty((rows, self.outputs), np.float32) if answers else None,
         )
         inputs = (ids, arrays["types"], arrays["positions"], offsets)
-        _run(handle.library.tritune_run, handle, inputs, len(offsets) - 1, threads, output)
+        _run(handle.native.tritune_run, handle, inputs, len(offsets) - 1, threads, output)
         return output
 
     def run_images(self, pixels: np.ndarray, *, hidden: bool = False, answers: bool = True, threads: int = 1) -> Output:
@@ -156,7 +156,7 @@ class Model:
             np.empty((len(pixels) * self.max_tokens, self.hidden_size), np.float32) if hidden else None,
             np.empty((len(pixels), self.outputs), np.float32) if answers else None,
         )
-        _run(handle.library.tritune_run_images, handle, (pixels,), len(pixels), threads, output)
+        _run(handle.native.tritune_run_images, handle, (pixels,), len(pixels), threads, output)
         return output
 
     def _open(self) -> _Handle:

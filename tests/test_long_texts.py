@@ -16,7 +16,7 @@ from tritune.errors import TrituneError
 from tritune.recipes import FinetuneRecipe, load_recipe
 from tritune.tasks.heads.long_texts import both_ends, token_ids
 from tritune.tasks.registry import get_task
-from workspace import make_workspace
+from workspace import make_workspace, rows_of, trained_on_texts, write_texts
 
 LENGTH = 9
 
@@ -73,41 +73,18 @@ def test_what_is_kept_is_in_order():
 def workspace(tmp_path_factory):
     """Rows whose first and last word say the label, with a long middle that does not."""
     folder = make_workspace(tmp_path_factory.mktemp("workspace"))
-    draw = random.Random(1)
-    for name, count in (("train", 60), ("dev", 24)):
-        with (folder / f"{name}.csv").open("w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["text", "label"])
-            for i in range(count):
-                middle = " ".join(draw.choices(["dog", "cat", "king", "sees", "sleeps"], k=draw.randint(1, 20)))
-                rows.writerow([f"the {middle} {'boy' if i % 2 else 'girls'}", "yes" if i % 2 else "no"])
+
+    def text(draw: random.Random, row: int) -> str:
+        middle = " ".join(draw.choices(["dog", "cat", "king", "sees", "sleeps"], k=draw.randint(1, 20)))
+        return f"the {middle} {'boy' if row % 2 else 'girls'}"
+
+    write_texts(folder, text)
     return folder
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
 def trained(workspace):
-    """A teacher, its student and that packed, by the command line."""
-    from tritune.cli import main
-
-    def run(*line: object) -> None:
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as leaving:
-            patch.setattr("sys.argv", ["tritune", *map(str, line)])
-            main.main()
-        assert not leaving.value.code, line
-
-    keys = ("--set", f"max_length={LENGTH}", "--set", "long_texts=head-tail")
-    files = ("--train-file", workspace / "train.csv", "--dev-file", workspace / "dev.csv")
-    task = ("--task", "text-classification", *files)
-    tuned, student, packed = (workspace / name for name in ("tuned", "student", "packed"))
-    run("finetune", workspace / "base", *task, *keys, "--set", "max_steps=4", "--output", tuned)
-    run("train", tuned, "--task", tuned / "task.yaml", *keys, "--set", "reconstruct_steps=4", "--output", student)
-    run("convert", student, "--output", packed)
-    return tuned, student, packed
+    return trained_on_texts(workspace, ("--set", f"max_length={LENGTH}", "--set", "long_texts=head-tail"))
 
 
 def plain_answers(folder: Path, texts: list[str], cut=both_ends_of) -> list[list[float]]:

@@ -17,6 +17,7 @@ from families import FAMILIES, text_batch
 from test_trainer import arguments, rows
 from tritune import TrituneError
 from tritune.distil.losses import LOSSES
+from tritune.errors import Interrupted
 from tritune.recipes import load_recipe
 from tritune.training.teacher_cache import ROW, TeacherCache
 from tritune.training.trainer import DistillationTrainer
@@ -132,6 +133,10 @@ def test_filling_computes_every_row_once_with_those_of_its_length(tmp_path, teac
         coefficients={"logits": 1.0, "hidden_states": 1.0, "attention_map": 1.0},
         teacher_cache=cache,
     )
+    with pytest.raises(Interrupted, match="--resume computes them again"):
+        run.fill_teacher_cache(lambda: len(widths) == 2)
+    assert cache.filled.sum() == 3 and not cache.filled.all()
+    widths.clear()
     state = torch.get_rng_state()
     run.fill_teacher_cache()
     assert torch.equal(state, torch.get_rng_state()), "dropout is that of a run without a cache"

@@ -21,7 +21,7 @@ from tritune.recipes import FinetuneRecipe, Recipe, load_recipe
 from tritune.tasks.heads.text_windows import averaged, cut
 from tritune.tasks.registry import get_task, own_task
 from tritune.training.job import open_job
-from workspace import make_workspace
+from workspace import make_workspace, rows_of, trained_on_texts, write_texts
 
 LENGTH = 9
 KEYS = ("--set", f"max_length={LENGTH}", "--set", "long_texts=window")
@@ -163,45 +163,22 @@ def test_the_latency_is_that_of_all_windows_of_a_text(monkeypatch):
     assert read == [wanted[turn % 4] for turn in range(len(read))] and len(read) > 8
 
 
-def texts_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """Rows whose word in the middle says the label, most of them too long; one is exactly as long as a window."""
     folder = make_workspace(tmp_path_factory.mktemp("workspace"))
-    draw = random.Random(1)
-    for name, count in (("train", 60), ("dev", 24)):
-        with (folder / f"{name}.csv").open("w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["text", "label"])
-            for i in range(count):
-                sides = [" ".join(draw.choices(["dog", "cat", "king"], k=draw.randint(1, 14))) for _ in range(2)]
-                text = f"{sides[0]} {'boy' if i % 2 else 'girls'} {sides[1]}" if i else "dog cat king boy dog cat king"
-                rows.writerow([text, "yes" if i % 2 else "no"])
+
+    def text(draw: random.Random, row: int) -> str:
+        sides = [" ".join(draw.choices(["dog", "cat", "king"], k=draw.randint(1, 14))) for _ in range(2)]
+        return f"{sides[0]} {'boy' if row % 2 else 'girls'} {sides[1]}" if row else "dog cat king boy dog cat king"
+
+    write_texts(folder, text)
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(workspace):
-    """A teacher, its student and that packed, by the command line."""
-    from tritune.cli import main
-
-    def run(*line: object) -> None:
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as leaving:
-            patch.setattr("sys.argv", ["tritune", *map(str, line)])
-            main.main()
-        assert not leaving.value.code, line
-
-    files = ("--train-file", workspace / "train.csv", "--dev-file", workspace / "dev.csv")
-    task = ("--task", "text-classification", *files)
-    tuned, student, packed = (workspace / name for name in ("tuned", "student", "packed"))
-    run("finetune", workspace / "base", *task, *KEYS, "--set", "max_steps=4", "--output", tuned)
-    run("train", tuned, "--task", tuned / "task.yaml", *KEYS, "--set", "reconstruct_steps=4", "--output", student)
-    run("convert", student, "--output", packed)
-    return tuned, student, packed
+    return trained_on_texts(workspace, KEYS)
 
 
 def first_window(tokenizer, text: str, length: int) -> list[list[int]]:
@@ -226,7 +203,7 @@ def shares(logits: np.ndarray) -> np.ndarray:
 
 
 def test_every_command_averages_over_the_windows_of_a_text(workspace, trained, cli):
-    dev = texts_of(workspace / "dev.csv")
+    dev = rows_of(workspace / "dev.csv")
     texts = [row["text"] for row in dev]
     asked = workspace / "asked.csv"
     with asked.open("w", newline="") as file:
@@ -253,7 +230,7 @@ def test_every_command_averages_over_the_windows_of_a_text(workspace, trained, c
 
 
 def test_closeness_to_a_teacher_is_of_texts(workspace, trained, cli):
-    texts = [row["text"] for row in texts_of(workspace / "dev.csv")]
+    texts = [row["text"] for row in rows_of(workspace / "dev.csv")]
     theirs, own = (torch.from_numpy(plain_logits(folder, texts)).double().log_softmax(-1) for folder in trained[:2])
     line = ("evaluate", trained[1], "--task", trained[0] / "task.yaml", "--teacher", trained[0], "--json")
     code, out, err = cli(*line)
@@ -274,7 +251,7 @@ def test_windows_are_rows_of_the_training_and_texts_are_recorded(workspace, trai
         workspace / "base", task, None, load_recipe("finetune", keys, FinetuneRecipe), workspace / "unwritten"
     )
     tokenizer = AutoTokenizer.from_pretrained(workspace / "base")
-    rows = texts_of(workspace / "train.csv")
+    rows = rows_of(workspace / "train.csv")
     windows = [(ids, row["label"]) for row in rows for ids in windows_of(tokenizer, row["text"], LENGTH)]
     train = job.data.splits["train"]
     assert train["input_ids"] == [ids for ids, _ in windows]
@@ -299,7 +276,7 @@ def test_texts_of_one_window_are_as_truncated(workspace, trained, cli):
 
 
 def test_rows_without_labels_are_windows_alike(workspace, trained, cli):
-    (workspace / "more.txt").write_text("\n".join(row["text"] for row in texts_of(workspace / "train.csv")))
+    (workspace / "more.txt").write_text("\n".join(row["text"] for row in rows_of(workspace / "train.csv")))
     line = ("train", trained[0], "--task", trained[0] / "task.yaml", "--unlabelled", workspace / "more.txt")
     code, _, err = cli(*line, *KEYS, "--set", "reconstruct_steps=4", "--output", workspace / "unlabelled")
     assert code == 0, err
@@ -323,7 +300,7 @@ def test_analyses_count_texts(workspace, trained, cli):
     from tritune.analysis.subjects import open_subjects
 
     files = {"train": workspace / "train.csv", "validation": workspace / "dev.csv"}
-    task, rows = own_task("text-classification", files), texts_of(workspace / "dev.csv")
+    task, rows = own_task("text-classification", files), rows_of(workspace / "dev.csv")
     subjects = open_subjects(task, None, None, [str(trained[1])], rows=3)
     windows = [windows_of(subjects.tokenizer, row["text"], LENGTH) for row in rows]
     assert subjects.rows["input_ids"] == [ids for of in windows[:3] for ids in of]
@@ -370,9 +347,9 @@ def test_compress_answers_texts(workspace, tmp_path, monkeypatch, cli):
     code, _, err = cli(*line, "--minutes", "0.001")
     assert code == 0 and "% of the texts are read in windows" in err, err
     metrics, plan = (json.loads((small / name).read_text()) for name in ("metrics.json", "plan.json"))
-    length, test = plan["plan"]["max_length"], texts_of(small / "data" / "test.csv")
+    length, test = plan["plan"]["max_length"], rows_of(small / "data" / "test.csv")
     assert "longer and read in windows" in (small / "report.html").read_text()
-    answers = texts_of(small / "answers.csv")
+    answers = rows_of(small / "answers.csv")
     assert [(row["text"], row["label"]) for row in answers] == [(row["text"], row["label"]) for row in test]
     for name, folder in (("teacher", small / "teacher"), ("student", small / "model")):
         assert f"max_length: {length}\nlong_texts: window" in (folder / "recipe.yaml").read_text()
@@ -386,7 +363,7 @@ def test_compress_answers_texts(workspace, tmp_path, monkeypatch, cli):
     assert metrics["closeness"]["agreement"] == pytest.approx(sum(same) / len(same))
     assert metrics["rows"]["test"] == len(test)
     tokenizer = AutoTokenizer.from_pretrained(small / "model")
-    counts = [len(windows_of(tokenizer, row["text"], length)) for row in texts_of(small / "data" / "train.csv")]
+    counts = [len(windows_of(tokenizer, row["text"], length)) for row in rows_of(small / "data" / "train.csv")]
     assert max(counts) > 2
 
 

@@ -1,9 +1,12 @@
 """What tests of the command line share: a small cut of the demo (corpus, model, teacher), and the line itself."""
 
+import csv
 import io
+import random
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -63,3 +66,36 @@ class Cli:
         except SystemExit as leaving:
             code = leaving.code or 0
         return code, *self.capsys.readouterr()
+
+
+def write_texts(folder: Path, text: Callable[[random.Random, int], str]) -> None:
+    """Add `train.csv` and `dev.csv`, texts with the labels yes and no in turn; `text` is given the row's number."""
+    draw = random.Random(1)
+    for name, count in (("train", 60), ("dev", 24)):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["text", "label"])
+            rows.writerows([text(draw, i), "yes" if i % 2 else "no"] for i in range(count))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def trained_on_texts(folder: Path, keys: Sequence[str]) -> tuple[Path, Path, Path]:
+    """A teacher, its student and that packed, of a folder with texts, by the command line."""
+
+    def run(*line: object) -> None:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as leaving:
+            patch.setattr("sys.argv", ["tritune", *map(str, line)])
+            main.main()
+        assert not leaving.value.code, line
+
+    files = ("--train-file", folder / "train.csv", "--dev-file", folder / "dev.csv")
+    tuned, student, packed = (folder / name for name in ("tuned", "student", "packed"))
+    task = ("--task", "text-classification", *files)
+    run("finetune", folder / "base", *task, *keys, "--set", "max_steps=4", "--output", tuned)
+    run("train", tuned, "--task", tuned / "task.yaml", *keys, "--set", "reconstruct_steps=4", "--output", student)
+    run("convert", student, "--output", packed)
+    return tuned, student, packed

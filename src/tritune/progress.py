@@ -16,12 +16,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+# Told something, in one line.
+Say = Callable[[str], None]
 
 # A log gets a line once so many seconds and this share of the stage have passed, or after a long time in any case.
 _FIRST, _SECONDS, _SHARE, _LONG = 10, 30, 0.1, 600

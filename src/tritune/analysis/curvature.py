@@ -23,12 +23,12 @@ from ..distil.choices import TASK_LOSS, check_loss
 from ..errors import TrituneError
 from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
-from ..progress import Stage, stage
+from ..progress import Say, Stage, stage
 from .hessian import Hessian, both_ends, check_count, hutchinson, rademacher, top_eigenvalues
 from .kept import Kept, fingerprint, identity
 from .lanczos import SpectralDensity, lanczos, spectral_density
 from .objective import objective
-from .pace import Budget, Say, expected_end, seconds_of, silent
+from .pace import Budget, expected_end, seconds_of, silent
 from .parameters import differentiated, select_parameters
 from .subjects import Batch, row_count
 

@@ -22,10 +22,10 @@ from ..distil.choices import TASK_LOSS, check_loss
 from ..errors import TrituneError
 from ..modeling.instrument import instrument
 from ..modeling.modes import evaluation_mode
-from ..progress import stage
+from ..progress import Say, stage
 from .kept import Kept, fingerprint, identity
 from .objective import Objective, objective
-from .pace import Budget, Say, expected_end, seconds_of, silent
+from .pace import Budget, expected_end, seconds_of, silent
 from .parameters import Parameters, restored, select_parameters
 from .subjects import Batch, row_count
 

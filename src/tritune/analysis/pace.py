@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
 
-Say = Callable[[str], None]
+from ..progress import clock, duration
 
 
 def silent(line: str) -> None:
@@ -22,11 +21,9 @@ def expected_end(seconds: float) -> str:
     """`seconds` from now, in words: how long, and at what time of this machine's clock.
 
     >>> expected_end(90).split(",")[0]
-    'about 2 min'
+    'about 1 min 30 s'
     """
-    end = datetime.now() + timedelta(seconds=seconds)
-    length = f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.0f} min"
-    return f"about {length}, until {end:%H:%M:%S}"
+    return f"about {duration(seconds)}, until {clock(seconds)}"
 
 
 class Budget:

@@ -2,8 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from ..checkpoints.files import replace_folder
 from ..deploy.export.write import write_export
 from ..deploy.pack import pack_into
 from ..errors import Interrupted, TrituneError
+from ..progress import clock, stage
 from ..progress import say as tell
-from ..progress import stage
 from ..tasks.bars import without_bars
 from ..tasks.data.splitting import TEST
 from ..tasks.heads.classifier import Classifier
@@ -27,7 +27,7 @@ from ..training.job import open_job
 from ..training.run_folder import METRICS, check_free, claimed, read_json, remove, write_json
 from ..training.versions import library_versions
 from .answers import ANSWERS, answers, per_class
-from .ladder import Ladder, Tried, chosen, clock
+from .ladder import Ladder, Tried, chosen
 from .opened import Opened, opened_request
 from .planning import Plan, planned
 from .report import PLAN, REMARKS, write_compression_report
@@ -158,17 +158,24 @@ def finished(
         CannotWriteError: another command is writing into the folder.
         TrituneError: the folder holds something else.
     """
+    with _own(output, opened.request):
+        return _finished(opened, output, max_loss, export, overwrite, say)
+
+
+@contextmanager
+def _own(output: Path, request: Request) -> Iterator[None]:
+    """Nobody else writes into the folder meanwhile, which is none of the inputs."""
     # With the mark of a run to resume, so that its advice is none of another command.
-    inputs = [one for one in (opened.request.model, opened.request.data, opened.request.eval) if one is not None]
+    inputs = [one for one in (request.model, request.data, request.eval) if one is not None]
     check_free(output, False, resume=True, inputs=inputs, mark=PLAN)
-    data = Path(opened.request.data)
+    data = Path(request.data)
     if data.is_dir() and output.resolve().is_relative_to(data.resolve()):
         raise TrituneError(
             f"{output}: lies in the folder of the data, where it would be taken for data; choose another"
         )
     try:
         with claimed(output, resume=True):
-            return _finished(opened, output, max_loss, export, overwrite, say)
+            yield
     finally:
         with suppress(OSError):  # it holds something, as it should
             output.rmdir()

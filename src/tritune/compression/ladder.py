@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ..analysis.sensitivity import KINDS, OUTSIDE, sensitivity
 from ..inference.evaluate import predict
 from ..modeling.instrument import instrument_of
+from ..progress import Say, clock
 from ..tasks.models import load_model
 from ..tasks.registry import Task
 from ..training.job import Job, open_job
@@ -26,8 +27,6 @@ from .planning import Plan
 PARTS = "parts.json"
 _LONGER = 3
 _ROWS = 128
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -183,8 +182,3 @@ def plot_sizes(tried: list[Tried], ships: Tried, aim: float, metric: str, max_lo
     axes.margins(x=0.25, y=0.15)
     axes.legend(fontsize="small")
     return figure
-
-
-def clock(seconds: float) -> str:
-    """The time of day in so many seconds."""
-    return time.strftime("%H:%M:%S", time.localtime(time.time() + seconds))

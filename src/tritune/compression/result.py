@@ -13,8 +13,12 @@ from ..inference.predict import answering_head, predict_images, predict_rows
 from .ladder import Tried, plot_sizes
 
 MODEL = "model"
-# What one answer is given for, where that is no text.
-_INPUTS = {"image-classification": "image", "question-answering": "question", "token-classification": "sentence"}
+# What is timed, where that is no text.
+_INPUTS = {
+    "image-classification": "image",
+    "question-answering": "window of a context",
+    "token-classification": "sentence",
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def table_of(metrics: dict[str, Any]) -> list[list[str]]:
 
 
 def input_of(metrics: dict[str, Any]) -> str:
-    """What a model gives one answer for."""
+    """What is timed: what a model takes at once."""
     return _INPUTS.get(metrics["task"], "text")
 
 

@@ -30,7 +30,7 @@ from .card import CARD, model_card
 from .job import Job, Phase
 from .reconstruction import reconstruct_student, restore_student
 from .recorder import Recorder
-from .resume import checkpoints, last_step, train
+from .resume import StopOnSignal, checkpoints, last_step, train
 from .run_folder import BEST, CHECKPOINTS, HISTORY, METRICS, claimed, remove, write_json, write_text
 from .teacher_cache import ROW, TeacherCache
 from .trainer import DistillationTrainer
@@ -244,9 +244,11 @@ def _train(
     history = History(job.output / HISTORY, phase.name, phase.first_step, trainer.site_name)
     timer, started = StepTimer(), time.perf_counter()
     left = phase.steps - last_step(job.output, {phase.name: 0})
-    if cache is not None and phase.schedule is None and left * _rows_per_step(recipe) >= len(rows):
-        trainer.fill_teacher_cache()
     try:
+        if cache is not None and phase.schedule is None and left * _rows_per_step(recipe) >= len(rows):
+            stop = StopOnSignal()
+            with stop.listening():
+                trainer.fill_teacher_cache(lambda: stop.asked)
         train(trainer, phase.name, [history, timer, *callbacks], trainer.site_name)
     except Interrupted:
         recorder.spend(time.perf_counter() - started)

@@ -1,7 +1,7 @@
 """`DistillationTrainer`: transformers' Trainer with a teacher, named losses and an intervention schedule."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ..distil.layer_map import distilled_layers
 from ..distil.losses import LOSSES, Pair, distillation_losses, trace_fields
 from ..distil.losses.means import total
 from ..distil.schedule import SCHEDULES, teacher_weight
-from ..errors import TrituneError
+from ..errors import Interrupted, TrituneError
 from ..inference.evaluate import longest_first
 from ..modeling.dropout import dropping_modules
 from ..modeling.instrument import instrument_of, is_instrumented
@@ -221,8 +221,15 @@ class DistillationTrainer(HeadTrainer):
             self._sums = None
         super().log(logs, start_time)
 
-    def fill_teacher_cache(self) -> None:
-        """Compute the teacher's outputs for all rows; those of similar length share a batch, with little padding."""
+    def fill_teacher_cache(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Compute the teacher's outputs for all rows; those of similar length share a batch, with little padding.
+
+        Args:
+            stopped: asked before every batch whether to give up.
+
+        Raises:
+            Interrupted: it said yes.
+        """
         rows = self._remove_unused_columns(self.train_dataset, "training")
         loader = DataLoader(
             rows,
@@ -232,6 +239,8 @@ class DistillationTrainer(HeadTrainer):
             generator=torch.Generator(),  # so that it draws nothing from the one that dropout draws from
         )
         for inputs in tracked(loader, "outputs of the teacher", len(loader), "batches"):
+            if stopped():
+                raise Interrupted("stopped in the outputs of the teacher; --resume computes them again")
             inputs = self._prepare_inputs(inputs)
             self._teacher_output({n: value for n, value in inputs.items() if n not in ("labels", ROW)}, inputs)
 

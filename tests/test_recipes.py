@@ -212,6 +212,29 @@ def test_unused_keys_are_errors(overrides, key):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (("activation_bits=null",), "activation_clip"),
+        (("activation_quantizer=lsq", "activation_granularity=tensor"), "activation_clip"),
+        (("weight_quantizer=lsq",), "weight_clip"),
+    ],
+)
+def test_what_an_override_makes_useless_is_no_mistake_of_the_recipe(overrides, key, tmp_path):
+    recipe = load_recipe("tritune", overrides)
+    assert getattr(recipe, key) == getattr(Recipe(), key)
+    written = tmp_path / "recipe.yaml"
+    written.write_text(to_yaml(recipe), "utf-8")
+    assert load_recipe(written) == recipe
+
+
+def test_what_an_override_makes_useless_was_of_use_before(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("base: ti-g\nfused_kernels: true\nactivation_granularity: token\nweight_granularity: row\n", "utf-8")
+    with pytest.raises(TrituneError, match="fused_kernels would change nothing"):
+        load_recipe(own, ("activation_bits=null",))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("- a\n- b\n", "must be a list of"),

@@ -41,7 +41,8 @@ _TYPE_NAMES = {
 def load_recipe(name: str | Path | None, overrides: Sequence[str] = (), kind: type[Kind] = Recipe) -> Kind:
     """Load a shipped recipe by name, or a YAML file by its path.
 
-    A file with `base: NAME` holds only what differs from that recipe.
+    A file with `base: NAME` holds only what differs from that recipe. What an override makes useless (the clip of
+    activations that are now float) has its default in the result.
 
     Args:
         name: a name listed by `tritune recipes`, or a path; None gives the defaults of `kind`.
@@ -56,9 +57,9 @@ def load_recipe(name: str | Path | None, overrides: Sequence[str] = (), kind: ty
     overridden = typed(parse_overrides(overrides), kind, "--set")
     recipe = kind(**{**values, **overridden})
     _check_used(recipe, set(overridden), "--set")
-    # A whole recipe spells out what it does not use; only a value that someone changed was meant to do something.
-    changed = {field.name for field in fields(kind) if getattr(recipe, field.name) != field.default}
-    _check_used(recipe, changed - {"num_train_epochs"}, f"recipe {name}")
+    with contextlib.suppress(TrituneError):  # a file that is a recipe only with the overrides
+        recipe = _without_useless(recipe, kind(**values))
+    _check_used(recipe, _own_keys(recipe), f"recipe {name}")
     return recipe
 
 
@@ -74,7 +75,20 @@ def changed(recipe: Kind, values: Mapping[str, Any], where: str) -> Kind:
     except TrituneError as error:
         raise TrituneError(f"{where}: {error}") from None
     _check_used(result, set(given), where)
-    return result
+    return _without_useless(result, recipe)
+
+
+def _own_keys(recipe: FinetuneRecipe) -> set[str]:
+    """A whole recipe spells out what it does not use; only a value that someone changed was meant to do something."""
+    own = {field.name for field in fields(recipe) if getattr(recipe, field.name) != field.default}
+    return own - {"num_train_epochs"}
+
+
+def _without_useless(recipe: Kind, before: Kind) -> Kind:
+    """A recipe with the default of what was of use `before` and is no longer: in its own file it would be an error."""
+    own, defaults = _own_keys(recipe), type(recipe)()
+    useless = recipe.unused_keys(own).keys() - before.unused_keys(own).keys()
+    return replace(recipe, **{key: getattr(defaults, key) for key in useless})
 
 
 def _check_used(recipe: FinetuneRecipe, given: set[str], where: str) -> None:

@@ -55,6 +55,7 @@ class Arm:
         tasks: that it is for.
         units: the budgets it is tried with.
         reconstructed: the share of the budget that goes into block-wise reconstruction; the rest is end to end.
+        reconstruct_rows: of an update of a block.
     """
 
     recipe: str
@@ -62,10 +63,11 @@ class Arm:
     tasks: tuple[str, ...] = CLASSIFIERS
     units: tuple[float, ...] = UNITS
     reconstructed: float = 0.0
+    reconstruct_rows: int = RECONSTRUCT_ROWS
 
     def reconstruct_steps(self, units: float) -> int:
         """Updates of every block."""
-        return round(units * self.reconstructed * UNIT_ROWS / RECONSTRUCT_ROWS)
+        return round(units * self.reconstructed * UNIT_ROWS / self.reconstruct_rows)
 
     def end_to_end_steps(self, units: float) -> int:
         """Updates of the whole model."""
@@ -73,13 +75,16 @@ class Arm:
 
     def rows(self, units: float) -> int:
         """Rows through the whole model, forward and backward."""
-        return RECONSTRUCT_ROWS * self.reconstruct_steps(units) + STEP_ROWS * self.end_to_end_steps(units)
+        return self.reconstruct_rows * self.reconstruct_steps(units) + STEP_ROWS * self.end_to_end_steps(units)
 
     def overrides(self, units: float) -> tuple[str, ...]:
         """The recipe keys of a budget; one evaluation, after the last step."""
         keys: tuple[str, ...] = (f"max_steps={self.end_to_end_steps(units)}",)
         if self.reconstructed:
-            keys += (f"reconstruct_steps={self.reconstruct_steps(units)}", f"reconstruct_batch_size={RECONSTRUCT_ROWS}")
+            keys += (
+                f"reconstruct_steps={self.reconstruct_steps(units)}",
+                f"reconstruct_batch_size={self.reconstruct_rows}",
+            )
         if self.reconstructed < 1:
             keys += (f"per_device_train_batch_size={STEP_ROWS}", "eval_steps=100000")
         return (*keys, *self.keys)
@@ -90,6 +95,12 @@ def _at(rate: str, recipe: str, units: tuple[float, ...] = UNITS) -> dict[str, A
     return {f"{recipe} {rate}": Arm(recipe, (f"learning_rate={rate}",), units=units)}
 
 
+def _four_bits(*keys: str) -> Arm:
+    """The default recipe with 4-bit activations."""
+    return Arm("tritune", ("activation_bits=4", *keys), reconstructed=1.0)
+
+
+FFN_OUT = '"*.layer.[0-9].output.dense"'
 LONG = (*UNITS, 12)
 ROWS_AND_TOKENS = (
     "weight_granularity=row",
@@ -100,7 +111,7 @@ ROWS_AND_TOKENS = (
 # The most telling first.
 ARMS = {
     "tritune": Arm("tritune", tasks=(*WORK,), reconstructed=1.0),
-    "tritune, W2A4": Arm("tritune", ("activation_bits=4",), reconstructed=1.0),
+    "tritune, W2A4": _four_bits(),
     "tritune, ternary": Arm("tritune", ("weight_quantizer=twn",), tasks=(*WORK,), reconstructed=1.0),
     **_at("1e-4", "ti-g"),
     "features 2e-4": Arm("features", ("learning_rate=2e-4",), ("sentences",)),
@@ -128,6 +139,11 @@ ARMS = {
     "kd-projection 1e-4": Arm(
         "kd-block", ("learning_rate=1e-4", "block_output_coefficient=0", "projection_coefficient=1")
     ),
+    # Variants of the default recipe.
+    "tritune, batches of 8": Arm("tritune", reconstructed=1.0, reconstruct_rows=8),
+    "tritune, W2A4, ffn_out A8": _four_bits(f"modules={{{FFN_OUT}: {{activation_bits: 8}}}}"),
+    "tritune, W2A4, ffn_out min_max": _four_bits(f"modules={{{FFN_OUT}: {{activation_quantizer: min_max}}}}"),
+    "tritune, W2A4, lsq": _four_bits("activation_quantizer=lsq", "activation_granularity=tensor"),
 }
 
 

@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 
 import pytest
 
-from tritune.recipes import Recipe, load_recipe, shipped_recipes
+from tritune.recipes import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 LINES = ROOT / "benchmarks" / "results" / "convergence.csv"
@@ -78,8 +78,10 @@ def test_recipe_keys_say_the_budget():
     )
     for cell in ordered_cells(seeds=[7]):
         arm = ARMS[cell.arm]
-        if arm.recipe in shipped_recipes() and not arm.reconstructed:
-            recipe = load_recipe(arm.recipe, cell.overrides(), Recipe)
+        recipe = load_recipe(arm.recipe, cell.overrides(), Recipe)
+        if arm.reconstructed:
+            assert recipe.reconstruct_steps * recipe.reconstruct_batch_size == cell.rows and recipe.max_steps == 0
+        else:
             assert recipe.max_steps * recipe.per_device_train_batch_size == cell.rows
             rate = cell.arm.rpartition(" ")[2]
             assert recipe.learning_rate == float(rate) and recipe.seed == 7

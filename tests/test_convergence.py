@@ -316,7 +316,7 @@ def test_page_has_the_measured_numbers():
         lines = list(csv.DictReader(file))
     assert {*lines[0]} == {*COLUMNS}
     page = (ROOT / "docs" / "convergence.md").read_text(encoding="utf-8")
-    shown = set(re.findall(r"\d+\.\d+ (?:± \d+\.\d+ )?\(\d\)", page))
+    shown = set(re.findall(r"-?\d+\.\d+ (?:± \d+\.\d+ )?\(\d\)", page))
     points: dict[tuple, list[float]] = {}
     for line in lines:
         points.setdefault((line["model"], line["task"], line["arm"], line["rows"]), []).append(float(line["score"]))

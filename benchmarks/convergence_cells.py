@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 UNIT_ROWS = 3200
-STEP_ROWS, RECONSTRUCT_ROWS = 16, 16
+STEP_ROWS = 16
 MODELS = ("MiniLM", "e5-small")
 SEEDS = (42, 52, 62)
 UNITS = (1, 0.5, 3)
@@ -55,7 +55,7 @@ class Arm:
         tasks: that it is for.
         units: the budgets it is tried with.
         reconstructed: the share of the budget that goes into block-wise reconstruction; the rest is end to end.
-        reconstruct_rows: of an update of a block.
+        reconstruct_rows: rows of one update of a block.
     """
 
     recipe: str
@@ -63,7 +63,7 @@ class Arm:
     tasks: tuple[str, ...] = CLASSIFIERS
     units: tuple[float, ...] = UNITS
     reconstructed: float = 0.0
-    reconstruct_rows: int = RECONSTRUCT_ROWS
+    reconstruct_rows: int = STEP_ROWS
 
     def reconstruct_steps(self, units: float) -> int:
         """Updates of every block."""

@@ -180,38 +180,38 @@ class Probe:
         command = compiler()
         *self.objects, driver = compiled(folder, command, [*SOURCES, DRIVERS / "kernel_probe.cpp"], own_flags)
         subprocess.run([command, "-shared", *self.objects, driver, "-o", str(folder / "probe.so")], check=True)
-        self.library = ctypes.CDLL(str(folder / "probe.so"))
-        self.library.probe_chosen.restype = ctypes.c_char_p
+        self.native = ctypes.CDLL(str(folder / "probe.so"))
+        self.native.probe_chosen.restype = ctypes.c_char_p
 
     def isas(self) -> list[str]:
         """Those that run here, best first."""
         names = (ctypes.c_char_p * len(ISAS))()
-        count = self.library.probe_isas(names, len(ISAS))
+        count = self.native.probe_isas(names, len(ISAS))
         return [name.decode() for name in names[:count]]
 
     def chosen(self, isa: str | None) -> str | None:
         """The instruction set that is taken when one is asked for, or none."""
-        name = self.library.probe_chosen(None if isa is None else isa.encode())
+        name = self.native.probe_chosen(None if isa is None else isa.encode())
         return None if name is None else name.decode()
 
     def has(self, isa: str) -> bool:
         """Whether the compiler could build it."""
-        return bool(self.library.probe_has(isa.encode()))
+        return bool(self.native.probe_has(isa.encode()))
 
     def sums(self, isa: str, product: Product, panels: slice | None = None) -> np.ndarray:
         """(tokens, rows) int32; those of other panels are -1."""
-        return self._run(self.library.probe_sums, np.int32, isa, product, panels)
+        return self._run(self.native.probe_sums, np.int32, isa, product, panels)
 
     def results(self, isa: str, product: Product, panels: slice | None = None) -> np.ndarray:
         """(tokens, rows) float32; those of other panels are -1."""
-        return self._run(self.library.probe_linear, np.float32, isa, product, panels)
+        return self._run(self.native.probe_linear, np.float32, isa, product, panels)
 
     def panels(self, name: str, values: np.ndarray, rows: int, columns: int, size: int) -> np.ndarray:
         """What `panels_of_{name}` makes of bytes, (rows, stride); of `size` bytes, all ones before."""
         out = np.full(size, 255, np.uint8)
         stride = () if name == "packed" else (ctypes.c_int64(values.strides[0]),)
         shape = (ctypes.c_int64(rows), ctypes.c_int64(columns))
-        getattr(self.library, f"probe_panels_of_{name}")(_pointer(values), *stride, *shape, _pointer(out))
+        getattr(self.native, f"probe_panels_of_{name}")(_pointer(values), *stride, *shape, _pointer(out))
         return out
 
     def _run(self, function, dtype, isa: str, product: Product, panels: slice | None) -> np.ndarray:

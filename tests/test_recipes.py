@@ -8,6 +8,7 @@ import yaml
 from tritune import Quantization, TrituneError
 from tritune.distil.losses import LOSSES
 from tritune.recipes import FinetuneRecipe, Recipe, load_recipe, shipped_recipes, to_yaml
+from tritune.recipes.reader import changed, parse_overrides
 from tritune.tasks.registry import TASKS, get_task
 
 STUDENTS = sorted(set(shipped_recipes()) - {"finetune"})
@@ -225,9 +226,10 @@ def test_what_an_override_makes_useless_is_no_mistake_of_the_recipe(overrides, k
     written = tmp_path / "recipe.yaml"
     written.write_text(to_yaml(recipe), "utf-8")
     assert load_recipe(written) == recipe
+    assert changed(load_recipe("tritune"), parse_overrides(overrides), "a point") == recipe
 
 
-def test_what_an_override_makes_useless_was_of_use_before(tmp_path):
+def test_what_is_useless_without_the_override_too_is_an_error(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("base: ti-g\nfused_kernels: true\nactivation_granularity: token\nweight_granularity: row\n", "utf-8")
     with pytest.raises(TrituneError, match="fused_kernels would change nothing"):

@@ -57,8 +57,9 @@ def load_recipe(name: str | Path | None, overrides: Sequence[str] = (), kind: ty
     overridden = typed(parse_overrides(overrides), kind, "--set")
     recipe = kind(**{**values, **overridden})
     _check_used(recipe, set(overridden), "--set")
-    with contextlib.suppress(TrituneError):  # a file that is a recipe only with the overrides
-        recipe = _without_useless(recipe, kind(**values))
+    if overridden:
+        with contextlib.suppress(TrituneError):  # a file that is a recipe only with the overrides
+            recipe = _without_useless(recipe, kind(**values))
     _check_used(recipe, _own_keys(recipe), f"recipe {name}")
     return recipe
 

@@ -516,6 +516,15 @@ def test_table_of_the_readme_is_the_measured_one():
         assert f"| {name} | {' | '.join(cells)} | {size}" in readme
 
 
+def test_table_of_4_bit_activations_is_the_measured_one():
+    with (ROOT / "benchmarks" / "results" / "four_bits.csv").open() as file:
+        measured = {row["inputs_in_4_bits"]: row["kl"] for row in csv.DictReader(file)}
+    page = (DOCS / "convergence.md").read_text(encoding="utf-8").partition("## 4-bit activations")[2].replace("**", "")
+    assert f"(seed 42, {measured.pop('none')})" in page
+    shown = re.findall(r"\| (?:`(\w+)`[\w, ]*|(layer \d)) \| (\d\.\d{4}) ", page)
+    assert {kind or layer: kl for kind, layer, kl in shown} == measured
+
+
 def test_table_of_the_mix_is_the_measured_one():
     with (ROOT / "benchmarks" / "results" / "mixing.csv").open() as file:
         runs = list(csv.DictReader(file))
